@@ -1,0 +1,1 @@
+//! mon (under construction)
