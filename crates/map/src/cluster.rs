@@ -1,0 +1,222 @@
+//! The map itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holdfast_crush::CrushMap;
+use holdfast_types::{ClientId, ClusterId, DiskUuid, Epoch, Incarnation, MonId, OsdId, PgId, PoolId};
+use minicbor::{Decode, Encode};
+
+/// All that every daemon and client must agree on, as of one epoch.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct ClusterMap {
+    /// The cluster.
+    #[n(0)]
+    pub cluster: ClusterId,
+    /// Number of this map.
+    #[n(1)]
+    pub epoch: Epoch,
+    /// Where the monitors listen, as `host:port`.
+    #[n(2)]
+    pub mons: BTreeMap<MonId, String>,
+    /// All OSDs that have an id, up or not.
+    #[n(3)]
+    pub osds: BTreeMap<OsdId, OsdInfo>,
+    /// The hierarchy and the rules.
+    #[n(4)]
+    pub crush: CrushMap,
+    /// All pools.
+    #[n(5)]
+    pub pools: BTreeMap<PoolId, Pool>,
+    /// Acting sets that differ from the up set for now, because `up[0]` cannot serve yet.
+    #[n(6)]
+    pub pg_temp: BTreeMap<PgId, Vec<OsdId>>,
+    /// Sessions that must not be served.
+    #[n(7)]
+    pub blocklist: BTreeSet<BlocklistEntry>,
+    /// Cluster-wide conditions.
+    #[n(8)]
+    pub flags: ClusterFlags,
+    /// Gateways and other services that registered, by name.
+    #[n(9)]
+    pub services: BTreeMap<String, ServiceInfo>,
+    /// The id that the next pool gets; ids are never reused.
+    #[n(10)]
+    pub next_pool: PoolId,
+}
+
+/// One OSD, as the monitors see it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct OsdInfo {
+    /// The disk that owns the id: another disk cannot boot under it.
+    #[n(0)]
+    pub disk: DiskUuid,
+    /// Its present run, or its last one while it is down.
+    #[n(1)]
+    pub incarnation: Incarnation,
+    /// Where it listens, as `host:port`.
+    #[n(2)]
+    pub address: String,
+    /// Whether it serves.
+    #[n(3)]
+    pub up: bool,
+    /// Whether placement gives it data.
+    #[n(4)]
+    pub in_cluster: bool,
+    /// Reweight in 16.16 fixed point, `0x10000` = 1.0; placement sees 0 while the OSD is not `in_cluster`.
+    #[n(5)]
+    pub reweight: u32,
+    /// Epoch of the map that last marked it up.
+    #[n(6)]
+    pub up_from: Epoch,
+    /// Up to this epoch it may have gone active as a primary (protocol.md §2.4 step 5).
+    #[n(7)]
+    pub up_thru: Epoch,
+    /// Epoch of the map that last marked it down; zero when it never was.
+    #[n(8)]
+    pub down_at: Epoch,
+    /// Set when the process of `incarnation` is known to have ended (refused connection confirmed by the monitor, or a
+    /// newer boot): it cannot serve a stale read.
+    #[n(9)]
+    pub dead_epoch: Epoch,
+}
+
+/// How a pool keeps its objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum PoolKind {
+    /// Whole copies.
+    #[n(0)]
+    Replicated {
+        /// Copies.
+        #[n(0)]
+        size: u32,
+        /// Fewest live copies with which the pool serves.
+        #[n(1)]
+        min_size: u32,
+    },
+}
+
+/// One pool.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Pool {
+    /// Its name; unique.
+    #[n(0)]
+    pub name: String,
+    /// How it keeps objects.
+    #[n(1)]
+    pub kind: PoolKind,
+    /// Placement groups; chosen by the cluster.
+    #[n(2)]
+    pub pg_num: u32,
+    /// CRUSH rule.
+    #[n(3)]
+    pub rule: u32,
+    /// Epoch of the map that created it.
+    #[n(4)]
+    pub created: Epoch,
+    /// What it is for, such as `s3-index`; for people.
+    #[n(5)]
+    pub application: String,
+}
+
+impl Pool {
+    /// Copies that placement asks for.
+    #[must_use]
+    pub fn size(&self) -> u32 {
+        match self.kind {
+            PoolKind::Replicated { size, .. } => size,
+        }
+    }
+
+    /// Fewest live copies with which the pool serves.
+    #[must_use]
+    pub fn min_size(&self) -> u32 {
+        match self.kind {
+            PoolKind::Replicated { min_size, .. } => min_size,
+        }
+    }
+}
+
+/// A fenced session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(array)]
+pub struct BlocklistEntry {
+    /// The client.
+    #[n(0)]
+    pub client: ClientId,
+    /// All runs of it up to this one.
+    #[n(1)]
+    pub incarnation: Incarnation,
+}
+
+/// Cluster-wide conditions that the data path obeys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct ClusterFlags {
+    /// Writes that need space wait or are refused; deletes go on.
+    #[n(0)]
+    pub full: bool,
+    /// A warning only.
+    #[n(1)]
+    pub near_full: bool,
+}
+
+/// A registered service.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct ServiceInfo {
+    /// Such as `s3`.
+    #[n(0)]
+    pub kind: String,
+    /// Where it listens, as `host:port`.
+    #[n(1)]
+    pub address: String,
+    /// Its process.
+    #[n(2)]
+    pub incarnation: Incarnation,
+}
+
+impl ClusterMap {
+    /// The map before the first: no pools, no OSDs, the default hierarchy.
+    #[must_use]
+    pub fn empty(cluster: ClusterId) -> ClusterMap {
+        ClusterMap {
+            cluster,
+            epoch: Epoch::ZERO,
+            mons: BTreeMap::new(),
+            osds: BTreeMap::new(),
+            crush: CrushMap::new_default(),
+            pools: BTreeMap::new(),
+            pg_temp: BTreeMap::new(),
+            blocklist: BTreeSet::new(),
+            flags: ClusterFlags::default(),
+            services: BTreeMap::new(),
+            next_pool: PoolId(1),
+        }
+    }
+
+    /// Whether the OSD serves, as of this map.
+    #[must_use]
+    pub fn is_up(&self, osd: OsdId) -> bool {
+        self.osds.get(&osd).is_some_and(|info| info.up)
+    }
+
+    /// The pool of that name.
+    #[must_use]
+    pub fn pool_by_name(&self, name: &str) -> Option<(PoolId, &Pool)> {
+        self.pools.iter().find(|(_, pool)| pool.name == name).map(|(id, pool)| (*id, pool))
+    }
+
+    /// Whether the session may not be served.
+    #[must_use]
+    pub fn is_blocklisted(&self, client: ClientId, incarnation: Incarnation) -> bool {
+        self.blocklist.range(BlocklistEntry { client, incarnation }..).next().is_some_and(|entry| entry.client == client)
+    }
+
+    /// All placement groups of all pools, in order.
+    pub fn pgs(&self) -> impl Iterator<Item = PgId> + '_ {
+        self.pools.iter().flat_map(|(pool, info)| (0..info.pg_num).map(move |seed| PgId { pool: *pool, seed }))
+    }
+}

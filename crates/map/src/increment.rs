@@ -1,0 +1,187 @@
+//! From one map to the next.
+
+use std::collections::BTreeMap;
+
+use holdfast_crush::CrushMap;
+use holdfast_types::{ClusterId, Epoch, MonId, OsdId, PgId, PoolId};
+use minicbor::{Decode, Encode};
+
+use crate::cluster::{BlocklistEntry, ClusterFlags, ClusterMap, OsdInfo, Pool, ServiceInfo};
+use crate::encoding::{MapDecodeError, seal, unseal};
+
+const MAGIC: [u8; 4] = *b"HFMI";
+
+/// The changes that make map `epoch` of map `epoch - 1`. In each table `Some` sets an entry and `None` removes it.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Increment {
+    /// The cluster.
+    #[n(0)]
+    pub cluster: ClusterId,
+    /// The map that this makes.
+    #[n(1)]
+    pub epoch: Epoch,
+    /// [`ClusterMap::checksum`] of the map that this makes.
+    #[n(2)]
+    pub checksum: u32,
+    /// Monitors.
+    #[n(3)]
+    pub mons: BTreeMap<MonId, Option<String>>,
+    /// OSDs.
+    #[n(4)]
+    pub osds: BTreeMap<OsdId, Option<OsdInfo>>,
+    /// The whole hierarchy, when it changed.
+    #[n(5)]
+    pub crush: Option<CrushMap>,
+    /// Pools.
+    #[n(6)]
+    pub pools: BTreeMap<PoolId, Option<Pool>>,
+    /// Temporary acting sets.
+    #[n(7)]
+    pub pg_temp: BTreeMap<PgId, Option<Vec<OsdId>>>,
+    /// Fenced sessions: `true` adds, `false` lifts.
+    #[n(8)]
+    pub blocklist: BTreeMap<BlocklistEntry, bool>,
+    /// Flags, when they changed.
+    #[n(9)]
+    pub flags: Option<ClusterFlags>,
+    /// Services.
+    #[n(10)]
+    pub services: BTreeMap<String, Option<ServiceInfo>>,
+    /// The next pool id, when it changed.
+    #[n(11)]
+    pub next_pool: Option<PoolId>,
+}
+
+/// An increment that does not fit the map it was applied to. The holder then asks for the full map.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// It belongs to another cluster.
+    #[error("the increment is of cluster {theirs}, the map of cluster {ours}")]
+    WrongCluster {
+        /// Of the map.
+        ours: ClusterId,
+        /// Of the increment.
+        theirs: ClusterId,
+    },
+    /// It does not follow the map.
+    #[error("increment {increment} does not follow map {map}")]
+    Gap {
+        /// Of the map.
+        map: Epoch,
+        /// Of the increment.
+        increment: Epoch,
+    },
+    /// The result differs from what the monitors hold.
+    #[error("map {epoch} has checksum {computed:#010x} here and {expected:#010x} at the monitors")]
+    Diverged {
+        /// Of the result.
+        epoch: Epoch,
+        /// At the monitors.
+        expected: u32,
+        /// Here.
+        computed: u32,
+    },
+}
+
+fn set_each<K: Ord + Clone, V: Clone>(table: &mut BTreeMap<K, V>, changes: &BTreeMap<K, Option<V>>) {
+    for (key, change) in changes {
+        match change {
+            Some(value) => table.insert(key.clone(), value.clone()),
+            None => table.remove(key),
+        };
+    }
+}
+
+fn changes_of<K: Ord + Clone, V: Clone + PartialEq>(
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+) -> BTreeMap<K, Option<V>> {
+    let gone = old.keys().filter(|key| !new.contains_key(*key)).map(|key| (key.clone(), None));
+    let set = new.iter().filter(|(key, value)| old.get(*key) != Some(*value));
+    gone.chain(set.map(|(key, value)| (key.clone(), Some(value.clone())))).collect()
+}
+
+impl Increment {
+    /// What leads from `old` to `new`, which must be its successor.
+    ///
+    /// # Panics
+    /// When `new` does not follow `old`: the monitors' state machine would be broken.
+    #[must_use]
+    pub fn between(old: &ClusterMap, new: &ClusterMap) -> Increment {
+        assert_eq!(new.epoch, old.epoch.next(), "an increment leads to the next epoch");
+        let lifted = old.blocklist.difference(&new.blocklist).map(|entry| (*entry, false));
+        let added = new.blocklist.difference(&old.blocklist).map(|entry| (*entry, true));
+        Increment {
+            cluster: new.cluster,
+            epoch: new.epoch,
+            checksum: new.checksum(),
+            mons: changes_of(&old.mons, &new.mons),
+            osds: changes_of(&old.osds, &new.osds),
+            crush: (old.crush != new.crush).then(|| new.crush.clone()),
+            pools: changes_of(&old.pools, &new.pools),
+            pg_temp: changes_of(&old.pg_temp, &new.pg_temp),
+            blocklist: lifted.chain(added).collect(),
+            flags: (old.flags != new.flags).then_some(new.flags),
+            services: changes_of(&old.services, &new.services),
+            next_pool: (old.next_pool != new.next_pool).then_some(new.next_pool),
+        }
+    }
+
+    /// The bytes of the increment, in the envelope of `docs/formats/map.md`.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        seal(MAGIC, self)
+    }
+
+    /// Reads what [`Increment::encode`] wrote.
+    ///
+    /// # Errors
+    /// [`MapDecodeError`].
+    pub fn decode(bytes: &[u8]) -> Result<Increment, MapDecodeError> {
+        unseal(MAGIC, bytes)
+    }
+}
+
+impl ClusterMap {
+    /// The map that follows this one.
+    ///
+    /// # Errors
+    /// [`ApplyError`]; `self` is unchanged in any case.
+    pub fn apply(&self, increment: &Increment) -> Result<ClusterMap, ApplyError> {
+        if increment.cluster != self.cluster {
+            return Err(ApplyError::WrongCluster { ours: self.cluster, theirs: increment.cluster });
+        }
+        if increment.epoch != self.epoch.next() {
+            return Err(ApplyError::Gap { map: self.epoch, increment: increment.epoch });
+        }
+        let mut next = self.clone();
+        next.epoch = increment.epoch;
+        set_each(&mut next.mons, &increment.mons);
+        set_each(&mut next.osds, &increment.osds);
+        set_each(&mut next.pools, &increment.pools);
+        set_each(&mut next.pg_temp, &increment.pg_temp);
+        set_each(&mut next.services, &increment.services);
+        for (entry, added) in &increment.blocklist {
+            if *added {
+                next.blocklist.insert(*entry);
+            } else {
+                next.blocklist.remove(entry);
+            }
+        }
+        if let Some(crush) = &increment.crush {
+            next.crush = crush.clone();
+        }
+        if let Some(flags) = increment.flags {
+            next.flags = flags;
+        }
+        if let Some(pool) = increment.next_pool {
+            next.next_pool = pool;
+        }
+        let computed = next.checksum();
+        if computed != increment.checksum {
+            return Err(ApplyError::Diverged { epoch: next.epoch, expected: increment.checksum, computed });
+        }
+        Ok(next)
+    }
+}

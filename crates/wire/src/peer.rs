@@ -1,0 +1,1 @@
+//! Messages between OSDs (under construction).
