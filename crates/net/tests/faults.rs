@@ -57,7 +57,7 @@ async fn a_refused_connection_is_reported_at_once() {
     let address = Listener::bind(&server, ANY_PORT, Arc::new(NoHandler)).await.unwrap().local_address();
     server.shutdown().await; // the port is free, and nobody listens
     let (recorder, mut events) = Recorder::new();
-    let target = Target { address, identity: Some(osd(1)), incarnation: None };
+    let target = Target { address: address.to_string(), identity: Some(osd(1)), incarnation: None };
     let peer = Peer::new(&client(), target, PeerMode::KeepConnected, recorder);
     assert!(events.unreachable().await.is_refused());
     match within(peer.connection()).await {

@@ -38,7 +38,7 @@ async fn both_sides_of_one_connection_may_ask() {
     let server = endpoint(osd(1), 1);
     let listener = Listener::bind(&server, ANY_PORT, recorder).await.unwrap();
     let connecting = endpoint(osd(2), 5);
-    let target = Target { address: listener.local_address(), identity: Some(osd(1)), incarnation: None };
+    let target = Target { address: listener.local_address().to_string(), identity: Some(osd(1)), incarnation: None };
     let peer = Peer::new(&connecting, target, PeerMode::KeepConnected, Arc::new(Echo));
     let accepted = events.connected().await;
     assert_eq!(**accepted.peer(), osd(2));

@@ -6,6 +6,7 @@
 //! `docs/formats/frame.md`.
 
 pub mod frame;
+
 mod client;
 mod codec;
 mod kind;
