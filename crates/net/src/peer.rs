@@ -152,6 +152,9 @@ impl Peer {
     /// # Errors
     /// Those of [`Peer::connection`] and [`Connection::request`].
     pub async fn request(&self, message: Message, deadline: Instant) -> Result<Message, NetError> {
+        if let Some(connection) = self.connected() {
+            return connection.request(message, deadline).await;
+        }
         let ask = async { self.connection().await?.request(message, deadline).await };
         tokio::time::timeout_at(deadline.into(), ask).await.unwrap_or(Err(NetError::Timeout))
     }
