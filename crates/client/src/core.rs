@@ -1,4 +1,4 @@
-//! What the client decides, without doing it: targeting, resending, following the map, choosing a monitor.
+//! What the client decides, without doing it: targeting, resending, following the map.
 //!
 //! No IO, no clock, no randomness: the shell around it ([`crate::Client`]) and the simulator drive the same code.
 //!
@@ -12,13 +12,11 @@
 //! finish. Every state ends at the op's deadline, and only there: nothing else bounds resending, because a request keeps
 //! its id and is executed at most once (protocol.md §2.2).
 
-mod course;
 mod follow;
 mod op;
 mod session;
 mod view;
 
-pub use course::{Advice, MonCourse};
 pub use follow::{FollowError, follow};
 pub use op::{Action, Input, Op, Outcome};
 pub use session::Session;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use holdfast_types::InvalidObjectName;
+use holdfast_net::mon_session::MonSessionError;
 use holdfast_wire::mon::MonError;
 use holdfast_wire::{Blob, OpError};
 
@@ -98,6 +98,12 @@ pub enum OperateError {
     /// The cluster no longer knows whether the request was done. It takes a client that answers for a request twice.
     #[error("the request was given up before")]
     Forgotten,
+    /// The op was done, and its result is of another kind than it must be.
+    #[error("the result of op {index} makes no sense")]
+    UnexpectedResult {
+        /// Of the op.
+        index: u32,
+    },
     /// The client was shut down.
     #[error("the client was shut down")]
     ShutDown,
@@ -129,21 +135,22 @@ impl OperateError {
             | OperateError::Fenced
             | OperateError::PoolGone
             | OperateError::Forgotten
+            | OperateError::UnexpectedResult { .. }
             | OperateError::ShutDown => false,
         }
     }
 }
 
 /// Why the client could not do what was asked, beside ops.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ClientError {
-    /// No address of a monitor was given, or none makes sense.
-    #[error("no monitor address is known")]
-    NoMonitors,
-    /// No monitor answered in time. A command may still take effect.
-    #[error("no answer from the monitors within {after:?}")]
-    MonTimeout {
-        /// How long it was tried.
+    /// The monitors could not be asked. A command may still take effect.
+    #[error(transparent)]
+    Session(#[from] MonSessionError),
+    /// The monitors answered, and gave no map in time.
+    #[error("no cluster map within {after:?}")]
+    NoMap {
+        /// How long it was waited for.
         after: Duration,
     },
     /// The monitors refused.
@@ -155,13 +162,7 @@ pub enum ClientError {
         /// Its name.
         name: String,
     },
-    /// The monitors answered something else than what was asked.
-    #[error("the monitors' answer made no sense")]
-    UnexpectedReply,
     /// An op failed.
     #[error(transparent)]
     Operate(#[from] OperateError),
-    /// A name that cannot be an object's.
-    #[error(transparent)]
-    Name(#[from] InvalidObjectName),
 }

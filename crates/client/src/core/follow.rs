@@ -25,29 +25,26 @@ pub enum FollowError {
 }
 
 /// The newest map that `held` and `update` give; `None` when that is `held`. What is older than `held` is skipped:
-/// streams and answers of several monitors may overlap.
+/// streams and answers of several monitors may overlap. Whoever holds none yet holds [`ClusterMap::empty`].
 ///
 /// # Errors
 /// [`FollowError`].
-pub fn follow(held: Option<&ClusterMap>, update: &MapUpdate) -> Result<Option<ClusterMap>, FollowError> {
+pub fn follow(held: &ClusterMap, update: &MapUpdate) -> Result<Option<ClusterMap>, FollowError> {
     let mut newest: Option<ClusterMap> = None;
     if let Some(full) = &update.full {
         let full = ClusterMap::decode_full(full)?;
-        if held.is_some_and(|held| held.cluster != full.cluster) {
+        if held.cluster != full.cluster {
             return Err(FollowError::OtherCluster);
         }
-        if held.is_none_or(|held| held.epoch < full.epoch) {
-            newest = Some(full);
-        }
+        newest = (held.epoch < full.epoch).then_some(full);
     }
     for increment in &update.increments {
         let increment = Increment::decode(increment)?;
-        let next = match newest.as_ref().or(held) {
-            Some(base) if increment.epoch <= base.epoch && increment.cluster == base.cluster => continue,
-            Some(base) => base.apply(&increment),
-            // Maps begin with the empty one, so increments may too.
-            None => ClusterMap::empty(increment.cluster).apply(&increment),
-        };
+        let base = newest.as_ref().unwrap_or(held);
+        if increment.epoch <= base.epoch && increment.cluster == base.cluster {
+            continue;
+        }
+        let next = base.apply(&increment);
         newest = Some(next.map_err(|source| FollowError::NeedFull { epoch: increment.epoch, source })?);
     }
     Ok(newest)
@@ -82,27 +79,27 @@ mod tests {
     #[test]
     fn increments_and_full_maps_lead_to_the_same_map_and_old_ones_are_skipped() {
         let maps = chain();
-        assert_eq!(follow(None, &increments(&maps)).as_ref(), Ok(&Some(maps[4].clone())));
-        assert_eq!(follow(Some(&maps[2]), &increments(&maps)).as_ref(), Ok(&Some(maps[4].clone())));
+        assert_eq!(follow(&maps[0], &increments(&maps)).as_ref(), Ok(&Some(maps[4].clone())));
+        assert_eq!(follow(&maps[2], &increments(&maps)).as_ref(), Ok(&Some(maps[4].clone())));
         let full = MapUpdate { full: Some(maps[3].encode_full().into()), ..increments(&maps[3..]) };
-        assert_eq!(follow(Some(&maps[1]), &full).as_ref(), Ok(&Some(maps[4].clone())));
-        assert_eq!(follow(Some(&maps[4]), &full), Ok(None));
+        assert_eq!(follow(&maps[1], &full).as_ref(), Ok(&Some(maps[4].clone())));
+        assert_eq!(follow(&maps[4], &full), Ok(None));
     }
 
     #[test]
     fn a_gap_or_a_wrong_checksum_asks_for_the_full_map() {
         let maps = chain();
-        let gap = follow(Some(&maps[1]), &increments(&maps[2..]));
+        let gap = follow(&maps[1], &increments(&maps[2..]));
         assert!(matches!(gap, Err(FollowError::NeedFull { epoch: Epoch(3), .. })));
         let mut other = maps[2].clone();
         other.mons.clear();
-        let diverged = follow(Some(&other), &increments(&maps[2..]));
+        let diverged = follow(&other, &increments(&maps[2..]));
         assert!(matches!(
             diverged,
             Err(FollowError::NeedFull { epoch: Epoch(3), source: ApplyError::Diverged { .. } })
         ));
         let foreign = MapUpdate { full: Some(maps[3].encode_full().into()), increments: Vec::new() };
         let ours = ClusterMap::empty(ClusterId([2; 16]));
-        assert_eq!(follow(Some(&ours), &foreign), Err(FollowError::OtherCluster));
+        assert_eq!(follow(&ours, &foreign), Err(FollowError::OtherCluster));
     }
 }
