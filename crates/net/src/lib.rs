@@ -27,6 +27,8 @@ mod handshake;
 mod io;
 mod listener;
 mod message;
+pub mod mon_api;
+pub mod mon_session;
 mod outgoing;
 mod peer;
 

@@ -5,9 +5,9 @@
 //! reference into the payload. This crate opens no socket and keeps no session. Formats: `docs/formats/wire.md`,
 //! `docs/formats/frame.md`.
 
-pub mod frame;
 mod client;
 mod codec;
+pub mod frame;
 mod kind;
 pub mod mon;
 mod op;
