@@ -76,11 +76,6 @@ impl Clients {
         self.blocked.contains_key(key)
     }
 
-    /// Objects that requests wait for.
-    pub fn blocked_keys(&self) -> impl Iterator<Item = &ObjectKey> {
-        self.blocked.keys()
-    }
-
     /// Says that the object's first request may be tried again.
     pub fn wake(&mut self, key: &ObjectKey) {
         if self.blocked.contains_key(key) && !self.runnable.contains(key) {
