@@ -212,7 +212,10 @@ impl ClusterMap {
     /// Whether the session may not be served.
     #[must_use]
     pub fn is_blocklisted(&self, client: ClientId, incarnation: Incarnation) -> bool {
-        self.blocklist.range(BlocklistEntry { client, incarnation }..).next().is_some_and(|entry| entry.client == client)
+        self.blocklist
+            .range(BlocklistEntry { client, incarnation }..)
+            .next()
+            .is_some_and(|entry| entry.client == client)
     }
 
     /// All placement groups of all pools, in order.

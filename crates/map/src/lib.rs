@@ -14,4 +14,4 @@ pub use cluster::{BlocklistEntry, ClusterFlags, ClusterMap, OsdInfo, Pool, PoolK
 pub use encoding::MapDecodeError;
 pub use increment::{ApplyError, Increment};
 pub use pg_count::{PG_COPIES_PER_OSD_TARGET, PG_NUM_MAX, pg_num_for};
-pub use placement::{PgMembers, object_hash, stable_mod};
+pub use placement::{PgMembers, object_hash};

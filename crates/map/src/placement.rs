@@ -1,6 +1,6 @@
 //! `name → hash → placement group → CRUSH → OSDs`, computed alike by everyone who holds the map.
 
-use holdfast_crush::hash::{hash32_2, str_hash_rjenkins};
+use holdfast_crush::{RuleId, hash32_2, stable_mask, stable_mod, str_hash_rjenkins};
 use holdfast_types::{ObjectName, OsdId, PgId, PoolId};
 
 use crate::cluster::ClusterMap;
@@ -29,19 +29,12 @@ pub fn object_hash(name: &ObjectName) -> u32 {
     str_hash_rjenkins(name.as_bytes())
 }
 
-/// Maps a hash to `0..buckets` so that raising `buckets` moves only what must move. Source: Ceph `ceph_stable_mod`.
-#[must_use]
-pub fn stable_mod(hash: u32, buckets: u32) -> u32 {
-    let mask = buckets.next_power_of_two().wrapping_sub(1);
-    if hash & mask < buckets { hash & mask } else { hash & (mask >> 1) }
-}
-
 impl ClusterMap {
     /// The placement group of an object, or `None` when there is no such pool.
     #[must_use]
     pub fn pg_of(&self, pool: PoolId, name: &ObjectName) -> Option<PgId> {
         let info = self.pools.get(&pool)?;
-        Some(PgId { pool, seed: stable_mod(object_hash(name), info.pg_num) })
+        Some(PgId { pool, seed: stable_mod(object_hash(name), info.pg_num, stable_mask(info.pg_num)) })
     }
 
     /// Who keeps the placement group; empty sets when it does not exist.
@@ -84,8 +77,8 @@ impl ClusterMap {
     fn members_with(&self, pg: PgId, rule: u32, size: u32, pg_num: u32, weights: &[u32]) -> PgMembers {
         // Ceph's "hashpspool": the pool id is mixed in, so that pools do not pile up on the same OSDs.
         #[expect(clippy::cast_possible_truncation, reason = "Ceph hashes the low 32 bits of the pool id")]
-        let input = hash32_2(stable_mod(pg.seed, pg_num), pg.pool.0 as u32);
-        let raw = self.crush.map(rule, input, size as usize, weights);
+        let input = hash32_2(stable_mod(pg.seed, pg_num, stable_mask(pg_num)), pg.pool.0 as u32);
+        let raw = self.crush.map(RuleId(rule), input, size as usize, weights);
         let up: Vec<OsdId> = raw.into_iter().flatten().filter(|osd| self.is_up(*osd)).collect();
         let acting = match self.pg_temp.get(&pg) {
             Some(temporary) => {
@@ -95,19 +88,5 @@ impl ClusterMap {
             None => up.clone(),
         };
         PgMembers { up, acting }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn growing_a_pool_moves_only_the_upper_half_of_a_split_group() {
-        for hash in 0..10_000u32 {
-            let (before, after) = (stable_mod(hash, 12), stable_mod(hash, 13));
-            assert!(after == before || after == 12, "hash {hash} moved from {before} to {after}");
-        }
-        assert_eq!(stable_mod(0xffff_ffff, 1), 0);
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! A message is a CBOR map with integer keys (RFC 8949; unknown keys are skipped, new fields are optional) beside a
 //! **payload** of plain bytes that is never copied or re-encoded: a [`Blob`] inside a message is encoded as a
-//! reference into the payload. This crate opens no socket and keeps no session. Formats: `docs/formats/wire.md`.
+//! reference into the payload. This crate opens no socket and keeps no session. Formats: `docs/formats/wire.md`,
+//! `docs/formats/frame.md`.
 
-pub mod frame;
 mod client;
 mod codec;
+pub mod frame;
 mod kind;
 pub mod mon;
 mod op;

@@ -1,0 +1,52 @@
+//! The limits of an endpoint. The defaults are what production uses; tests make them small.
+
+use std::time::Duration;
+
+/// Limits and timeouts.
+#[derive(Debug, Clone)]
+pub struct NetConfig {
+    /// Bytes of frames queued for sending on one connection. Two of the largest frames: one in the socket, one next.
+    pub outgoing_bytes_max: usize,
+    /// Bytes of messages handed to the handler and not yet given back, for one connection. A larger message passes
+    /// when it is alone.
+    pub inbound_bytes_max: usize,
+    /// The same for all connections of the endpoint together.
+    pub inbound_bytes_total_max: usize,
+    /// Accepted connections at one time. Each costs a read buffer of 64 KiB.
+    pub connections_max: usize,
+    /// From the TCP connection to the end of the handshake.
+    pub handshake_timeout: Duration,
+    /// For the TCP connection.
+    pub connect_timeout: Duration,
+    /// A frame that has begun must go on arriving; also how often a quiet connection is looked at.
+    pub stall_timeout: Duration,
+    /// A connection with nothing outstanding and nothing said is closed after this, and at most `stall_timeout` more.
+    pub idle_timeout: Duration,
+    /// How long a closing connection may take to write what is queued.
+    pub linger_timeout: Duration,
+    /// First pause between two attempts to connect.
+    pub backoff_min: Duration,
+    /// Longest pause between two attempts to connect: a restarted daemon is found within about this.
+    pub backoff_max: Duration,
+    /// Whether unencrypted connections may leave the host. Off: plaintext is for loopback.
+    pub plaintext_between_hosts: bool,
+}
+
+impl Default for NetConfig {
+    fn default() -> NetConfig {
+        NetConfig {
+            outgoing_bytes_max: 72 << 20,
+            inbound_bytes_max: 72 << 20,
+            inbound_bytes_total_max: 256 << 20,
+            connections_max: 4096,
+            handshake_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(3),
+            stall_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(300),
+            linger_timeout: Duration::from_secs(1),
+            backoff_min: Duration::from_millis(20),
+            backoff_max: Duration::from_secs(1),
+            plaintext_between_hosts: false,
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The reading and the writing task of a connection.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_wire::frame::{Frame, FrameDecoder, GoodbyeReason, Step};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use crate::connection::Connection;
+use crate::error::CloseReason;
+use crate::handshake::{KIND_GOODBYE, KIND_HELLO, decode_goodbye, encode_goodbye};
+use crate::message::{Handler, Message, Permit};
+use crate::outgoing::Batch;
+
+/// How much of an unwanted stream is read away before it is reset, and for how long.
+const DRAIN_BYTES: u64 = 64 << 10;
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// Runs a connection to its end.
+pub(crate) async fn drive(
+    connection: Arc<Connection>,
+    stream: TcpStream,
+    decoder: FrameDecoder,
+    handler: Arc<dyn Handler>,
+    slot: Option<OwnedSemaphorePermit>,
+) {
+    let (mut read_half, write_half) = stream.into_split();
+    let writer = tokio::spawn(write_loop(Arc::clone(&connection), write_half));
+    handler.on_connected(&connection);
+    let reason = read_loop(&connection, &mut read_half, decoder, &*handler).await;
+    connection.end(reason);
+    let reason = connection.close_reason();
+    let (peer, remote) = (connection.peer(), connection.remote());
+    if reason.is_misbehaviour() {
+        tracing::warn!(%peer, %remote, %reason, "connection closed");
+    } else {
+        tracing::debug!(%peer, %remote, %reason, "connection closed");
+    }
+    connection.endpoint.forget(&connection);
+    handler.on_closed(&connection, &reason);
+    let _ = writer.await; // ends within the linger timeout
+    if goodbye_for(&reason).is_some() {
+        drain(&mut read_half).await;
+    }
+    drop(slot);
+}
+
+/// Reads until the connection ends; why it does.
+async fn read_loop(
+    connection: &Arc<Connection>,
+    stream: &mut (impl AsyncRead + Unpin),
+    mut decoder: FrameDecoder,
+    handler: &dyn Handler,
+) -> CloseReason {
+    let local_end = || CloseReason::Local(GoodbyeReason::Shutdown); // a reason given earlier takes precedence
+    let mut cancelled = pin!(connection.closing.cancelled());
+    let mut watch = Watch::new(connection);
+    let mut timer = pin!(tokio::time::sleep(watch.period));
+    let mut permit = Permit::default();
+    loop {
+        match decoder.next() {
+            Err(error) => return CloseReason::BadFrame(error),
+            Ok(Step::Header(header)) if header.is_response() => {} // paid for by the request
+            Ok(Step::Header(header)) => {
+                permit = match connection.try_charge(header.frame_bytes()) {
+                    Some(permit) => permit,
+                    None => {
+                        let permit = tokio::select! {
+                            biased;
+                            () = &mut cancelled => return local_end(),
+                            permit = connection.charge(header.frame_bytes()) => permit,
+                        };
+                        watch.progress(); // it was our handler that was slow, not the peer
+                        timer.as_mut().reset(Instant::now() + watch.period);
+                        permit
+                    }
+                };
+            }
+            Ok(Step::Frame(frame)) => {
+                if let Err(reason) = dispatch(connection, frame, handler, std::mem::take(&mut permit)) {
+                    return reason;
+                }
+            }
+            Ok(Step::Incomplete) => tokio::select! {
+                biased;
+                () = &mut cancelled => return local_end(),
+                read = async { stream.read_buf(&mut decoder.space()).await } => match read {
+                    Ok(0) => return CloseReason::EndOfStream { mid_frame: decoder.is_mid_frame() },
+                    Ok(_) => watch.progress(),
+                    Err(error) => return CloseReason::Lost(Arc::new(error)),
+                },
+                () = &mut timer => {
+                    if let Some(reason) = watch.look(connection, decoder.is_mid_frame()) {
+                        return reason;
+                    }
+                    timer.as_mut().reset(Instant::now() + watch.period);
+                }
+            },
+        }
+    }
+}
+
+/// Hands a frame to whom it is for.
+fn dispatch(
+    connection: &Arc<Connection>,
+    frame: Frame,
+    handler: &dyn Handler,
+    permit: Permit,
+) -> Result<(), CloseReason> {
+    match frame.header.kind {
+        KIND_GOODBYE => Err(decode_goodbye(&frame).map_or(CloseReason::RemoteUnknown, CloseReason::Remote)),
+        KIND_HELLO => Err(CloseReason::Violation("a second hello")),
+        kind => {
+            let response = frame.header.is_response();
+            let message = Message {
+                kind,
+                request_id: frame.header.request_id,
+                trace_id: frame.header.trace_id,
+                body: frame.body,
+                payload: if frame.payload.is_empty() { Vec::new() } else { vec![frame.payload] },
+            };
+            match (response, message.request_id) {
+                (true, 0) => return Err(CloseReason::Violation("a response to no request")),
+                (true, _) => connection.complete(message),
+                (false, _) => handler.on_message(connection, message, permit),
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Notices a frame that stops half way, and a connection that nobody uses, with one timer and no clock reading per
+/// frame: it looks once a period whether anything came since its last look.
+struct Watch {
+    period: Duration,
+    progressed: bool,
+    quiet_for: Duration,
+    idle_timeout: Duration,
+}
+
+impl Watch {
+    fn new(connection: &Connection) -> Watch {
+        let config = connection.endpoint.config();
+        let (period, idle_timeout) = (config.stall_timeout, config.idle_timeout);
+        Watch { period, progressed: true, quiet_for: Duration::ZERO, idle_timeout }
+    }
+
+    fn progress(&mut self) {
+        self.progressed = true;
+    }
+
+    fn look(&mut self, connection: &Connection, mid_frame: bool) -> Option<CloseReason> {
+        let progressed = std::mem::take(&mut self.progressed);
+        if mid_frame && !progressed {
+            return Some(CloseReason::Stalled);
+        }
+        if progressed || !connection.is_quiet() {
+            self.quiet_for = Duration::ZERO;
+            return None;
+        }
+        self.quiet_for += self.period;
+        (self.quiet_for >= self.idle_timeout).then_some(CloseReason::Local(GoodbyeReason::Idle))
+    }
+}
+
+/// Writes what is queued until the connection ends, then a goodbye if this side ended it.
+async fn write_loop(connection: Arc<Connection>, mut stream: impl AsyncWrite + Unpin) {
+    let outgoing = &connection.outgoing;
+    let mut batch = Batch::default();
+    {
+        let mut cancelled = pin!(connection.closing.cancelled());
+        loop {
+            let written = tokio::select! {
+                biased;
+                () = &mut cancelled => break,
+                written = async {
+                    while !batch.take(outgoing) {
+                        outgoing.ready().await;
+                    }
+                    batch.write(outgoing, &mut stream).await
+                } => written,
+            };
+            if let Err(error) = written {
+                return connection.end(CloseReason::Lost(Arc::new(error)));
+            }
+        }
+    }
+    connection.end(CloseReason::Local(GoodbyeReason::Shutdown)); // a reason given earlier takes precedence
+    let reason = connection.close_reason();
+    let Some(goodbye) = goodbye_for(&reason) else { return };
+    let last_words = async {
+        batch.write(outgoing, &mut stream).await?; // a frame that was begun must be ended first
+        while goodbye == GoodbyeReason::Shutdown && batch.take(outgoing) {
+            batch.write(outgoing, &mut stream).await?;
+        }
+        stream.write_all(&encode_goodbye(&goodbye)).await?;
+        stream.shutdown().await
+    };
+    // Best effort: the peer may be gone, or not read.
+    let _ = tokio::time::timeout(connection.endpoint.config().linger_timeout, last_words).await;
+}
+
+/// What to tell the peer at the end, if there is anybody to tell.
+fn goodbye_for(reason: &CloseReason) -> Option<GoodbyeReason> {
+    match reason {
+        CloseReason::Local(reason) => Some(reason.clone()),
+        CloseReason::BadFrame(error) => Some(GoodbyeReason::BadFrame { detail: error.to_string() }),
+        CloseReason::Violation(what) => Some(GoodbyeReason::BadFrame { detail: (*what).to_owned() }),
+        CloseReason::Stalled => Some(GoodbyeReason::BadFrame { detail: "stalled".to_owned() }),
+        CloseReason::Remote(_)
+        | CloseReason::RemoteUnknown
+        | CloseReason::EndOfStream { .. }
+        | CloseReason::Lost(_) => None,
+    }
+}
+
+/// Reads away a little of what the peer still sends, so that closing does not reset the connection before the peer has
+/// read our goodbye.
+pub(crate) async fn drain(stream: &mut (impl AsyncRead + Unpin)) {
+    let mut rest = stream.take(DRAIN_BYTES);
+    let mut nowhere = tokio::io::sink();
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, tokio::io::copy(&mut rest, &mut nowhere)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_end_by_this_side_is_told_to_the_peer() {
+        assert_eq!(goodbye_for(&CloseReason::Local(GoodbyeReason::Idle)), Some(GoodbyeReason::Idle));
+        assert!(goodbye_for(&CloseReason::Violation("x")).is_some());
+        assert_eq!(goodbye_for(&CloseReason::Remote(GoodbyeReason::Idle)), None);
+        assert_eq!(goodbye_for(&CloseReason::EndOfStream { mid_frame: true }), None);
+    }
+}

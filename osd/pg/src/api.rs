@@ -1,0 +1,328 @@
+//! What a placement group is told, what it asks for, and what it sees of the local store.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use holdfast_map::{ClusterMap, PgMembers};
+use holdfast_types::{Epoch, Incarnation, OsdId, Timestamp};
+use holdfast_wire::peer::PeerMessage;
+use holdfast_wire::{ClientReply, ClientRequest, Effect, Row};
+
+use crate::key::ObjectKey;
+
+/// The attribute that holds an object's version. Clients cannot name it.
+pub const VERSION_ATTR: &[u8] = b"\0version";
+
+/// Largest object in bytes: larger values are striped by the client. It bounds how long an op can wait for the
+/// recovery of one object (protocol.md §2.5).
+pub const OBJECT_BYTES_MAX: u64 = 8 << 20;
+
+/// Most bytes of results that a request *with writes* may produce: they are kept in the log for a resend.
+pub const WRITE_RESULT_BYTES_MAX: usize = 4096;
+
+/// Names a transaction that was handed to the store. They become durable in order of their numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TxnId(pub u64);
+
+/// Where a client's answer goes; the shell's own handle, opaque here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplyTo(pub u64);
+
+/// Which of the OSD's two recovery budgets a slot comes from (protocol.md §2.5: one "each way").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Slot {
+    /// As primary, sending and fetching.
+    Outgoing,
+    /// As a target that is filled by its primary.
+    Incoming,
+}
+
+/// All that a placement group is ever told.
+#[derive(Debug)]
+pub enum Input {
+    /// The next map. Every epoch is fed, in order, from the one that [`crate::Pg::create`] or [`crate::Pg::load`] was
+    /// given.
+    Map {
+        /// The map.
+        map: Arc<ClusterMap>,
+        /// `map.members(pg)`, computed by the shell for all placement groups at once.
+        members: PgMembers,
+    },
+    /// A message about this placement group.
+    Peer {
+        /// The sender, as authenticated by its connection.
+        from: OsdId,
+        /// The sender's run, as authenticated by its connection.
+        incarnation: Incarnation,
+        /// What it says.
+        message: PeerMessage,
+    },
+    /// A client's request.
+    Client {
+        /// Where the answer goes.
+        reply_to: ReplyTo,
+        /// What is asked.
+        request: ClientRequest,
+    },
+    /// This transaction, and all before it, survive a crash.
+    Durable(TxnId),
+    /// The store could not keep a transaction. The placement group stops for good: nothing after it may be trusted.
+    SubmitFailed(TxnId),
+    /// The slot that [`Output::Reserve`] asked for is held.
+    Reserved(Slot),
+    /// The slot is not to be had soon: the device is over its backfill limit.
+    ReserveRefused(Slot),
+    /// Time has passed: at least the time of the last [`Output::Wake`].
+    Tick,
+}
+
+/// What the shell is to do, in this order.
+#[derive(Debug)]
+pub enum Output {
+    /// Apply this transaction: visible to [`LocalObjects`] at once, durable later (then [`Input::Durable`]).
+    Submit {
+        /// Its name.
+        txn: TxnId,
+        /// What it does, in order, atomically.
+        ops: Vec<StoreOp>,
+    },
+    /// Send, best effort.
+    Send {
+        /// To whom.
+        to: OsdId,
+        /// What.
+        message: PeerMessage,
+    },
+    /// Answer a client.
+    Reply {
+        /// As given in [`Input::Client`].
+        reply_to: ReplyTo,
+        /// The answer.
+        reply: ClientReply,
+    },
+    /// Ask the monitors to record that this OSD may have gone active in this interval. Repeated until the map says so.
+    AskUpThru {
+        /// The value that is needed.
+        at_least: Epoch,
+    },
+    /// Ask the monitors for this acting set; empty: `up` again. Repeated until the map says so.
+    AskPgTemp {
+        /// The acting set wanted.
+        want: Vec<OsdId>,
+    },
+    /// A message came from a newer map: get it.
+    NeedMap {
+        /// The epoch that is needed.
+        at_least: Epoch,
+    },
+    /// Ask the OSD's budget for a recovery slot; answered by [`Input::Reserved`] or [`Input::ReserveRefused`].
+    Reserve(Slot),
+    /// Give a slot back, or take the question back.
+    Release(Slot),
+    /// [`crate::Pg::report`] changed in a way that the monitors should know soon.
+    ReportChanged,
+    /// Give [`Input::Tick`] at this time; it replaces an earlier wish. A time that is not in the future: at once, after
+    /// the outputs before it are applied.
+    Wake {
+        /// When.
+        at: Timestamp,
+    },
+    /// The copy is gone from the store (durably): forget this placement group.
+    Gone,
+}
+
+/// Where a step puts its outputs.
+pub type Outbox = Vec<Output>;
+
+/// One change to this placement group's collection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreOp {
+    /// Makes the collection, if it is missing.
+    CreateCollection,
+    /// Removes the collection with all it holds. Nothing else follows for this [`crate::Pg`].
+    RemoveCollection,
+    /// Changes an object. Any effect but [`Effect::Remove`] makes a missing object first; removing a missing object
+    /// does nothing.
+    Object {
+        /// Which.
+        key: ObjectKey,
+        /// How.
+        effect: Effect,
+    },
+    /// Puts a row of the collection itself.
+    PutMeta {
+        /// Its key.
+        key: Bytes,
+        /// Its value.
+        value: Bytes,
+    },
+    /// Deletes a row of the collection itself.
+    DeleteMeta {
+        /// Its key.
+        key: Bytes,
+    },
+    /// Deletes the collection's own rows in `start..end`.
+    DeleteMetaRange {
+        /// First key.
+        start: Bytes,
+        /// First key after the range.
+        end: Bytes,
+    },
+}
+
+/// The local copy cannot give what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// A checksum did not match.
+    #[error("checksum mismatch in the local copy: {detail}")]
+    Corrupt {
+        /// Where, in the store's words.
+        detail: String,
+    },
+    /// The device reported an error.
+    #[error("device error: {detail}")]
+    Device {
+        /// In the store's words.
+        detail: String,
+    },
+}
+
+/// One answer of [`LocalObjects::rows_scan`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RowsPage {
+    /// Rows in key order.
+    pub rows: Vec<Row>,
+    /// Whether a limit ended the scan before the range did.
+    pub more: bool,
+}
+
+/// This placement group's collection, as of all transactions submitted so far, durable or not.
+///
+/// Reads verify checksums: what is returned is what was written.
+pub trait LocalObjects {
+    /// Size in bytes; `None` when there is no such object.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    fn stat(&self, key: &ObjectKey) -> Result<Option<u64>, ReadError>;
+
+    /// Bytes from `offset`, at most `length`, fewer at the object's end; none when it is missing.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    fn read(&self, key: &ObjectKey, offset: u64, length: u64) -> Result<Bytes, ReadError>;
+
+    /// One attribute.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    fn attr(&self, key: &ObjectKey, name: &[u8]) -> Result<Option<Bytes>, ReadError>;
+
+    /// All attributes, ordered by name.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    fn attrs(&self, key: &ObjectKey) -> Result<Vec<Row>, ReadError>;
+
+    /// The values of these rows, in the order asked.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    fn rows_get(&self, key: &ObjectKey, rows: &[&[u8]]) -> Result<Vec<Option<Bytes>>, ReadError>;
+
+    /// Rows of `start..end` in order, until `limit_rows` rows or, with the last one, `limit_bytes` bytes of keys and
+    /// values are reached.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    fn rows_scan(
+        &self,
+        key: &ObjectKey,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit_rows: usize,
+        limit_bytes: usize,
+    ) -> Result<RowsPage, ReadError>;
+
+    /// Keys of objects after `after` (`None`: from the first), in key order, at most `limit`.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    fn list_objects(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<ObjectKey>, ReadError>;
+
+    /// A row of the collection itself.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    fn meta_get(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError>;
+
+    /// The collection's own rows of `start..end` in order, at most `limit`.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    fn meta_scan(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, ReadError>;
+}
+
+/// Sizes that bound a placement group's memory and work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Log entries kept when all copies are complete.
+    pub log_entries_min: usize,
+    /// Log entries kept while a copy is not: a longer log saves more backfills.
+    pub log_entries_max: usize,
+    /// Bytes of log entries, whatever their count: a whole log must fit one message between OSDs.
+    pub log_bytes_max: usize,
+    /// Entries dropped at a time, so that the cost of a range delete is shared.
+    pub log_trim_batch: usize,
+    /// Trimmed entries that are still remembered for exactly-once.
+    pub dups_max: usize,
+    /// Client requests that wait here for peering, recovery or commit.
+    pub client_requests_max: usize,
+    /// Messages kept for a map that has not come yet.
+    pub early_messages_max: usize,
+    /// Objects that are copied at the same time.
+    pub transfers_max: usize,
+    /// Bytes of an object in one message, bytes and rows together.
+    pub piece_bytes: usize,
+    /// Objects looked at in one step of a backfill.
+    pub backfill_batch: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            log_entries_min: 3_000,
+            log_entries_max: 10_000,
+            log_bytes_max: 3 << 20,
+            log_trim_batch: 128,
+            dups_max: 3_000,
+            client_requests_max: 4_096,
+            early_messages_max: 1_024,
+            transfers_max: 4,
+            piece_bytes: 4 << 20,
+            backfill_batch: 128,
+        }
+    }
+}
+
+/// A stored copy that cannot be taken up. The OSD must not serve the placement group from it.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The store could not be read.
+    #[error("the placement group's own rows cannot be read")]
+    Read(#[from] ReadError),
+    /// The collection lacks a row that every copy has.
+    #[error("the placement group's {row} row is missing")]
+    Absent {
+        /// Which.
+        row: &'static str,
+    },
+    /// A row is not what it should be.
+    #[error("the placement group's {row} row is malformed: {detail}")]
+    Malformed {
+        /// Which.
+        row: &'static str,
+        /// How.
+        detail: String,
+    },
+}
