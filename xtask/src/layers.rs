@@ -44,7 +44,7 @@ const LAYERS: &[Layer] = &[
     layer("block-nbd", &["types", "image", "telemetry"]),
     layer("fs-fuse", &["types", "client", "kvgroup", "telemetry"]),
     layer("csi-driver", &["types", "image", "fs-fuse", "client", "telemetry"]),
-    layer("devcluster", &["types", "client", "wire"]),
+    layer("devcluster", &["types", "wire", "net"]),
 ];
 
 /// These stand on top: they may use everything, and nothing may use them.
