@@ -1,5 +1,14 @@
 //! The Raft log, the vote and the snapshot of one monitor, in RocksDB.
 //!
+//! | key | value (CBOR, shapes in `encoding`) |
+//! |---|---|
+//! | `m/identity` | cluster and monitor id: written first, once |
+//! | `m/vote` | the last vote |
+//! | `m/committed` | a log id known to be committed; a hint |
+//! | `m/purged` | the last log id that was purged |
+//! | `m/snapshot` | meta data and the encoded state |
+//! | `l/` + index, big-endian u64 | a log entry |
+//!
 //! Invariants:
 //! - A vote is durable before `save_vote` returns; entries are readable when `append` returns and durable before its
 //!   callback fires. So nothing is answered that a power cut could take back.

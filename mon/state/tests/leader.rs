@@ -159,7 +159,8 @@ fn is_down(verdict: &Verdict, osd: u32) -> bool {
 #[test]
 fn silence_needs_two_failure_domains_or_all_there_are() {
     // hosts, target, reporters in order: the number of the report that suffices, if one does
-    let table: [(&[u32], u32, &[u32], Option<usize>); 6] = [
+    type Row<'a> = (&'a [u32], u32, &'a [u32], Option<usize>);
+    let table: [Row<'_>; 6] = [
         (&[0, 1, 2, 3], 0, &[1, 2], Some(2)),
         (&[0, 1, 1, 1, 2], 0, &[1, 2, 3], None),
         (&[0, 1, 1, 1, 2], 0, &[1, 2, 3, 4], Some(4)),
