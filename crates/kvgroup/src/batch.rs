@@ -16,6 +16,9 @@ pub const BATCH_ROWS_MAX: usize = 4096;
 /// Bytes of keys and values of a batch, at most. It is one op, one log entry and one record.
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
 
+/// The longest value of a row, in bytes: what a placement group takes.
+pub const VALUE_BYTES_MAX: usize = 1 << 20;
+
 /// What must hold of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Require {
@@ -166,6 +169,9 @@ impl Batch {
         let mut counters = 0;
         for mutation in mutations {
             match mutation {
+                Mutation::Put { value, .. } if value.len() > VALUE_BYTES_MAX => {
+                    return Err(InvalidRequest::ValueTooLong { length: value.len() });
+                }
                 Mutation::Put { row, value } => {
                     weight.put(row.space, &row.key, value.len());
                     let put = Row { key: row.physical(), value: Blob(value.clone()) };

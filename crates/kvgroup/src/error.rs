@@ -4,6 +4,7 @@ use bytes::Bytes;
 use holdfast_types::ObjectName;
 use holdfast_wire::OpError;
 
+use crate::batch::VALUE_BYTES_MAX;
 use crate::key::{Affinity, KEY_BYTES_MAX};
 
 /// Why an op vector on an object gave no results.
@@ -112,6 +113,12 @@ pub enum InvalidRequest {
     /// A key is too long.
     #[error("a key of {length} bytes is longer than {KEY_BYTES_MAX}")]
     KeyTooLong {
+        /// Its length.
+        length: usize,
+    },
+    /// A value is too long.
+    #[error("a value of {length} bytes is longer than {VALUE_BYTES_MAX}")]
+    ValueTooLong {
         /// Its length.
         length: usize,
     },

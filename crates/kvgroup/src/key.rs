@@ -10,8 +10,10 @@ use minicbor::{Decode, Encode};
 
 /// The space of a group's own rows.
 pub const SPACE_RESERVED: u8 = 0xff;
-/// The longest key of a row, in bytes: twice the longest S3 key (every byte escaped), its terminator and a suffix.
-pub const KEY_BYTES_MAX: usize = 4096;
+/// The longest row key that a placement group takes, in bytes.
+const PHYSICAL_KEY_BYTES_MAX: usize = 2048;
+/// The longest key of a row, in bytes: with its space it is a physical row key.
+pub const KEY_BYTES_MAX: usize = PHYSICAL_KEY_BYTES_MAX - 1;
 
 /// Physical key of the row that holds a group's estimated weight (a counter, little-endian `i64`).
 pub(crate) const WEIGHT_ROW: &[u8] = &[SPACE_RESERVED];
@@ -134,6 +136,12 @@ pub(crate) fn root_row_key(start: &[u8]) -> Vec<u8> {
     }
     bytes.extend_from_slice(&[!0, !0]);
     bytes
+}
+
+/// Whether a group may start at `start`: its root row's key must not be too long.
+pub(crate) fn may_start_at(start: &[u8]) -> bool {
+    let zeros = start.iter().filter(|byte| **byte == 0).count();
+    1 + start.len() + zeros + 2 <= PHYSICAL_KEY_BYTES_MAX
 }
 
 /// The start key of a group from its row key in the root object; `None` when that is not such a key.

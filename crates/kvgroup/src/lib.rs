@@ -39,7 +39,7 @@ mod behaviour;
 #[cfg(test)]
 mod interleavings;
 
-pub use batch::{BATCH_BYTES_MAX, BATCH_ROWS_MAX, Condition, Mutation, Require};
+pub use batch::{BATCH_BYTES_MAX, BATCH_ROWS_MAX, Condition, Mutation, Require, VALUE_BYTES_MAX};
 pub use error::{BatchError, DropError, InvalidRequest, KvError, ObjectsError};
 pub use header::{GroupId, TABLE_ID_BYTES_MAX, TableId};
 pub use key::{Affinity, KEY_BYTES_MAX, RowKey, SPACE_RESERVED};

@@ -9,6 +9,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::key::may_start_at;
+
 /// Sizes and patience. The defaults are for use; tests make everything small.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -102,7 +104,7 @@ impl Census {
         let mut best: Option<(u64, &[u8])> = None;
         for (route, weight) in &self.routes {
             let uneven = (2 * left).abs_diff(self.total);
-            if left > 0 && **route > *start && best.is_none_or(|(least, _)| uneven < least) {
+            if left > 0 && **route > *start && may_start_at(route) && best.is_none_or(|(least, _)| uneven < least) {
                 best = Some((uneven, route));
             }
             left += weight;
@@ -216,6 +218,12 @@ mod tests {
         one_route.count(b"a", 200);
         assert_eq!(one_route.verdict(b"", 200, &config()), Verdict::Keep);
         assert_eq!(one_route.verdict(b"", 300, &config()), Verdict::Correct);
+        // As a start, the middle one would be too long a key in the root, which escapes zeros.
+        let mut long = Census::default();
+        for route in [&[0][..], &[0; 1500], &[1; 1500]] {
+            long.count(route, 100);
+        }
+        assert_eq!(long.verdict(b"", 300, &config()), Verdict::SplitAt(vec![1; 1500]));
         let mut at_start = Census::default();
         at_start.count(b"s", 60);
         at_start.count(b"t", 60);
