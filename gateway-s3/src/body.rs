@@ -106,7 +106,12 @@ impl BodyReader<'_> {
     }
 
     /// Reads a small body whole and holds it against all that the client stated of it.
-    pub async fn read_document(mut self, auth: &Authenticated, headers: &HeaderMap, bytes_max: usize) -> S3Result<Vec<u8>> {
+    pub async fn read_document(
+        mut self,
+        auth: &Authenticated,
+        headers: &HeaderMap,
+        bytes_max: usize,
+    ) -> S3Result<Vec<u8>> {
         let expected = expectations(auth, headers)?;
         if self.length.is_some_and(|length| length > bytes_max as u64) {
             return Err(Code::MaxMessageLengthExceeded.into());
@@ -189,7 +194,9 @@ fn claim(auth: &Authenticated, headers: &HeaderMap) -> S3Result<Option<Claim>> {
             let algorithm = Algorithm::ALL.into_iter().find(|algorithm| algorithm.header() == name);
             match algorithm {
                 Some(algorithm) if may_trail => claims.push(Claim { algorithm, value: None }),
-                _ => return Err(invalid("The value specified in the x-amz-trailer header is not supported".to_owned())),
+                _ => {
+                    return Err(invalid("The value specified in the x-amz-trailer header is not supported".to_owned()));
+                }
             }
         }
     }

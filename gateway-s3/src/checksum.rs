@@ -388,7 +388,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_pipe_hashes_as_one_pass_does() {
-        let expected = Expectations { sha256: Some([0; 32]), store: Some(Algorithm::Crc32c), ..Expectations::default() };
+        let expected =
+            Expectations { sha256: Some([0; 32]), store: Some(Algorithm::Crc32c), ..Expectations::default() };
         let (mut pipe, mut plain) = (HashPipe::new(&expected), Hasher::new(&expected));
         for length in [10, 100_000, 3, 1 << 20, 0] {
             let piece = Bytes::from(vec![length as u8; length]);

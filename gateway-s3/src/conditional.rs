@@ -61,7 +61,8 @@ impl<'a> ReadConditions<'a> {
     /// `now_ms`: a date in the future is void (RFC 9110 §13.1.3).
     pub fn evaluate(&self, etag: &str, modified_ms: u64, now_ms: u64) -> S3Result<Verdict> {
         let modified_ms = modified_ms - modified_ms % 1000;
-        let failed = |condition: &'static str| Err(S3Error::from(Code::PreconditionFailed).detail("Condition", condition));
+        let failed =
+            |condition: &'static str| Err(S3Error::from(Code::PreconditionFailed).detail("Condition", condition));
         match (self.if_match, self.if_unmodified_since.and_then(parse_http_date)) {
             (Some(list), _) if !names_etag(list, etag) => return failed("If-Match"),
             (None, Some(since)) if modified_ms > since => return failed("If-Unmodified-Since"),
@@ -96,9 +97,7 @@ impl WriteCondition {
     /// # Errors
     /// [`Code::NotImplemented`] for forms that S3 does not have, and for both at once.
     pub fn of(headers: &HeaderMap) -> S3Result<WriteCondition> {
-        let unsupported = |name| {
-            S3Error::from(Code::NotImplemented).detail("Header", name)
-        };
+        let unsupported = |name| S3Error::from(Code::NotImplemented).detail("Header", name);
         match (header(headers, "if-match"), header(headers, "if-none-match")) {
             (None, None) => Ok(WriteCondition::Any),
             (None, Some(list)) if list.trim() == "*" => Ok(WriteCondition::Absent),
@@ -112,7 +111,8 @@ impl WriteCondition {
     /// # Errors
     /// 412, or 404 for `If-Match` on a key that is not there.
     pub fn check(&self, etag: Option<&str>) -> S3Result<()> {
-        let failed = |condition: &'static str| Err(S3Error::from(Code::PreconditionFailed).detail("Condition", condition));
+        let failed =
+            |condition: &'static str| Err(S3Error::from(Code::PreconditionFailed).detail("Condition", condition));
         match (self, etag) {
             (WriteCondition::Any, _) | (WriteCondition::Absent, None) => Ok(()),
             (WriteCondition::Absent, Some(_)) => failed("If-None-Match"),

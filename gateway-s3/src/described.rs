@@ -109,9 +109,13 @@ mod tests {
 
     #[test]
     fn empty_and_foreign_metadata_come_back() {
-        let described =
-            read(&headers(&[("x-amz-meta-empty", b""), ("x-amz-meta-two", b"a"), ("x-amz-meta-two", b"b"), ("x-amz-meta-u", "ü".as_bytes())]))
-                .unwrap();
+        let described = read(&headers(&[
+            ("x-amz-meta-empty", b""),
+            ("x-amz-meta-two", b"a"),
+            ("x-amz-meta-two", b"b"),
+            ("x-amz-meta-u", "ü".as_bytes()),
+        ]))
+        .unwrap();
         let mut reply = HeaderMap::new();
         write(&described, &Query::default(), &mut reply);
         assert_eq!(reply.get("x-amz-meta-empty").unwrap(), "");

@@ -117,7 +117,13 @@ pub type S3Result<T> = Result<T, S3Error>;
 
 impl From<Code> for S3Error {
     fn from(code: Code) -> S3Error {
-        S3Error { code, message: Cow::Borrowed(code.message()), details: Vec::new(), headers: Vec::new(), table_gone: false }
+        S3Error {
+            code,
+            message: Cow::Borrowed(code.message()),
+            details: Vec::new(),
+            headers: Vec::new(),
+            table_gone: false,
+        }
     }
 }
 

@@ -57,7 +57,11 @@ pub async fn round(gateway: &Gateway) -> S3Result<Round> {
     let mut done = Round::default();
     let mut range = ScanRange { space: space::BUCKETS, start: Vec::new(), end: None };
     loop {
-        let page = gateway.backend.tables.scan(GLOBAL_TABLE, range.clone(), ScanLimit { rows: PAGE_ROWS, bytes: 1 << 20 }).await?;
+        let page = gateway
+            .backend
+            .tables
+            .scan(GLOBAL_TABLE, range.clone(), ScanLimit { rows: PAGE_ROWS, bytes: 1 << 20 })
+            .await?;
         for (key, value) in page.rows {
             let Some((name, _)) = split_route(&key) else { continue };
             let bucket = BucketRow::from_bytes(&value)?;
@@ -79,7 +83,8 @@ pub async fn round(gateway: &Gateway) -> S3Result<Round> {
 async fn table(gateway: &Gateway, table: TableId, done: &mut Round) -> S3Result<()> {
     let mut range = ScanRange { space: space::GC, start: Vec::new(), end: None };
     loop {
-        let page = gateway.backend.tables.scan(table, range.clone(), ScanLimit { rows: PAGE_ROWS, bytes: 1 << 20 }).await?;
+        let page =
+            gateway.backend.tables.scan(table, range.clone(), ScanLimit { rows: PAGE_ROWS, bytes: 1 << 20 }).await?;
         for (key, value) in page.rows {
             let row = GcRow::from_bytes(&value)?;
             let age_ms = gateway.clock.now_ms().saturating_sub(row.since_ms);
@@ -178,7 +183,8 @@ async fn referred_blobs(gateway: &Gateway, table: TableId, key: &str) -> S3Resul
     let prefix = row_key(space::PARTS, &route(key), &[]).key;
     let mut range = ScanRange { space: space::PARTS, end: after_prefix(&prefix), start: prefix };
     loop {
-        let page = gateway.backend.tables.scan(table, range.clone(), ScanLimit { rows: PAGE_ROWS, bytes: 1 << 20 }).await?;
+        let page =
+            gateway.backend.tables.scan(table, range.clone(), ScanLimit { rows: PAGE_ROWS, bytes: 1 << 20 }).await?;
         for (_, value) in page.rows {
             blobs.extend(PartRow::from_bytes(&value)?.data.blob().map(|blob| blob.id));
         }

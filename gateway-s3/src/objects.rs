@@ -9,7 +9,9 @@ use crate::backend::{BatchError, Condition, Mutation, TableId};
 use crate::conditional::WriteCondition;
 use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::Gateway;
-use crate::row::{BlobRef, DataRef, DataRow, GcRow, ObjectRow, PartRef, Payload, Row as _, route, row_key, space, unique_id};
+use crate::row::{
+    BlobRef, DataRef, DataRow, GcRow, ObjectRow, PartRef, Payload, Row as _, route, row_key, space, unique_id,
+};
 
 /// How often a change is tried against concurrent ones. Each failure means that another writer succeeded.
 const ATTEMPTS_MAX: usize = 64;

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use tokio::time::timeout;
 
-use crate::body::Source as _;
 use crate::blob::Download;
+use crate::body::Source as _;
 use crate::error::{Code, S3Error, S3Result};
 use crate::server::Call;
 use crate::xml::response::{DECLARATION, XmlWriter};
@@ -31,7 +31,8 @@ pub(crate) fn xml(document: XmlWriter) -> Response {
 
 /// Sets a header; a value that cannot be one is left out.
 pub(crate) fn set(headers: &mut HeaderMap, name: &str, value: &str) {
-    if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value.as_bytes())) {
+    if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value.as_bytes()))
+    {
         headers.insert(name, value);
     }
 }

@@ -142,7 +142,11 @@ pub fn refuse_unsupported_headers(headers: &HeaderMap) -> S3Result<()> {
             || name.starts_with("x-amz-grant-")
             || matches!(name, "x-amz-website-redirect-location" | "x-amz-write-offset-bytes" | "x-amz-tagging");
         if unsupported && !(name == "x-amz-tagging" && header(headers, name) == Some("")) {
-            let code = if name.starts_with("x-amz-grant-") { Code::AccessControlListNotSupported } else { Code::NotImplemented };
+            let code = if name.starts_with("x-amz-grant-") {
+                Code::AccessControlListNotSupported
+            } else {
+                Code::NotImplemented
+            };
             return Err(S3Error::from(code).detail("Header", name));
         }
     }
@@ -153,9 +157,10 @@ pub fn refuse_unsupported_headers(headers: &HeaderMap) -> S3Result<()> {
     }
     match header(headers, "x-amz-acl") {
         None | Some("" | "private" | "bucket-owner-full-control") => Ok(()),
-        Some("public-read" | "public-read-write" | "authenticated-read" | "aws-exec-read" | "bucket-owner-read" | "log-delivery-write") => {
-            Err(Code::AccessControlListNotSupported.into())
-        }
+        Some(
+            "public-read" | "public-read-write" | "authenticated-read" | "aws-exec-read" | "bucket-owner-read"
+            | "log-delivery-write",
+        ) => Err(Code::AccessControlListNotSupported.into()),
         Some(acl) => Err(S3Error::argument("x-amz-acl", acl, "The canned ACL is not valid")),
     }
 }
@@ -178,7 +183,10 @@ mod tests {
         assert_eq!(resource("/", "localhost:9000"), (None, None));
         assert_eq!(resource("/b", "h"), (Some("b".into()), None));
         assert_eq!(resource("/b/", "h"), (Some("b".into()), None));
-        assert_eq!(resource("/b//a/../%2e/./c//", "h"), some("b", "/a/.././c//".replace("/.././c", "/../././c").as_str()));
+        assert_eq!(
+            resource("/b//a/../%2e/./c//", "h"),
+            some("b", "/a/.././c//".replace("/.././c", "/../././c").as_str())
+        );
         assert_eq!(resource("/b/a%2Fb+c%20d%25", "h"), some("b", "a/b+c d%"));
         assert_eq!(resource("/k/y", "b.c.S3.example.com:80"), some("b.c", "k/y"));
         assert_eq!(resource("/b/k", "s3.example.com"), some("b", "k"));
@@ -197,7 +205,9 @@ mod tests {
         for good in ["abc", "a.b-c", "1abc9", &"a".repeat(63)] {
             assert!(valid_bucket_name(good), "{good}");
         }
-        for bad in ["ab", "Abc", "a_b", "a..b", "-abc", "abc-", ".abc", "1.2.3.4", "xn--a", "a.-b", &"a".repeat(64), "a/b"] {
+        for bad in
+            ["ab", "Abc", "a_b", "a..b", "-abc", "abc-", ".abc", "1.2.3.4", "xn--a", "a.-b", &"a".repeat(64), "a/b"]
+        {
             assert!(!valid_bucket_name(bad), "{bad}");
         }
     }

@@ -47,11 +47,43 @@ pub enum Operation {
 
 /// Everything that S3 has as `?name`.
 const SUB_RESOURCES: &[&str] = &[
-    "accelerate", "acl", "analytics", "append", "attributes", "cors", "delete", "encryption", "intelligent-tiering", "inventory",
-    "legal-hold", "lifecycle", "location", "logging", "metadataTable", "metadataConfiguration", "metrics", "notification",
-    "object-lock", "ownershipControls", "policy", "policyStatus", "publicAccessBlock", "renameObject", "replication",
-    "requestPayment", "restore", "retention", "select", "session", "tagging", "torrent", "uploadId", "uploads", "versioning",
-    "versions", "website",
+    "accelerate",
+    "acl",
+    "analytics",
+    "append",
+    "attributes",
+    "cors",
+    "delete",
+    "encryption",
+    "intelligent-tiering",
+    "inventory",
+    "legal-hold",
+    "lifecycle",
+    "location",
+    "logging",
+    "metadataTable",
+    "metadataConfiguration",
+    "metrics",
+    "notification",
+    "object-lock",
+    "ownershipControls",
+    "policy",
+    "policyStatus",
+    "publicAccessBlock",
+    "renameObject",
+    "replication",
+    "requestPayment",
+    "restore",
+    "retention",
+    "select",
+    "session",
+    "tagging",
+    "torrent",
+    "uploadId",
+    "uploads",
+    "versioning",
+    "versions",
+    "website",
 ];
 
 fn sub_resource(query: &Query) -> Option<&'static str> {
@@ -93,16 +125,16 @@ fn bucket(method: &Method, sub: Option<&'static str>, query: &Query) -> S3Result
         (
             "GET",
             Some(
-                sub @ ("object-lock" | "policy" | "policyStatus" | "cors" | "lifecycle" | "tagging" | "encryption" | "replication"
-                | "website" | "publicAccessBlock" | "ownershipControls" | "notification" | "logging" | "requestPayment"
-                | "accelerate"),
+                sub @ ("object-lock" | "policy" | "policyStatus" | "cors" | "lifecycle" | "tagging" | "encryption"
+                | "replication" | "website" | "publicAccessBlock" | "ownershipControls" | "notification"
+                | "logging" | "requestPayment" | "accelerate"),
             ),
         ) => Ok(GetBucketUnset(sub)),
         (
             "DELETE",
             Some(
-                sub @ ("policy" | "cors" | "lifecycle" | "tagging" | "encryption" | "replication" | "website" | "publicAccessBlock"
-                | "ownershipControls"),
+                sub @ ("policy" | "cors" | "lifecycle" | "tagging" | "encryption" | "replication" | "website"
+                | "publicAccessBlock" | "ownershipControls"),
             ),
         ) => Ok(DeleteBucketUnset(sub)),
         ("PUT", None) => Ok(CreateBucket),
@@ -126,7 +158,9 @@ fn object(method: &Method, sub: Option<&'static str>, query: &Query, headers: &H
         ("GET", Some("attributes")) => Ok(GetObjectAttributes),
         ("GET", Some("legal-hold" | "retention")) => Ok(GetObjectLock),
         ("HEAD", None) => Ok(HeadObject),
-        ("PUT", None) if query.has("partNumber") => Err(S3Error::argument("uploadId", "", "This operation does not accept partNumber without uploadId")),
+        ("PUT", None) if query.has("partNumber") => {
+            Err(S3Error::argument("uploadId", "", "This operation does not accept partNumber without uploadId"))
+        }
         ("PUT", None) if copies => Ok(CopyObject),
         ("PUT", None) => Ok(PutObject),
         ("PUT", Some("uploadId")) if !query.has("partNumber") => {

@@ -471,7 +471,10 @@ mod tests {
             etag: "ab".into(),
             modified_ms: 5,
             data: DataRef::Blob(BlobRef { id: BlobId([1; 16]), bytes: 7, stripe_bytes: 4 }),
-            described: Described { headers: vec![("content-type".into(), "a/b".into())], metadata: vec![("k".into(), String::new())] },
+            described: Described {
+                headers: vec![("content-type".into(), "a/b".into())],
+                metadata: vec![("k".into(), String::new())],
+            },
             checksum: Some(ChecksumRow { algorithm: 1, value: vec![1, 2, 3, 4], composite_parts: None }),
             upload: Some(UploadId([9; 16])),
         };

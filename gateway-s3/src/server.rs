@@ -163,10 +163,7 @@ fn connection(
 
 /// The gateway as a service.
 pub fn router(gateway: Arc<Gateway>) -> Router {
-    Router::new()
-        .route("/-/healthz", axum::routing::get(health))
-        .fallback(entry)
-        .with_state(gateway)
+    Router::new().route("/-/healthz", axum::routing::get(health)).fallback(entry).with_state(gateway)
 }
 
 async fn health(State(gateway): State<Arc<Gateway>>) -> (StatusCode, &'static str) {
@@ -216,7 +213,8 @@ async fn answer(
 ) -> S3Result<Response> {
     let raw_path = parts.uri.path().to_owned();
     let raw_query = parts.uri.query().unwrap_or_default().to_owned();
-    let host = text_header(&parts.headers, "host").map(str::to_owned).or_else(|| parts.uri.authority().map(|a| a.to_string()));
+    let host =
+        text_header(&parts.headers, "host").map(str::to_owned).or_else(|| parts.uri.authority().map(|a| a.to_string()));
     if parts.headers.contains_key("content-length") && parts.headers.contains_key("transfer-encoding") {
         return Err(Code::BadRequest.into());
     }
@@ -297,4 +295,3 @@ async fn perform(call: &Arc<Call>, operation: Operation, body: &mut Body) -> S3R
         Operation::AbortMultipartUpload => ops::multipart::abort(call).await,
     }
 }
-

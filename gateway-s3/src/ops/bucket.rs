@@ -15,7 +15,8 @@ use crate::ops::multipart::discard_upload;
 use crate::reply::{empty, set, xml};
 use crate::request::{refuse_unsupported_headers, valid_bucket_name};
 use crate::row::{
-    BucketRow, GLOBAL_TABLE, GcRow, Row as _, after_prefix, escape_prefix, route, row_key, space, split_route, unique_id,
+    BucketRow, GLOBAL_TABLE, GcRow, Row as _, after_prefix, escape_prefix, route, row_key, space, split_route,
+    unique_id,
 };
 use crate::server::Call;
 use crate::xml::request::parse_create_bucket;
@@ -36,7 +37,8 @@ pub(crate) async fn list(call: &Arc<Call>) -> S3Result<Response> {
     let lower = escape_prefix(prefix.as_bytes());
     let start = match call.query.get("continuation-token").filter(|token| !token.is_empty()) {
         Some(token) => {
-            let wrong = || S3Error::argument("continuation-token", token, "The continuation token provided is incorrect");
+            let wrong =
+                || S3Error::argument("continuation-token", token, "The continuation token provided is incorrect");
             hex::decode(token).map_err(|_| wrong())?
         }
         None => lower.clone(),
@@ -110,7 +112,9 @@ pub(crate) async fn create(call: &Arc<Call>, body: &mut Body) -> S3Result<Respon
     if let Some(location) = parse_create_bucket(&document)?
         && location != *region
     {
-        let message = format!("The {location} location constraint is incompatible for the region specific endpoint this request was sent to.");
+        let message = format!(
+            "The {location} location constraint is incompatible for the region specific endpoint this request was sent to."
+        );
         return Err(S3Error::new(Code::IllegalLocationConstraintException, message));
     }
 
@@ -240,7 +244,8 @@ pub(crate) async fn forget_row(gateway: &Gateway, name: &str, row: &BucketRow) -
 async fn discard_uploads(gateway: &Gateway, table: TableId) -> S3Result<()> {
     let mut range = ScanRange { space: space::UPLOADS, start: Vec::new(), end: None };
     loop {
-        let page = gateway.backend.tables.scan(table, range.clone(), ScanLimit { rows: SWEEP_ROWS, bytes: 1 << 20 }).await?;
+        let page =
+            gateway.backend.tables.scan(table, range.clone(), ScanLimit { rows: SWEEP_ROWS, bytes: 1 << 20 }).await?;
         for (row, _) in &page.rows {
             if let Some((key, id)) = split_route(row)
                 && let Ok(id) = <[u8; 16]>::try_from(id)
@@ -263,7 +268,8 @@ async fn move_garbage(gateway: &Gateway, table: TableId) -> S3Result<()> {
     let mut range = ScanRange { space: space::GC, start: Vec::new(), end: None };
     let orphans = route("");
     loop {
-        let page = gateway.backend.tables.scan(table, range.clone(), ScanLimit { rows: SWEEP_ROWS, bytes: 1 << 20 }).await?;
+        let page =
+            gateway.backend.tables.scan(table, range.clone(), ScanLimit { rows: SWEEP_ROWS, bytes: 1 << 20 }).await?;
         for (key, value) in page.rows {
             let Some((object, _)) = split_route(&key) else { continue };
             let row = GcRow { intent: false, ..GcRow::from_bytes(&value)? };

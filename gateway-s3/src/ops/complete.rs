@@ -58,7 +58,10 @@ pub(crate) async fn complete(call: &Arc<Call>, body: &mut Body) -> S3Result<Resp
         let mut document = XmlWriter::fragment();
         document.root("CompleteMultipartUploadResult");
         let host = inner.header("host").unwrap_or("localhost");
-        document.text("Location", &format!("http://{host}/{}/{}", bucket.name, crate::sigv4::canonical::encode(key.as_bytes(), true)));
+        document.text(
+            "Location",
+            &format!("http://{host}/{}/{}", bucket.name, crate::sigv4::canonical::encode(key.as_bytes(), true)),
+        );
         document.text("Bucket", &bucket.name);
         document.text("Key", &key);
         document.text("ETag", &quoted(&row.etag));
@@ -76,7 +79,9 @@ pub(crate) async fn complete(call: &Arc<Call>, body: &mut Body) -> S3Result<Resp
 
 fn stated(call: &Call) -> S3Result<Stated> {
     let invalid = |name: &str| S3Error::new(Code::InvalidRequest, format!("Value for {name} header is invalid."));
-    let size = call.header("x-amz-mp-object-size").map(|text| text.trim().parse().map_err(|_| invalid("x-amz-mp-object-size")));
+    let size = call
+        .header("x-amz-mp-object-size")
+        .map(|text| text.trim().parse().map_err(|_| invalid("x-amz-mp-object-size")));
     let mut checksum = None;
     for algorithm in Algorithm::ALL {
         if let Some(text) = call.header(algorithm.header()) {
@@ -102,7 +107,9 @@ async fn run(
 ) -> S3Result<ObjectRow> {
     for _ in 0..ATTEMPTS_MAX {
         let upload = match freeze(gateway, table, key, id).await {
-            Err(error) if error.code == Code::NoSuchUpload => return completed_before(gateway, table, key, id, error).await,
+            Err(error) if error.code == Code::NoSuchUpload => {
+                return completed_before(gateway, table, key, id, error).await;
+            }
             other => other?,
         };
         match attempt(gateway, table, key, &upload, list, stated).await {
@@ -119,7 +126,13 @@ async fn run(
 }
 
 /// The answer to a repeated request: that of the first, as long as its object is there.
-async fn completed_before(gateway: &Gateway, table: TableId, key: &str, id: UploadId, error: S3Error) -> S3Result<ObjectRow> {
+async fn completed_before(
+    gateway: &Gateway,
+    table: TableId,
+    key: &str,
+    id: UploadId,
+    error: S3Error,
+) -> S3Result<ObjectRow> {
     match load_row(gateway, table, key).await? {
         Some((row, _)) if row.upload == Some(id) => Ok(row),
         _ => Err(error),
@@ -153,13 +166,17 @@ async fn attempt(
     if let Some((stated, value)) = &stated.checksum
         && (*stated != algorithm || *value != checksum.value)
     {
-        let message = format!("The {} you specified did not match the calculated checksum.", stated.name().to_ascii_lowercase());
+        let message =
+            format!("The {} you specified did not match the calculated checksum.", stated.name().to_ascii_lowercase());
         return Err(S3Error::new(Code::BadDigest, message));
     }
     if let Some(kind) = &stated.kind
         && kind != checksum.kind()
     {
-        let message = format!("The upload was created using the {} checksum mode. The complete request must use the same checksum mode.", checksum.kind());
+        let message = format!(
+            "The upload was created using the {} checksum mode. The complete request must use the same checksum mode.",
+            checksum.kind()
+        );
         return Err(S3Error::new(Code::InvalidRequest, message));
     }
     let mut md5s = Md5::new();
@@ -178,7 +195,11 @@ async fn attempt(
     };
     let refs = chosen
         .iter()
-        .map(|(number, part)| PartRef { number: *number, data: part.data.clone(), checksum: Some(part.checksum.clone()) })
+        .map(|(number, part)| PartRef {
+            number: *number,
+            data: part.data.clone(),
+            checksum: Some(part.checksum.clone()),
+        })
         .collect();
     let unused = there
         .iter()

@@ -123,7 +123,10 @@ pub(crate) async fn object(call: &Arc<Call>) -> S3Result<Response> {
     }
     let size = object.row.size;
     check_size(size).map_err(|_| {
-        let message = format!("The specified copy source is larger than the maximum allowable size for a copy source: {}", 5u64 << 30);
+        let message = format!(
+            "The specified copy source is larger than the maximum allowable size for a copy source: {}",
+            5u64 << 30
+        );
         S3Error::new(Code::InvalidRequest, message)
     })?;
     let described = if replace { described::read(&call.headers)? } else { object.row.described.clone() };

@@ -12,7 +12,7 @@ use crate::gateway::Bucket;
 use crate::listing::{Ask, Item, Listing, Start, common_prefix, list};
 use crate::ops::bucket::owner;
 use crate::reply::{quoted, xml};
-use crate::row::{ObjectRow, Row as _, UploadId, UploadRow, row_key, route, space};
+use crate::row::{ObjectRow, Row as _, UploadId, UploadRow, route, row_key, space};
 use crate::server::Call;
 use crate::sigv4::canonical::encode;
 use crate::xml::response::{XmlWriter, representable};
@@ -33,7 +33,9 @@ impl<'a> Common<'a> {
         let encode = match call.query.get("encoding-type") {
             None | Some("") => false,
             Some("url") => true,
-            Some(other) => return Err(S3Error::argument("encoding-type", other, "Invalid Encoding Method specified in Request")),
+            Some(other) => {
+                return Err(S3Error::argument("encoding-type", other, "Invalid Encoding Method specified in Request"));
+            }
         };
         let max = call.query.number(max_name)?.unwrap_or(MAX_KEYS).min(MAX_KEYS);
         Ok(Common {
@@ -105,7 +107,13 @@ fn object(document: &mut XmlWriter, key: &str, row: &ObjectRow) {
     document.text("StorageClass", "STANDARD");
 }
 
-fn contents(document: &mut XmlWriter, common: &Common<'_>, bucket: &Bucket, listing: &Listing, owners: bool) -> S3Result<()> {
+fn contents(
+    document: &mut XmlWriter,
+    common: &Common<'_>,
+    bucket: &Bucket,
+    listing: &Listing,
+    owners: bool,
+) -> S3Result<()> {
     for item in &listing.items {
         if let Item::Row { key, value, .. } = item {
             let row = ObjectRow::from_bytes(value)?;
@@ -262,9 +270,7 @@ pub(crate) async fn uploads(call: &Arc<Call>) -> S3Result<Response> {
     let id_marker = call.query.get("upload-id-marker").unwrap_or_default();
     // "If key-marker is not specified, the upload-id-marker parameter is ignored."
     let start = match UploadId::parse(id_marker) {
-        Some(id) if !key_marker.is_empty() => {
-            Start::AfterRow(row_key(space::UPLOADS, &route(key_marker), &id.0).key)
-        }
+        Some(id) if !key_marker.is_empty() => Start::AfterRow(row_key(space::UPLOADS, &route(key_marker), &id.0).key),
         None if !key_marker.is_empty() && !id_marker.is_empty() => {
             return Err(S3Error::argument("upload-id-marker", id_marker, "Invalid uploadId marker"));
         }

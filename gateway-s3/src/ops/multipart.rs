@@ -24,7 +24,8 @@ use crate::ops::object::check_size;
 use crate::reply::{empty, quoted, set, xml};
 use crate::request::refuse_unsupported_headers;
 use crate::row::{
-    PartData, PartRow, Row as _, UploadId, UploadRow, after_prefix, part_key, route, row_key, space, split_route, unique_id,
+    PartData, PartRow, Row as _, UploadId, UploadRow, after_prefix, part_key, route, row_key, space, split_route,
+    unique_id,
 };
 use crate::server::Call;
 use crate::xml::response::XmlWriter;
@@ -99,14 +100,20 @@ pub(crate) async fn create(call: &Arc<Call>) -> S3Result<Response> {
     let composite = match type_header.as_deref() {
         None => algorithm != Algorithm::Crc64Nvme,
         Some(_) if asked.is_none() => {
-            return Err(invalid("The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.".to_owned()));
+            return Err(invalid(
+                "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.".to_owned(),
+            ));
         }
         Some("COMPOSITE") if algorithm == Algorithm::Crc64Nvme => {
-            return Err(invalid("The COMPOSITE checksum type cannot be used with the crc64nvme checksum algorithm.".to_owned()));
+            return Err(invalid(
+                "The COMPOSITE checksum type cannot be used with the crc64nvme checksum algorithm.".to_owned(),
+            ));
         }
         Some("FULL_OBJECT") if !algorithm.combines() => {
             let name = algorithm.name().to_ascii_lowercase();
-            return Err(invalid(format!("The FULL_OBJECT checksum type cannot be used with the {name} checksum algorithm.")));
+            return Err(invalid(format!(
+                "The FULL_OBJECT checksum type cannot be used with the {name} checksum algorithm."
+            )));
         }
         Some("COMPOSITE") => true,
         Some("FULL_OBJECT") => false,
@@ -325,11 +332,8 @@ pub(crate) async fn list_parts(call: &Arc<Call>) -> S3Result<Response> {
     let marker = call.query.number("part-number-marker")?.unwrap_or(0);
     let upload = open_upload(&call.gateway, bucket.table(), key, id).await?;
     let marker = u16::try_from(marker).unwrap_or(u16::MAX);
-    let (parts, truncated) = if max == 0 {
-        (Vec::new(), false)
-    } else {
-        parts(&call.gateway, bucket.table(), key, id, marker, max).await?
-    };
+    let (parts, truncated) =
+        if max == 0 { (Vec::new(), false) } else { parts(&call.gateway, bucket.table(), key, id, marker, max).await? };
     let algorithm = upload.algorithm()?;
     let mut document = XmlWriter::document();
     document.root("ListPartsResult");
@@ -376,10 +380,8 @@ pub(crate) async fn discard_upload(gateway: &Gateway, table: TableId, key: &str,
         let (parts, _) = parts(gateway, table, key, id, 0, 10_000).await?;
         let blobs = parts.iter().filter_map(|(_, part)| part.data.blob()).collect();
         let (start, end) = part_range(&route, id);
-        let mut mutations = vec![
-            Mutation::Delete(upload_key(&route, id)),
-            Mutation::DeleteRange { space: space::PARTS, start, end },
-        ];
+        let mut mutations =
+            vec![Mutation::Delete(upload_key(&route, id)), Mutation::DeleteRange { space: space::PARTS, start, end }];
         mutations.extend(collect(gateway, &route, blobs));
         let seen = vec![Condition::Equals(upload_key(&route, id), upload.value)];
         match gateway.backend.tables.batch(table, &route, seen, mutations).await {

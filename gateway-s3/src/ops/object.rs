@@ -49,7 +49,12 @@ pub(crate) struct Received<'a> {
 }
 
 /// Makes a received object visible. Its blob is deleted if it certainly did not become so.
-pub(crate) async fn publish(gateway: &Gateway, bucket: &Bucket, key: &str, received: Received<'_>) -> S3Result<ObjectRow> {
+pub(crate) async fn publish(
+    gateway: &Gateway,
+    bucket: &Bucket,
+    key: &str,
+    received: Received<'_>,
+) -> S3Result<ObjectRow> {
     let Received { stored, digests, described, algorithm, condition } = received;
     let checksum = digests.checksum(algorithm).map(|value| ChecksumRow {
         algorithm: algorithm.code(),
@@ -148,7 +153,8 @@ fn select(call: &Call, object: &Loaded) -> S3Result<Selection> {
         let message = "Cannot specify both Range header and partNumber query parameter";
         return Err(S3Error::new(Code::InvalidRequest, message));
     }
-    let wrong = || S3Error::argument("partNumber", number, "Part number must be an integer between 1 and 10000, inclusive");
+    let wrong =
+        || S3Error::argument("partNumber", number, "Part number must be an integer between 1 and 10000, inclusive");
     let number: u16 = number.parse().ok().filter(|number| (1..=10_000).contains(number)).ok_or_else(wrong)?;
     let no_part = || S3Error::new(Code::InvalidPart, "The requested partnumber is not satisfiable");
     match object.parts() {
@@ -187,7 +193,8 @@ pub(crate) async fn get(call: &Arc<Call>, with_body: bool) -> S3Result<Response>
     let gateway = &call.gateway;
     let object = load(gateway, bucket.table(), call.key()?).await?.ok_or(Code::NoSuchKey)?;
     let row = &object.row;
-    let verdict = ReadConditions::of_read(&call.headers).evaluate(&row.etag, row.modified_ms, gateway.clock.now_ms())?;
+    let verdict =
+        ReadConditions::of_read(&call.headers).evaluate(&row.etag, row.modified_ms, gateway.clock.now_ms())?;
     if verdict == Verdict::NotModified {
         let mut response = empty(StatusCode::NOT_MODIFIED);
         set(response.headers_mut(), "etag", &quoted(&row.etag));

@@ -129,8 +129,11 @@ pub fn request(
 ) -> String {
     let mut out = format!("{method}\n{path}\n{query}\n");
     for name in signed_headers {
-        let values: Vec<String> =
-            headers.get_all(name.as_str()).iter().map(|value| fold(&String::from_utf8_lossy(value.as_bytes()))).collect();
+        let values: Vec<String> = headers
+            .get_all(name.as_str())
+            .iter()
+            .map(|value| fold(&String::from_utf8_lossy(value.as_bytes())))
+            .collect();
         out.push_str(name);
         out.push(':');
         out.push_str(&values.join(","));

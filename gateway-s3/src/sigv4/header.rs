@@ -29,17 +29,21 @@ pub(super) fn read(authorization: &str, headers: &HeaderMap, now_ms: u64) -> S3R
             _ => return Err(malformed("The authorization header is malformed; it has an unknown field.")),
         }
     }
-    let credential = credential.ok_or_else(|| malformed("The authorization header is malformed; Credential is missing."))?;
+    let credential =
+        credential.ok_or_else(|| malformed("The authorization header is malformed; Credential is missing."))?;
     let signed_headers =
         signed_headers.ok_or_else(|| malformed("The authorization header is malformed; SignedHeaders is missing."))?;
-    let signature = signature.ok_or_else(|| malformed("The authorization header is malformed; Signature is missing."))?;
+    let signature =
+        signature.ok_or_else(|| malformed("The authorization header is malformed; Signature is missing."))?;
     let (access_key, scope) = Scope::parse(credential).ok_or_else(|| {
         malformed("The authorization header is malformed; the Credential is mal-formed; expecting \"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request\".")
     })?;
 
     let (date, date_ms) = request_date(headers)?;
     if date.get(..8) != Some(scope.date.as_str()) {
-        return Err(malformed("The authorization header is malformed; Invalid credential date. Date is not the same as X-Amz-Date."));
+        return Err(malformed(
+            "The authorization header is malformed; Invalid credential date. Date is not the same as X-Amz-Date.",
+        ));
     }
     if now_ms.abs_diff(date_ms) > SKEW_MS_MAX {
         return Err(S3Error::from(Code::RequestTimeTooSkewed)

@@ -152,12 +152,14 @@ pub async fn authenticate(
             .detail("CanonicalRequest", canonical));
     }
     let body = match body {
-        BodyVerifier::Chunked(mode) if mode.is_signed() => BodyVerifier::Chunked(mode.with_signature(StreamSignature {
-            key,
-            date: claimed.date,
-            scope: claimed.scope.to_string(),
-            previous: claimed.signature,
-        })),
+        BodyVerifier::Chunked(mode) if mode.is_signed() => {
+            BodyVerifier::Chunked(mode.with_signature(StreamSignature {
+                key,
+                date: claimed.date,
+                scope: claimed.scope.to_string(),
+                previous: claimed.signature,
+            }))
+        }
         body => body,
     };
     let principal = Principal { access_key: claimed.access_key, owner: info.owner, name: info.name };
@@ -175,7 +177,9 @@ fn version_2() -> S3Error {
 fn check_signed_headers(claimed: &Claimed, headers: &HeaderMap) -> S3Result<()> {
     let signed = |name: &str| claimed.signed_headers.iter().any(|h| h == name);
     if !signed("host") {
-        return Err(S3Error::new(Code::AccessDenied, "The host header must be signed.").detail("HeadersNotSigned", "host"));
+        return Err(
+            S3Error::new(Code::AccessDenied, "The host header must be signed.").detail("HeadersNotSigned", "host")
+        );
     }
     let unsigned: Vec<&str> = headers
         .keys()

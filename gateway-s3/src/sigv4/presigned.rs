@@ -25,7 +25,8 @@ pub(super) fn read(target: &Target<'_>, headers: &HeaderMap, now_ms: u64) -> S3R
         return Err(wrong("X-Amz-Algorithm only supports \"AWS4-HMAC-SHA256\""));
     }
     let (credential, signature) = (param("X-Amz-Credential")?, param("X-Amz-Signature")?);
-    let (date, signed_headers, expires) = (param("X-Amz-Date")?, param("X-Amz-SignedHeaders")?, param("X-Amz-Expires")?);
+    let (date, signed_headers, expires) =
+        (param("X-Amz-Date")?, param("X-Amz-SignedHeaders")?, param("X-Amz-Expires")?);
 
     let (access_key, scope) = Scope::parse(&credential).ok_or_else(|| {
         wrong("Error parsing the X-Amz-Credential parameter; the Credential is mal-formed; expecting \"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request\".")
@@ -33,12 +34,16 @@ pub(super) fn read(target: &Target<'_>, headers: &HeaderMap, now_ms: u64) -> S3R
     let date_ms = parse_amz_date(&date)
         .ok_or_else(|| wrong("X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\""))?;
     if date.get(..8) != Some(scope.date.as_str()) {
-        return Err(wrong("Error parsing the X-Amz-Credential parameter; Invalid credential date. This date is not the same as X-Amz-Date."));
+        return Err(wrong(
+            "Error parsing the X-Amz-Credential parameter; Invalid credential date. This date is not the same as X-Amz-Date.",
+        ));
     }
     let expires_s: i64 = expires.parse().map_err(|_| wrong("X-Amz-Expires should be a number"))?;
     let expires_s = u64::try_from(expires_s).map_err(|_| wrong("X-Amz-Expires must be non-negative"))?;
     if expires_s > EXPIRES_S_MAX {
-        return Err(wrong("X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be less than 604800 seconds"));
+        return Err(wrong(
+            "X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be less than 604800 seconds",
+        ));
     }
     if date_ms > now_ms.saturating_add(SKEW_MS_MAX) {
         return Err(S3Error::new(Code::AccessDenied, "Request is not valid yet"));

@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::backend::{
-    Backend, BackendError, BatchError, BlobId, Blobs, Condition, DropError, KeyInfo, Keys, Mutation, Page, RowKey, ScanLimit,
-    ScanRange, TableId, Tables,
+    Backend, BackendError, BatchError, BlobId, Blobs, Condition, DropError, KeyInfo, Keys, Mutation, Page, RowKey,
+    ScanLimit, ScanRange, TableId, Tables,
 };
 
 type Rows = BTreeMap<(u8, Vec<u8>), Bytes>;
@@ -148,7 +148,8 @@ impl Tables for Memory {
                         rows.remove(&(key.space, key.key));
                     }
                     Mutation::DeleteRange { space, start, end } => {
-                        let gone: Vec<_> = rows.range((space, start)..(space, end)).map(|(key, _)| key.clone()).collect();
+                        let gone: Vec<_> =
+                            rows.range((space, start)..(space, end)).map(|(key, _)| key.clone()).collect();
                         for key in gone {
                             rows.remove(&key);
                         }
@@ -171,7 +172,10 @@ impl Tables for Memory {
             if range.end.as_ref().is_some_and(|end| *end <= range.start) {
                 return page;
             }
-            let end = range.end.clone().map_or(Bound::Excluded((range.space + 1, Vec::new())), |end| Bound::Excluded((range.space, end)));
+            let end = range
+                .end
+                .clone()
+                .map_or(Bound::Excluded((range.space + 1, Vec::new())), |end| Bound::Excluded((range.space, end)));
             for ((_, key), value) in rows.range((Bound::Included((range.space, range.start.clone())), end)) {
                 if !page.rows.is_empty() && (page.rows.len() >= limit.rows || bytes >= limit.bytes) {
                     page.next = Some(key.clone());

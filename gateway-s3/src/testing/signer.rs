@@ -109,9 +109,16 @@ impl Signer {
         if let Ok(value) = HeaderValue::from_str(host) {
             headers.insert("host", value);
         }
-        let (canonical_path, canonical_query) = Target::new(path, &query).candidates(true).into_iter().next().unwrap_or_default();
-        let canonical =
-            canonical::request(method, &canonical_path, &canonical_query, &headers, &["host".to_owned()], "UNSIGNED-PAYLOAD");
+        let (canonical_path, canonical_query) =
+            Target::new(path, &query).candidates(true).into_iter().next().unwrap_or_default();
+        let canonical = canonical::request(
+            method,
+            &canonical_path,
+            &canonical_query,
+            &headers,
+            &["host".to_owned()],
+            "UNSIGNED-PAYLOAD",
+        );
         let signature = self.key().sign(canonical::string_to_sign(&date, &self.scope(), &canonical).as_bytes());
         format!("{path}?{query}&X-Amz-Signature={signature}")
     }

@@ -155,7 +155,8 @@ pub fn parse_complete(body: &[u8]) -> S3Result<Vec<CompletePart>> {
     }
     let mut parts: Vec<CompletePart> = Vec::new();
     for part in root.children.iter().filter(|child| child.name == "Part") {
-        let number: u32 = part.child_text("PartNumber").and_then(|n| n.trim().parse().ok()).ok_or(Code::MalformedXML)?;
+        let number: u32 =
+            part.child_text("PartNumber").and_then(|n| n.trim().parse().ok()).ok_or(Code::MalformedXML)?;
         let number = u16::try_from(number).ok().filter(|n| (1..=10_000).contains(n)).ok_or_else(|| {
             S3Error::argument("partNumber", number.to_string(), "PartNumber must be >= 1 and <= 10000")
         })?;
@@ -227,7 +228,10 @@ mod tests {
     fn parts_must_ascend() {
         let part = |n: u32| format!("<Part><PartNumber>{n}</PartNumber><ETag>\"e\"</ETag></Part>");
         let body = |ns: &[u32]| {
-            format!("<CompleteMultipartUpload>{}</CompleteMultipartUpload>", ns.iter().map(|n| part(*n)).collect::<String>())
+            format!(
+                "<CompleteMultipartUpload>{}</CompleteMultipartUpload>",
+                ns.iter().map(|n| part(*n)).collect::<String>()
+            )
         };
         assert_eq!(parse_complete(body(&[1, 2, 10_000]).as_bytes()).unwrap().len(), 3);
         assert_eq!(parse_complete(body(&[2, 1]).as_bytes()).unwrap_err().code, Code::InvalidPartOrder);
