@@ -8,7 +8,7 @@
 //! `body` takes the framing off and checks length and signatures → `blob` stores stripes while `checksum` hashes them →
 //! `objects` makes the object visible in one conditional batch and hands what it replaces to [`gc`].
 //!
-//! Design: index row = object (`docs/adr/`), traps of other servers as tests (`tests/traps.rs`).
+//! Design: index row = object (`docs/adr/`), traps of other servers as tests (`tests/protocol`).
 
 mod authorize;
 pub mod backend;

@@ -285,7 +285,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn run(mode: Mode, pieces: &[&[u8]]) -> S3Result<(Vec<u8>, Vec<(String, String)>)> {
+    type Decoded = (Vec<u8>, Vec<(String, String)>);
+
+    fn run(mode: Mode, pieces: &[&[u8]]) -> S3Result<Decoded> {
         let mut decoder = Decoder::new(mode);
         let mut out = Vec::new();
         for piece in pieces {

@@ -62,11 +62,6 @@ impl XmlWriter {
         self.out.push_str(text);
     }
 
-    /// Bytes written so far.
-    pub fn len(&self) -> usize {
-        self.out.len()
-    }
-
     /// The document.
     pub fn finish(self) -> String {
         self.out

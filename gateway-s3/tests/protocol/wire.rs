@@ -156,10 +156,10 @@ async fn garbage_closes_the_connection_and_shutdown_lets_requests_finish() {
     let _ = tokio::time::timeout(Duration::from_secs(10), garbage.read_to_end(&mut rest)).await.unwrap();
 
     let mut stream = served.connect().await;
-    let head = served.head("PUT", "/bkt/k", &[("content-length", "5")], "UNSIGNED-PAYLOAD");
-    stream.write_all(head.as_bytes()).await.unwrap();
+    let extra = [("content-length", "5"), ("expect", "100-continue")];
+    stream.write_all(served.head("PUT", "/bkt/k", &extra, "UNSIGNED-PAYLOAD").as_bytes()).await.unwrap();
+    assert!(read_reply(&mut stream).await.0.starts_with("HTTP/1.1 100"), "the body is being read");
     stream.write_all(b"he").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await; // the request is being read
     served.stop.cancel();
     stream.write_all(b"llo").await.unwrap();
     assert!(read_reply(&mut stream).await.0.starts_with("HTTP/1.1 200"));
