@@ -122,7 +122,7 @@ pub enum PeerBody {
 }
 
 /// How far a copy has been filled, in key order (bit-reversed object hash, then name).
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub enum BackfillCursor {
     /// Objects with keys up to this one follow the log, later ones are unknown. Empty: none yet.
     #[n(0)]

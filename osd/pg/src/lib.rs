@@ -2,13 +2,34 @@
 //!
 //! A pure, synchronous core (design.md §2): [`Pg::step`] is told one [`Input`] and says in [`Output`]s what is to be
 //! done; it reads no clock, does no IO but through [`LocalObjects`], and the same inputs give the same outputs.
-//! The protocol is fixed in `docs/invariants.md` (what must hold, by id) and in the module documents here.
+//! What must hold is listed by id in `docs/invariants.md`; the transition tables are in the module documents here, the
+//! stored rows in `docs/formats/pg.md`.
+//!
+//! Read in this order: `api` (what goes in and out), `pg` (what all roles share), `intervals`, `log` and `merge`,
+//! `peering`, `active` with `exec`, `follower`, `recovery` with `transfer`, `backfill`.
 
+mod active;
 mod api;
+mod backfill;
+mod clients;
+mod exec;
+mod follower;
+mod intervals;
 mod key;
+mod log;
+pub mod memory;
+mod merge;
+mod missing;
+mod peering;
+mod pg;
+mod recovery;
+mod report;
+mod rows;
+mod transfer;
 
 pub use api::{
     Input, Limits, LoadError, LocalObjects, OBJECT_BYTES_MAX, Outbox, Output, ReadError, ReplyTo, RowsPage, Slot,
     StoreOp, TxnId, VERSION_ATTR, WRITE_RESULT_BYTES_MAX,
 };
 pub use key::ObjectKey;
+pub use pg::{Pg, answer_without_copy};

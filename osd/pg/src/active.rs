@@ -1,0 +1,609 @@
+//! The primary while it serves: admission, execution, replication and commit of client requests (protocol.md §2.2).
+//!
+//! | request | executed when | answered when |
+//! |---|---|---|
+//! | write | active for writes, object whole on all members and not being filled | its entry is durable on all members |
+//! | write seen before | – | with the result of the first time, when that is durable everywhere |
+//! | read, failed assert | object whole here | the newest write of that object is durable everywhere |
+//!
+//! Invariants: W1 a write is acknowledged only when every acting member and backfill target has it durable; W2 commits
+//! are in log order; W3 what an answer shows of an object is committed (no read of what may be taken back); W4 a request
+//! id is executed at most once, ever.
+//!
+//! **Seam for read leases** (protocol.md §2.3, not built yet): [`Pg::may_read`] is the one place where a read is let out.
+//! Until leases exist, a primary that is cut off and does not know it yet can answer a read with a value that a newer
+//! interval has replaced; writes are safe (F1).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use holdfast_types::{Epoch, LogVersion, OsdId, Timestamp};
+use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry, PeerBody, RepOp, StoredResults};
+use holdfast_wire::{ClientOutcome, Effect, ObjectOp, OpError, RefusedReason};
+
+use crate::api::{Outbox, Output, Slot, StoreOp};
+use crate::backfill::Backfill;
+use crate::clients::Queued;
+use crate::exec::{self, Executed, Stopped};
+use crate::follower::entry_ops;
+use crate::key::ObjectKey;
+use crate::log::Answered;
+use crate::missing::{Lack, Missing};
+use crate::pg::{AfterDurable, Pg, Role, Step, TICK};
+use crate::recovery::Recovery;
+use crate::rows;
+
+/// A write that a peer has not acknowledged is sent again after this long.
+const RESEND: Duration = Duration::from_secs(1);
+/// Writes sent again at a time; the rest follows when these are acknowledged.
+const RESEND_WRITES_MAX: usize = 32;
+/// The monitors are asked again for another acting set after this long.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What the primary knows of a member or backfill target.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    /// Newest entry that is durable there.
+    pub acked: LogVersion,
+    pub missing: Missing,
+    /// How far it is filled; ahead of what is durable there by what backfill has just completed.
+    pub cursor: BackfillCursor,
+    pub acting: bool,
+}
+
+impl Peer {
+    pub fn new(acked: LogVersion, missing: Missing, cursor: BackfillCursor) -> Peer {
+        Peer { acked, missing, cursor, acting: false }
+    }
+}
+
+/// An answer that waits for the commit of a version.
+#[derive(Debug)]
+struct Held {
+    queued: Queued,
+    outcome: ClientOutcome,
+}
+
+/// A write that is not yet durable everywhere.
+#[derive(Debug)]
+struct InFlight {
+    version: LogVersion,
+    previous: LogVersion,
+    key: ObjectKey,
+    effects: Vec<Effect>,
+    answers: Vec<Held>,
+    sent: Timestamp,
+}
+
+/// See the module document.
+#[derive(Debug)]
+pub(crate) struct Active {
+    pub writeable: bool,
+    pub peers: BTreeMap<OsdId, Peer>,
+    /// Other OSDs that hold copies.
+    pub strays: BTreeSet<OsdId>,
+    pub recovery: Recovery,
+    pub backfill: Option<Backfill>,
+    pub committed_to: LogVersion,
+    local_durable: LogVersion,
+    in_flight: VecDeque<InFlight>,
+    /// Newest uncommitted version by object.
+    uncommitted: BTreeMap<ObjectKey, LogVersion>,
+    pub clean: bool,
+    asked_acting_at: Option<Timestamp>,
+}
+
+impl Active {
+    pub fn new(writeable: bool, head: LogVersion, peers: BTreeMap<OsdId, Peer>, strays: BTreeSet<OsdId>) -> Active {
+        Active {
+            writeable,
+            peers,
+            strays,
+            recovery: Recovery::default(),
+            backfill: None,
+            committed_to: head,
+            local_durable: head,
+            in_flight: VecDeque::new(),
+            uncommitted: BTreeMap::new(),
+            clean: false,
+            asked_acting_at: None,
+        }
+    }
+
+    /// Requests executed but not answered, in the order in which they came.
+    pub fn into_requests(self) -> Vec<Queued> {
+        self.in_flight.into_iter().flat_map(|write| write.answers).map(|held| held.queued).collect()
+    }
+
+    pub fn release_slots(&self, out: &mut Outbox) {
+        if self.recovery.slots.asked_or_held() {
+            out.push(Output::Release(Slot::Outgoing));
+        }
+    }
+
+    pub fn is_uncommitted(&self, key: &ObjectKey) -> bool {
+        self.uncommitted.contains_key(key)
+    }
+
+    /// Keeps an answer until the version is committed.
+    fn hold(&mut self, version: LogVersion, held: Held) -> Option<Held> {
+        if version <= self.committed_to {
+            return Some(held);
+        }
+        let at = self.in_flight.partition_point(|write| write.version < version);
+        match self.in_flight.get_mut(at) {
+            Some(write) => {
+                write.answers.push(held);
+                None
+            }
+            None => Some(held),
+        }
+    }
+
+    /// Whether a write of the object must wait: it is missing, or being copied, on a peer.
+    fn is_degraded(&self, key: &ObjectKey) -> bool {
+        self.recovery.is_pushing(key) || self.peers.values().any(|peer| peer.missing.contains(key))
+    }
+
+    /// Whether a peer is to carry out a write of the object, or only to log it.
+    fn takes_effects(&self, osd: OsdId, peer: &Peer, key: &ObjectKey) -> bool {
+        peer.cursor.covers(key.as_bytes())
+            || self.backfill.as_ref().is_some_and(|backfill| backfill.target == osd && backfill.is_filled(key))
+    }
+
+    /// Everything is where it should be, as far as copies go.
+    pub fn all_copied(&self) -> bool {
+        self.peers.values().all(|peer| peer.missing.is_empty() && peer.cursor.is_complete())
+    }
+}
+
+/// What came of trying a request.
+enum Tried {
+    Done,
+    /// Until something else happens to the object.
+    Wait(Queued),
+    /// In the next step, when the store shows what this one does.
+    NextStep(Queued),
+}
+
+impl Pg {
+    pub(crate) fn active(&mut self) -> Option<&mut Active> {
+        match &mut self.role {
+            Role::Active(active) => Some(active),
+            _ => None,
+        }
+    }
+
+    // ---- admission ----
+
+    pub(crate) fn on_client(&mut self, queued: Queued, step: &mut Step<'_>) {
+        let request = &queued.request;
+        let refuse = |reason, this: &Pg, step: &mut Step<'_>| {
+            this.reply(queued.reply_to, request.id, ClientOutcome::Refused(reason), step.out);
+        };
+        let in_flight = match &self.role {
+            Role::Active(active) => active.in_flight.len(),
+            _ => 0,
+        };
+        if self.clients.len() + in_flight >= self.limits.client_requests_max {
+            return refuse(RefusedReason::Busy, self, step);
+        }
+        if request.epoch > self.map.epoch {
+            step.out.push(Output::NeedMap { at_least: request.epoch });
+            self.clients.push_early(queued);
+            return;
+        }
+        if !self.map.pools.contains_key(&self.id.pool) {
+            return refuse(RefusedReason::PoolGone, self, step);
+        }
+        if !self.is_primary() || self.map.pg_of(self.id.pool, &request.object) != Some(self.id) {
+            return refuse(RefusedReason::WrongPrimary, self, step);
+        }
+        if self.map.is_blocklisted(request.id.client, request.id.incarnation) {
+            return refuse(RefusedReason::Blocklisted, self, step);
+        }
+        let key = ObjectKey::of(&request.object);
+        match &self.role {
+            Role::Active(active) if active.writeable => {}
+            _ => {
+                self.clients.push_waiting(queued);
+                return;
+            }
+        }
+        if self.clients.is_blocked(&key) {
+            self.clients.push_blocked(key, queued);
+            return;
+        }
+        self.try_or_block(key, queued, step);
+    }
+
+    fn try_or_block(&mut self, key: ObjectKey, queued: Queued, step: &mut Step<'_>) {
+        match self.try_request(&key, queued, step) {
+            Tried::Done => {}
+            Tried::Wait(queued) => self.clients.put_back(key, queued),
+            Tried::NextStep(queued) => {
+                self.clients.put_back(key.clone(), queued);
+                self.clients.wake(&key);
+                step.rerun = true;
+            }
+        }
+    }
+
+    /// Tries the requests that may have become executable.
+    fn run_clients(&mut self, step: &mut Step<'_>) {
+        // Each object at most once: what could not be done now cannot be done in this step.
+        let mut again = Vec::new();
+        while let Some((key, queued)) = self.clients.pop_runnable() {
+            match self.try_request(&key, queued, step) {
+                Tried::Done => self.clients.wake(&key),
+                Tried::Wait(queued) => self.clients.put_back(key, queued),
+                Tried::NextStep(queued) => {
+                    self.clients.put_back(key.clone(), queued);
+                    again.push(key);
+                }
+            }
+        }
+        step.rerun |= !again.is_empty();
+        for key in again {
+            self.clients.wake(&key);
+        }
+    }
+
+    fn try_request(&mut self, key: &ObjectKey, queued: Queued, step: &mut Step<'_>) -> Tried {
+        let writes = queued.request.is_write();
+        if writes {
+            match self.holding.log.answered(queued.request.id) {
+                Answered::Unknown => {}
+                Answered::Forgotten => {
+                    self.refuse(&queued, RefusedReason::Forgotten, step);
+                    return Tried::Done;
+                }
+                Answered::As(entry) => {
+                    let (version, outcome) = (entry.version, stored_outcome(entry));
+                    self.answer_at(version, queued, outcome, step);
+                    return Tried::Done;
+                }
+            }
+            if let Some(reason) = self.refuse_write(&queued) {
+                self.refuse(&queued, reason, step);
+                return Tried::Done;
+            }
+        }
+        let missing = self.holding.missing.contains(key);
+        let Some(active) = self.active() else { return Tried::Wait(queued) };
+        if missing || (writes && active.is_degraded(key)) {
+            active.recovery.hurry(key);
+            return Tried::Wait(queued);
+        }
+        if step.touched.contains(key) {
+            return Tried::NextStep(queued);
+        }
+        match exec::execute(step.store, key, &queued.request.ops) {
+            Ok(done) if done.effects.is_empty() => {
+                let outcome = ClientOutcome::Done { version: done.prior, results: done.results };
+                self.answer_read(key, queued, outcome, step);
+            }
+            Ok(done) => self.write(key, queued, done, step),
+            Err(Stopped::Failed { index, error }) => {
+                self.answer_read(key, queued, ClientOutcome::Failed { index, error }, step);
+            }
+            Err(Stopped::Unreadable(error)) => {
+                tracing::warn!(pg = %self.id, object = ?key, %error, "own copy unreadable, taking it from a peer");
+                if self.mark_own_missing(key, step) {
+                    return Tried::Wait(queued);
+                }
+                let outcome = ClientOutcome::Failed { index: 0, error: OpError::Unreadable };
+                self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+            }
+        }
+        Tried::Done
+    }
+
+    fn refuse(&self, queued: &Queued, reason: RefusedReason, step: &mut Step<'_>) {
+        self.reply(queued.reply_to, queued.request.id, ClientOutcome::Refused(reason), step.out);
+    }
+
+    fn refuse_write(&self, queued: &Queued) -> Option<RefusedReason> {
+        let log = &self.holding.log;
+        if log.len() >= 2 * self.limits.log_entries_max || log.bytes() >= 2 * self.limits.log_bytes_max {
+            // A member that cannot be made whole keeps the log from being trimmed; it must not grow for ever.
+            return Some(RefusedReason::Busy);
+        }
+        let frees = |op: &ObjectOp| !op.is_write() || op.frees_space();
+        (self.map.flags.full && !queued.request.ops.iter().all(frees)).then_some(RefusedReason::Full)
+    }
+
+    // ---- answers ----
+
+    /// The seam for read leases: whether an answer that shows an object may go out now.
+    fn may_read(&self, _step: &Step<'_>) -> bool {
+        matches!(&self.role, Role::Active(active) if active.writeable)
+    }
+
+    /// Answers what shows the present state of an object, when that is committed (W3).
+    fn answer_read(&mut self, key: &ObjectKey, queued: Queued, outcome: ClientOutcome, step: &mut Step<'_>) {
+        debug_assert!(self.may_read(step), "only an active primary reads");
+        let version = self.active().and_then(|active| active.uncommitted.get(key).copied());
+        self.answer_at(version.unwrap_or(LogVersion::ZERO), queued, outcome, step);
+    }
+
+    fn answer_at(&mut self, version: LogVersion, queued: Queued, outcome: ClientOutcome, step: &mut Step<'_>) {
+        let held = Held { queued, outcome };
+        let Some(active) = self.active() else { return };
+        if let Some(Held { queued, outcome }) = active.hold(version, held) {
+            self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+        }
+    }
+
+    // ---- writing ----
+
+    fn write(&mut self, key: &ObjectKey, queued: Queued, done: Executed, step: &mut Step<'_>) {
+        let previous = self.holding.log.head();
+        let version = LogVersion { epoch: self.map.epoch, counter: previous.counter + 1 };
+        let request = &queued.request;
+        let entry = LogEntry {
+            version,
+            prior_version: done.prior,
+            object: request.object.clone(),
+            kind: if done.exists { EntryKind::Modify } else { EntryKind::Delete },
+            request: request.id,
+            lowest_outstanding_tid: request.lowest_outstanding_tid,
+            results: StoredResults::keep(&done.results),
+            objects_delta: done.objects_delta,
+            bytes_delta: done.bytes_delta,
+        };
+        let trim_to = self.trim_bound();
+        let mut ops = Vec::with_capacity(done.effects.len() + 4);
+        entry_ops(key, &entry, &done.effects, &mut ops);
+        self.holding.objects += entry.objects_delta;
+        self.holding.bytes += entry.bytes_delta;
+        self.holding.log.append(entry.clone());
+        self.trim_log(trim_to, &mut ops);
+        ops.push(rows::put_info(&self.holding.info()));
+
+        let outcome = ClientOutcome::Done { version, results: done.results };
+        let Some(active) = self.active() else { return };
+        let committed_to = active.committed_to;
+        active.uncommitted.insert(key.clone(), version);
+        let rep_op = |effects| RepOp { previous, entry: entry.clone(), effects, committed_to, trim_to };
+        let rep_ops: Vec<(OsdId, RepOp)> = active
+            .peers
+            .iter()
+            .map(|(osd, peer)| {
+                let effects = active.takes_effects(*osd, peer, key).then(|| done.effects.clone());
+                (*osd, rep_op(effects))
+            })
+            .collect();
+        active.in_flight.push_back(InFlight {
+            version,
+            previous,
+            key: key.clone(),
+            effects: done.effects,
+            answers: vec![Held { queued, outcome }],
+            sent: step.now,
+        });
+        for (osd, rep_op) in rep_ops {
+            self.send(osd, PeerBody::RepOp(rep_op), step);
+        }
+        self.submit(ops, Some(AfterDurable::Logged(version)), step);
+        self.tick_within(TICK, step);
+    }
+
+    /// Up to where the log may be trimmed now; the present tail when there is not enough to be worth it.
+    fn trim_bound(&self) -> LogVersion {
+        let log = &self.holding.log;
+        let Role::Active(active) = &self.role else { return log.tail() };
+        let whole = self.holding.missing.is_empty() && active.all_copied();
+        let keep = if whole { self.limits.log_entries_min } else { self.limits.log_entries_max };
+        if log.len() <= keep + self.limits.log_trim_batch && log.bytes() <= self.limits.log_bytes_max {
+            return log.tail();
+        }
+        let Some(candidate) = log.trim_candidate(keep, self.limits.log_bytes_max) else { return log.tail() };
+        let peers = active.peers.values().map(|peer| peer.missing.last_complete(peer.acked));
+        let bound = peers.fold(active.committed_to.min(self.holding.last_complete()), LogVersion::min);
+        candidate.min(bound).max(log.tail())
+    }
+
+    pub(crate) fn active_logged(&mut self, version: LogVersion, step: &mut Step<'_>) {
+        let Some(active) = self.active() else { return };
+        active.local_durable = active.local_durable.max(version);
+        self.commit(step);
+    }
+
+    fn acknowledged(&mut self, from: OsdId, version: LogVersion, step: &mut Step<'_>) {
+        let head = self.holding.log.head();
+        let Some(peer) = self.active().and_then(|active| active.peers.get_mut(&from)) else { return };
+        if version > peer.acked && version <= head {
+            peer.acked = version;
+            self.commit(step);
+        }
+    }
+
+    /// Answers what is now durable on all members.
+    fn commit(&mut self, step: &mut Step<'_>) {
+        let Some(active) = self.active() else { return };
+        let acked = active.peers.values().map(|peer| peer.acked).fold(active.local_durable, LogVersion::min);
+        if acked <= active.committed_to {
+            return;
+        }
+        assert!(acked <= active.local_durable, "W1: committed beyond what is durable here");
+        active.committed_to = acked;
+        let mut answers = Vec::new();
+        let mut settled = Vec::new();
+        while active.in_flight.front().is_some_and(|write| write.version <= acked) {
+            let Some(write) = active.in_flight.pop_front() else { break };
+            if active.uncommitted.get(&write.key) == Some(&write.version) {
+                active.uncommitted.remove(&write.key);
+                settled.push(write.key);
+            }
+            answers.extend(write.answers);
+        }
+        for Held { queued, outcome } in answers {
+            self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+        }
+        for key in settled {
+            self.clients.wake(&key);
+        }
+    }
+
+    fn resend_writes(&mut self, step: &mut Step<'_>) {
+        let Role::Active(active) = &mut self.role else { return };
+        let Some(front) = active.in_flight.front_mut().filter(|write| step.now.since(write.sent) >= RESEND) else {
+            return;
+        };
+        front.sent = step.now;
+        let mut messages = Vec::new();
+        for (osd, peer) in &active.peers {
+            let late = active.in_flight.iter().filter(|write| write.version > peer.acked);
+            for write in late.take(RESEND_WRITES_MAX) {
+                let Some(entry) = self.holding.log.entry(write.version) else { continue };
+                let effects = active.takes_effects(*osd, peer, &write.key).then(|| write.effects.clone());
+                let rep_op = RepOp {
+                    previous: write.previous,
+                    entry: entry.clone(),
+                    effects,
+                    committed_to: active.committed_to,
+                    trim_to: self.holding.log.tail(),
+                };
+                messages.push((*osd, rep_op));
+            }
+        }
+        for (osd, rep_op) in messages {
+            self.send(osd, PeerBody::RepOp(rep_op), step);
+        }
+    }
+
+    // ---- the rest of an active primary's life ----
+
+    pub(crate) fn active_heard(&mut self, from: OsdId, body: PeerBody, start: Epoch, step: &mut Step<'_>) {
+        match body {
+            PeerBody::RepOpAck { version } => self.acknowledged(from, version, step),
+            PeerBody::PullReply(piece) => self.pull_replied(from, piece, step),
+            PeerBody::PullFailed(pull) => self.pull_failed(from, &pull, step),
+            PeerBody::PushAck(ack) => self.push_acknowledged(from, &ack, step),
+            PeerBody::BackfillDigest(digest) => self.backfill_compared(from, &digest, step),
+            PeerBody::BackfillProgressAck { cursor } => self.backfill_progressed(from, &cursor, step),
+            PeerBody::ReservationGrant => self.remote_granted(from),
+            PeerBody::ReservationReject => self.remote_rejected(from, step),
+            PeerBody::Notice(notice) if notice.info.is_some() => {
+                if let Some(history) = &notice.history {
+                    self.learn_history(history, start, step);
+                }
+                self.stray_appeared(from, step);
+            }
+            _ => {}
+        }
+    }
+
+    fn stray_appeared(&mut self, from: OsdId, step: &mut Step<'_>) {
+        let Some(active) = self.active() else { return };
+        if active.peers.contains_key(&from) {
+            return;
+        }
+        if active.clean {
+            self.send(from, PeerBody::RemovePg, step);
+        } else if active.strays.insert(from) {
+            active.recovery.retry_unfound();
+        }
+    }
+
+    pub(crate) fn active_saw_map(&mut self) {
+        let map = self.map.clone();
+        let Some(active) = self.active() else { return };
+        active.strays.retain(|osd| map.is_up(*osd));
+    }
+
+    pub(crate) fn advance_active(&mut self, step: &mut Step<'_>) {
+        self.run_clients(step);
+        let Some(active) = self.active() else { return };
+        if active.clean {
+            return;
+        }
+        self.recover(step);
+        self.settle(step);
+    }
+
+    /// When all copies are whole: clean, or back to the acting set that placement wants.
+    fn settle(&mut self, step: &mut Step<'_>) {
+        let whole = self.holding.missing.is_empty();
+        let up: Vec<OsdId> = self.members.up.clone();
+        let (is_up_set, epoch) = (self.members.acting == up, self.map.epoch);
+        let full_size = up.len() == self.interval.size as usize;
+        let Some(active) = self.active() else { return };
+        if !whole || !active.all_copied() || active.backfill.is_some() {
+            return;
+        }
+        if !is_up_set {
+            if !up.is_empty() && active.asked_acting_at.is_none_or(|at| step.now.since(at) >= ASK_AGAIN) {
+                active.asked_acting_at = Some(step.now);
+                step.out.push(Output::AskPgTemp { want: Vec::new() });
+            }
+            self.tick_within(ASK_AGAIN, step);
+            return;
+        }
+        if !full_size || !active.writeable {
+            return;
+        }
+        active.clean = true;
+        let strays = std::mem::take(&mut active.strays);
+        self.history.last_epoch_clean = epoch;
+        crate::intervals::forget_superseded(&mut self.history);
+        let mut ops = Vec::new();
+        self.push_history_row(&mut ops);
+        self.submit(ops, None, step);
+        self.share_history(step);
+        for stray in strays {
+            self.send(stray, PeerBody::RemovePg, step);
+        }
+        tracing::debug!(pg = %self.id, osd = %self.whoami, "clean");
+        step.report = true;
+    }
+
+    pub(crate) fn share_history(&self, step: &mut Step<'_>) {
+        let Role::Active(active) = &self.role else { return };
+        for osd in active.peers.keys() {
+            self.send(*osd, PeerBody::History(self.history.clone()), step);
+        }
+    }
+
+    /// Notes that the own copy of an object cannot be used, and has it fetched. Gives `false` when its version is not
+    /// known: then no other copy can be told to be the right one.
+    pub(crate) fn mark_own_missing(&mut self, key: &ObjectKey, step: &mut Step<'_>) -> bool {
+        let stored = exec::stored_version(step.store, key).unwrap_or(LogVersion::ZERO);
+        let logged = self.holding.log.newest_of(&key.name()).map(|entry| entry.version);
+        let need = logged.unwrap_or(stored);
+        if need == LogVersion::ZERO {
+            return false;
+        }
+        let mut ops: Vec<StoreOp> = Vec::new();
+        self.put_lack(key, Lack { need, have: LogVersion::ZERO }, &mut ops);
+        self.submit(ops, None, step);
+        let Some(active) = self.active() else { return false };
+        active.clean = false;
+        active.recovery.hurry(key);
+        step.report = true;
+        true
+    }
+
+    pub(crate) fn tick_active(&mut self, step: &mut Step<'_>) {
+        self.resend_writes(step);
+        self.resend_transfers(step);
+        self.resend_backfill(step);
+        self.renew_slots(step);
+        let Some(active) = self.active() else { return };
+        let busy = !active.in_flight.is_empty() || active.backfill.is_some() || active.recovery.is_busy();
+        if busy || active.asked_acting_at.is_some() {
+            self.tick_within(TICK, step);
+        }
+    }
+}
+
+fn stored_outcome(entry: &LogEntry) -> ClientOutcome {
+    match entry.results.restore() {
+        Ok(results) => ClientOutcome::Done { version: entry.version, results },
+        Err(error) => {
+            tracing::error!(version = %entry.version, %error, "stored results are malformed");
+            ClientOutcome::Failed { index: 0, error: OpError::Unreadable }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Backfill: filling a copy whose log does not reach back far enough, by comparing both sides in key order.
+//!
+//! One target at a time, one batch at a time:
+//!
+//! | phase | what is done | next |
+//! |---|---|---|
+//! | `Scan` | the target lists its objects after the cursor | its digest is compared with the own listing → `Batch` |
+//! | `Batch` | objects that differ are sent, those that are here no more removed | none is left → cursor moves, `Scan` or `Finish` |
+//! | `Finish` | the target is told that it is complete | it has that durable → done |
+//!
+//! A write to an object at or before the cursor, or of the batch and already done, carries its effects to the target; one
+//! to an object still to be sent, or beyond the batch, only its log entry; one to an object that is being sent waits.
+//!
+//! Invariants: B1 everything at or before the cursor follows the log on the target; B2 the cursor moves only when the
+//! whole batch is durable there, and what is stored of it is never ahead of that; B3 what is sent is committed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use holdfast_types::{LogVersion, OsdId, Timestamp};
+use holdfast_wire::peer::{BackfillCursor, BackfillDigest, BackfillProgress, BackfillScan, PeerBody};
+
+use crate::key::ObjectKey;
+use crate::pg::{Pg, Role, Step, TICK};
+
+/// A question that is not answered is asked again after this long.
+const RESEND: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+enum Stage {
+    Scan { asked: Timestamp },
+    Batch { end: BackfillCursor, items: BTreeMap<ObjectKey, ()> },
+    Finish { asked: Timestamp },
+}
+
+/// See the module document.
+#[derive(Debug)]
+pub(crate) struct Backfill {
+    pub target: OsdId,
+    cursor: BackfillCursor,
+    stage: Stage,
+}
+
+impl Backfill {
+    /// Whether the object lies in the present batch and the target has it as it is here.
+    pub fn is_filled(&self, key: &ObjectKey) -> bool {
+        match &self.stage {
+            Stage::Batch { end, items } => end.covers(key.as_bytes()) && !items.contains_key(key),
+            Stage::Scan { .. } | Stage::Finish { .. } => false,
+        }
+    }
+
+    pub fn item_done(&mut self, key: &ObjectKey) {
+        if let Stage::Batch { items, .. } = &mut self.stage {
+            items.remove(key);
+        }
+    }
+}
+
+fn cursor_key(cursor: &BackfillCursor) -> Vec<u8> {
+    match cursor {
+        BackfillCursor::At(key) => key.clone(),
+        BackfillCursor::Complete => Vec::new(),
+    }
+}
+
+impl Pg {
+    /// Goes on with the backfill, or starts that of `next`.
+    pub(crate) fn backfill(&mut self, next: Option<OsdId>, step: &mut Step<'_>) {
+        let Some(active) = self.active() else { return };
+        if active.backfill.is_none()
+            && let Some(target) = next
+            && let Some(peer) = active.peers.get(&target)
+        {
+            let cursor = peer.cursor.clone();
+            active.backfill = Some(Backfill { target, cursor, stage: Stage::Scan { asked: step.now } });
+            self.ask_digest(step);
+            step.report = true;
+        }
+        self.fill_batch(step);
+    }
+
+    fn ask_digest(&mut self, step: &mut Step<'_>) {
+        let limit = u32::try_from(self.limits.backfill_batch).unwrap_or(u32::MAX);
+        let Some(backfill) = self.active().and_then(|active| active.backfill.as_mut()) else { return };
+        backfill.stage = Stage::Scan { asked: step.now };
+        let (target, after) = (backfill.target, cursor_key(&backfill.cursor));
+        self.send(target, PeerBody::BackfillScan(BackfillScan { after, limit }), step);
+        self.tick_within(TICK, step);
+    }
+
+    /// Compares the target's listing with the own one. Runs in a step that has not changed the store before.
+    pub(crate) fn backfill_compared(&mut self, from: OsdId, digest: &BackfillDigest, step: &mut Step<'_>) {
+        let limit = self.limits.backfill_batch.max(1);
+        let Role::Active(active) = &self.role else { return };
+        let Some(backfill) = active.backfill.as_ref().filter(|backfill| backfill.target == from) else { return };
+        if !matches!(backfill.stage, Stage::Scan { .. }) || cursor_key(&backfill.cursor) != digest.after {
+            return;
+        }
+        let after = (!digest.after.is_empty()).then_some(digest.after.as_slice());
+        let own = match step.store.list_objects(after, limit) {
+            Ok(own) => own,
+            Err(error) => {
+                tracing::error!(pg = %self.id, %error, "cannot list the collection");
+                return;
+            }
+        };
+        let own_end = match own.last() {
+            Some(last) if own.len() >= limit => BackfillCursor::At(last.as_bytes().to_vec()),
+            _ => BackfillCursor::Complete,
+        };
+        let end = own_end.min(digest.upto.clone());
+        let theirs: BTreeMap<&[u8], LogVersion> =
+            digest.objects.iter().map(|item| (item.key.as_slice(), item.version)).collect();
+        let mut items = BTreeMap::new();
+        let in_batch = |key: &[u8]| key > digest.after.as_slice() && end.covers(key);
+        for key in own.iter().filter(|key| in_batch(key.as_bytes())) {
+            let version = self.own_version(key, step);
+            if version == LogVersion::ZERO || theirs.get(key.as_bytes()) != Some(&version) {
+                items.insert(key.clone(), ());
+            }
+        }
+        // What is missing here is sent when it has been recovered.
+        let lacking = self.holding.missing.iter().map(|(key, _)| key).filter(|key| in_batch(key.as_bytes()));
+        items.extend(lacking.map(|key| (key.clone(), ())));
+        for key in theirs.keys().filter(|key| in_batch(key)) {
+            let Some(key) = ObjectKey::from_bytes(key) else { continue };
+            if own.binary_search(&key).is_err() {
+                items.insert(key, ());
+            }
+        }
+        if let Some(backfill) = self.active().and_then(|active| active.backfill.as_mut()) {
+            backfill.stage = Stage::Batch { end, items };
+        }
+        step.report = true;
+    }
+
+    /// Sends what is left of the batch; moves the cursor when nothing is.
+    fn fill_batch(&mut self, step: &mut Step<'_>) {
+        let max = self.limits.transfers_max;
+        let Role::Active(active) = &self.role else { return };
+        let Some(backfill) = &active.backfill else { return };
+        let Stage::Batch { end, items } = &backfill.stage else { return };
+        let target = backfill.target;
+        if items.is_empty() {
+            let end = end.clone();
+            self.move_cursor(end, step);
+            return;
+        }
+        let free = max.saturating_sub(active.recovery.transfers());
+        let ready = items.keys().filter(|key| {
+            !active.recovery.is_pushing_to(key, target)
+                && !self.holding.missing.contains(key)
+                && !active.is_uncommitted(key)
+                && !step.touched.contains(key)
+        });
+        let ready: Vec<ObjectKey> = ready.take(free).cloned().collect();
+        for key in ready {
+            match step.store.stat(&key) {
+                Ok(Some(_)) => {
+                    let version = self.own_version(&key, step);
+                    if version == LogVersion::ZERO {
+                        self.mark_own_missing(&key, step);
+                    } else {
+                        self.push_object(target, &key, Some(version), true, step);
+                    }
+                }
+                Ok(None) => self.push_object(target, &key, None, true, step),
+                Err(error) => {
+                    tracing::warn!(pg = %self.id, object = ?key, %error, "own copy unreadable");
+                    self.mark_own_missing(&key, step);
+                }
+            }
+        }
+    }
+
+    fn move_cursor(&mut self, end: BackfillCursor, step: &mut Step<'_>) {
+        let Some(active) = self.active() else { return };
+        let transfer_floor = active.recovery.next_transfer();
+        let Some(backfill) = active.backfill.as_mut() else { return };
+        let target = backfill.target;
+        backfill.cursor = end.clone();
+        let complete = end.is_complete();
+        if complete {
+            backfill.stage = Stage::Finish { asked: step.now };
+        } else if let Some(peer) = active.peers.get_mut(&target) {
+            peer.cursor = end.clone();
+        }
+        let progress = BackfillProgress { cursor: end, transfer_floor };
+        self.send(target, PeerBody::BackfillProgress(progress), step);
+        self.tick_within(TICK, step);
+        if !complete {
+            self.ask_digest(step);
+        }
+    }
+
+    pub(crate) fn backfill_progressed(&mut self, from: OsdId, cursor: &BackfillCursor, step: &mut Step<'_>) {
+        let Some(active) = self.active() else { return };
+        let finishing = active
+            .backfill
+            .as_ref()
+            .is_some_and(|backfill| backfill.target == from && matches!(backfill.stage, Stage::Finish { .. }));
+        if finishing && cursor.is_complete() {
+            active.backfill = None;
+            if let Some(peer) = active.peers.get_mut(&from) {
+                peer.cursor = BackfillCursor::Complete;
+            }
+            step.report = true;
+        }
+    }
+
+    pub(crate) fn resend_backfill(&mut self, step: &mut Step<'_>) {
+        let Some(active) = self.active() else { return };
+        let transfer_floor = active.recovery.next_transfer();
+        let Some(backfill) = active.backfill.as_mut() else { return };
+        let target = backfill.target;
+        match &mut backfill.stage {
+            Stage::Scan { asked } if step.now.since(*asked) >= RESEND => self.ask_digest(step),
+            Stage::Finish { asked } if step.now.since(*asked) >= RESEND => {
+                *asked = step.now;
+                let progress = BackfillProgress { cursor: BackfillCursor::Complete, transfer_floor };
+                self.send(target, PeerBody::BackfillProgress(progress), step);
+            }
+            Stage::Scan { .. } | Stage::Batch { .. } | Stage::Finish { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Client requests that cannot be executed yet.
+//!
+//! Invariants: C1 requests for one object are executed in the order in which they came; C2 their number is bounded
+//! ([`crate::Limits::client_requests_max`]); C3 none is forgotten: each is executed or refused.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use holdfast_types::Epoch;
+use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, RefusedReason};
+
+use crate::api::{Outbox, Output, ReplyTo};
+use crate::key::ObjectKey;
+
+/// A request and where its answer goes.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub reply_to: ReplyTo,
+    pub request: ClientRequest,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Clients {
+    /// For a map that has not come yet.
+    early: VecDeque<Queued>,
+    /// For the placement group to go active.
+    waiting: VecDeque<Queued>,
+    /// For their object: to be recovered, or to be executed after others.
+    blocked: BTreeMap<ObjectKey, VecDeque<Queued>>,
+    /// Objects whose first request may be tried again.
+    runnable: VecDeque<ObjectKey>,
+    count: usize,
+}
+
+impl Clients {
+    /// Requests held.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    pub fn push_early(&mut self, queued: Queued) {
+        self.count += 1;
+        self.early.push_back(queued);
+    }
+
+    /// Those for maps up to `epoch`.
+    pub fn take_early(&mut self, epoch: Epoch) -> Vec<Queued> {
+        let (now, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.early).into_iter().partition(|queued| queued.request.epoch <= epoch);
+        self.early = later.into();
+        self.count -= now.len();
+        now
+    }
+
+    /// Queues for activation; a resend takes the place of what it repeats.
+    pub fn push_waiting(&mut self, queued: Queued) {
+        if let Some(same) = self.waiting.iter_mut().find(|other| other.request.id == queued.request.id) {
+            *same = queued;
+            return;
+        }
+        self.count += 1;
+        self.waiting.push_back(queued);
+    }
+
+    /// Queues behind others of the same object; a resend takes the place of what it repeats.
+    pub fn push_blocked(&mut self, key: ObjectKey, queued: Queued) {
+        let queue = self.blocked.entry(key).or_default();
+        if let Some(same) = queue.iter_mut().find(|other| other.request.id == queued.request.id) {
+            *same = queued;
+            return;
+        }
+        self.count += 1;
+        queue.push_back(queued);
+    }
+
+    pub fn is_blocked(&self, key: &ObjectKey) -> bool {
+        self.blocked.contains_key(key)
+    }
+
+    /// Says that the object's first request may be tried again.
+    pub fn wake(&mut self, key: &ObjectKey) {
+        if self.blocked.contains_key(key) && !self.runnable.contains(key) {
+            self.runnable.push_back(key.clone());
+        }
+    }
+
+    /// The next request to try.
+    pub fn pop_runnable(&mut self) -> Option<(ObjectKey, Queued)> {
+        while let Some(key) = self.runnable.pop_front() {
+            let Some(queue) = self.blocked.get_mut(&key) else { continue };
+            let popped = queue.pop_front();
+            if queue.is_empty() {
+                self.blocked.remove(&key);
+            }
+            if let Some(queued) = popped {
+                self.count -= 1;
+                return Some((key, queued));
+            }
+        }
+        None
+    }
+
+    /// Puts a request that [`Clients::pop_runnable`] gave back to the front.
+    pub fn put_back(&mut self, key: ObjectKey, queued: Queued) {
+        self.count += 1;
+        self.blocked.entry(key).or_default().push_front(queued);
+    }
+
+    /// Everything that had been let in waits for the next activation.
+    pub fn wait_for_activation(&mut self) {
+        self.runnable.clear();
+        let blocked = std::mem::take(&mut self.blocked).into_values().flatten();
+        let rest = std::mem::take(&mut self.waiting);
+        self.waiting = blocked.chain(rest).collect();
+    }
+
+    /// Requests that had been executed but not answered go to the front: they are looked up or executed again.
+    pub fn take_back(&mut self, requests: Vec<Queued>) {
+        self.wait_for_activation();
+        self.count += requests.len();
+        for queued in requests.into_iter().rev() {
+            self.waiting.push_front(queued);
+        }
+    }
+
+    /// The placement group is active: all that waited becomes runnable.
+    pub fn activate(&mut self) {
+        for queued in std::mem::take(&mut self.waiting) {
+            let key = ObjectKey::of(&queued.request.object);
+            self.blocked.entry(key.clone()).or_default().push_back(queued);
+            self.wake(&key);
+        }
+    }
+
+    /// Refuses everything that had been let in.
+    pub fn refuse_all(&mut self, reason: RefusedReason, epoch: Epoch, out: &mut Outbox) {
+        self.wait_for_activation();
+        for queued in std::mem::take(&mut self.waiting) {
+            self.count -= 1;
+            let outcome = ClientOutcome::Refused(reason);
+            out.push(Output::Reply {
+                reply_to: queued.reply_to,
+                reply: ClientReply { id: queued.request.id, epoch, outcome },
+            });
+        }
+    }
+}

@@ -1,0 +1,512 @@
+//! A copy that is not the primary: replica, backfill target or stray. It does what the primary of its interval says.
+//!
+//! | told | not activated in this interval | activated |
+//! |---|---|---|
+//! | `QueryInfo`, `QueryLog` | answer, when all that is submitted is durable | the same |
+//! | `Activate` | merge or replace the log, `info_les = e`, acknowledge when durable → activated | acknowledge again |
+//! | `RepOp` next in order | drop | apply, acknowledge when durable |
+//! | `RepOp` already applied / too early | drop | acknowledge what is durable / keep (bounded) |
+//! | `Push`, `Pull`, scan, progress | drop | do, acknowledge when durable |
+//! | `RemovePg` | remove the copy, if not a member | the same |
+//!
+//! Invariants: R1 an entry is acknowledged only when it is durable here; R2 entries are applied in log order; R3 a push
+//! never replaces an object by an older version: it is taken only for the version that the missing set needs, or, in a
+//! backfill, once per transfer and beyond the cursor; R4 an object never gets a version that the own log does not have
+//! yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use holdfast_types::{Epoch, LogVersion, OsdId, Timestamp};
+use holdfast_wire::Effect;
+use holdfast_wire::peer::{
+    Activate, ActivateAck, BackfillCursor, BackfillDigest, BackfillProgress, BackfillScan, DigestItem, EntryKind,
+    LogEntry, LogReply, ObjectPiece, PeerBody, PiecePosition, Pull, Push, PushAck, PushWhat, RepOp,
+};
+
+use crate::api::{Output, Slot, StoreOp, VERSION_ATTR};
+use crate::exec;
+use crate::key::ObjectKey;
+use crate::log::Log;
+use crate::merge;
+use crate::missing::{Lack, Missing};
+use crate::pg::{AfterDurable, Pg, Role, Step};
+use crate::rows;
+use crate::transfer;
+
+/// A stray tells the primary of itself again after this long, then after twice as long, up to [`GREETING_MAX`].
+const GREETING_MIN: Duration = Duration::from_secs(2);
+const GREETING_MAX: Duration = Duration::from_secs(32);
+/// Writes kept that came before the one they follow. The primary repeats what is dropped.
+const EARLY_WRITES_MAX: usize = 128;
+/// A recovery slot is given back when the primary has not renewed its claim for this long: its release may be lost.
+const SLOT_SILENCE_MAX: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+struct HeldSlot {
+    granted: bool,
+    heard: Timestamp,
+}
+
+/// See the module document.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    activated: bool,
+    /// Newest entry of this interval that is durable here.
+    durable: LogVersion,
+    /// What the primary says is durable everywhere.
+    committed_to: LogVersion,
+    /// Writes that came too early, by the entry that they follow.
+    early: BTreeMap<LogVersion, RepOp>,
+    /// Transfers under way, and where the next piece starts.
+    transfers: BTreeMap<u64, PiecePosition>,
+    /// Backfill transfers that are complete, from `transfer_floor` on.
+    transfers_done: BTreeSet<u64>,
+    transfer_floor: u64,
+    slot: Option<HeldSlot>,
+    greet_at: Timestamp,
+    greeting_pause: Duration,
+}
+
+impl Follower {
+    /// Before the first step of a placement group.
+    pub fn unstarted() -> Follower {
+        Follower::new(Timestamp::ZERO)
+    }
+
+    pub fn new(now: Timestamp) -> Follower {
+        Follower {
+            activated: false,
+            durable: LogVersion::ZERO,
+            committed_to: LogVersion::ZERO,
+            early: BTreeMap::new(),
+            transfers: BTreeMap::new(),
+            transfers_done: BTreeSet::new(),
+            transfer_floor: 0,
+            slot: None,
+            greet_at: now,
+            greeting_pause: GREETING_MIN,
+        }
+    }
+
+    pub fn holds_slot(&self) -> bool {
+        self.slot.is_some()
+    }
+}
+
+/// The store operations of one entry: its effects, the object's new version, the log row.
+pub(crate) fn entry_ops(key: &ObjectKey, entry: &LogEntry, effects: &[Effect], ops: &mut Vec<StoreOp>) {
+    ops.extend(effects.iter().map(|effect| StoreOp::Object { key: key.clone(), effect: effect.clone() }));
+    if entry.kind == EntryKind::Modify {
+        let effect =
+            Effect::SetAttr { name: VERSION_ATTR.to_vec(), value: exec::version_value(entry.version).into() };
+        ops.push(StoreOp::Object { key: key.clone(), effect });
+    }
+    ops.push(rows::put_log(entry));
+}
+
+impl Pg {
+    fn follower(&mut self) -> Option<&mut Follower> {
+        match &mut self.role {
+            Role::Follower(follower) => Some(follower),
+            _ => None,
+        }
+    }
+
+    fn is_member(&self) -> bool {
+        self.members.up.contains(&self.whoami) || self.members.acting.contains(&self.whoami)
+    }
+
+    /// A stray with a copy makes itself known: the primary may need it, or have it removed.
+    pub(crate) fn greet_primary(&mut self, step: &mut Step<'_>) {
+        let Some(primary) = self.members.primary().filter(|osd| *osd != self.whoami && !self.is_member()) else {
+            return;
+        };
+        let notice = PeerBody::Notice(self.notice());
+        self.send_when_durable(primary, notice, step);
+        let Some(follower) = self.follower() else { return };
+        let pause = follower.greeting_pause;
+        follower.greet_at = step.now + pause;
+        follower.greeting_pause = (pause * 2).min(GREETING_MAX);
+        self.tick_within(pause, step);
+    }
+
+    pub(crate) fn tick_follower(&mut self, step: &mut Step<'_>) {
+        let Some(follower) = self.follower() else { return };
+        let greet = follower.greet_at <= step.now;
+        let silent = follower.slot.as_ref().is_some_and(|slot| step.now.since(slot.heard) >= SLOT_SILENCE_MAX);
+        if silent {
+            follower.slot = None;
+            step.out.push(Output::Release(Slot::Incoming));
+        }
+        let (holds, greet_in) = (follower.holds_slot(), follower.greet_at.since(step.now));
+        if greet {
+            self.greet_primary(step);
+        } else if !self.is_member() && self.members.primary().is_some() {
+            self.tick_within(greet_in, step);
+        }
+        if holds {
+            self.tick_within(SLOT_SILENCE_MAX, step);
+        }
+    }
+
+    /// The primary of this interval says something.
+    pub(crate) fn follow(&mut self, from: OsdId, body: PeerBody, start: Epoch, step: &mut Step<'_>) {
+        let Role::Follower(follower) = &self.role else { return };
+        let activated = follower.activated;
+        match body {
+            PeerBody::QueryInfo => {
+                let notice = PeerBody::Notice(self.notice());
+                self.send_when_durable(from, notice, step);
+            }
+            PeerBody::QueryLog { since } => {
+                let reply = PeerBody::Log(self.log_reply(since));
+                self.send_when_durable(from, reply, step);
+            }
+            PeerBody::Activate(activate) if !activated => self.follow_activate(from, activate, start, step),
+            PeerBody::Activate(_) => self.acknowledge_activation(from, step),
+            PeerBody::History(history) => self.learn_history(&history, start, step),
+            PeerBody::RemovePg if !self.is_member() => {
+                tracing::info!(pg = %self.id, osd = %self.whoami, "stray copy removed");
+                self.remove_copy(step);
+            }
+            PeerBody::Pull(pull) => self.serve_pull(from, pull, step),
+            PeerBody::RepOp(op) if activated => self.follow_write(from, op, step),
+            PeerBody::Push(push) if activated => self.follow_push(from, push, step),
+            PeerBody::BackfillScan(scan) if activated => self.follow_scan(from, scan, step),
+            PeerBody::BackfillProgress(progress) if activated => self.follow_progress(from, progress, step),
+            PeerBody::ReservationRequest if activated => self.follow_reservation(from, step),
+            PeerBody::ReservationRelease => self.release_incoming(step),
+            _ => tracing::debug!(pg = %self.id, %from, "message without use in this state dropped"),
+        }
+    }
+
+    pub(crate) fn log_reply(&self, since: LogVersion) -> LogReply {
+        let log = &self.holding.log;
+        let overlaps = since != LogVersion::ZERO && log.joins(since) || log.tail() == since;
+        let (entries, dups) = if overlaps {
+            (log.after(since).cloned().collect(), Vec::new())
+        } else {
+            (log.entries().cloned().collect(), log.dups().cloned().collect())
+        };
+        LogReply {
+            since,
+            overlaps,
+            info: self.holding.info(),
+            history: self.history.clone(),
+            entries,
+            missing: self.holding.missing.to_items(),
+            dups,
+        }
+    }
+
+    // ---- activation ----
+
+    fn follow_activate(&mut self, from: OsdId, activate: Activate, start: Epoch, step: &mut Step<'_>) {
+        let mut ops = Vec::new();
+        match activate.since {
+            Some(since) if !self.holding.log.joins(since) => {
+                tracing::warn!(pg = %self.id, %from, %since, "activation does not join the log here");
+                return;
+            }
+            Some(since) => {
+                let own: Vec<&LogEntry> = self.holding.log.after(since).collect();
+                let auth: Vec<&LogEntry> = activate.entries.iter().collect();
+                let holding = &self.holding;
+                let merged = merge::merge(since, &own, &auth, &holding.missing, &holding.last_backfill);
+                self.holding.take_merge(merged, &mut ops);
+            }
+            None => {
+                ops.push(rows::delete_log());
+                let none = Missing::default();
+                rows::change_missing(&self.holding.missing, &none, &mut ops);
+                self.holding.missing = none;
+                self.holding.last_backfill = BackfillCursor::START;
+                ops.extend(activate.dups.iter().chain(&activate.entries).map(rows::put_log));
+                self.holding.log = Log::from_parts(activate.info.log_tail, activate.dups, activate.entries);
+            }
+        }
+        self.holding.objects = i64::try_from(activate.info.objects).unwrap_or(i64::MAX);
+        self.holding.bytes = i64::try_from(activate.info.bytes).unwrap_or(i64::MAX);
+        if let Some(epoch) = activate.last_epoch_started {
+            self.holding.last_epoch_started = epoch;
+        }
+        let merged = crate::intervals::merge_history(&mut self.history, &activate.history);
+        if merged.took_past && start < self.interval.first {
+            self.interval.first = start;
+        }
+        ops.push(rows::put_info(&self.holding.info()));
+        self.push_history_row(&mut ops);
+        let head = self.holding.log.head();
+        self.submit(ops, None, step);
+        if let Some(follower) = self.follower() {
+            follower.activated = true;
+            follower.durable = head;
+            follower.committed_to = LogVersion::ZERO;
+        }
+        self.acknowledge_activation(from, step);
+    }
+
+    fn acknowledge_activation(&mut self, from: OsdId, step: &mut Step<'_>) {
+        let ack = ActivateAck { info: self.holding.info(), missing: self.holding.missing.to_items() };
+        self.send_when_durable(from, PeerBody::ActivateAck(ack), step);
+    }
+
+    // ---- writes ----
+
+    fn follow_write(&mut self, from: OsdId, op: RepOp, step: &mut Step<'_>) {
+        let head = self.holding.log.head();
+        let Some(follower) = self.follower() else { return };
+        if op.entry.version <= head {
+            if op.entry.version <= follower.durable {
+                let version = follower.durable;
+                self.send(from, PeerBody::RepOpAck { version }, step);
+            }
+            return;
+        }
+        if op.previous != head {
+            if follower.early.len() < EARLY_WRITES_MAX {
+                follower.early.insert(op.previous, op);
+            }
+            return;
+        }
+        self.apply_write(op, step);
+        loop {
+            let head = self.holding.log.head();
+            let Some(next) = self.follower().and_then(|follower| follower.early.remove(&head)) else { break };
+            self.apply_write(next, step);
+        }
+    }
+
+    fn apply_write(&mut self, op: RepOp, step: &mut Step<'_>) {
+        let key = ObjectKey::of(&op.entry.object);
+        let version = op.entry.version;
+        if version <= self.holding.log.head() {
+            return;
+        }
+        let mut ops = Vec::with_capacity(op.effects.as_ref().map_or(0, Vec::len) + 4);
+        if let Some(effects) = &op.effects {
+            if let Some(lack) = self.holding.missing.get(&key) {
+                // The primary waits for the recovery of an object before it writes it; should it be wrong, the object
+                // stays missing, at the new version.
+                tracing::warn!(pg = %self.id, object = ?key, "write to an object that is missing here");
+                self.put_lack(&key, Lack { need: version, have: lack.have }, &mut ops);
+                ops.push(rows::put_log(&op.entry));
+            } else {
+                entry_ops(&key, &op.entry, effects, &mut ops);
+            }
+        } else {
+            ops.push(rows::put_log(&op.entry));
+        }
+        self.holding.objects += op.entry.objects_delta;
+        self.holding.bytes += op.entry.bytes_delta;
+        self.holding.log.append(op.entry);
+        self.trim_log(op.trim_to, &mut ops);
+        ops.push(rows::put_info(&self.holding.info()));
+        if let Some(follower) = self.follower() {
+            follower.committed_to = follower.committed_to.max(op.committed_to);
+        }
+        self.submit(ops, Some(AfterDurable::Logged(version)), step);
+    }
+
+    /// Trims the log as the primary says, but never past what is complete here.
+    pub(crate) fn trim_log(&mut self, trim_to: LogVersion, ops: &mut Vec<StoreOp>) {
+        let bound = trim_to.min(self.holding.last_complete());
+        if bound > self.holding.log.tail()
+            && let Some(dropped) = self.holding.log.trim_to(bound, self.limits.dups_max)
+        {
+            ops.push(rows::delete_log_to(dropped));
+        }
+    }
+
+    pub(crate) fn put_lack(&mut self, key: &ObjectKey, lack: Lack, ops: &mut Vec<StoreOp>) {
+        self.holding.missing.insert(key.clone(), lack);
+        ops.push(rows::put_missing(key, lack));
+    }
+
+    pub(crate) fn follower_logged(&mut self, version: LogVersion, step: &mut Step<'_>) {
+        let Some(follower) = self.follower() else { return };
+        follower.durable = follower.durable.max(version);
+        if let Some(primary) = self.members.primary() {
+            self.send(primary, PeerBody::RepOpAck { version }, step);
+        }
+    }
+
+    // ---- objects ----
+
+    /// Sends a piece of an object, if it is here in exactly that version.
+    pub(crate) fn serve_pull(&mut self, from: OsdId, pull: Pull, step: &mut Step<'_>) {
+        let key = ObjectKey::of(&pull.object);
+        let piece = transfer::read_piece(step.store, &key, pull.version, &pull.position, self.limits.piece_bytes);
+        let body = match piece {
+            Ok(Some(piece)) if !step.touched.contains(&key) => PeerBody::PullReply(piece),
+            Ok(_) => PeerBody::PullFailed(pull),
+            Err(error) => {
+                tracing::warn!(pg = %self.id, object = ?key, %error, "cannot send an object");
+                PeerBody::PullFailed(pull)
+            }
+        };
+        self.send(from, body, step);
+    }
+
+    fn follow_push(&mut self, from: OsdId, push: Push, step: &mut Step<'_>) {
+        let transfer = push.transfer;
+        let Some(next) = self.take_push(push, step) else { return };
+        self.send_when_durable(from, PeerBody::PushAck(PushAck { transfer, next }), step);
+    }
+
+    /// Takes a push; gives what to send next (`None`: nothing more), or nothing when it must not be answered.
+    fn take_push(&mut self, push: Push, step: &mut Step<'_>) -> Option<Option<PiecePosition>> {
+        let transfer = push.transfer;
+        let Role::Follower(follower) = &self.role else { return None };
+        if push.backfill && (transfer < follower.transfer_floor || follower.transfers_done.contains(&transfer)) {
+            return Some(None);
+        }
+        let piece = match push.what {
+            PushWhat::Piece(piece) => piece,
+            PushWhat::Remove(object) if push.backfill => {
+                let op = StoreOp::Object { key: ObjectKey::of(&object), effect: Effect::Remove };
+                self.submit(vec![op], None, step);
+                self.follower()?.transfers_done.insert(transfer);
+                return Some(None);
+            }
+            PushWhat::Remove(_) => return None,
+        };
+        let key = ObjectKey::of(&piece.object);
+        if push.backfill {
+            if piece.version > self.holding.log.head() {
+                return None; // R4: its entry has not come yet; the primary repeats the push
+            }
+        } else {
+            match self.holding.missing.get(&key) {
+                Some(lack) if lack.need == piece.version => {}
+                _ => return Some(None), // R3: it is here already
+            }
+        }
+        let expected = follower.transfers.get(&transfer).cloned().unwrap_or_default();
+        if piece.position != expected {
+            return Some(Some(expected));
+        }
+        let next = piece.next.clone();
+        self.write_piece(&key, piece, step);
+        let follower = self.follower()?;
+        match &next {
+            Some(position) => {
+                follower.transfers.insert(transfer, position.clone());
+            }
+            None => {
+                follower.transfers.remove(&transfer);
+                if push.backfill {
+                    follower.transfers_done.insert(transfer);
+                }
+            }
+        }
+        Some(next)
+    }
+
+    /// Writes a piece of an object that is missing here, or beyond the backfill cursor; with the last piece the object is
+    /// whole.
+    pub(crate) fn write_piece(&mut self, key: &ObjectKey, piece: ObjectPiece, step: &mut Step<'_>) {
+        let mut ops = Vec::new();
+        let last = piece.next.is_none();
+        if let Some(lack) = self.holding.missing.get(key) {
+            if last {
+                self.holding.missing.remove(key);
+                ops.push(rows::delete_missing(key));
+            } else if lack.have != LogVersion::ZERO {
+                self.put_lack(key, Lack { have: LogVersion::ZERO, ..lack }, &mut ops);
+            }
+        }
+        transfer::piece_ops(key, piece, &mut ops);
+        if last {
+            ops.push(rows::put_info(&self.holding.info()));
+        }
+        self.submit(ops, None, step);
+    }
+
+    // ---- backfill ----
+
+    fn follow_scan(&mut self, from: OsdId, scan: BackfillScan, step: &mut Step<'_>) {
+        let limit = (scan.limit as usize).clamp(1, 4 * self.limits.backfill_batch.max(1));
+        let after = (!scan.after.is_empty()).then_some(scan.after.as_slice());
+        let keys = match step.store.list_objects(after, limit) {
+            Ok(keys) => keys,
+            Err(error) => {
+                tracing::error!(pg = %self.id, %error, "cannot list the collection");
+                return;
+            }
+        };
+        let upto = match keys.last() {
+            Some(last) if keys.len() >= limit => BackfillCursor::At(last.as_bytes().to_vec()),
+            _ => BackfillCursor::Complete,
+        };
+        let item = |key: &ObjectKey| DigestItem {
+            key: key.as_bytes().to_vec(),
+            // What cannot be read counts as half-written: it is sent anew.
+            version: exec::stored_version(step.store, key).unwrap_or(LogVersion::ZERO),
+        };
+        let objects = keys.iter().map(item).collect();
+        let digest = BackfillDigest { after: scan.after, upto, objects };
+        self.send(from, PeerBody::BackfillDigest(digest), step);
+    }
+
+    fn follow_progress(&mut self, from: OsdId, progress: BackfillProgress, step: &mut Step<'_>) {
+        if progress.cursor > self.holding.last_backfill {
+            self.holding.last_backfill = progress.cursor;
+            let ops = vec![rows::put_info(&self.holding.info())];
+            self.submit(ops, None, step);
+            if let Some(follower) = self.follower() {
+                follower.transfer_floor = follower.transfer_floor.max(progress.transfer_floor);
+                let floor = follower.transfer_floor;
+                follower.transfers_done = follower.transfers_done.split_off(&floor);
+                follower.transfers = follower.transfers.split_off(&floor);
+            }
+        }
+        let cursor = self.holding.last_backfill.clone();
+        self.send_when_durable(from, PeerBody::BackfillProgressAck { cursor }, step);
+    }
+
+    // ---- reservations ----
+
+    fn follow_reservation(&mut self, from: OsdId, step: &mut Step<'_>) {
+        let now = step.now;
+        let Some(follower) = self.follower() else { return };
+        match &mut follower.slot {
+            None => {
+                follower.slot = Some(HeldSlot { granted: false, heard: now });
+                step.out.push(Output::Reserve(Slot::Incoming));
+            }
+            Some(slot) => {
+                slot.heard = now;
+                if slot.granted {
+                    self.send(from, PeerBody::ReservationGrant, step);
+                }
+            }
+        }
+        self.tick_within(SLOT_SILENCE_MAX, step);
+    }
+
+    fn release_incoming(&mut self, step: &mut Step<'_>) {
+        if self.follower().and_then(|follower| follower.slot.take()).is_some() {
+            step.out.push(Output::Release(Slot::Incoming));
+        }
+    }
+
+    pub(crate) fn incoming_reserved(&mut self, step: &mut Step<'_>) {
+        let primary = self.members.primary();
+        let Some(slot) = self.follower().and_then(|follower| follower.slot.as_mut()) else { return };
+        slot.granted = true;
+        if let Some(primary) = primary {
+            self.send(primary, PeerBody::ReservationGrant, step);
+        }
+    }
+
+    pub(crate) fn incoming_refused(&mut self, step: &mut Step<'_>) {
+        let primary = self.members.primary();
+        if self.follower().and_then(|follower| follower.slot.take()).is_some()
+            && let Some(primary) = primary
+        {
+            self.send(primary, PeerBody::ReservationReject, step);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Intervals: runs of epochs in which a placement group's members do not change (protocol.md §2.1), and who of the past
+//! must be heard before it may serve (§2.4 step 1).
+//!
+//! Invariants: I1 two holders of the same maps compute the same intervals; I2 an interval in which writes may have been
+//! acknowledged is forgotten only when a later activation (`les`) or a clean state (`lec`) has superseded it; I3 a holder
+//! that does not know the past back to `lec` says so (`known_from`) and never goes active on its own word.
+
+use std::collections::BTreeSet;
+
+use holdfast_map::{ClusterMap, PgMembers};
+use holdfast_types::{Epoch, Incarnation, OsdId, PgId};
+use holdfast_wire::peer::{PastInterval, PgHistory};
+use minicbor::{Decode, Encode};
+
+/// A member and its run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub(crate) struct Member {
+    #[n(0)]
+    pub osd: OsdId,
+    #[n(1)]
+    pub incarnation: Incarnation,
+}
+
+/// The present interval.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub(crate) struct Interval {
+    #[n(0)]
+    pub first: Epoch,
+    #[n(1)]
+    pub up: Vec<Member>,
+    #[n(2)]
+    pub acting: Vec<Member>,
+    #[n(3)]
+    pub size: u32,
+    #[n(4)]
+    pub min_size: u32,
+    #[n(5)]
+    pub pg_num: u32,
+}
+
+impl Interval {
+    /// The interval that a map and its members belong to, if it begins there.
+    pub fn beginning(map: &ClusterMap, pg: PgId, members: &PgMembers) -> Interval {
+        let with_runs = |osds: &[OsdId]| -> Vec<Member> {
+            let run = |osd: &OsdId| map.osds.get(osd).map_or(Incarnation(0), |info| info.incarnation);
+            osds.iter().map(|osd| Member { osd: *osd, incarnation: run(osd) }).collect()
+        };
+        let pool = map.pools.get(&pg.pool);
+        Interval {
+            first: map.epoch,
+            up: with_runs(&members.up),
+            acting: with_runs(&members.acting),
+            size: pool.map_or(0, holdfast_map::Pool::size),
+            min_size: pool.map_or(0, holdfast_map::Pool::min_size),
+            pg_num: pool.map_or(0, |pool| pool.pg_num),
+        }
+    }
+
+    /// Whether `next` is only a continuation.
+    pub fn continues_as(&self, next: &Interval) -> bool {
+        Interval { first: next.first, ..self.clone() } == *next
+    }
+
+    /// This interval when it is over; `last_map` is the last map of it.
+    pub fn ended(&self, last_map: &ClusterMap) -> PastInterval {
+        let up_thru = self.acting.first().and_then(|primary| last_map.osds.get(&primary.osd)).map(|info| info.up_thru);
+        let enough = self.acting.len() >= self.min_size as usize;
+        PastInterval {
+            first: self.first,
+            last: last_map.epoch,
+            up: self.up.iter().map(|member| member.osd).collect(),
+            acting: self.acting.iter().map(|member| member.osd).collect(),
+            maybe_rw: enough && up_thru.is_some_and(|up_thru| up_thru >= self.first),
+        }
+    }
+
+    pub fn has_enough_acting(&self) -> bool {
+        self.acting.len() >= self.min_size as usize
+    }
+}
+
+/// History of a placement group about which nothing is known before `first`.
+pub(crate) fn new_history(created: Epoch, first: Epoch) -> PgHistory {
+    PgHistory {
+        epoch_created: created,
+        last_epoch_started: Epoch::ZERO,
+        last_epoch_clean: Epoch::ZERO,
+        known_from: first,
+        past: Vec::new(),
+    }
+}
+
+/// Whether the past is known as far back as it matters.
+pub(crate) fn is_known(history: &PgHistory) -> bool {
+    history.known_from <= history.epoch_created.max(history.last_epoch_clean)
+}
+
+/// Drops what does not matter any more.
+pub(crate) fn forget_superseded(history: &mut PgHistory) {
+    let clean = history.last_epoch_clean;
+    history.past.retain(|interval| interval.last >= clean);
+}
+
+/// Takes over what `theirs` knows more; both speak of the same present interval. Gives whether anything changed; with
+/// their past comes their knowledge of when the present interval began.
+pub(crate) fn merge_history(ours: &mut PgHistory, theirs: &PgHistory) -> MergedHistory {
+    let before = ours.clone();
+    ours.epoch_created = ours.epoch_created.max(theirs.epoch_created);
+    ours.last_epoch_started = ours.last_epoch_started.max(theirs.last_epoch_started);
+    ours.last_epoch_clean = ours.last_epoch_clean.max(theirs.last_epoch_clean);
+    let took_past = theirs.known_from < ours.known_from && !is_known(ours);
+    if took_past {
+        ours.known_from = theirs.known_from;
+        ours.past = theirs.past.clone();
+    }
+    forget_superseded(ours);
+    MergedHistory { changed: *ours != before, took_past }
+}
+
+/// See [`merge_history`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MergedHistory {
+    pub changed: bool,
+    pub took_past: bool,
+}
+
+/// Whom a primary must hear.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct PriorSet {
+    /// Live OSDs to ask.
+    pub probe: BTreeSet<OsdId>,
+    /// OSDs of which one must come back: an interval in which writes may have been acknowledged has no live member.
+    pub blocked_by: BTreeSet<OsdId>,
+}
+
+/// Computes the prior set. An OSD that is in no map any more was removed by an operator: that is the explicit "lost".
+pub(crate) fn prior_set(history: &PgHistory, interval: &Interval, map: &ClusterMap, whoami: OsdId) -> PriorSet {
+    let mut prior = PriorSet::default();
+    prior.probe.extend(interval.up.iter().chain(&interval.acting).map(|member| member.osd));
+    if !is_known(history) {
+        return ask_everyone(prior, history, map, whoami);
+    }
+    for past in &history.past {
+        if !past.maybe_rw || past.last < history.last_epoch_started {
+            continue;
+        }
+        let mut live = past.acting.iter().filter(|osd| map.is_up(**osd)).peekable();
+        if live.peek().is_none() {
+            prior.blocked_by.extend(past.acting.iter().filter(|osd| map.osds.contains_key(osd)));
+        }
+        prior.probe.extend(live);
+    }
+    prior.probe.remove(&whoami);
+    prior
+}
+
+/// The past is unknown here (a first member of a placement group that nobody else remembers, or a new member): ask all
+/// that may have held a copy, and wait for those that are down. One holder's history is enough to do better.
+fn ask_everyone(mut prior: PriorSet, history: &PgHistory, map: &ClusterMap, whoami: OsdId) -> PriorSet {
+    for (osd, info) in &map.osds {
+        if info.up {
+            prior.probe.insert(*osd);
+        } else if info.up_from > Epoch::ZERO && info.down_at > history.epoch_created {
+            prior.blocked_by.insert(*osd);
+        }
+    }
+    prior.probe.remove(&whoami);
+    prior
+}

@@ -1,0 +1,172 @@
+//! The obvious store: one collection in memory. The model for tests, and the simulator's disk.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use bytes::Bytes;
+use holdfast_wire::{Blob, Effect, Row};
+
+use crate::api::{LocalObjects, ReadError, RowsPage, StoreOp};
+use crate::key::ObjectKey;
+
+/// One object.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemoryObject {
+    /// Its bytes.
+    pub data: Vec<u8>,
+    /// Its attributes.
+    pub attrs: BTreeMap<Vec<u8>, Bytes>,
+    /// Its rows.
+    pub rows: BTreeMap<Vec<u8>, Bytes>,
+    /// Whether reading its bytes fails, as rot would make it.
+    pub rotten: bool,
+}
+
+/// A collection in memory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemoryCollection {
+    /// Whether it has been created.
+    pub exists: bool,
+    /// Objects by key.
+    pub objects: BTreeMap<ObjectKey, MemoryObject>,
+    /// The collection's own rows.
+    pub meta: BTreeMap<Vec<u8>, Bytes>,
+}
+
+impl MemoryCollection {
+    /// Applies a transaction.
+    pub fn apply(&mut self, ops: &[StoreOp]) {
+        for op in ops {
+            match op {
+                StoreOp::CreateCollection => self.exists = true,
+                StoreOp::RemoveCollection => *self = MemoryCollection::default(),
+                StoreOp::Object { key, effect: Effect::Remove } => {
+                    self.objects.remove(key);
+                }
+                StoreOp::Object { key, effect } => self.objects.entry(key.clone()).or_default().apply(effect),
+                StoreOp::PutMeta { key, value } => {
+                    self.meta.insert(key.to_vec(), value.clone());
+                }
+                StoreOp::DeleteMeta { key } => {
+                    self.meta.remove(&key[..]);
+                }
+                StoreOp::DeleteMetaRange { start, end } => {
+                    self.meta.retain(|key, _| !(key[..] >= start[..] && key[..] < end[..]));
+                }
+            }
+        }
+    }
+}
+
+fn index(offset: u64) -> usize {
+    usize::try_from(offset).unwrap_or(usize::MAX)
+}
+
+impl MemoryObject {
+    fn apply(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Touch | Effect::Remove => {}
+            Effect::Write { offset, data } => {
+                let (start, end) = (index(*offset), index(*offset) + data.len());
+                if self.data.len() < end {
+                    self.data.resize(end, 0);
+                }
+                self.data[start..end].copy_from_slice(data.as_ref());
+            }
+            Effect::Zero { offset, length } => {
+                let end = index(offset + length).min(self.data.len());
+                let start = index(*offset).min(end);
+                self.data[start..end].fill(0);
+            }
+            Effect::Truncate { size } => self.data.resize(index(*size), 0),
+            Effect::SetAttr { name, value } => {
+                self.attrs.insert(name.clone(), value.0.clone());
+            }
+            Effect::RemoveAttr { name } => {
+                self.attrs.remove(name);
+            }
+            Effect::PutRows { rows } => {
+                self.rows.extend(rows.iter().map(|row| (row.key.clone(), row.value.0.clone())));
+            }
+            Effect::DeleteRows { keys } => {
+                for key in keys {
+                    self.rows.remove(key.as_slice());
+                }
+            }
+            Effect::DeleteRowRange { start, end } => {
+                let inside = |key: &[u8]| key >= start.as_slice() && end.as_ref().is_none_or(|end| key < end.as_slice());
+                self.rows.retain(|key, _| !inside(key));
+            }
+        }
+    }
+}
+
+impl LocalObjects for MemoryCollection {
+    fn stat(&self, key: &ObjectKey) -> Result<Option<u64>, ReadError> {
+        Ok(self.objects.get(key).map(|object| object.data.len() as u64))
+    }
+
+    fn read(&self, key: &ObjectKey, offset: u64, length: u64) -> Result<Bytes, ReadError> {
+        let Some(object) = self.objects.get(key) else { return Ok(Bytes::new()) };
+        if object.rotten {
+            return Err(ReadError::Corrupt { detail: "rotten".to_owned() });
+        }
+        let start = index(offset).min(object.data.len());
+        let end = index(offset.saturating_add(length)).min(object.data.len());
+        Ok(Bytes::copy_from_slice(&object.data[start..end]))
+    }
+
+    fn attr(&self, key: &ObjectKey, name: &[u8]) -> Result<Option<Bytes>, ReadError> {
+        Ok(self.objects.get(key).and_then(|object| object.attrs.get(name)).cloned())
+    }
+
+    fn attrs(&self, key: &ObjectKey) -> Result<Vec<Row>, ReadError> {
+        let Some(object) = self.objects.get(key) else { return Ok(Vec::new()) };
+        Ok(object.attrs.iter().map(|(key, value)| Row { key: key.clone(), value: Blob(value.clone()) }).collect())
+    }
+
+    fn rows_get(&self, key: &ObjectKey, rows: &[&[u8]]) -> Result<Vec<Option<Bytes>>, ReadError> {
+        let object = self.objects.get(key);
+        Ok(rows.iter().map(|row| object.and_then(|object| object.rows.get(*row)).cloned()).collect())
+    }
+
+    fn rows_scan(
+        &self,
+        key: &ObjectKey,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit_rows: usize,
+        limit_bytes: usize,
+    ) -> Result<RowsPage, ReadError> {
+        let mut page = RowsPage::default();
+        let Some(object) = self.objects.get(key) else { return Ok(page) };
+        let mut bytes = 0;
+        let from = object.rows.range::<[u8], _>((Bound::Included(start), Bound::Unbounded));
+        for (key, value) in from.take_while(|(key, _)| end.is_none_or(|end| key.as_slice() < end)) {
+            if page.rows.len() >= limit_rows || bytes >= limit_bytes {
+                page.more = true;
+                break;
+            }
+            bytes += key.len() + value.len();
+            page.rows.push(Row { key: key.clone(), value: Blob(value.clone()) });
+        }
+        Ok(page)
+    }
+
+    fn list_objects(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<ObjectKey>, ReadError> {
+        let keys = self.objects.keys().filter(|key| after.is_none_or(|after| key.as_bytes() > after));
+        Ok(keys.take(limit).cloned().collect())
+    }
+
+    fn meta_get(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
+        Ok(self.meta.get(key).cloned())
+    }
+
+    fn meta_scan(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, ReadError> {
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        let range = self.meta.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)));
+        Ok(range.take(limit).map(|(key, value)| (Bytes::copy_from_slice(key), value.clone())).collect())
+    }
+}

@@ -1,0 +1,478 @@
+//! The primary before it serves: it learns who has what, takes the authoritative log, and makes every member take it
+//! (protocol.md §2.4).
+//!
+//! | phase | leaves when | to |
+//! |---|---|---|
+//! | `GetInfo` | every live OSD of the prior set has answered, none is missing for an interval with writes | choice of the log |
+//! | `Down` | an OSD of `blocked_by` is up again (map), or a notice shows a newer `les` | `GetInfo` |
+//! | `Incomplete` | a map or a notice brings a copy that may be chosen | `GetInfo` |
+//! | `WaitActing` | the map has the acting set asked for (a new interval), or changes otherwise | new interval, `GetInfo` |
+//! | `GetLog` | the chosen log has come and is merged; it does not join | `GetMissing`; choice without this copy |
+//! | `GetMissing` | all members' logs are known; one does not join | `WaitUpThru`; choice with that member as backfill target |
+//! | `WaitUpThru` | `up_thru ≥ interval start` in the map | `Activating` |
+//! | `Activating` | own activation durable and all members have acknowledged theirs | role `Active` |
+//!
+//! A source that goes down in `GetLog` or `GetMissing` leads back to `GetInfo`; a member that does makes a new interval.
+//! From `Activating` there is no way back within the interval. Every question is asked again each [`RESEND`].
+//!
+//! Invariants: P1 the chosen log is of a complete copy (`last_backfill = MAX`) with `info_les ≥ M`; P2 the placement
+//! group goes active for writes only after the map shows `up_thru ≥ interval start` and every member, backfill targets
+//! included, has the activation durable; P3 `history.les` is set only after that.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use holdfast_types::{Epoch, LogVersion, OsdId, Timestamp};
+use holdfast_wire::peer::{Activate, BackfillCursor, LogEntry, LogReply, Notice, PeerBody, PgInfo};
+
+use crate::active::{Active, Peer};
+use crate::api::Output;
+use crate::intervals;
+use crate::merge;
+use crate::missing::Missing;
+use crate::pg::{AfterDurable, Pg, Role, Step};
+use crate::rows;
+
+/// Questions that are not answered are asked again after this long.
+const RESEND: Duration = Duration::from_secs(1);
+
+/// Where peering stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Phase {
+    GetInfo,
+    Down { blocked_by: BTreeSet<OsdId> },
+    Incomplete,
+    WaitActing { want: Vec<OsdId> },
+    GetLog { from: OsdId },
+    GetMissing { waiting: BTreeSet<OsdId> },
+    WaitUpThru,
+    Activating { waiting: BTreeSet<OsdId>, own_durable: bool, epoch: Epoch },
+}
+
+/// How a member's log joins the authoritative one.
+#[derive(Debug, Clone)]
+struct PeerLog {
+    /// The last shared entry; `None`: nothing is shared, the member starts afresh.
+    since: Option<LogVersion>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Peering {
+    phase: Phase,
+    notices: BTreeMap<OsdId, Notice>,
+    asked: BTreeSet<OsdId>,
+    /// Copies whose logs do not join the authoritative one.
+    apart: BTreeSet<OsdId>,
+    logs: BTreeMap<OsdId, PeerLog>,
+    acked: BTreeMap<OsdId, Peer>,
+    up_thru_asked: Option<Timestamp>,
+}
+
+impl Default for Peering {
+    fn default() -> Peering {
+        Peering {
+            phase: Phase::GetInfo,
+            notices: BTreeMap::new(),
+            asked: BTreeSet::new(),
+            apart: BTreeSet::new(),
+            logs: BTreeMap::new(),
+            acked: BTreeMap::new(),
+            up_thru_asked: None,
+        }
+    }
+}
+
+impl Peering {
+    pub fn phase(&self) -> &Phase {
+        &self.phase
+    }
+}
+
+/// The choice of log and members.
+struct Choice {
+    auth: OsdId,
+    want: Vec<OsdId>,
+}
+
+impl Pg {
+    fn peering(&mut self) -> Option<&mut Peering> {
+        match &mut self.role {
+            Role::Peering(peering) => Some(peering),
+            _ => None,
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, step: &mut Step<'_>) {
+        if let Some(peering) = self.peering()
+            && peering.phase != phase
+        {
+            tracing::debug!(pg = %self.id, osd = %self.whoami, ?phase, "peering");
+            if let Some(peering) = self.peering() {
+                peering.phase = phase;
+            }
+            step.report = true;
+            self.tick_within(RESEND, step);
+        }
+    }
+
+    /// Goes through the phases as far as what is known allows.
+    pub(crate) fn advance_peering(&mut self, step: &mut Step<'_>) {
+        loop {
+            let Role::Peering(peering) = &self.role else { return };
+            let before = peering.phase.clone();
+            match &before {
+                Phase::GetInfo | Phase::Down { .. } | Phase::Incomplete => self.gather_infos(step),
+                Phase::GetMissing { waiting } if waiting.is_empty() => self.enter(Phase::WaitUpThru, step),
+                Phase::WaitUpThru => self.try_activate(step),
+                Phase::Activating { waiting, own_durable: true, epoch } if waiting.is_empty() => {
+                    self.become_active(*epoch, step);
+                }
+                Phase::WaitActing { .. } | Phase::GetLog { .. } | Phase::GetMissing { .. } | Phase::Activating { .. } => {}
+            }
+            if self.peering().is_none_or(|peering| peering.phase == before) {
+                return;
+            }
+        }
+    }
+
+    // ---- GetInfo ----
+
+    fn gather_infos(&mut self, step: &mut Step<'_>) {
+        let prior = intervals::prior_set(&self.history, &self.interval, &self.map, self.whoami);
+        let Some(peering) = self.peering() else { return };
+        let ask: Vec<OsdId> = prior.probe.iter().copied().filter(|osd| peering.asked.insert(*osd)).collect();
+        let waiting = prior.probe.iter().any(|osd| !peering.notices.contains_key(osd));
+        for osd in ask {
+            self.send(osd, PeerBody::QueryInfo, step);
+        }
+        self.tick_within(RESEND, step);
+        if waiting {
+            self.enter(Phase::GetInfo, step);
+        } else if !prior.blocked_by.is_empty() {
+            self.enter(Phase::Down { blocked_by: prior.blocked_by }, step);
+        } else if intervals::is_known(&self.history) {
+            self.choose(step);
+        } else if self.nobody_has_data() {
+            // Every OSD that may ever have held the placement group is up and has nothing: it is new.
+            self.history.known_from = self.history.epoch_created;
+            self.choose(step);
+        } else {
+            self.enter(Phase::Incomplete, step);
+        }
+    }
+
+    fn nobody_has_data(&self) -> bool {
+        let blank = |info: &PgInfo| info.last_update == LogVersion::ZERO && info.last_epoch_started == Epoch::ZERO;
+        let Role::Peering(peering) = &self.role else { return false };
+        blank(&self.holding.info()) && peering.notices.values().all(|notice| notice.info.as_ref().is_none_or(blank))
+    }
+
+    // ---- the choice ----
+
+    fn choose(&mut self, step: &mut Step<'_>) {
+        let Some(choice) = self.choice() else {
+            self.enter(Phase::Incomplete, step);
+            return;
+        };
+        if choice.want != self.members.acting {
+            let want = if choice.want == self.members.up { Vec::new() } else { choice.want };
+            step.out.push(Output::AskPgTemp { want: want.clone() });
+            self.enter(Phase::WaitActing { want }, step);
+            return;
+        }
+        if choice.auth == self.whoami {
+            self.get_missing(step);
+        } else {
+            let since = self.holding.log.head();
+            self.enter(Phase::GetLog { from: choice.auth }, step);
+            self.send(choice.auth, PeerBody::QueryLog { since }, step);
+        }
+    }
+
+    /// The authoritative log and the acting set that can serve it; `None` when no copy may be chosen.
+    fn choice(&self) -> Option<Choice> {
+        let Role::Peering(peering) = &self.role else { return None };
+        let own = self.holding.info();
+        let others = peering.notices.iter().filter_map(|(osd, notice)| Some((*osd, notice.info.as_ref()?)));
+        let copies: BTreeMap<OsdId, &PgInfo> = others.chain([(self.whoami, &own)]).collect();
+        let complete = |info: &&PgInfo| info.last_backfill.is_complete();
+        let started = copies.values().copied().filter(complete).map(|info| info.last_epoch_started).max();
+        let floor = started.unwrap_or(Epoch::ZERO).max(self.history.last_epoch_started);
+        let candidates = copies.iter().filter(|(_, info)| complete(info) && info.last_epoch_started >= floor);
+        let rank = |osd: &OsdId, info: &PgInfo| {
+            (info.last_update, Reverse(info.log_tail), *osd == self.whoami, Reverse(*osd))
+        };
+        let (auth, auth_info) = candidates.max_by_key(|(osd, info)| rank(osd, info))?;
+        let joins = |osd: &OsdId| {
+            let info = copies.get(osd);
+            !peering.apart.contains(osd)
+                && info.is_some_and(|info| info.last_backfill.is_complete() && info.last_update >= auth_info.log_tail)
+        };
+        let first = self.members.up.first().copied().filter(joins).unwrap_or(*auth);
+        let mut want = vec![first];
+        let rest = self.members.up.iter().chain(&self.members.acting).chain(copies.keys());
+        for osd in rest {
+            if want.len() < self.interval.size as usize && !want.contains(osd) && joins(osd) && self.map.is_up(*osd) {
+                want.push(*osd);
+            }
+        }
+        Some(Choice { auth: *auth, want })
+    }
+
+    // ---- GetLog ----
+
+    fn took_log(&mut self, from: OsdId, reply: LogReply, step: &mut Step<'_>) {
+        let log = &self.holding.log;
+        let common = if reply.overlaps && reply.since == log.head() {
+            Some(reply.since)
+        } else {
+            merge::common_version(log, reply.info.log_tail, &reply.entries)
+        };
+        let Some(common) = common else {
+            let whoami = self.whoami;
+            tracing::info!(pg = %self.id, %from, "own log does not join the authoritative one");
+            if let Some(peering) = self.peering() {
+                peering.apart.insert(whoami);
+            }
+            self.choose(step);
+            return;
+        };
+        let auth: Vec<&LogEntry> = reply.entries.iter().filter(|entry| entry.version > common).collect();
+        let own: Vec<&LogEntry> = log.after(common).collect();
+        let merged = merge::merge(common, &own, &auth, &self.holding.missing, &self.holding.last_backfill);
+        let mut ops = Vec::new();
+        self.holding.take_merge(merged, &mut ops);
+        self.holding.objects = i64::try_from(reply.info.objects).unwrap_or(i64::MAX);
+        self.holding.bytes = i64::try_from(reply.info.bytes).unwrap_or(i64::MAX);
+        ops.push(rows::put_info(&self.holding.info()));
+        self.submit(ops, None, step);
+        self.get_missing(step);
+    }
+
+    // ---- GetMissing ----
+
+    fn get_missing(&mut self, step: &mut Step<'_>) {
+        let head = self.holding.log.head();
+        let (mut waiting, mut questions) = (BTreeSet::new(), Vec::new());
+        let peers = self.peers_wanted();
+        let acting = self.members.acting.clone();
+        let own_log = &self.holding.log;
+        let Role::Peering(peering) = &mut self.role else { return };
+        peering.logs.clear();
+        for osd in peers {
+            let notice = peering.notices.get(&osd);
+            let info = notice.and_then(|notice| notice.info.as_ref());
+            let is_new = info.is_none_or(|info| info.last_backfill == BackfillCursor::START);
+            let current = notice.is_some_and(|notice| notice.missing_count == 0)
+                && info.is_some_and(|info| info.last_update == head);
+            if peering.apart.contains(&osd) || (is_new && !acting.contains(&osd)) {
+                peering.logs.insert(osd, PeerLog { since: None });
+            } else if current {
+                peering.logs.insert(osd, PeerLog { since: Some(head) });
+            } else {
+                let since = own_log.floor(info.map_or(LogVersion::ZERO, |info| info.last_update));
+                waiting.insert(osd);
+                questions.push((osd, since));
+            }
+        }
+        for (osd, since) in questions {
+            self.send(osd, PeerBody::QueryLog { since }, step);
+        }
+        self.enter(Phase::GetMissing { waiting }, step);
+    }
+
+    fn took_peer_log(&mut self, from: OsdId, reply: &LogReply, step: &mut Step<'_>) {
+        let own = &self.holding.log;
+        let since = if reply.overlaps && own.joins(reply.since) {
+            Some(reply.since)
+        } else {
+            merge::common_version(own, reply.info.log_tail, &reply.entries)
+        };
+        // What is shared must be in that log too, or the entries sent would not follow on.
+        let since = since.filter(|since| *since >= reply.info.log_tail);
+        let acting = self.members.acting.contains(&from);
+        let Some(peering) = self.peering() else { return };
+        if since.is_none() {
+            peering.apart.insert(from);
+        }
+        peering.logs.insert(from, PeerLog { since });
+        if let Phase::GetMissing { waiting } = &mut peering.phase {
+            waiting.remove(&from);
+        }
+        if since.is_none() && acting {
+            tracing::info!(pg = %self.id, %from, "log of an acting member does not join, it must be backfilled");
+            self.choose(step);
+        }
+    }
+
+    // ---- WaitUpThru, Activating ----
+
+    fn try_activate(&mut self, step: &mut Step<'_>) {
+        let writeable = self.interval.has_enough_acting();
+        let up_thru = self.map.osds.get(&self.whoami).map_or(Epoch::ZERO, |info| info.up_thru);
+        if writeable && up_thru < self.interval.first {
+            let at_least = self.interval.first;
+            let Some(peering) = self.peering() else { return };
+            if peering.up_thru_asked.is_none_or(|at| step.now.since(at) >= RESEND) {
+                peering.up_thru_asked = Some(step.now);
+                step.out.push(Output::AskUpThru { at_least });
+            }
+            self.tick_within(RESEND, step);
+            return;
+        }
+        let epoch = self.map.epoch;
+        if writeable {
+            self.holding.last_epoch_started = epoch;
+        }
+        let mut ops = vec![rows::put_info(&self.holding.info())];
+        self.push_history_row(&mut ops);
+        self.submit(ops, Some(AfterDurable::OwnActivation), step);
+        let waiting = self.peers_wanted();
+        self.enter(Phase::Activating { waiting, own_durable: false, epoch }, step);
+        self.send_activations(step);
+    }
+
+    fn send_activations(&self, step: &mut Step<'_>) {
+        let Role::Peering(peering) = &self.role else { return };
+        let Phase::Activating { waiting, epoch, .. } = &peering.phase else { return };
+        let last_epoch_started = self.interval.has_enough_acting().then_some(*epoch);
+        for osd in waiting {
+            let since = peering.logs.get(osd).and_then(|log| log.since);
+            let log = &self.holding.log;
+            let (entries, dups) = match since {
+                Some(since) => (log.after(since).cloned().collect(), Vec::new()),
+                None => (log.entries().cloned().collect(), log.dups().cloned().collect()),
+            };
+            let (info, history) = (self.holding.info(), self.history.clone());
+            let activate = Activate { since, entries, info, history, last_epoch_started, dups };
+            self.send(*osd, PeerBody::Activate(activate), step);
+        }
+    }
+
+    pub(crate) fn own_activation_durable(&mut self) {
+        if let Some(peering) = self.peering()
+            && let Phase::Activating { own_durable, .. } = &mut peering.phase
+        {
+            *own_durable = true;
+        }
+    }
+
+    fn become_active(&mut self, epoch: Epoch, step: &mut Step<'_>) {
+        let acting = self.members.acting.clone();
+        let Role::Peering(peering) = &mut self.role else { return };
+        let mut peers = std::mem::take(&mut peering.acked);
+        for (osd, peer) in &mut peers {
+            peer.acting = acting.contains(osd);
+        }
+        let known = std::mem::take(&mut peering.notices);
+        let member = |osd: &OsdId| peers.contains_key(osd);
+        let strays = known.into_iter().filter(|(osd, notice)| notice.info.is_some() && !member(osd));
+        let strays: BTreeSet<OsdId> = strays.map(|(osd, _)| osd).collect();
+        let writeable = self.interval.has_enough_acting();
+        if writeable {
+            self.history.last_epoch_started = epoch;
+            let mut ops = Vec::new();
+            self.push_history_row(&mut ops);
+            self.submit(ops, None, step);
+        }
+        let head = self.holding.log.head();
+        self.role = Role::Active(Box::new(Active::new(writeable, head, peers, strays)));
+        if writeable {
+            self.share_history(step);
+            self.clients.activate();
+        }
+        tracing::debug!(pg = %self.id, osd = %self.whoami, %epoch, %head, writeable, "active");
+        step.report = true;
+    }
+
+    // ---- inputs ----
+
+    pub(crate) fn peering_heard(&mut self, from: OsdId, body: PeerBody, start: Epoch, step: &mut Step<'_>) {
+        match body {
+            PeerBody::Notice(notice) => {
+                if let Some(history) = &notice.history {
+                    self.learn_history(history, start, step);
+                }
+                let Some(peering) = self.peering() else { return };
+                // Once the choice is made, a newer notice can only repeat what is known, or be of a stray.
+                let gathering = matches!(peering.phase, Phase::GetInfo | Phase::Down { .. } | Phase::Incomplete);
+                if gathering || !peering.notices.contains_key(&from) {
+                    peering.notices.insert(from, notice);
+                }
+            }
+            PeerBody::Log(reply) => {
+                self.learn_history(&reply.history, start, step);
+                let Some(peering) = self.peering() else { return };
+                match &peering.phase {
+                    Phase::GetLog { from: source } if *source == from => self.took_log(from, reply, step),
+                    Phase::GetMissing { waiting } if waiting.contains(&from) => self.took_peer_log(from, &reply, step),
+                    _ => {}
+                }
+            }
+            PeerBody::ActivateAck(ack) => {
+                let Some(peering) = self.peering() else { return };
+                if let Phase::Activating { waiting, .. } = &mut peering.phase
+                    && waiting.remove(&from)
+                {
+                    let missing = Missing::from_items(&ack.missing);
+                    peering.acked.insert(from, Peer::new(ack.info.last_update, missing, ack.info.last_backfill));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A map that does not change the members may still change who can be asked.
+    pub(crate) fn peering_saw_map(&mut self, step: &mut Step<'_>) {
+        let map = self.map.clone();
+        let members = self.peers_wanted();
+        let Some(peering) = self.peering() else { return };
+        if matches!(peering.phase, Phase::Activating { .. } | Phase::WaitUpThru) {
+            return;
+        }
+        // An OSD that went down and came back may have lost what was not durable: forget what it said.
+        let gone = |osd: &OsdId| !map.is_up(*osd) || map.osds.get(osd).is_some_and(|info| info.up_from == map.epoch);
+        let dropped: Vec<OsdId> = peering.asked.iter().copied().filter(gone).collect();
+        for osd in &dropped {
+            peering.asked.remove(osd);
+            peering.notices.remove(osd);
+        }
+        peering.notices.retain(|osd, _| !gone(osd));
+        let source_lost = match &peering.phase {
+            Phase::GetLog { from } => gone(from),
+            Phase::GetMissing { waiting } => waiting.iter().any(|osd| gone(osd) && !members.contains(osd)),
+            Phase::WaitActing { .. } => true,
+            _ => false,
+        };
+        if source_lost {
+            self.enter(Phase::GetInfo, step);
+        }
+    }
+
+    pub(crate) fn tick_peering(&mut self, step: &mut Step<'_>) {
+        let Role::Peering(peering) = &self.role else { return };
+        let head = self.holding.log.head();
+        match peering.phase.clone() {
+            Phase::GetInfo | Phase::Down { .. } | Phase::Incomplete => {
+                let silent: Vec<OsdId> =
+                    peering.asked.iter().copied().filter(|osd| !peering.notices.contains_key(osd)).collect();
+                for osd in silent {
+                    self.send(osd, PeerBody::QueryInfo, step);
+                }
+            }
+            Phase::WaitActing { want } => step.out.push(Output::AskPgTemp { want }),
+            Phase::GetLog { from } => self.send(from, PeerBody::QueryLog { since: head }, step),
+            Phase::GetMissing { waiting } => {
+                for osd in waiting {
+                    let info = peering.notices.get(&osd).and_then(|notice| notice.info.as_ref());
+                    let since = self.holding.log.floor(info.map_or(LogVersion::ZERO, |info| info.last_update));
+                    self.send(osd, PeerBody::QueryLog { since }, step);
+                }
+            }
+            Phase::WaitUpThru => {} // asked again by `try_activate`, which runs in every step
+            Phase::Activating { .. } => self.send_activations(step),
+        }
+        self.tick_within(RESEND, step);
+    }
+}

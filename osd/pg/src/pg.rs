@@ -1,0 +1,678 @@
+//! The placement group: what every role shares, and the door to all of them.
+//!
+//! A [`Pg`] is one OSD's copy of one placement group. It is in one [`Role`] at a time; each role's transitions are in a
+//! module of its own (`follower`, `peering`, `active`, `recovery`, `backfill`). A role lives within one interval: a new
+//! interval always starts a new role, and whatever the old one still had under way is dropped or asked again.
+//!
+//! **One input, one step.** Within a step the store is seen as it was before it: transactions submitted by a step are
+//! visible to the next one. What must read an object that the step has changed waits ([`Step::rerun`]).
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_map::{ClusterMap, PgMembers};
+use holdfast_types::{Epoch, Incarnation, LogVersion, OsdId, PgId, Timestamp};
+use holdfast_wire::peer::{BackfillCursor, Notice, PeerBody, PeerMessage, PgHistory, PgInfo};
+use holdfast_wire::{ClientOutcome, ClientReply, RefusedReason};
+
+use crate::active::Active;
+use crate::api::{Input, Limits, LoadError, LocalObjects, Outbox, Output, ReplyTo, Slot, StoreOp, TxnId};
+use crate::clients::{Clients, Queued};
+use crate::follower::Follower;
+use crate::intervals::{self, Interval};
+use crate::key::ObjectKey;
+use crate::log::Log;
+use crate::merge::Merge;
+use crate::missing::Missing;
+use crate::peering::Peering;
+use crate::rows::{self, HistoryRow};
+
+/// How often unanswered questions are looked at. Well below the time in which a silent peer is marked down.
+pub(crate) const TICK: Duration = Duration::from_millis(500);
+/// The history row is rewritten at least every so many epochs, so that the OSD may forget older maps.
+const STORED_EPOCH_LAG_MAX: u64 = 64;
+
+/// What this OSD's store holds of the placement group.
+#[derive(Debug)]
+pub(crate) struct Holding {
+    pub log: Log,
+    pub missing: Missing,
+    pub last_backfill: BackfillCursor,
+    pub last_epoch_started: Epoch,
+    pub objects: i64,
+    pub bytes: i64,
+}
+
+impl Holding {
+    fn empty() -> Holding {
+        Holding {
+            log: Log::default(),
+            missing: Missing::default(),
+            last_backfill: BackfillCursor::Complete,
+            last_epoch_started: Epoch::ZERO,
+            objects: 0,
+            bytes: 0,
+        }
+    }
+
+    pub fn last_complete(&self) -> LogVersion {
+        self.missing.last_complete(self.log.head())
+    }
+
+    pub fn info(&self) -> PgInfo {
+        PgInfo {
+            last_update: self.log.head(),
+            last_complete: self.last_complete(),
+            log_tail: self.log.tail(),
+            last_backfill: self.last_backfill.clone(),
+            last_epoch_started: self.last_epoch_started,
+            objects: u64::try_from(self.objects).unwrap_or(0),
+            bytes: u64::try_from(self.bytes).unwrap_or(0),
+        }
+    }
+
+    /// Takes the outcome of a merge, and says what that does to the store (without the info row).
+    pub fn take_merge(&mut self, merge: Merge, ops: &mut Vec<StoreOp>) {
+        let dropped = self.log.rewind_to(merge.common);
+        if !dropped.is_empty() {
+            ops.push(rows::delete_log_after(merge.common));
+        }
+        for entry in merge.adopted {
+            ops.push(rows::put_log(&entry));
+            self.log.append(entry);
+        }
+        let remove = |key| StoreOp::Object { key, effect: holdfast_wire::Effect::Remove };
+        ops.extend(merge.remove.into_iter().map(remove));
+        rows::change_missing(&self.missing, &merge.missing, ops);
+        self.missing = merge.missing;
+        self.objects += merge.objects_delta;
+        self.bytes += merge.bytes_delta;
+    }
+}
+
+/// What this OSD is to the placement group in the present interval.
+#[derive(Debug)]
+pub(crate) enum Role {
+    /// Not the primary: a replica, a backfill target, or a stray.
+    Follower(Follower),
+    /// The primary, agreeing with the others on the log.
+    Peering(Box<Peering>),
+    /// The primary, after all members have taken the log.
+    Active(Box<Active>),
+    /// The copy is being removed.
+    Removing,
+    /// The store has failed: nothing more is said.
+    Stopped,
+}
+
+/// What happens when a transaction is durable, provided that the interval is still the same.
+#[derive(Debug)]
+pub(crate) enum AfterDurable {
+    /// Entries up to this one are durable here.
+    Logged(LogVersion),
+    /// A message may go out.
+    Send(OsdId, Box<PeerBody>),
+    /// The primary's own activation is durable.
+    OwnActivation,
+    /// The collection is gone.
+    Gone,
+}
+
+#[derive(Debug)]
+struct PendingTxn {
+    txn: TxnId,
+    interval: u64,
+    then: Vec<AfterDurable>,
+}
+
+/// One call of [`Pg::step`].
+pub(crate) struct Step<'a> {
+    pub now: Timestamp,
+    pub store: &'a dyn LocalObjects,
+    pub out: &'a mut Outbox,
+    /// Objects changed by this step: the store does not show it yet.
+    pub touched: Vec<ObjectKey>,
+    /// Whether the store is to be changed by this step.
+    pub submitted: bool,
+    /// Whether something waits for the store to show what this step does.
+    pub rerun: bool,
+    /// Whether the report changed.
+    pub report: bool,
+}
+
+/// One placement group on one OSD.
+#[derive(Debug)]
+pub struct Pg {
+    pub(crate) id: PgId,
+    pub(crate) whoami: OsdId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) limits: Limits,
+    pub(crate) map: Arc<ClusterMap>,
+    pub(crate) members: PgMembers,
+    pub(crate) interval: Interval,
+    pub(crate) history: PgHistory,
+    pub(crate) holding: Holding,
+    pub(crate) role: Role,
+    pub(crate) clients: Clients,
+    /// Intervals seen by this instance: tells apart what was started in which.
+    interval_number: u64,
+    next_txn: u64,
+    pending: VecDeque<PendingTxn>,
+    /// Messages from newer maps.
+    early: VecDeque<(OsdId, Incarnation, PeerMessage)>,
+    /// Messages that must read what an earlier input of the same step changed.
+    inbox: VecDeque<(OsdId, PeerMessage)>,
+    /// Epoch of the stored history row; `None` while there is no collection.
+    stored_epoch: Option<Epoch>,
+    tick_at: Option<Timestamp>,
+    wake_wish: Option<Timestamp>,
+}
+
+impl Pg {
+    /// A placement group of which this disk has no copy yet. `map` is the oldest map at hand that has the pool — at best
+    /// the one that created it, which alone proves that nothing happened before; later maps follow as [`Input::Map`].
+    #[must_use]
+    pub fn create(pg: PgId, whoami: OsdId, incarnation: Incarnation, map: Arc<ClusterMap>, limits: Limits) -> Pg {
+        let members = map.members(pg);
+        Pg::create_with(pg, whoami, incarnation, map, members, limits)
+    }
+
+    /// As [`Pg::create`], for a caller that has computed the members already.
+    #[must_use]
+    pub fn create_with(
+        pg: PgId,
+        whoami: OsdId,
+        incarnation: Incarnation,
+        map: Arc<ClusterMap>,
+        members: PgMembers,
+        limits: Limits,
+    ) -> Pg {
+        let interval = Interval::beginning(&map, pg, &members);
+        let created = map.pools.get(&pg.pool).map_or(map.epoch, |pool| pool.created);
+        let history = intervals::new_history(created, map.epoch);
+        Pg {
+            id: pg,
+            whoami,
+            incarnation,
+            limits,
+            map,
+            members,
+            interval,
+            history,
+            holding: Holding::empty(),
+            role: Role::Follower(Follower::unstarted()),
+            clients: Clients::default(),
+            interval_number: 0,
+            next_txn: 1,
+            pending: VecDeque::new(),
+            early: VecDeque::new(),
+            inbox: VecDeque::new(),
+            stored_epoch: None,
+            tick_at: None,
+            wake_wish: None,
+        }
+    }
+
+    /// The epoch of the map to give to [`Pg::load`]: maps after it are then fed one by one.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn stored_epoch(store: &dyn LocalObjects) -> Result<Option<Epoch>, LoadError> {
+        Ok(rows::load_history(store)?.map(|row| row.epoch))
+    }
+
+    /// Takes up the stored copy after a restart. `map` is that of [`Pg::stored_epoch`], or the first later one at hand.
+    ///
+    /// # Errors
+    /// [`LoadError`]: such a copy must not be used.
+    pub fn load(
+        pg: PgId,
+        whoami: OsdId,
+        incarnation: Incarnation,
+        map: Arc<ClusterMap>,
+        limits: Limits,
+        store: &dyn LocalObjects,
+    ) -> Result<Pg, LoadError> {
+        let members = map.members(pg);
+        Pg::load_with(pg, whoami, incarnation, map, members, limits, store)
+    }
+
+    /// As [`Pg::load`], for a caller that has computed the members already.
+    ///
+    /// # Errors
+    /// [`LoadError`]: such a copy must not be used.
+    pub fn load_with(
+        pg: PgId,
+        whoami: OsdId,
+        incarnation: Incarnation,
+        map: Arc<ClusterMap>,
+        members: PgMembers,
+        limits: Limits,
+        store: &dyn LocalObjects,
+    ) -> Result<Pg, LoadError> {
+        let stored = rows::load(store)?;
+        let mut this = Pg::create_with(pg, whoami, incarnation, map, members, limits);
+        this.history = stored.row.history;
+        if this.map.epoch == stored.row.epoch {
+            this.interval = stored.row.interval;
+        } else {
+            // Maps in between are lost: what happened there must be learnt from others.
+            this.forget_past();
+        }
+        this.stored_epoch = Some(stored.row.epoch);
+        this.holding = Holding {
+            log: stored.log,
+            missing: stored.missing,
+            last_backfill: stored.info.last_backfill,
+            last_epoch_started: stored.info.last_epoch_started,
+            objects: i64::try_from(stored.info.objects).unwrap_or(i64::MAX),
+            bytes: i64::try_from(stored.info.bytes).unwrap_or(i64::MAX),
+        };
+        Ok(this)
+    }
+
+    /// The placement group's id.
+    #[must_use]
+    pub fn id(&self) -> PgId {
+        self.id
+    }
+
+    /// The map that was applied last.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.map.epoch
+    }
+
+    /// Advances by one input: never waits, reads no clock, does no IO but reads through `store`. The same state, `now`,
+    /// `input` and store give the same `outbox`.
+    pub fn step(&mut self, now: Timestamp, input: Input, store: &dyn LocalObjects, outbox: &mut Outbox) {
+        let mut step = Step {
+            now,
+            store,
+            out: outbox,
+            touched: Vec::new(),
+            submitted: false,
+            rerun: false,
+            report: false,
+        };
+        if matches!(self.role, Role::Stopped) {
+            return;
+        }
+        if self.interval_number == 0 {
+            self.start_interval(&mut step);
+        }
+        if self.wake_wish.is_some_and(|at| at <= now) {
+            self.wake_wish = None;
+        }
+        self.apply(input, &mut step);
+        self.deliver_inbox(&mut step);
+        self.advance(&mut step);
+        self.finish(&mut step);
+        self.check_invariants();
+    }
+
+    fn apply(&mut self, input: Input, step: &mut Step<'_>) {
+        match input {
+            Input::Map { map, members } => self.on_map(map, members, step),
+            Input::Peer { from, incarnation, message } => self.on_peer(from, incarnation, message, step),
+            Input::Client { reply_to, request } => self.on_client(Queued { reply_to, request }, step),
+            Input::Durable(txn) => self.on_durable(txn, step),
+            Input::SubmitFailed(_) => {
+                tracing::error!(pg = %self.id, osd = %self.whoami, "the store failed, the placement group stops");
+                self.role = Role::Stopped;
+            }
+            Input::Reserved(slot) => self.on_reserved(slot, step),
+            Input::ReserveRefused(slot) => self.on_reserve_refused(slot, step),
+            Input::Tick => {
+                if self.tick_at.is_some_and(|at| at <= step.now) {
+                    self.tick_at = None;
+                    self.on_tick(step);
+                }
+            }
+        }
+    }
+
+    /// Starts what the input made possible.
+    fn advance(&mut self, step: &mut Step<'_>) {
+        match &self.role {
+            Role::Peering(_) => self.advance_peering(step),
+            Role::Active(_) => self.advance_active(step),
+            Role::Follower(_) | Role::Removing | Role::Stopped => {}
+        }
+    }
+
+    /// Tells the shell when to come back, and whether the report changed.
+    fn finish(&mut self, step: &mut Step<'_>) {
+        if step.report && self.is_primary() {
+            step.out.push(Output::ReportChanged);
+        }
+        if !self.inbox.is_empty() {
+            step.rerun = true;
+        }
+        let wish = if step.rerun { Some(step.now) } else { self.tick_at };
+        if let Some(at) = wish.filter(|at| Some(*at) != self.wake_wish) {
+            self.wake_wish = Some(at);
+            step.out.push(Output::Wake { at });
+        }
+    }
+
+    /// Asks for a tick at the latest after `after`.
+    pub(crate) fn tick_within(&mut self, after: Duration, step: &Step<'_>) {
+        let at = step.now + after;
+        if self.tick_at.is_none_or(|set| set > at) {
+            self.tick_at = Some(at);
+        }
+    }
+
+    fn on_tick(&mut self, step: &mut Step<'_>) {
+        match &self.role {
+            Role::Follower(_) => self.tick_follower(step),
+            Role::Peering(_) => self.tick_peering(step),
+            Role::Active(_) => self.tick_active(step),
+            Role::Removing | Role::Stopped => {}
+        }
+    }
+
+    // ---- maps and intervals ----
+
+    fn on_map(&mut self, map: Arc<ClusterMap>, members: PgMembers, step: &mut Step<'_>) {
+        if map.epoch <= self.map.epoch || matches!(self.role, Role::Removing) {
+            return;
+        }
+        let gap = map.epoch != self.map.epoch.next();
+        let next = Interval::beginning(&map, self.id, &members);
+        let continues = self.interval.continues_as(&next) && !gap;
+        let last_map = std::mem::replace(&mut self.map, map);
+        self.members = members;
+        if !self.map.pools.contains_key(&self.id.pool) {
+            self.clients.refuse_all(RefusedReason::PoolGone, self.map.epoch, step.out);
+            self.remove_copy(step);
+        } else if continues {
+            let lag = self.stored_epoch.map_or(0, |stored| self.map.epoch.0 - stored.0);
+            if lag >= STORED_EPOCH_LAG_MAX {
+                let mut ops = Vec::new();
+                self.push_history_row(&mut ops);
+                self.submit(ops, None, step);
+            }
+            self.on_same_interval(step);
+        } else {
+            let ended = self.interval.ended(&last_map);
+            self.interval = next;
+            if gap {
+                self.forget_past();
+            } else if ended.maybe_rw {
+                self.history.past.push(ended);
+            }
+            self.start_interval(step);
+        }
+        self.deliver_early(step);
+    }
+
+    fn forget_past(&mut self) {
+        self.history.past.clear();
+        self.history.known_from = self.interval.first;
+    }
+
+    /// Whether the map means this run of this OSD, and says that it serves.
+    fn is_alive(&self) -> bool {
+        self.map.osds.get(&self.whoami).is_some_and(|info| info.up && info.incarnation == self.incarnation)
+    }
+
+    pub(crate) fn is_primary(&self) -> bool {
+        self.members.primary() == Some(self.whoami) && self.is_alive()
+    }
+
+    fn start_interval(&mut self, step: &mut Step<'_>) {
+        self.interval_number += 1;
+        self.inbox.clear();
+        self.tick_at = None;
+        let old = std::mem::replace(&mut self.role, Role::Removing);
+        match old {
+            Role::Active(active) => {
+                active.release_slots(step.out);
+                self.clients.take_back(active.into_requests());
+            }
+            Role::Follower(follower) if follower.holds_slot() => step.out.push(Output::Release(Slot::Incoming)),
+            Role::Stopped => {
+                self.role = Role::Stopped;
+                return;
+            }
+            Role::Follower(_) | Role::Peering(_) | Role::Removing => {}
+        }
+        let mut ops = Vec::new();
+        if self.stored_epoch.is_none() {
+            ops.push(StoreOp::CreateCollection);
+            ops.push(rows::put_info(&self.holding.info()));
+        }
+        self.push_history_row(&mut ops);
+        self.submit(ops, None, step);
+        if self.is_primary() {
+            self.clients.wait_for_activation();
+            self.role = Role::Peering(Box::default());
+        } else {
+            self.clients.refuse_all(RefusedReason::WrongPrimary, self.map.epoch, step.out);
+            self.role = Role::Follower(Follower::new(step.now));
+            self.greet_primary(step);
+        }
+        step.report = true;
+    }
+
+    /// Puts the history row as it is now.
+    pub(crate) fn push_history_row(&mut self, ops: &mut Vec<StoreOp>) {
+        let row = HistoryRow { epoch: self.map.epoch, interval: self.interval.clone(), history: self.history.clone() };
+        self.stored_epoch = Some(row.epoch);
+        ops.push(rows::put_history(&row));
+    }
+
+    fn on_same_interval(&mut self, step: &mut Step<'_>) {
+        match &self.role {
+            Role::Peering(_) => self.peering_saw_map(step),
+            Role::Active(_) => self.active_saw_map(),
+            Role::Follower(_) | Role::Removing | Role::Stopped => {}
+        }
+    }
+
+    /// Takes over what a peer knows of the past.
+    pub(crate) fn learn_history(&mut self, theirs: &PgHistory, their_interval_start: Epoch, step: &mut Step<'_>) {
+        let merged = intervals::merge_history(&mut self.history, theirs);
+        if merged.took_past && their_interval_start < self.interval.first {
+            self.interval.first = their_interval_start;
+        }
+        if merged.changed {
+            let mut ops = Vec::new();
+            self.push_history_row(&mut ops);
+            self.submit(ops, None, step);
+        }
+    }
+
+    /// Drops the copy and, when that is durable, the placement group.
+    pub(crate) fn remove_copy(&mut self, step: &mut Step<'_>) {
+        if let Role::Active(active) = &self.role {
+            active.release_slots(step.out);
+        }
+        if matches!(&self.role, Role::Follower(follower) if follower.holds_slot()) {
+            step.out.push(Output::Release(Slot::Incoming));
+        }
+        self.role = Role::Removing;
+        self.holding = Holding::empty();
+        self.submit(vec![StoreOp::RemoveCollection], Some(AfterDurable::Gone), step);
+    }
+
+    // ---- messages ----
+
+    fn on_peer(&mut self, from: OsdId, incarnation: Incarnation, message: PeerMessage, step: &mut Step<'_>) {
+        if message.pg != self.id {
+            return;
+        }
+        if message.epoch > self.map.epoch {
+            step.out.push(Output::NeedMap { at_least: message.epoch });
+            if self.early.len() >= self.limits.early_messages_max {
+                self.early.pop_front(); // its sender repeats it
+            }
+            self.early.push_back((from, incarnation, message));
+            return;
+        }
+        if self.is_current(from, incarnation, &message) {
+            self.dispatch(from, message, step);
+        }
+    }
+
+    /// F1 and F3: whether sender and receiver are in the same interval, and the sender in its present run.
+    fn is_current(&self, from: OsdId, incarnation: Incarnation, message: &PeerMessage) -> bool {
+        let sender = self.map.osds.get(&from).is_some_and(|info| info.up && info.incarnation == incarnation);
+        let current = sender && message.epoch >= self.interval.first && self.is_alive();
+        if !current {
+            tracing::debug!(pg = %self.id, epoch = %message.epoch, %from, "message of another interval or run dropped");
+        }
+        current
+    }
+
+    fn deliver_early(&mut self, step: &mut Step<'_>) {
+        for (from, incarnation, message) in std::mem::take(&mut self.early) {
+            self.on_peer(from, incarnation, message, step);
+        }
+        for queued in self.clients.take_early(self.map.epoch) {
+            self.on_client(queued, step);
+        }
+    }
+
+    fn deliver_inbox(&mut self, step: &mut Step<'_>) {
+        while !step.submitted {
+            let Some((from, message)) = self.inbox.pop_front() else { return };
+            self.dispatch(from, message, step);
+        }
+    }
+
+    /// Keeps a message until the store shows what this step does.
+    pub(crate) fn defer(&mut self, from: OsdId, message: PeerMessage) {
+        self.inbox.push_back((from, message));
+    }
+
+    fn dispatch(&mut self, from: OsdId, message: PeerMessage, step: &mut Step<'_>) {
+        let from_primary = self.members.primary() == Some(from);
+        let reads_store = matches!(
+            message.body,
+            PeerBody::Pull(_) | PeerBody::BackfillScan(_) | PeerBody::BackfillDigest(_) | PeerBody::PushAck(_)
+        );
+        if reads_store && step.submitted {
+            self.defer(from, message);
+            return;
+        }
+        let start = message.interval_start;
+        match (message.body, &self.role) {
+            (body, Role::Follower(_)) if from_primary => self.follow(from, body, start, step),
+            (body, Role::Peering(_)) => self.peering_heard(from, body, start, step),
+            (body, Role::Active(_)) => self.active_heard(from, body, start, step),
+            (_, Role::Follower(_) | Role::Removing | Role::Stopped) => {}
+        }
+    }
+
+    pub(crate) fn send(&self, to: OsdId, body: PeerBody, step: &mut Step<'_>) {
+        let message = PeerMessage { pg: self.id, epoch: self.map.epoch, interval_start: self.interval.first, body };
+        step.out.push(Output::Send { to, message });
+    }
+
+    /// Sends when all that was submitted so far is durable: nobody may act on what a crash can take back.
+    pub(crate) fn send_when_durable(&mut self, to: OsdId, body: PeerBody, step: &mut Step<'_>) {
+        let interval = self.interval_number;
+        match self.pending.back_mut() {
+            Some(last) if last.interval == interval => last.then.push(AfterDurable::Send(to, Box::new(body))),
+            Some(last) => {
+                // The last transaction belongs to an older interval; what hangs on it must be of this one.
+                let txn = last.txn;
+                let then = vec![AfterDurable::Send(to, Box::new(body))];
+                self.pending.push_back(PendingTxn { txn, interval, then });
+            }
+            None => self.send(to, body, step),
+        }
+    }
+
+    pub(crate) fn reply(&self, reply_to: ReplyTo, id: holdfast_types::RequestId, outcome: ClientOutcome, out: &mut Outbox) {
+        out.push(Output::Reply { reply_to, reply: ClientReply { id, epoch: self.map.epoch, outcome } });
+    }
+
+    /// What this copy says of itself.
+    pub(crate) fn notice(&self) -> Notice {
+        Notice {
+            info: Some(self.holding.info()),
+            history: Some(self.history.clone()),
+            missing_count: self.holding.missing.len() as u64,
+        }
+    }
+
+    // ---- transactions ----
+
+    pub(crate) fn submit(&mut self, ops: Vec<StoreOp>, then: Option<AfterDurable>, step: &mut Step<'_>) {
+        for op in &ops {
+            if let StoreOp::Object { key, .. } = op
+                && step.touched.last() != Some(key)
+            {
+                step.touched.push(key.clone());
+            }
+        }
+        let txn = TxnId(self.next_txn);
+        self.next_txn += 1;
+        self.pending.push_back(PendingTxn { txn, interval: self.interval_number, then: then.into_iter().collect() });
+        step.submitted = true;
+        step.out.push(Output::Submit { txn, ops });
+    }
+
+    fn on_durable(&mut self, txn: TxnId, step: &mut Step<'_>) {
+        while self.pending.front().is_some_and(|front| front.txn <= txn) {
+            let Some(front) = self.pending.pop_front() else { return };
+            for then in front.then {
+                match then {
+                    AfterDurable::Gone => step.out.push(Output::Gone),
+                    _ if front.interval != self.interval_number => {}
+                    AfterDurable::Send(to, body) => self.send(to, *body, step),
+                    AfterDurable::Logged(version) => self.on_logged(version, step),
+                    AfterDurable::OwnActivation => self.own_activation_durable(),
+                }
+            }
+        }
+    }
+
+    fn on_logged(&mut self, version: LogVersion, step: &mut Step<'_>) {
+        match &self.role {
+            Role::Follower(_) => self.follower_logged(version, step),
+            Role::Active(_) => self.active_logged(version, step),
+            Role::Peering(_) | Role::Removing | Role::Stopped => {}
+        }
+    }
+
+    fn on_reserved(&mut self, slot: Slot, step: &mut Step<'_>) {
+        match (&mut self.role, slot) {
+            (Role::Active(_), Slot::Outgoing) => self.outgoing_reserved(step),
+            (Role::Follower(_), Slot::Incoming) => self.incoming_reserved(step),
+            // The wish has been taken back meanwhile; so has the slot.
+            _ => {}
+        }
+    }
+
+    fn on_reserve_refused(&mut self, slot: Slot, step: &mut Step<'_>) {
+        match (&mut self.role, slot) {
+            (Role::Active(_), Slot::Outgoing) => self.outgoing_refused(step),
+            (Role::Follower(_), Slot::Incoming) => self.incoming_refused(step),
+            _ => {}
+        }
+    }
+
+    /// Peers of the primary: acting and up, without itself.
+    pub(crate) fn peers_wanted(&self) -> BTreeSet<OsdId> {
+        let all = self.members.up.iter().chain(&self.members.acting);
+        all.copied().filter(|osd| *osd != self.whoami).collect()
+    }
+}
+
+/// What an OSD without a copy of the placement group answers to a message about it, if anything.
+#[must_use]
+pub fn answer_without_copy(message: &PeerMessage, epoch: Epoch) -> Option<PeerMessage> {
+    let body = match message.body {
+        PeerBody::QueryInfo | PeerBody::QueryLog { .. } => {
+            PeerBody::Notice(Notice { info: None, history: None, missing_count: 0 })
+        }
+        _ => return None,
+    };
+    Some(PeerMessage { pg: message.pg, epoch, interval_start: message.interval_start, body })
+}

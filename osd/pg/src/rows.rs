@@ -1,0 +1,193 @@
+//! The placement group's own rows in its collection (`docs/formats/pg.md`): info, history, log, missing set.
+//!
+//! A value is one version byte, one byte for the oldest version that can read it, then CBOR. The info row is small and
+//! rewritten with every write; history changes with intervals only.
+
+use bytes::Bytes;
+use holdfast_types::{Epoch, LogVersion};
+use holdfast_wire::peer::{LogEntry, PgHistory, PgInfo};
+use minicbor::{Decode, Encode};
+
+use crate::api::{LoadError, LocalObjects, StoreOp};
+use crate::intervals::Interval;
+use crate::key::ObjectKey;
+use crate::log::Log;
+use crate::missing::{Lack, Missing};
+
+/// What this build writes, and the oldest build that can read it.
+const VERSION: [u8; 2] = [1, 1];
+const INFO: &[u8] = b"i";
+const HISTORY: &[u8] = b"h";
+const LOG: u8 = b'l';
+const MISSING: u8 = b'm';
+/// Rows read from the store at a time while loading.
+const PAGE_ROWS: usize = 1_000;
+
+/// The history row: what changes when an interval begins or ends.
+#[derive(Debug, Clone, Encode, Decode)]
+#[cbor(map)]
+pub(crate) struct HistoryRow {
+    /// The map that was applied last.
+    #[n(0)]
+    pub epoch: Epoch,
+    /// The present interval.
+    #[n(1)]
+    pub interval: Interval,
+    /// What came before.
+    #[n(2)]
+    pub history: PgHistory,
+}
+
+fn value<T: Encode<()>>(row: &T) -> Bytes {
+    let mut out = Vec::with_capacity(128);
+    out.extend_from_slice(&VERSION);
+    minicbor::encode(row, &mut out).expect("encoding to memory cannot fail");
+    out.into()
+}
+
+fn parse<T: for<'b> Decode<'b, ()>>(row: &'static str, bytes: &[u8]) -> Result<T, LoadError> {
+    let malformed = |detail: String| LoadError::Malformed { row, detail };
+    match bytes {
+        [_, compatible, body @ ..] if *compatible <= VERSION[0] => {
+            minicbor::decode(body).map_err(|error| malformed(error.to_string()))
+        }
+        [_, compatible, ..] => Err(malformed(format!("it needs a reader of version {compatible}"))),
+        _ => Err(malformed("it is too short".to_owned())),
+    }
+}
+
+pub(crate) fn put_info(info: &PgInfo) -> StoreOp {
+    StoreOp::PutMeta { key: Bytes::from_static(INFO), value: value(info) }
+}
+
+pub(crate) fn put_history(row: &HistoryRow) -> StoreOp {
+    StoreOp::PutMeta { key: Bytes::from_static(HISTORY), value: value(row) }
+}
+
+fn log_key(version: LogVersion) -> [u8; 17] {
+    let mut key = [LOG; 17];
+    key[1..9].copy_from_slice(&version.epoch.0.to_be_bytes());
+    key[9..].copy_from_slice(&version.counter.to_be_bytes());
+    key
+}
+
+/// The key right after a version's.
+fn log_key_after(version: LogVersion) -> [u8; 17] {
+    log_key(LogVersion { epoch: version.epoch, counter: version.counter.saturating_add(1) })
+}
+
+pub(crate) fn put_log(entry: &LogEntry) -> StoreOp {
+    StoreOp::PutMeta { key: Bytes::copy_from_slice(&log_key(entry.version)), value: value(entry) }
+}
+
+/// Deletes all log rows after `version`.
+pub(crate) fn delete_log_after(version: LogVersion) -> StoreOp {
+    StoreOp::DeleteMetaRange {
+        start: Bytes::copy_from_slice(&log_key_after(version)),
+        end: Bytes::copy_from_slice(&[LOG + 1]),
+    }
+}
+
+/// Deletes all log rows up to and with `version`.
+pub(crate) fn delete_log_to(version: LogVersion) -> StoreOp {
+    StoreOp::DeleteMetaRange {
+        start: Bytes::copy_from_slice(&[LOG]),
+        end: Bytes::copy_from_slice(&log_key_after(version)),
+    }
+}
+
+/// Deletes all log rows.
+pub(crate) fn delete_log() -> StoreOp {
+    StoreOp::DeleteMetaRange { start: Bytes::copy_from_slice(&[LOG]), end: Bytes::copy_from_slice(&[LOG + 1]) }
+}
+
+fn missing_key(key: &ObjectKey) -> Bytes {
+    let mut out = Vec::with_capacity(1 + key.as_bytes().len());
+    out.push(MISSING);
+    out.extend_from_slice(key.as_bytes());
+    out.into()
+}
+
+pub(crate) fn put_missing(key: &ObjectKey, lack: Lack) -> StoreOp {
+    StoreOp::PutMeta { key: missing_key(key), value: value(&(lack.need, lack.have)) }
+}
+
+pub(crate) fn delete_missing(key: &ObjectKey) -> StoreOp {
+    StoreOp::DeleteMeta { key: missing_key(key) }
+}
+
+/// Turns the rows of one missing set into those of another.
+pub(crate) fn change_missing(old: &Missing, new: &Missing, ops: &mut Vec<StoreOp>) {
+    ops.extend(old.iter().filter(|(key, _)| !new.contains(key)).map(|(key, _)| delete_missing(key)));
+    ops.extend(new.iter().filter(|(key, lack)| old.get(key) != Some(**lack)).map(|(key, lack)| put_missing(key, *lack)));
+}
+
+/// All that is stored of a copy apart from its objects.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub info: PgInfo,
+    pub row: HistoryRow,
+    pub log: Log,
+    pub missing: Missing,
+}
+
+/// The history row, if the collection has one.
+pub(crate) fn load_history(store: &dyn LocalObjects) -> Result<Option<HistoryRow>, LoadError> {
+    store.meta_get(HISTORY)?.map(|bytes| parse("history", &bytes)).transpose()
+}
+
+/// Reads a copy's rows. What does not fit together is refused: such a copy is not to be trusted.
+pub(crate) fn load(store: &dyn LocalObjects) -> Result<Stored, LoadError> {
+    let info = store.meta_get(INFO)?.ok_or(LoadError::Absent { row: "info" })?;
+    let info: PgInfo = parse("info", &info)?;
+    let row = load_history(store)?.ok_or(LoadError::Absent { row: "history" })?;
+    let (mut dups, mut entries): (Vec<LogEntry>, Vec<LogEntry>) = (Vec::new(), Vec::new());
+    let mut last = LogVersion::ZERO;
+    each_row(store, LOG, |_, bytes| {
+        let entry: LogEntry = parse("log", bytes)?;
+        if entry.version <= last {
+            return Err(LoadError::Malformed { row: "log", detail: format!("{} follows {last}", entry.version) });
+        }
+        last = entry.version;
+        if entry.version <= info.log_tail { dups.push(entry) } else { entries.push(entry) }
+        Ok(())
+    })?;
+    let log = Log::from_parts(info.log_tail, dups, entries);
+    if log.head() != info.last_update {
+        let detail = format!("the log ends at {}, the info row says {}", log.head(), info.last_update);
+        return Err(LoadError::Malformed { row: "log", detail });
+    }
+    let mut missing = Missing::default();
+    each_row(store, MISSING, |key, bytes| {
+        let (need, have): (LogVersion, LogVersion) = parse("missing", bytes)?;
+        let key = ObjectKey::from_bytes(key).ok_or_else(|| LoadError::Malformed {
+            row: "missing",
+            detail: "its key is not an object's".to_owned(),
+        })?;
+        missing.insert(key, Lack { need, have });
+        Ok(())
+    })?;
+    Ok(Stored { info, row, log, missing })
+}
+
+/// Calls `take` with the rest of the key, and the value, of each row whose key begins with `prefix`.
+fn each_row(
+    store: &dyn LocalObjects,
+    prefix: u8,
+    mut take: impl FnMut(&[u8], &[u8]) -> Result<(), LoadError>,
+) -> Result<(), LoadError> {
+    let (mut start, end) = (vec![prefix], [prefix + 1]);
+    loop {
+        let page = store.meta_scan(&start, &end, PAGE_ROWS)?;
+        for (key, bytes) in &page {
+            take(key.get(1..).unwrap_or_default(), bytes)?;
+        }
+        match page.last() {
+            Some((key, _)) if page.len() == PAGE_ROWS => {
+                start = key.to_vec();
+                start.push(0);
+            }
+            _ => return Ok(()),
+        }
+    }
+}
