@@ -27,7 +27,15 @@ pub struct MonFile {
     /// Where its admin endpoint listens; none without.
     pub admin: Option<SocketAddr>,
     /// All monitors at first start, by id, as `host:port`.
+    #[serde(deserialize_with = "monitors_by_id")]
     pub monitors: BTreeMap<MonId, String>,
+}
+
+/// A TOML key is always text.
+fn monitors_by_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<MonId, String>, D::Error> {
+    let by_text = BTreeMap::<String, String>::deserialize(deserializer)?;
+    let parse = |(id, address): (String, String)| Ok((id.parse().map_err(serde::de::Error::custom)?, address));
+    by_text.into_iter().map(parse).collect()
 }
 
 /// `holdfast osd --config`.
@@ -157,13 +165,15 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
         let exit = if error.kind() == std::io::ErrorKind::NotFound { Exit::NotFound } else { Exit::Error };
         Failure::new(exit, format!("cannot read {}", path.display())).because(&error)
     })?;
-    parse(&text).map_err(|error| Failure::usage(format!("{}, {error}", path.display())).next("mend that line and start again"))
+    parse(&text)
+        .map_err(|error| Failure::usage(format!("{}, {error}", path.display())).next("mend that line and start again"))
 }
 
 /// Parses a file's text; the error opens with the line.
 fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     toml::from_str(text).map_err(|error| {
-        let line = error.span().map(|span| text.as_bytes().iter().take(span.start).filter(|byte| **byte == b'\n').count() + 1);
+        let line =
+            error.span().map(|span| text.as_bytes().iter().take(span.start).filter(|byte| **byte == b'\n').count() + 1);
         let message = error.message().trim_end();
         match line {
             // An error of the whole file, such as a key that is missing, spans all of it.
@@ -178,7 +188,8 @@ mod tests {
     use super::*;
     use holdfast_devcluster::{ClusterDir, Layout, Role, Wishes, write_config_files};
 
-    const S3: &str = "cluster = \"00112233-4455-6677-8899-aabbccddeeff\"\nmonitors = [\"127.0.0.1:1\"]\nlisten = \"127.0.0.1:2\"\n";
+    const S3: &str =
+        "cluster = \"00112233-4455-6677-8899-aabbccddeeff\"\nmonitors = [\"127.0.0.1:1\"]\nlisten = \"127.0.0.1:2\"\n";
 
     #[test]
     fn every_file_that_the_development_cluster_writes_is_understood() {

@@ -102,9 +102,13 @@ impl Failure {
     /// The monitors could not be asked.
     pub fn unreachable(what: &str, error: &MonSessionError) -> Failure {
         let (exit, next) = match error {
-            MonSessionError::Timeout { .. } => (Exit::Timeout, "check that the monitors run: `holdfast dev ps`, or their logs"),
+            MonSessionError::Timeout { .. } => {
+                (Exit::Timeout, "check that the monitors run: `holdfast dev ps`, or their logs")
+            }
             MonSessionError::Refused { .. } => (Exit::Error, "check that HOLDFAST_CONFIG names this cluster's file"),
-            MonSessionError::NoAddress { .. } => (Exit::Usage, "check `monitors` in the file that HOLDFAST_CONFIG names"),
+            MonSessionError::NoAddress { .. } => {
+                (Exit::Usage, "check `monitors` in the file that HOLDFAST_CONFIG names")
+            }
         };
         Failure::new(exit, format!("cannot {what}")).because(error).next(next)
     }
@@ -114,7 +118,9 @@ impl Failure {
         let (exit, next) = match error {
             DevError::NoCluster { .. } => (Exit::NotFound, Some("start one with `holdfast dev up --data DIR`")),
             DevError::NoDaemon { .. } => (Exit::NotFound, None),
-            DevError::Running { .. } => (Exit::Conflict, Some("use it (`holdfast dev env`) or stop it (`holdfast dev down`)")),
+            DevError::Running { .. } => {
+                (Exit::Conflict, Some("use it (`holdfast dev env`) or stop it (`holdfast dev down`)"))
+            }
             DevError::OtherShape { .. } => (Exit::Conflict, None),
             DevError::Impossible { .. } => (Exit::Usage, None),
             DevError::Timeout { .. } | DevError::Monitors(MonSessionError::Timeout { .. }) => (Exit::Timeout, None),
@@ -144,7 +150,10 @@ mod tests {
     fn a_failure_says_what_why_and_what_next() {
         let error = MonError::NotFound { what: "pool".to_owned(), name: "x".to_owned() };
         let failure = Failure::refused("delete pool x", &error).next("holdfast pool ls");
-        assert_eq!(failure.text(), "holdfast: cannot delete pool x\n  because: no such pool: x\n  next: holdfast pool ls\n");
+        assert_eq!(
+            failure.text(),
+            "holdfast: cannot delete pool x\n  because: no such pool: x\n  next: holdfast pool ls\n"
+        );
         assert_eq!(failure.exit, Exit::NotFound);
     }
 }

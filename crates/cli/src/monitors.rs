@@ -20,8 +20,10 @@ const CONFIG_DEFAULT: &str = "/etc/holdfast/holdfast.toml";
 pub fn ask(common: &Common, what: &str, command: MonCommand) -> Result<MonReply, Failure> {
     let config: ClientFile = load(&config_file()?)?;
     let limit = Duration::from_secs(common.timeout);
+    let client = getrandom::u64()
+        .map_err(|error| Failure::new(Exit::Error, "the system has no randomness to give").because(&error))?;
     let reply = runtime()?.block_on(async {
-        let session = MonSession::new(config.cluster, &config.monitors, ClientId(rand::random()), Incarnation(1));
+        let session = MonSession::new(config.cluster, &config.monitors, ClientId(client), Incarnation(1));
         match session {
             Ok(session) => session.execute_within(command, limit).await,
             Err(error) => Err(error),

@@ -29,7 +29,9 @@ impl FromStr for ByteSize {
             "" | "B" => 0,
             unit => {
                 // `64M` and `64MiB` are the same; `64MB` would be a guess between two meanings.
-                let known = UNITS.iter().find(|(name, _)| *name == unit || name[..1] == *unit || (unit == "k" && *name == "KiB"));
+                let known = UNITS
+                    .iter()
+                    .find(|(name, _)| *name == unit || name[..1] == *unit || (unit == "k" && *name == "KiB"));
                 known.map(|(_, shift)| *shift).ok_or_else(wrong)?
             }
         };
@@ -123,9 +125,14 @@ mod tests {
 
     #[test]
     fn sizes_are_shown_with_three_digits() {
-        for (bytes, text) in
-            [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (10 << 20, "10.0 MiB"), (700 << 30, "700 GiB"), (u64::MAX, "16.0 EiB")]
-        {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.00 KiB"),
+            (10 << 20, "10.0 MiB"),
+            (700 << 30, "700 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
             assert_eq!(ByteSize(bytes).to_string(), text);
         }
     }
