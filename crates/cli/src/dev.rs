@@ -66,7 +66,7 @@ fn up(common: &Common, args: &UpArgs) -> Result<(), Failure> {
         // A session of its own: the terminal's end does not reach it.
         let _ = rustix::process::setsid();
     }
-    init_logging(if args.background { "info" } else { "warn" })?;
+    init_logging(if args.background { "info,openraft=warn" } else { "warn" })?;
     let runtime = runtime()?;
     let outcome = runtime.block_on(async {
         let stop = CancellationToken::new();

@@ -71,7 +71,7 @@ fn run<F>(start: impl FnOnce(CancellationToken) -> F) -> Result<(), Failure>
 where
     F: Future<Output = Result<Role, Failure>>,
 {
-    init_logging("info")?;
+    init_logging("info,openraft=warn")?;
     let runtime = runtime()?;
     let outcome = runtime.block_on(async {
         let stop = CancellationToken::new();
