@@ -165,6 +165,7 @@ pub async fn start(
     let session = MonSession::new(config.cluster, &config.monitors, caller, Incarnation(unix_millis()))?;
     let id = register(&config, disk, &session, &stop).await?;
     let store = open_store(&config, disk, id).await?;
+    make_own_collection(&store).await?;
     info!(osd = %id, %address, data_dir = %config.data_dir.display(), "storage daemon starts");
     let (up, up_seen) = watch::channel(false);
     let base = Base { config, disk, id, session, store, listener, address, up, stop: stop.clone() };
@@ -225,6 +226,23 @@ async fn open_store(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<Sto
     match opened {
         Ok(store) => store.map_err(|source| OsdError::Store { path, source }),
         Err(panic) => Err(OsdError::StoreFailed { detail: format!("opening the store panicked: {panic}") }),
+    }
+}
+
+/// Makes the daemon's own collection on a new disk, durably.
+async fn make_own_collection(store: &Store) -> Result<(), OsdError> {
+    let Some(transaction) = own_collection(&store.collections()?) else { return Ok(()) };
+    let failed = |detail: String| OsdError::StoreFailed { detail };
+    let (done, durable) = tokio::sync::oneshot::channel();
+    let told = move |result: Result<(), Arc<_>>| {
+        // The receiver waits just below.
+        let _ = done.send(result);
+    };
+    store.submit(transaction, told).map_err(|error| failed(crate::describe(&error)))?;
+    match durable.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(failed(crate::describe(&*error))),
+        Err(_) => Err(failed("the store ended".to_owned())),
     }
 }
 

@@ -194,6 +194,8 @@ pub(crate) async fn run(
         let _ = tokio::task::spawn_blocking(move || thread.join()).await;
     }
     endpoint.shutdown().await;
+    // Whoever follows the maps ends when nobody takes them any more.
+    drop(updates_seen);
     tasks.close();
     tasks.wait().await;
     end
