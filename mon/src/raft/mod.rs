@@ -341,9 +341,9 @@ impl<M: Machine> Consensus<M> {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "consensus did not stop in order");
         }
-        let begun = Instant::now();
-        while !self.database.is_closed() && begun.elapsed() < CLOSE_TIMEOUT {
-            tokio::time::sleep(Duration::from_millis(1)).await; // the library's tasks end one by one
+        // The library's tasks end one by one.
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.database.closed()).await.is_err() {
+            tracing::warn!("the monitor's database is still open");
         }
     }
 }
