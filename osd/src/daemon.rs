@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use crate::config::OsdConfig;
 use crate::identity::{self, IdentityError};
 use crate::local::{Local, own_collection, pg_of, stored_maps};
-use crate::maps::{MapUpdateError, Maps};
+use crate::maps::Maps;
 use crate::run::{self, RunEnd};
 
 /// Pause between attempts to reach the monitors while starting.
@@ -55,7 +55,7 @@ pub enum OsdError {
     OwnRows(#[from] holdfast_store::ReadError),
     /// A map that cannot be used.
     #[error("a cluster map cannot be used")]
-    Map(#[from] MapUpdateError),
+    Map(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A placement group's copy cannot be taken up: nothing is served from this disk until a person looked at it.
     #[error("the copy of placement group {pg} on this disk cannot be taken up")]
     PlacementGroup {
@@ -111,10 +111,9 @@ impl OsdHandle {
         self.address
     }
 
-    /// Waits until the map shows it up.
-    pub async fn wait_up(&self) {
-        // The sender lives as long as the daemon's task; when that ended, `join` tells why.
-        let _ = self.up.clone().wait_for(|up| *up).await;
+    /// Waits until the map shows it up: `true`. `false` when it ended before; [`OsdHandle::join`] tells why.
+    pub async fn wait_up(&self) -> bool {
+        self.up.clone().wait_for(|up| *up).await.is_ok()
     }
 
     /// Asks it to end: it tells the monitors, finishes what is under way and closes its store. Then [`OsdHandle::join`].
@@ -152,11 +151,7 @@ pub(crate) struct Base {
 ///
 /// # Errors
 /// [`OsdError`]. Monitors that are not there yet are waited for.
-pub async fn start(
-    config: OsdConfig,
-    listener: TcpListener,
-    stop: CancellationToken,
-) -> Result<OsdHandle, OsdError> {
+pub async fn start(config: OsdConfig, listener: TcpListener, stop: CancellationToken) -> Result<OsdHandle, OsdError> {
     let no_address = |source| OsdError::Listen { address: "the given socket".to_owned(), source };
     listener.set_nonblocking(true).map_err(no_address)?;
     let address = listener.local_addr().map_err(no_address)?;
@@ -310,7 +305,7 @@ impl CaughtUp {
 async fn catch_up(base: &Base) -> Result<CaughtUp, OsdError> {
     let mut kept = Vec::new();
     for bytes in stored_maps(&base.store)? {
-        kept.push(Arc::new(ClusterMap::decode_full(&bytes).map_err(MapUpdateError::from)?));
+        kept.push(Arc::new(ClusterMap::decode_full(&bytes).map_err(|error| OsdError::Map(error.into()))?));
     }
     if kept.is_empty() {
         kept.push(Arc::new(ClusterMap::empty(base.config.cluster)));
@@ -320,7 +315,7 @@ async fn catch_up(base: &Base) -> Result<CaughtUp, OsdError> {
     let mut maps = Maps::new(later.last().unwrap_or(&start).clone());
     loop {
         let update = ask_maps(&base.session, maps.current().epoch).await?;
-        let new = maps.take(&update)?;
+        let new = maps.take(&update).map_err(|error| OsdError::Map(error.into()))?;
         if new.is_empty() {
             return Ok(CaughtUp { start, later });
         }

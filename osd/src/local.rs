@@ -24,8 +24,7 @@ pub(crate) fn collection_of(pg: PgId) -> CollectionId {
 
 /// The placement group of a collection; `None` for the daemon's own.
 pub(crate) fn pg_of(collection: CollectionId) -> Option<PgId> {
-    (collection != OWN)
-        .then_some(PgId { pool: PoolId(collection.pool), seed: collection.seed })
+    (collection != OWN).then_some(PgId { pool: PoolId(collection.pool), seed: collection.seed })
 }
 
 fn map_row(epoch: Epoch) -> Vec<u8> {

@@ -326,11 +326,8 @@ impl Shard {
     }
 
     fn refuse(&self, arrival: &ClientArrival, reason: RefusedReason) {
-        let reply = ClientReply {
-            id: arrival.request.id,
-            epoch: self.step.map.epoch,
-            outcome: ClientOutcome::Refused(reason),
-        };
+        let reply =
+            ClientReply { id: arrival.request.id, epoch: self.step.map.epoch, outcome: ClientOutcome::Refused(reason) };
         respond(&arrival.connection, arrival.request_id, Kind::ClientReply, &reply);
     }
 

@@ -75,7 +75,7 @@ impl Cluster {
         };
         let osd = holdfast_osd::start(config, socket(), CancellationToken::new()).await.expect("the OSD starts");
         assert_eq!(osd.id(), OsdId(id));
-        osd.wait_up().await;
+        assert!(osd.wait_up().await, "it comes up");
         self.osds.insert(id, osd);
     }
 

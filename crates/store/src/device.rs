@@ -72,7 +72,8 @@ impl FileDevice {
                 File::open(parent)?.sync_all()?;
             }
         }
-        let length = if regular { file.metadata()?.len() } else { rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0))? };
+        let length =
+            if regular { file.metadata()?.len() } else { rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0))? };
         Ok(FileDevice { file, length, regular })
     }
 }

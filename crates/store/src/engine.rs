@@ -370,7 +370,8 @@ impl Core {
             let (head, chain) = header.encode();
             let length = header.record_bytes();
             let at = base(record.segment) + u64::from(record.at);
-            let padding = length - (RECORD_HEADER_BYTES as u64 + record.body.len() as u64 + u64::from(record.payload_bytes));
+            let padding =
+                length - (RECORD_HEADER_BYTES as u64 + record.body.len() as u64 + u64::from(record.payload_bytes));
             if next_at != Some(at) {
                 writes.push(GroupWrite { at, parts: Vec::new() });
             }

@@ -35,7 +35,10 @@ pub(crate) fn merged_scan<I: Index>(
     let mut pending = overlay.iter().peekable();
     let mut wanted = true;
     index.scan(start, end, &mut |key, value| {
-        while wanted && let Some((newer, _)) = pending.peek() && newer.as_slice() < key {
+        while wanted
+            && let Some((newer, _)) = pending.peek()
+            && newer.as_slice() < key
+        {
             if let Some((newer, Some(value))) = pending.next() {
                 wanted = visit(newer, value);
             }
@@ -268,12 +271,7 @@ impl<I: Index> Exec<'_, I> {
         Ok(())
     }
 
-    fn scan(
-        &self,
-        start: &[u8],
-        end: Option<&[u8]>,
-        visit: &mut dyn FnMut(&[u8], &[u8]),
-    ) -> Result<(), IndexError> {
+    fn scan(&self, start: &[u8], end: Option<&[u8]>, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), IndexError> {
         let mut pending = overlay_range(self.overlay, start, end);
         let own = self.changes.entries.range(start.to_vec()..);
         for (key, value) in own.take_while(|(key, _)| end.is_none_or(|end| key.as_slice() < end)) {

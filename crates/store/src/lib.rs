@@ -16,7 +16,6 @@
 //!
 //! The store knows nothing of placement groups or peers. Format: `docs/formats/store.md`.
 
-
 mod device;
 mod engine;
 mod error;

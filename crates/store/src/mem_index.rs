@@ -68,7 +68,8 @@ impl Index for MemIndex {
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), IndexError> {
         let state = self.state.lock();
-        for (key, value) in state.rows.range::<[u8], _>((std::ops::Bound::Included(start), std::ops::Bound::Unbounded)) {
+        for (key, value) in state.rows.range::<[u8], _>((std::ops::Bound::Included(start), std::ops::Bound::Unbounded))
+        {
             if end.is_some_and(|end| key.as_slice() >= end) || !visit(key, value) {
                 break;
             }

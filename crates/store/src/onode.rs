@@ -149,7 +149,8 @@ mod tests {
 
     #[test]
     fn punching_keeps_what_lies_outside_and_counts_what_goes() {
-        let mut onode = Onode { extents: vec![extent(0, 10, 1), extent(10, 10, 2), extent(30, 5, 3)], ..Onode::default() };
+        let mut onode =
+            Onode { extents: vec![extent(0, 10, 1), extent(10, 10, 2), extent(30, 5, 3)], ..Onode::default() };
         let mut freed = Vec::new();
         onode.punch(5, 32, &mut |segment, bytes| freed.push((segment, bytes)));
         assert_eq!(freed, [(1, 5), (2, 10), (3, 2)]);

@@ -129,7 +129,14 @@ impl<D: Device, I: Index> Engine<D, I> {
     }
 
     /// The object's bytes `from..to`, which lie in one extent: whole blocks are read and verified.
-    fn read_extent(&self, c: CollectionId, o: &ObjectKey, extent: &Extent, from: u64, to: u64) -> Result<Bytes, ReadError> {
+    fn read_extent(
+        &self,
+        c: CollectionId,
+        o: &ObjectKey,
+        extent: &Extent,
+        from: u64,
+        to: u64,
+    ) -> Result<Bytes, ReadError> {
         let run = &extent.run;
         let block = u64::from(BLOCK_BYTES);
         let first = (from - run.logical) / block;
@@ -148,7 +155,9 @@ impl<D: Device, I: Index> Engine<D, I> {
                 buffer.freeze()
             }
             (None, None) => {
-                return Err(ReadError::Damaged { detail: format!("{c:?}/{o:?} lies in a freed segment {}", run.segment) });
+                return Err(ReadError::Damaged {
+                    detail: format!("{c:?}/{o:?} lies in a freed segment {}", run.segment),
+                });
             }
         };
         let blocks = run.checksums.len();
@@ -245,7 +254,12 @@ impl<D: Device, I: Index> Engine<D, I> {
     ///
     /// # Errors
     /// [`ReadError`].
-    pub fn list_objects(&self, c: CollectionId, after: Option<&ObjectKey>, limit: usize) -> Result<Vec<ObjectKey>, ReadError> {
+    pub fn list_objects(
+        &self,
+        c: CollectionId,
+        after: Option<&ObjectKey>,
+        limit: usize,
+    ) -> Result<Vec<ObjectKey>, ReadError> {
         let prefix = keys::onode_from(c, &[]);
         let mut first = keys::onode_from(c, after.map_or(&[], ObjectKey::as_bytes));
         if after.is_some() {

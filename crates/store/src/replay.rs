@@ -53,8 +53,7 @@ pub(crate) fn recover<D: Device, I: Index>(
         return Err(OpenError::IndexMismatch { detail });
     }
     let mut log = Log { device, superblock: &superblock, numbers: &numbers, segment: 0, from: 0, buffer: Vec::new() };
-    let mut replay =
-        Replay { index, live: read_live(index)?, position: start, whole: true, overlay: Overlay::new() };
+    let mut replay = Replay { index, live: read_live(index)?, position: start, whole: true, overlay: Overlay::new() };
     while let Some(found) = log.next(replay.position)? {
         if !replay.apply(&mut log, &found)? {
             break;
@@ -160,9 +159,8 @@ impl<D: Device> Log<'_, D> {
         let Some(slot) = self.numbers.get(&segment) else { return Ok(&[]) };
         let segment_bytes = u64::from(self.superblock.segment_bytes);
         let wanted = length.min(usize::try_from(segment_bytes.saturating_sub(at)).unwrap_or(usize::MAX));
-        let held = self.segment == segment
-            && at >= self.from
-            && at + wanted as u64 <= self.from + self.buffer.len() as u64;
+        let held =
+            self.segment == segment && at >= self.from && at + wanted as u64 <= self.from + self.buffer.len() as u64;
         if !held {
             let left = usize::try_from(segment_bytes.saturating_sub(at)).unwrap_or(usize::MAX);
             self.buffer.resize(wanted.max(CHUNK_BYTES).min(left), 0);
@@ -246,8 +244,10 @@ impl<D: Device> Log<'_, D> {
                 if chunk.len() < RECORD_HEADER_BYTES {
                     break;
                 }
-                let places: Vec<usize> =
-                    (0..=chunk.len() - RECORD_HEADER_BYTES).step_by(8).filter(|at| chunk[*at..].starts_with(b"HFRC")).collect();
+                let places: Vec<usize> = (0..=chunk.len() - RECORD_HEADER_BYTES)
+                    .step_by(8)
+                    .filter(|at| chunk[*at..].starts_with(b"HFRC"))
+                    .collect();
                 let step = (chunk.len() - RECORD_HEADER_BYTES + 8) as u64;
                 for place in places {
                     if self.header_at(segment, at + place as u64)?.is_some_and(|(header, _)| proves(&header)) {
@@ -306,7 +306,13 @@ impl<I: Index> Replay<'_, I> {
                     break;
                 }
                 let offset = u32::try_from(next.at + next.header.record_bytes()).unwrap_or(u32::MAX);
-                at = Position { segment: next.segment, offset, sequence: next.header.sequence, chain: next.crc, ..after };
+                at = Position {
+                    segment: next.segment,
+                    offset,
+                    sequence: next.header.sequence,
+                    chain: next.crc,
+                    ..after
+                };
             }
             if later.is_none() {
                 return Ok(false);

@@ -6,7 +6,10 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions};
+use rocksdb::{
+    BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, IteratorMode, Options, ReadOptions, WriteBatch,
+    WriteOptions,
+};
 
 use crate::error::IndexError;
 use crate::index::{Index, IndexBatch};

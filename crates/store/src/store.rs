@@ -238,7 +238,12 @@ impl Store {
     ///
     /// # Errors
     /// [`ReadError`].
-    pub fn list_objects(&self, c: CollectionId, after: Option<&ObjectKey>, limit: usize) -> Result<Vec<ObjectKey>, ReadError> {
+    pub fn list_objects(
+        &self,
+        c: CollectionId,
+        after: Option<&ObjectKey>,
+        limit: usize,
+    ) -> Result<Vec<ObjectKey>, ReadError> {
         self.shared.engine.list_objects(c, after, limit)
     }
 
