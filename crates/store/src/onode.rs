@@ -9,7 +9,6 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use minicbor::data::Type;
 use minicbor::{Decoder, Encoder};
 
 use crate::key::{ObjectKey, Position};
@@ -180,12 +179,15 @@ impl Onode {
         onode.decode_from(&mut Decoder::new(bytes)).map_err(|_| "not an onode of this version")?;
         let mut end = 0;
         for extent in &onode.extents {
-            let blocks = u64::from(extent.stored).div_ceil(1u64.checked_shl(extent.block_log2.into()).unwrap_or(0).max(1));
+            let blocks =
+                u64::from(extent.stored).div_ceil(1u64.checked_shl(extent.block_log2.into()).unwrap_or(0).max(1));
             let fits = u64::from(extent.skip) + u64::from(extent.length) <= u64::from(extent.stored);
             if extent.length == 0 || extent.logical < end || extent.block_log2 > 30 || !fits {
                 return Err("the extents are not in order");
             }
-            if extent.sums.as_slice().len() as u64 != blocks || extent.logical.checked_add(extent.length.into()).is_none() {
+            if extent.sums.as_slice().len() as u64 != blocks
+                || extent.logical.checked_add(extent.length.into()).is_none()
+            {
                 return Err("an extent has not one checksum for each block");
             }
             end = extent.end();
@@ -231,7 +233,7 @@ impl Onode {
                 _ => d.skip()?,
             }
         }
-        if d.position() == d.input().len() || d.datatype()? == Type::Break {
+        if d.position() == d.input().len() {
             return Ok(());
         }
         Err(minicbor::decode::Error::message("bytes after the onode"))

@@ -1,7 +1,7 @@
 //! A record: one transaction, self-describing.
 //!
 //! ```text
-//! header (96 bytes, own checksum) | ops (CBOR, checksum in the header) | payload | zeros to a multiple of 8
+//! header (104 bytes, own checksum) | ops (CBOR, checksum in the header) | payload | zeros to a multiple of 8
 //! ```
 //! `position` and `chain` (the checksum of the record before) tie the records into one sequence; `sequence` ties them to
 //! the incarnation of their segment. `group_first` is the first position written under the same sync: since groups are
@@ -20,7 +20,7 @@ const MAGIC: [u8; 4] = *b"HFrc";
 /// Version 1: the first.
 const VERSION: u16 = 1;
 /// Bytes of the header.
-pub(crate) const RECORD_HEADER_BYTES: usize = 96;
+pub(crate) const RECORD_HEADER_BYTES: usize = 104;
 const CHECKSUM_AT: usize = RECORD_HEADER_BYTES - 4;
 
 /// The fixed part of a record.
@@ -28,6 +28,9 @@ const CHECKSUM_AT: usize = RECORD_HEADER_BYTES - 4;
 pub(crate) struct RecordHeader {
     pub(crate) cluster: ClusterId,
     pub(crate) disk: DiskUuid,
+    /// That of the superblock when the store was opened. A record that was lost in a crash and is then written again, the
+    /// same in all else, thereby has another checksum, and those that followed it in its first life do not follow it now.
+    pub(crate) generation: u64,
     pub(crate) segment: u32,
     /// Byte in the segment where this record begins.
     pub(crate) offset: u32,
@@ -51,6 +54,7 @@ impl RecordHeader {
         bytes.extend_from_slice(&VERSION.to_le_bytes()); // oldest compatible
         bytes.extend_from_slice(&self.cluster.0);
         bytes.extend_from_slice(&self.disk.0);
+        bytes.extend_from_slice(&self.generation.to_le_bytes());
         bytes.extend_from_slice(&self.segment.to_le_bytes());
         bytes.extend_from_slice(&self.offset.to_le_bytes());
         bytes.extend_from_slice(&self.sequence.to_le_bytes());
@@ -84,6 +88,7 @@ impl RecordHeader {
         let header = RecordHeader {
             cluster: ClusterId(fields.take()?),
             disk: DiskUuid(fields.take()?),
+            generation: fields.u64()?,
             segment: fields.u32()?,
             offset: fields.u32()?,
             sequence: fields.u64()?,

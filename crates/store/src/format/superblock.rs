@@ -38,6 +38,8 @@ pub struct Superblock {
     /// All positions up to this one were durable when the superblock was written: replay that ends before it has found a
     /// bad log, not a torn tail.
     pub durable: Position,
+    /// True when the store was closed properly at `durable`: nothing follows it.
+    pub clean: bool,
 }
 
 impl Superblock {
@@ -65,6 +67,7 @@ impl Superblock {
         bytes.extend_from_slice(&self.segment_count.to_le_bytes());
         bytes.extend_from_slice(&self.generation.to_le_bytes());
         bytes.extend_from_slice(&self.durable.0.to_le_bytes());
+        bytes.push(u8::from(self.clean));
         bytes.resize(CHECKSUM_AT, 0);
         bytes.extend_from_slice(&crc32c(&bytes).to_le_bytes());
         let mut encoded = [0; SUPERBLOCK_BYTES];
@@ -95,10 +98,12 @@ impl Superblock {
                 segment_count: fields.u32()?,
                 generation: fields.u64()?,
                 durable: Position(fields.u64()?),
+                clean: fields.take::<1>()? == [1],
             })
         })();
         // The checksum held, so these are what was written; a zero here would still divide by zero later.
-        Ok(decoded.filter(|s| s.sector_bytes.is_power_of_two() && s.segment_bytes >= s.sector_bytes && s.segment_count > 0))
+        Ok(decoded
+            .filter(|s| s.sector_bytes.is_power_of_two() && s.segment_bytes >= s.sector_bytes && s.segment_count > 0))
     }
 
     /// Reads the newest valid copy. The flag says whether the other copy is as it should be (one generation older, or of
@@ -145,6 +150,7 @@ mod tests {
             segment_count: 9,
             generation,
             durable: Position(77),
+            clean: true,
         }
     }
 

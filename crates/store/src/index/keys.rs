@@ -57,7 +57,10 @@ pub(crate) fn collection(c: CollectionId) -> Bytes {
 pub(crate) fn parse_collection(key: &[u8]) -> Option<CollectionId> {
     let rest = key.get(1..1 + COLLECTION_BYTES)?;
     let (pool, seed) = rest.split_at_checked(8)?;
-    Some(CollectionId { pool: u64::from_be_bytes(pool.try_into().ok()?), seed: u32::from_be_bytes(seed.try_into().ok()?) })
+    Some(CollectionId {
+        pool: u64::from_be_bytes(pool.try_into().ok()?),
+        seed: u32::from_be_bytes(seed.try_into().ok()?),
+    })
 }
 
 pub(crate) fn onode(c: CollectionId, o: &ObjectKey) -> Bytes {
