@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """`aws s3api`: one step for every operation the gateway serves, and what each must answer."""
 
+import base64
 import hashlib
 import json
 from datetime import datetime, timedelta, timezone
 
-from harness import MIB, Check, Skip, expect, same, tool
-from raw_s3 import checksum
+from harness import MIB, Check, expect, same, tool
+from raw_s3 import checksum, quote
 
 CLI_OPTION = {"crc32": "--checksum-crc32", "crc32c": "--checksum-crc32-c", "crc64nvme": "--checksum-crc64-nvme",
               "sha1": "--checksum-sha1", "sha256": "--checksum-sha256"}
@@ -64,12 +65,11 @@ def buckets(check, api):
         same(names, sorted(names), "order of buckets")
     with check.step("get-bucket-location"):
         expect("LocationConstraint" in api("get-bucket-location", bucket=bucket), "no LocationConstraint")
-    with check.step("create-bucket with LocationConstraint"):
-        other = check.new_bucket_name()
-        if check.region == "us-east-1":
-            raise Skip("us-east-1 has no LocationConstraint")
-        api("create-bucket", bucket=other, create_bucket_configuration=f"LocationConstraint={check.region}")
-        same(api("get-bucket-location", bucket=other)["LocationConstraint"], check.region, "location")
+    if check.region != "us-east-1":  # which has no LocationConstraint
+        with check.step("create-bucket with LocationConstraint"):
+            other = check.new_bucket_name()
+            api("create-bucket", bucket=other, create_bucket_configuration=f"LocationConstraint={check.region}")
+            same(api("get-bucket-location", bucket=other)["LocationConstraint"], check.region, "location")
     with check.step("delete-bucket: full, then empty, then gone"):
         other = check.new_bucket_name()
         api("create-bucket", bucket=other)
@@ -208,7 +208,7 @@ def conditional(api, bucket, key, etag, back):
 def listings(check, api):
     bucket = check.bucket()
     for key in KEYS:
-        check.raw.call("PUT", f"/{bucket}/{'/'.join(map(percent, key.split('/')))}")
+        check.raw.call("PUT", f"/{bucket}/{quote(key, '-_.~/')}")
     ordered = sorted(KEYS, key=lambda key: key.encode())
 
     def listed(operation, **options):
@@ -247,7 +247,7 @@ def listings(check, api):
         same(listed("list-objects", marker="b")[0], ordered[ordered.index("b") + 1:], "after the marker")
     with check.step("list-objects-v2: start-after and fetch-owner"):
         same(listed("list-objects-v2", start_after="a/2")[0], ordered[ordered.index("a/2") + 1:], "after a key")
-        same(listed("list-objects-v2", start_after="a/9")[0], ordered[ordered.index("b"):], "after a gap")
+        same(listed("list-objects-v2", start_after="a/9")[0], ordered[ordered.index("a/b/3"):], "after a gap")
         _, _, answer = listed("list-objects-v2", fetch_owner=True)
         expect(all("Owner" in item for item in answer["Contents"]), "no owner")
         same(answer["KeyCount"], len(KEYS), "KeyCount")
@@ -257,11 +257,6 @@ def listings(check, api):
     with check.step("list-objects of a missing bucket"):
         for operation in ("list-objects", "list-objects-v2"):
             api.fails("NoSuchBucket", operation, bucket=bucket + "-none")
-
-
-def percent(text):
-    from urllib.parse import quote
-    return quote(text, safe="")
 
 
 def pages(operation, listed, size, options):
@@ -334,8 +329,8 @@ def multipart(check, api, bucket):
     with check.step("complete-multipart-upload again answers the same"):
         same(api("complete-multipart-upload", **upload, multipart_upload={"Parts": chosen})["ETag"], etag, "ETag")
     with check.step("get-object by part number, range across parts"):
-        answer = api("get-object", **target, part_number=3, outfile=back)
-        same((back.read_bytes(), answer["PartsCount"]), (parts[3], 3), "part 3")
+        answer = api("get-object", **target, part_number=1, outfile=back)
+        same((back.read_bytes(), answer["PartsCount"]), (parts[0], 3), "part 1")
         edge = len(parts[0])
         api("get-object", **target, range=f"bytes={edge - 3}-{edge + 2}", outfile=back)
         same(back.read_bytes(), whole[edge - 3:edge + 3], "range across the edge of two parts")
@@ -405,12 +400,14 @@ def multipart_checksum(check, api, bucket, algorithm, field, content):
     if algorithm == "crc64nvme":
         wanted, kind = checksum(algorithm, b"".join(raw)), "FULL_OBJECT"
     else:
-        import base64
         joined = b"".join(base64.b64decode(checksum(algorithm, part)) for part in raw)
         wanted, kind = f"{checksum(algorithm, joined)}-{len(raw)}", "COMPOSITE"
     same((answer.get(field), answer.get("ChecksumType")), (wanted, kind), "checksum of the object")
     head = api("head-object", **target, checksum_mode="ENABLED")
     same((head.get(field), head.get("ChecksumType")), (wanted, kind), "checksum in head")
+    if len(raw) > 1:
+        answer = api("get-object", **target, part_number=2, outfile=check.directory / "part.back")
+        same(((check.directory / "part.back").read_bytes(), answer.get("PartsCount")), (raw[1], 2), "part 2")
 
 
 def main():

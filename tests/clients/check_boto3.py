@@ -2,6 +2,7 @@
 """boto3 as it comes: default checksums, threaded multipart, awkward sizes, keys and metadata."""
 
 import io
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import boto3
@@ -128,7 +129,6 @@ def main():
             same([item["Prefix"] for item in answer["CommonPrefixes"]], ["odd/line\n"], "common prefixes")
         with check.step("presigned GET and PUT"):
             signer = boto3.client("s3", config=Config(signature_version="s3v4"))
-            import urllib.request
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             link = signer.generate_presigned_url("put_object", Params={"Bucket": bucket, "Key": "signed ü+"})
             opener.open(urllib.request.Request(link, data=b"by url", method="PUT"))
