@@ -1,12 +1,13 @@
 //! The applied state: `mon/state` behind a lock, and the newest map for all who wait for it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use holdfast_map::ClusterMap;
 use holdfast_mon_state::{Command, Outcome, State};
 use holdfast_types::{ClusterId, Epoch};
 use holdfast_wire::mon::{MapUpdate, MonCommand, MonError, MonReply};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::raft::Machine;
@@ -16,13 +17,17 @@ pub(crate) struct AppliedState {
     cluster: ClusterId,
     state: RwLock<State>,
     newest: watch::Sender<Arc<ClusterMap>>,
+    recent: Mutex<VecDeque<Arc<ClusterMap>>>,
 }
+
+/// Maps that are kept for the leader's memory, which looks several times a second and should miss none.
+const RECENT_MAX: usize = 32;
 
 impl AppliedState {
     pub(crate) fn new(cluster: ClusterId) -> AppliedState {
         let state = State::new(cluster);
         let newest = watch::Sender::new(Arc::clone(state.map()));
-        AppliedState { cluster, state: RwLock::new(state), newest }
+        AppliedState { cluster, state: RwLock::new(state), newest, recent: Mutex::default() }
     }
 
     /// The newest map that this monitor has applied, and each one after it.
@@ -32,6 +37,12 @@ impl AppliedState {
 
     pub(crate) fn map(&self) -> Arc<ClusterMap> {
         Arc::clone(self.state.read().map())
+    }
+
+    /// The maps after `seen`, in order, up to the newest; the oldest of them may be missing.
+    pub(crate) fn maps_after(&self, seen: Epoch) -> Vec<Arc<ClusterMap>> {
+        let recent = self.recent.lock();
+        recent.iter().filter(|map| map.epoch > seen).cloned().collect()
     }
 
     pub(crate) fn oldest_epoch(&self) -> Epoch {
@@ -52,6 +63,15 @@ impl AppliedState {
     }
 
     fn publish(&self, map: &Arc<ClusterMap>) {
+        {
+            let mut recent = self.recent.lock();
+            if recent.back().is_none_or(|last| last.epoch < map.epoch) {
+                recent.push_back(Arc::clone(map));
+            }
+            if recent.len() > RECENT_MAX {
+                recent.pop_front();
+            }
+        }
         self.newest.send_if_modified(|newest| {
             let changed = newest.epoch != map.epoch;
             if changed {

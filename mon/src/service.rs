@@ -82,6 +82,9 @@ impl Service {
         let mut leader = self.leader.lock();
         let Some(leader) = leader.as_mut() else { return Err(self.not_leader()) };
         let (map, now) = (self.state.map(), now());
+        for missed in self.state.maps_after(leader.seen()) {
+            leader.observe(now, &missed);
+        }
         leader.observe(now, &map);
         Ok(work(leader, &map, now))
     }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -14,9 +15,9 @@ use tokio::time::timeout;
 const CLUSTER: ClusterId = ClusterId([7; 16]);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Remembers all commands, in order.
+/// Remembers all commands, in order, and counts the snapshots that it was given.
 #[derive(Default)]
-struct Ledger(Mutex<Vec<Vec<u8>>>);
+struct Ledger(Mutex<Vec<Vec<u8>>>, AtomicUsize);
 
 impl Machine for Ledger {
     fn apply(&self, _: u64, command: &[u8]) -> Vec<u8> {
@@ -32,6 +33,7 @@ impl Machine for Ledger {
 
     fn restore(&self, state: &[u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let ledger: Vec<minicbor::bytes::ByteVec> = minicbor::decode(state)?;
+        self.1.fetch_add(1, Ordering::Relaxed);
         *self.0.lock() = ledger.into_iter().map(Into::into).collect();
         Ok(())
     }
@@ -202,6 +204,32 @@ async fn all_monitors_restart_with_everything_that_was_answered() {
     for id in 0..3 {
         quorum.holds(MonId(id), &commands).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_that_was_away_for_long_catches_up_by_a_snapshot() {
+    let mut quorum = Quorum::start(3).await;
+    let leader = quorum.propose(MonId(0), b"first").await;
+    let away = *quorum.members.keys().find(|id| **id != leader).unwrap();
+    quorum.stop(away).await;
+    // More than a snapshot covers and the log keeps behind it.
+    let mon = Arc::clone(&quorum.mons[&leader].0);
+    for round in 0..30u8 {
+        let proposals = (0..100u8).map(|n| mon.propose(vec![round, n]));
+        for done in futures::future::join_all(proposals).await {
+            done.unwrap();
+        }
+    }
+    let ledger = quorum.mons[&leader].1.0.lock().clone();
+    assert_eq!(ledger.len(), 3_001);
+    quorum.boot(away).await;
+    let commands: Vec<&[u8]> = ledger.iter().map(Vec::as_slice).collect();
+    quorum.holds(away, &commands).await;
+    assert!(quorum.mons[&away].1.1.load(Ordering::Relaxed) > 0, "it was not a snapshot that brought it");
+    // It keeps what it was brought.
+    quorum.stop(away).await;
+    quorum.boot(away).await;
+    quorum.holds(away, &commands).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,13 +30,7 @@ struct Quorum {
 }
 
 async fn start(id: MonId, members: &BTreeMap<MonId, String>, listen: Listen, disks: &Path) -> Handle {
-    let config = MonConfig {
-        id,
-        cluster: CLUSTER,
-        data: disks.join(id.to_string()),
-        listen,
-        members: members.clone(),
-    };
+    let config = MonConfig { id, cluster: CLUSTER, data: disks.join(id.to_string()), listen, members: members.clone() };
     run(config, CancellationToken::new()).await.unwrap()
 }
 
@@ -277,7 +271,10 @@ async fn without_a_majority_nothing_is_answered_as_done() {
     }
     let set = MonCommand::ConfigSet { name: "a".into(), value: Some("1".into()) };
     assert!(session.execute_within(set, Duration::from_secs(2)).await.is_err());
-    assert!(session.execute_within(MonCommand::Status, Duration::from_secs(2)).await.is_err(), "status would be a guess");
+    assert!(
+        session.execute_within(MonCommand::Status, Duration::from_secs(2)).await.is_err(),
+        "status would be a guess"
+    );
     quorum.restart(others[0]).await;
     create_pool(&session, "two").await;
 }
@@ -336,7 +333,9 @@ async fn garbage_closes_its_connection_and_nothing_else() {
     let quorum = Quorum::start(1).await;
     let session = quorum.session(1);
     let address = quorum.members[&MonId(0)].clone();
-    for garbage in [b"GET / HTTP/1.1\r\n\r\n".as_slice(), &[0xff; 4096], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff"] {
+    for garbage in
+        [b"GET / HTTP/1.1\r\n\r\n".as_slice(), &[0xff; 4096], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff"]
+    {
         let mut stream = TcpStream::connect(&address).await.unwrap();
         let _ = stream.write_all(garbage).await;
         let mut rest = Vec::new();

@@ -13,7 +13,7 @@ use holdfast_map::ClusterMap;
 use holdfast_net::mon_session::{MonSession, MonSessionError};
 use holdfast_pg::{Limits, LoadError, Pg};
 use holdfast_store::Store;
-use holdfast_types::{ClientId, DiskUuid, Incarnation, OsdId, PgId};
+use holdfast_types::{ClientId, DiskUuid, Epoch, Incarnation, OsdId, PgId};
 use holdfast_wire::mon::{MapUpdate, MonCommand, MonError, MonReply};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -22,8 +22,8 @@ use tracing::{info, warn};
 
 use crate::config::OsdConfig;
 use crate::identity::{self, IdentityError};
-use crate::local::{Local, pg_of, stored_map};
-use crate::maps::{MapUpdateError, Maps};
+use crate::local::{Local, own_collection, pg_of, stored_maps};
+use crate::maps::Maps;
 use crate::run::{self, RunEnd};
 
 /// Pause between attempts to reach the monitors while starting.
@@ -55,7 +55,7 @@ pub enum OsdError {
     OwnRows(#[from] holdfast_store::ReadError),
     /// A map that cannot be used.
     #[error("a cluster map cannot be used")]
-    Map(#[from] MapUpdateError),
+    Map(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A placement group's copy cannot be taken up: nothing is served from this disk until a person looked at it.
     #[error("the copy of placement group {pg} on this disk cannot be taken up")]
     PlacementGroup {
@@ -111,10 +111,9 @@ impl OsdHandle {
         self.address
     }
 
-    /// Waits until the map shows it up.
-    pub async fn wait_up(&self) {
-        // The sender lives as long as the daemon's task; when that ended, `join` tells why.
-        let _ = self.up.clone().wait_for(|up| *up).await;
+    /// Waits until the map shows it up: `true`. `false` when it ended before; [`OsdHandle::join`] tells why.
+    pub async fn wait_up(&self) -> bool {
+        self.up.clone().wait_for(|up| *up).await.is_ok()
     }
 
     /// Asks it to end: it tells the monitors, finishes what is under way and closes its store. Then [`OsdHandle::join`].
@@ -152,11 +151,7 @@ pub(crate) struct Base {
 ///
 /// # Errors
 /// [`OsdError`]. Monitors that are not there yet are waited for.
-pub async fn start(
-    config: OsdConfig,
-    listener: TcpListener,
-    stop: CancellationToken,
-) -> Result<OsdHandle, OsdError> {
+pub async fn start(config: OsdConfig, listener: TcpListener, stop: CancellationToken) -> Result<OsdHandle, OsdError> {
     let no_address = |source| OsdError::Listen { address: "the given socket".to_owned(), source };
     listener.set_nonblocking(true).map_err(no_address)?;
     let address = listener.local_addr().map_err(no_address)?;
@@ -165,6 +160,7 @@ pub async fn start(
     let session = MonSession::new(config.cluster, &config.monitors, caller, Incarnation(unix_millis()))?;
     let id = register(&config, disk, &session, &stop).await?;
     let store = open_store(&config, disk, id).await?;
+    make_own_collection(&store).await?;
     info!(osd = %id, %address, data_dir = %config.data_dir.display(), "storage daemon starts");
     let (up, up_seen) = watch::channel(false);
     let base = Base { config, disk, id, session, store, listener, address, up, stop: stop.clone() };
@@ -228,10 +224,27 @@ async fn open_store(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<Sto
     }
 }
 
+/// Makes the daemon's own collection on a new disk, durably.
+async fn make_own_collection(store: &Store) -> Result<(), OsdError> {
+    let Some(transaction) = own_collection(&store.collections()?) else { return Ok(()) };
+    let failed = |detail: String| OsdError::StoreFailed { detail };
+    let (done, durable) = tokio::sync::oneshot::channel();
+    let told = move |result: Result<(), Arc<_>>| {
+        // The receiver waits just below.
+        let _ = done.send(result);
+    };
+    store.submit(transaction, told).map_err(|error| failed(crate::describe(&error)))?;
+    match durable.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(failed(crate::describe(&*error))),
+        Err(_) => Err(failed("the store ended".to_owned())),
+    }
+}
+
 /// Runs, one after the other, until the daemon is stopped or cannot go on.
 async fn live(base: Base) -> Result<(), OsdError> {
     let end = loop {
-        let (start, later) = match tokio::select! {
+        let maps = match tokio::select! {
             () = base.stop.cancelled() => break Ok(()),
             maps = catch_up(&base) => maps,
         } {
@@ -243,14 +256,13 @@ async fn live(base: Base) -> Result<(), OsdError> {
             }
             Err(error) => break Err(error),
         };
-        let newest = later.last().unwrap_or(&start);
-        let last = newest.osds.get(&base.id).map_or(0, |info| info.incarnation.0);
+        let last = maps.newest().osds.get(&base.id).map_or(0, |info| info.incarnation.0);
         let incarnation = Incarnation(unix_millis().max(last + 1));
-        let pgs = match take_up(&base, incarnation, &start) {
+        let pgs = match take_up(&base, incarnation, &maps) {
             Ok(pgs) => pgs,
             Err(error) => break Err(error),
         };
-        match run::run(&base, incarnation, start, later, pgs).await {
+        match run::run(&base, incarnation, maps, pgs).await {
             Ok(RunEnd::Stopped) => break Ok(()),
             Ok(RunEnd::MarkedDown { epoch }) => {
                 warn!(osd = %base.id, %epoch, "the monitors marked this daemon down while it lives; it comes back");
@@ -267,27 +279,52 @@ async fn live(base: Base) -> Result<(), OsdError> {
     end
 }
 
-/// The map of the last run (or the first map ever), and all maps after it.
-async fn catch_up(base: &Base) -> Result<(Arc<ClusterMap>, Vec<Arc<ClusterMap>>), OsdError> {
-    let start = match stored_map(&base.store)? {
-        Some(bytes) => ClusterMap::decode_full(&bytes).map_err(MapUpdateError::from)?,
-        None => ClusterMap::empty(base.config.cluster),
-    };
-    let start = Arc::new(start);
-    let mut maps = Maps::new(start.clone());
-    let mut later = Vec::new();
+/// The maps that a run begins with.
+pub(crate) struct CaughtUp {
+    /// The oldest that any placement group must be fed from; the empty map on a new disk.
+    pub(crate) start: Arc<ClusterMap>,
+    /// All that follow it, up to the monitors' newest.
+    pub(crate) later: Vec<Arc<ClusterMap>>,
+}
+
+impl CaughtUp {
+    fn newest(&self) -> &Arc<ClusterMap> {
+        self.later.last().unwrap_or(&self.start)
+    }
+
+    /// The map of this epoch, or the first later one at hand.
+    fn from(&self, epoch: Epoch) -> &Arc<ClusterMap> {
+        if self.start.epoch >= epoch {
+            return &self.start;
+        }
+        self.later.iter().find(|map| map.epoch >= epoch).unwrap_or_else(|| self.newest())
+    }
+}
+
+/// The kept maps, and from the monitors all maps after them.
+async fn catch_up(base: &Base) -> Result<CaughtUp, OsdError> {
+    let mut kept = Vec::new();
+    for bytes in stored_maps(&base.store)? {
+        kept.push(Arc::new(ClusterMap::decode_full(&bytes).map_err(|error| OsdError::Map(error.into()))?));
+    }
+    if kept.is_empty() {
+        kept.push(Arc::new(ClusterMap::empty(base.config.cluster)));
+    }
+    let mut later = kept.split_off(1);
+    let start = kept.swap_remove(0);
+    let mut maps = Maps::new(later.last().unwrap_or(&start).clone());
     loop {
         let update = ask_maps(&base.session, maps.current().epoch).await?;
-        let new = maps.take(&update)?;
+        let new = maps.take(&update).map_err(|error| OsdError::Map(error.into()))?;
         if new.is_empty() {
-            return Ok((start, later));
+            return Ok(CaughtUp { start, later });
         }
         later.extend(new);
     }
 }
 
 /// Maps after `after` from the monitors; the newest full map when `after` is zero.
-pub(crate) async fn ask_maps(session: &MonSession, after: holdfast_types::Epoch) -> Result<MapUpdate, OsdError> {
+pub(crate) async fn ask_maps(session: &MonSession, after: Epoch) -> Result<MapUpdate, OsdError> {
     match session.execute(MonCommand::GetMaps { after }).await? {
         MonReply::Maps(update) => Ok(update),
         MonReply::Failed(error) => Err(OsdError::Refused(error)),
@@ -295,14 +332,16 @@ pub(crate) async fn ask_maps(session: &MonSession, after: holdfast_types::Epoch)
     }
 }
 
-/// The placement groups that this disk has copies of.
-fn take_up(base: &Base, incarnation: Incarnation, map: &Arc<ClusterMap>) -> Result<BTreeMap<PgId, Pg>, OsdError> {
+/// The placement groups that this disk has copies of, each as of the map that it last recorded.
+fn take_up(base: &Base, incarnation: Incarnation, maps: &CaughtUp) -> Result<BTreeMap<PgId, Pg>, OsdError> {
     let mut pgs = BTreeMap::new();
     for pg in base.store.collections()?.into_iter().filter_map(pg_of) {
         let view = Local::new(&base.store, pg);
-        let loaded = Pg::load(pg, base.id, incarnation, map.clone(), Limits::default(), &view)
-            .map_err(|source| OsdError::PlacementGroup { pg, source })?;
-        pgs.insert(pg, loaded);
+        let load = || {
+            let map = maps.from(Pg::stored_epoch(&view)?.unwrap_or(Epoch::ZERO)).clone();
+            Pg::load(pg, base.id, incarnation, map, Limits::default(), &view)
+        };
+        pgs.insert(pg, load().map_err(|source| OsdError::PlacementGroup { pg, source })?);
     }
     Ok(pgs)
 }

@@ -4,13 +4,18 @@ use bytes::Bytes;
 use holdfast_map::ClusterMap;
 use holdfast_pg::{LocalObjects, ObjectKey, ReadError, RowsPage, StoreOp};
 use holdfast_store::{CollectionId, Store, Transaction, TxOp};
-use holdfast_types::PgId;
+use holdfast_types::{Epoch, PgId, PoolId};
 use holdfast_wire::{Blob, Effect, Row};
 
 /// The collection of the daemon itself; pool 0 does not exist.
 const OWN: CollectionId = CollectionId { pool: 0, seed: 0 };
-/// Row of the newest map that all placement groups have been fed, `ClusterMap::encode_full`.
-const MAP_ROW: &[u8] = b"map";
+/// Rows of the maps that were fed to the placement groups: this and the epoch, big-endian → `ClusterMap::encode_full`.
+const MAP_ROWS: &[u8] = b"map/";
+/// Maps kept. A placement group records its epoch at least every 256 epochs and must be fed from that one on after a
+/// restart; the rest is margin for the shards that are behind.
+const MAPS_KEPT: u64 = 512;
+/// Old maps are deleted so many epochs at a time.
+const MAP_TRIM_STEP: u64 = 64;
 
 /// The collection of a placement group.
 pub(crate) fn collection_of(pg: PgId) -> CollectionId {
@@ -19,25 +24,38 @@ pub(crate) fn collection_of(pg: PgId) -> CollectionId {
 
 /// The placement group of a collection; `None` for the daemon's own.
 pub(crate) fn pg_of(collection: CollectionId) -> Option<PgId> {
-    (collection != OWN)
-        .then_some(PgId { pool: holdfast_types::PoolId(collection.pool), seed: collection.seed })
+    (collection != OWN).then_some(PgId { pool: PoolId(collection.pool), seed: collection.seed })
 }
 
-/// The map row as a transaction. It is submitted after the transactions with which the placement groups recorded that
-/// map, and the store keeps order: a map that is found after a crash has been fed.
+fn map_row(epoch: Epoch) -> Vec<u8> {
+    let mut key = MAP_ROWS.to_vec();
+    key.extend_from_slice(&epoch.0.to_be_bytes());
+    key
+}
+
+/// Keeps a map. It is submitted before the placement groups are fed that map, and the store keeps order: what a
+/// placement group recorded in an epoch never outlives a crash without the map of that epoch.
 pub(crate) fn map_transaction(map: &ClusterMap) -> Transaction {
     let value = Bytes::from(map.encode_full());
-    Transaction {
-        ops: vec![
-            TxOp::CreateCollection { c: OWN },
-            TxOp::PutMeta { c: OWN, key: MAP_ROW.to_vec(), value },
-        ],
+    let mut ops = vec![TxOp::PutMeta { c: OWN, key: map_row(map.epoch), value }];
+    if map.epoch.0.is_multiple_of(MAP_TRIM_STEP) && map.epoch.0 > MAPS_KEPT {
+        let end = Some(map_row(Epoch(map.epoch.0 - MAPS_KEPT)));
+        ops.push(TxOp::DeleteMetaRange { c: OWN, start: MAP_ROWS.to_vec(), end });
     }
+    Transaction { ops }
 }
 
-/// The encoded map of the last run, if there was one.
-pub(crate) fn stored_map(store: &Store) -> Result<Option<Bytes>, holdfast_store::ReadError> {
-    store.meta_get(OWN, MAP_ROW)
+/// Makes the daemon's own collection; `None` when it is there.
+pub(crate) fn own_collection(collections: &[CollectionId]) -> Option<Transaction> {
+    (!collections.contains(&OWN)).then(|| Transaction { ops: vec![TxOp::CreateCollection { c: OWN }] })
+}
+
+/// The kept maps, oldest first, encoded.
+pub(crate) fn stored_maps(store: &Store) -> Result<Vec<Bytes>, holdfast_store::ReadError> {
+    let kept = usize::try_from(MAPS_KEPT + MAP_TRIM_STEP).unwrap_or(usize::MAX) * 2;
+    let end = map_row(Epoch(u64::MAX));
+    let rows = store.meta_scan(OWN, MAP_ROWS, Some(&end), kept)?;
+    Ok(rows.into_iter().map(|(_, value)| value).collect())
 }
 
 /// A placement group's collection.

@@ -5,7 +5,6 @@
 //! dropped when the peer's queue is full or its connection is down.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,7 @@ use holdfast_wire::peer::{Heartbeat, HeartbeatReply};
 use holdfast_wire::{Kind, Payload, decode, encode};
 use minicbor::Encode;
 use parking_lot::RwLock;
-use tracing::{debug, warn};
+use tracing::debug;
 
 struct Entry {
     incarnation: Incarnation,
@@ -41,9 +40,9 @@ impl Peers {
     pub(crate) fn follow(&self, map: &ClusterMap, handler: &Arc<dyn Handler>) {
         let mut table = self.table.write();
         table.retain(|osd, entry| {
-            map.osds.get(osd).is_some_and(|info| {
-                info.up && info.incarnation == entry.incarnation && info.address == entry.address
-            })
+            map.osds
+                .get(osd)
+                .is_some_and(|info| info.up && info.incarnation == entry.incarnation && info.address == entry.address)
         });
         for (osd, info) in &map.osds {
             if *osd == self.me {
@@ -53,15 +52,11 @@ impl Peers {
             if !info.up || table.contains_key(osd) {
                 continue;
             }
-            let address: SocketAddr = match info.address.parse() {
-                Ok(address) => address,
-                Err(error) => {
-                    warn!(%osd, address = info.address, %error, "the map has an address that is none");
-                    continue;
-                }
+            let target = Target {
+                address: info.address.clone(),
+                identity: Some(PeerIdentity::Osd(*osd)),
+                incarnation: Some(info.incarnation),
             };
-            let target =
-                Target { address, identity: Some(PeerIdentity::Osd(*osd)), incarnation: Some(info.incarnation) };
             let peer = Peer::new(&self.endpoint, target, PeerMode::KeepConnected, handler.clone());
             table.insert(*osd, Entry { incarnation: info.incarnation, address: info.address.clone(), peer });
         }

@@ -29,7 +29,8 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) {
     loop {
-        let report = gather(&shared, map.borrow().epoch).await;
+        let epoch = map.borrow().epoch;
+        let report = gather(&shared, epoch).await;
         match session.execute_within(MonCommand::Report(report), SEND_TIMEOUT).await {
             Ok(MonReply::Failed(error)) => debug!(%error, "the monitors did not take the report"),
             Ok(_) => {}

@@ -10,18 +10,19 @@ use holdfast_net::mon_session::MonSession;
 use holdfast_net::{Endpoint, Handler, Listener, LocalIdentity, NetConfig};
 use holdfast_pg::{Limits, Pg};
 use holdfast_types::{Epoch, Incarnation, PgId};
+use holdfast_wire::Kind;
 use holdfast_wire::frame::PeerIdentity;
 use holdfast_wire::mon::{FailureKind, MapUpdate, MonCommand, MonReply};
 use holdfast_wire::peer::{Heartbeat, HeartbeatReply, MapShare};
-use holdfast_wire::Kind;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::daemon::{Base, OsdError, ask_maps};
+use crate::daemon::{Base, CaughtUp, OsdError, ask_maps};
 use crate::handler::{OsdHandler, Sign};
 use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
+use crate::local::map_transaction;
 use crate::maps::Maps;
 use crate::monitors::{self, Wishes};
 use crate::peers::Peers;
@@ -63,10 +64,24 @@ impl Run {
         Ok(())
     }
 
+    /// Stores a map; before it is fed, see [`map_transaction`].
+    fn keep(&self, map: &ClusterMap) {
+        let fatal = self.shared.fatal.clone();
+        let kept = self.shared.store.submit(map_transaction(map), move |result| {
+            if let Err(error) = result {
+                let _ = fatal.send(crate::describe(&*error));
+            }
+        });
+        if let Err(error) = kept {
+            let _ = self.shared.fatal.send(crate::describe(&error));
+        }
+    }
+
     fn feed(&self, map: Arc<ClusterMap>) {
         debug!(osd = %self.shared.osd, epoch = %map.epoch, "new map");
+        self.keep(&map);
         self.shared.peers.follow(&map, &self.handler);
-        let step = MapStep::new(map.clone(), self.shared.shards.count());
+        let step = MapStep::new(map.clone());
         for index in 0..self.shared.shards.count() {
             self.shared.shards.send_to(index, Event::Map(step.clone()));
         }
@@ -78,10 +93,10 @@ impl Run {
 pub(crate) async fn run(
     base: &Base,
     incarnation: Incarnation,
-    start: Arc<ClusterMap>,
-    later: Vec<Arc<ClusterMap>>,
+    maps: CaughtUp,
     pgs: BTreeMap<PgId, Pg>,
 ) -> Result<RunEnd, OsdError> {
+    let CaughtUp { start, later } = maps;
     let stop = CancellationToken::new();
     let _stop_tasks = stop.clone().drop_guard();
     let local = LocalIdentity {
@@ -179,6 +194,8 @@ pub(crate) async fn run(
         let _ = tokio::task::spawn_blocking(move || thread.join()).await;
     }
     endpoint.shutdown().await;
+    // Whoever follows the maps ends when nobody takes them any more.
+    drop(updates_seen);
     tasks.close();
     tasks.wait().await;
     end
@@ -190,7 +207,7 @@ fn start_shards(
     mut pgs: BTreeMap<PgId, Pg>,
     receivers: Vec<Receiver<Event>>,
 ) -> Result<Vec<std::thread::JoinHandle<()>>, OsdError> {
-    let step = MapStep::new(start.clone(), 0);
+    let step = MapStep::new(start.clone());
     let mut threads = Vec::new();
     for (index, events) in receivers.into_iter().enumerate() {
         let mine: Vec<PgId> = pgs.keys().copied().filter(|pg| shared.shards.index_of(*pg) == index).collect();

@@ -7,13 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use holdfast_map::{ClusterMap, PgMembers};
 use holdfast_net::{Connection, Message, Permit};
-use holdfast_pg::{Input, Limits, Outbox, Output, Pg, ReplyTo, Slot, StoreOp, TxnId};
+use holdfast_pg::{Input, Limits, Outbox, Output, Pg, ReplyTo, Slot, StoreOp, TxnId, answer_without_copy};
 use holdfast_store::Store;
 use holdfast_types::{Incarnation, OsdId, PgId, Timestamp};
 use holdfast_wire::mon::PgReport;
@@ -22,7 +21,7 @@ use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, Kind, RefusedReas
 use tokio::sync::oneshot;
 use tracing::{debug, error};
 
-use crate::local::{Local, map_transaction, to_transaction};
+use crate::local::{Local, to_transaction};
 use crate::monitors::Wishes;
 use crate::peers::Peers;
 use crate::slots::Slots;
@@ -50,14 +49,12 @@ pub(crate) struct MapStep {
     pub(crate) map: Arc<ClusterMap>,
     /// Who keeps what.
     pub(crate) members: BTreeMap<PgId, PgMembers>,
-    /// Shards that have not fed it to their placement groups yet.
-    pending: AtomicUsize,
 }
 
 impl MapStep {
-    pub(crate) fn new(map: Arc<ClusterMap>, shards: usize) -> Arc<MapStep> {
+    pub(crate) fn new(map: Arc<ClusterMap>) -> Arc<MapStep> {
         let members = map.members_of_all().into_iter().collect();
-        Arc::new(MapStep { map, members, pending: AtomicUsize::new(shards) })
+        Arc::new(MapStep { map, members })
     }
 
     pub(crate) fn members_of(&self, pg: PgId) -> PgMembers {
@@ -243,7 +240,9 @@ impl Shard {
         self.step = step.clone();
         let me = self.shared.osd;
         let mine = |members: &PgMembers| members.up.contains(&me) || members.acting.contains(&me);
-        let known: Vec<PgId> = self.pgs.keys().copied().collect();
+        // After a restart a placement group may be ahead of what the others are fed first.
+        let behind = |pg: &Pg| pg.epoch() < step.map.epoch;
+        let known: Vec<PgId> = self.pgs.iter().filter(|(_, pg)| behind(pg)).map(|(id, _)| *id).collect();
         for pg in known {
             self.step_pg(pg, Input::Map { map: step.map.clone(), members: step.members_of(pg) });
         }
@@ -257,19 +256,6 @@ impl Shard {
             .collect();
         for pg in missing {
             self.create(pg);
-        }
-        if step.pending.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let shards = self.shared.shards.clone();
-            let fatal = self.shared.fatal.clone();
-            let kept = self.shared.store.submit(map_transaction(&step.map), move |result| {
-                drop(shards);
-                if let Err(error) = result {
-                    let _ = fatal.send(crate::describe(&*error));
-                }
-            });
-            if let Err(error) = kept {
-                let _ = self.shared.fatal.send(crate::describe(&error));
-            }
         }
         for arrival in std::mem::take(&mut self.waiting_for_map) {
             self.client(arrival);
@@ -300,6 +286,13 @@ impl Shard {
             }
             if self.step.map.pools.get(&pg.pool).is_none_or(|pool| pg.seed >= pool.pg_num) {
                 debug!(%pg, %from, "message about a placement group that the map does not have dropped");
+                return;
+            }
+            let members = self.step.members_of(pg);
+            if !members.up.contains(&self.shared.osd) && !members.acting.contains(&self.shared.osd) {
+                if let Some(message) = answer_without_copy(&message, self.step.map.epoch) {
+                    self.shared.peers.send(from, Kind::Peer, &message);
+                }
                 return;
             }
             self.create(pg);
@@ -333,11 +326,8 @@ impl Shard {
     }
 
     fn refuse(&self, arrival: &ClientArrival, reason: RefusedReason) {
-        let reply = ClientReply {
-            id: arrival.request.id,
-            epoch: self.step.map.epoch,
-            outcome: ClientOutcome::Refused(reason),
-        };
+        let reply =
+            ClientReply { id: arrival.request.id, epoch: self.step.map.epoch, outcome: ClientOutcome::Refused(reason) };
         respond(&arrival.connection, arrival.request_id, Kind::ClientReply, &reply);
     }
 

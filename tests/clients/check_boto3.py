@@ -10,7 +10,7 @@ import botocore.exceptions
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
-from harness import KIB, MIB, Check, data, expect, same
+from harness import KIB, MIB, Check, Skip, data, expect, same
 from raw_s3 import checksum
 
 SIZES = [0, 1, 2, 255, 4096, 16 * KIB - 1, 16 * KIB, 16 * KIB + 1, 65535, 65537, 1 * MIB - 1, 4 * MIB, 4 * MIB + 1,
@@ -132,10 +132,21 @@ def main():
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             link = signer.generate_presigned_url("put_object", Params={"Bucket": bucket, "Key": "signed ü+"})
             opener.open(urllib.request.Request(link, data=b"by url", method="PUT"))
-            link = signer.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "signed ü+"})
-            same(opener.open(link).read(), b"by url", "body")
-        with check.step("virtual-host style addressing"):
+            link = signer.generate_presigned_url("get_object", Params={
+                "Bucket": bucket, "Key": "signed ü+", "ResponseContentType": "text/x-other"})
+            with opener.open(link) as answer:
+                same((answer.read(), answer.headers["content-type"]), (b"by url", "text/x-other"), "body and type")
+        with check.step("ranges from and to every edge of chunk and stripe"):
+            content = data(9 * MIB + 7, "edges")
+            s3.put_object(Bucket=bucket, Key="edges", Body=content)
+            edges = [0, 1, 65535, 65536, 4 * MIB - 1, 4 * MIB, 8 * MIB, len(content) - 1]
+            for first, last in ((first, last) for first in edges for last in edges if first <= last):
+                expect(get("edges", Range=f"bytes={first}-{last}")["Body"].read() == content[first:last + 1],
+                       f"bytes={first}-{last} are other bytes")
+        with check.step("virtual-host style, signed by hand"):
             virtual_host(check, bucket)
+        with check.step("virtual-host style by boto3"):
+            virtual_host_by_boto3(check, bucket)
         with check.step("typed errors"):
             for code, call in (("NoSuchKey", lambda: get("none")), ("NoSuchBucket", lambda: s3.list_objects_v2(
                     Bucket=bucket + "-none")), ("404", lambda: s3.head_object(Bucket=bucket, Key="none"))):
@@ -158,6 +169,19 @@ def virtual_host(check, bucket):
     finally:
         raw.host_header = plain
     same(raw.call("GET", f"/{bucket}/virtual/key").body, b"by host", "body read in path style")
+
+
+def virtual_host_by_boto3(check, bucket):
+    """Needs a resolver that knows *.localhost for the loopback address (RFC 6761)."""
+    if check.raw.host not in ("127.0.0.1", "localhost"):
+        raise Skip("the endpoint is not on this machine, so bucket.localhost does not lead there")
+    s3 = boto3.client("s3", endpoint_url=f"http://localhost:{check.raw.port}",
+                      config=Config(s3={"addressing_style": "virtual"}, retries={"max_attempts": 1}))
+    try:
+        s3.put_object(Bucket=bucket, Key="virtual by boto3", Body=b"host style")
+    except botocore.exceptions.EndpointConnectionError:
+        raise Skip("this machine does not resolve *.localhost") from None
+    same(check.raw.call("GET", f"/{bucket}/virtual%20by%20boto3").body, b"host style", "body read in path style")
 
 
 if __name__ == "__main__":

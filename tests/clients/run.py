@@ -68,6 +68,7 @@ def environment(endpoint):
         if not os.environ.get(name):
             sys.exit(f"{name} is not set")
         out[name] = os.environ[name]
+    out.pop("HOLDFAST_CONFIG", None)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         out.pop(name, None)
         out.pop(name.upper(), None)
@@ -84,7 +85,7 @@ class OwnCluster:
     def __init__(self, binary):
         self.binary = binary
         self.directory = tempfile.mkdtemp(prefix="holdfast-clients-")
-        self._dev("up", "--processes", "--detach", "--s3", "127.0.0.1:0")
+        self._dev("up", "--processes", "--detach", "--mons", "1", "--osds", "3")
         exports = subprocess.run([binary, "dev", "env", "--data", self.directory], check=True, stdout=subprocess.PIPE,
                                  text=True).stdout
         for name, value in re.findall(r"^export (\w+)=(.*)$", exports, re.MULTILINE):

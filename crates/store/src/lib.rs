@@ -1,1 +1,34 @@
-//! (under construction)
+//! Keeps objects crash-safe on one device.
+//!
+//! The device is a log of segments and is the truth; an index on RocksDB says where everything is and can always be
+//! brought up to date from the log. A transaction is one record in the log; all records that wait together become durable
+//! by one sync. See `docs/formats/store.md` for the bytes, and `ARCHITECTURE.md` for the why.
+//!
+//! - [`Engine`]: the synchronous core. No threads, no clock; the simulator drives it over [`MemDevice`] and [`MemIndex`].
+//! - [`Store`]: the engine with a commit thread and a cleaner, over [`FileDevice`] and [`RocksIndex`].
+//!
+//! The store knows nothing of placement groups or peers.
+
+mod checksum;
+mod device;
+mod engine;
+mod error;
+mod format;
+mod index;
+mod key;
+mod onode;
+mod overlay;
+mod store;
+mod tx;
+
+pub use device::{Device, Fault, FileDevice, MemDevice, MemDeviceStats};
+pub use engine::{CleanProgress, Engine, Identity, OnDurable, Options, RowPage, SUPPORTED_SEGMENT_BYTES};
+pub use error::{CleanError, CommitError, Excess, FormatError, OpenError, ReadError, SubmitError};
+pub use format::superblock::Superblock;
+pub use index::{Batch, Change, Index, IndexError, MemIndex, RocksIndex};
+pub use key::{CollectionId, InvalidObjectKey, OBJECT_KEY_BYTES_MAX, ObjectInfo, ObjectKey, Position, Receipt, Usage};
+pub use store::{Store, StoreConfig};
+pub use tx::{
+    ATTR_NAME_BYTES_MAX, ATTR_VALUE_BYTES_MAX, META_KEY_BYTES_MAX, OBJECT_BYTES_MAX, ROW_KEY_BYTES_MAX,
+    TX_INLINE_BYTES_MAX, Transaction, TxOp,
+};

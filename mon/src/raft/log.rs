@@ -1,5 +1,14 @@
 //! The Raft log, the vote and the snapshot of one monitor, in RocksDB.
 //!
+//! | key | value (CBOR, shapes in `encoding`) |
+//! |---|---|
+//! | `m/identity` | cluster and monitor id: written first, once |
+//! | `m/vote` | the last vote |
+//! | `m/committed` | a log id known to be committed; a hint |
+//! | `m/purged` | the last log id that was purged |
+//! | `m/snapshot` | meta data and the encoded state |
+//! | `l/` + index, big-endian u64 | a log entry |
+//!
 //! Invariants:
 //! - A vote is durable before `save_vote` returns; entries are readable when `append` returns and durable before its
 //!   callback fires. So nothing is answered that a power cut could take back.
@@ -12,11 +21,12 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::{Arc, mpsc};
 
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions};
+use tokio::sync::watch;
 
 use super::encoding::{StoredEntry, StoredLogId, StoredSnapshot, StoredVote, decode, encode};
 use super::types::{Entry, LogId, TypeConfig, Vote};
@@ -54,22 +64,43 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 /// The database of one monitor. Cheap to clone; all clones are one.
 #[derive(Clone)]
 pub(super) struct Storage {
-    db: Arc<DB>,
+    db: Arc<Database>,
     sync: mpsc::SyncSender<IOFlushed<TypeConfig>>,
 }
 
-/// Sees whether the database is still open, without keeping it so.
-pub(super) struct Watch(Weak<DB>);
+/// The open database. Fields drop in this order: `closed` tells only after the directory's lock is gone.
+struct Database {
+    db: DB,
+    closed: watch::Sender<()>,
+}
+
+impl std::ops::Deref for Database {
+    type Target = DB;
+
+    fn deref(&self) -> &DB {
+        &self.db
+    }
+}
+
+/// Waits for the database to be closed, without keeping it open.
+#[derive(Clone)]
+pub(super) struct Watch(watch::Receiver<()>);
 
 impl Watch {
-    pub(super) fn is_closed(&self) -> bool {
-        self.0.strong_count() == 0
+    /// Returns once the directory can be opened again.
+    pub(super) async fn closed(&self) {
+        let mut open = self.0.clone();
+        while open.changed().await.is_ok() {}
     }
 }
 
 impl Storage {
     /// Opens or creates the database in `directory`.
     pub(super) fn open(directory: &Path) -> io::Result<Storage> {
+        Storage::open_with(&Storage::options(), directory)
+    }
+
+    fn options() -> Options {
         let mut options = Options::default();
         options.create_if_missing(true);
         options.set_write_buffer_size(WRITE_BUFFER_BYTES);
@@ -78,7 +109,12 @@ impl Storage {
         options.set_keep_log_file_num(2);
         // Damage before the tail is damage: refuse to start rather than forget votes or entries.
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
-        let db = Arc::new(DB::open(&options, directory).map_err(failed)?);
+        options
+    }
+
+    fn open_with(options: &Options, directory: &Path) -> io::Result<Storage> {
+        let db = DB::open(options, directory).map_err(failed)?;
+        let db = Arc::new(Database { db, closed: watch::Sender::new(()) });
         let (sync, waiting) = mpsc::sync_channel(SYNC_QUEUE_MAX);
         let syncing = Arc::clone(&db);
         std::thread::Builder::new().name("raft-sync".into()).spawn(move || sync_loop(&syncing, &waiting))?;
@@ -87,7 +123,7 @@ impl Storage {
 
     /// Tells whether the database is still open.
     pub(super) fn watch(&self) -> Watch {
-        Watch(Arc::downgrade(&self.db))
+        Watch(self.db.closed.subscribe())
     }
 
     fn get<T: for<'b> minicbor::Decode<'b, ()>>(&self, key: &[u8]) -> io::Result<Option<T>> {
@@ -269,5 +305,73 @@ impl RaftLogStorage<TypeConfig> for Storage {
         batch.put(KEY_PURGED, encode(&StoredLogId::from(&log_id)));
         batch.delete_range(entry_key(0).as_slice(), entry_key(log_id.index + 1).as_slice());
         self.db.write(batch).map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use openraft::EntryPayload;
+    use openraft::type_config::TypeConfigExt;
+    use rocksdb::statistics::Ticker;
+
+    use super::super::types::{LeaderId, Proposal};
+    use super::*;
+
+    fn entry(term: u64, index: u64) -> Entry {
+        let log_id = LogId { leader_id: LeaderId { term, node_id: 1 }, index };
+        Entry { log_id, payload: EntryPayload::Normal(Proposal(vec![7; 10])) }
+    }
+
+    async fn append(storage: &mut Storage, entries: Vec<Entry>) {
+        let (done, flushed) = TypeConfig::oneshot();
+        storage.append(entries, IOFlushed::signal(done)).await.unwrap();
+        flushed.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn votes_and_entries_are_synced_before_they_are_answered() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut options = Storage::options();
+        options.enable_statistics();
+        let mut storage = Storage::open_with(&options, directory.path()).unwrap();
+        let syncs = || options.get_ticker_count(Ticker::WalFileSynced);
+        for index in 0..10 {
+            let before = syncs();
+            append(&mut storage, vec![entry(1, index)]).await;
+            assert!(syncs() > before, "entry {index} was answered without a sync");
+        }
+        let before = syncs();
+        storage.save_vote(&Vote::new(2, 1)).await.unwrap();
+        assert!(syncs() > before, "the vote was answered without a sync");
+    }
+
+    #[tokio::test]
+    async fn the_log_reopens_as_it_was_and_reads_without_holes() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut storage = Storage::open(directory.path()).unwrap();
+        append(&mut storage, (0..20).map(|index| entry(1, index)).collect()).await;
+        storage.truncate_after(Some(entry(1, 14).log_id)).await.unwrap();
+        append(&mut storage, (15..18).map(|index| entry(2, index)).collect()).await;
+        storage.purge(entry(1, 4).log_id).await.unwrap();
+        storage.save_vote(&Vote::new_committed(2, 1)).await.unwrap();
+        storage.save_committed(Some(entry(2, 16).log_id)).await.unwrap();
+        let watch = storage.watch();
+        drop(storage);
+        watch.closed().await;
+        let mut storage = Storage::open(directory.path()).unwrap();
+        let state = storage.get_log_state().await.unwrap();
+        assert_eq!(state.last_purged_log_id, Some(entry(1, 4).log_id));
+        assert_eq!(state.last_log_id, Some(entry(2, 17).log_id));
+        assert_eq!(storage.read_vote().await.unwrap(), Some(Vote::new_committed(2, 1)));
+        assert_eq!(storage.read_committed().await.unwrap(), Some(entry(2, 16).log_id));
+        let indexes = |entries: Vec<Entry>| entries.iter().map(|entry| entry.log_id.index).collect::<Vec<_>>();
+        assert_eq!(indexes(storage.try_get_log_entries(..).await.unwrap()), (5..18).collect::<Vec<_>>());
+        assert_eq!(indexes(storage.try_get_log_entries(7..9).await.unwrap()), [7, 8]);
+        assert_eq!(indexes(storage.try_get_log_entries(7..=9).await.unwrap()), [7, 8, 9]);
+        assert!(storage.try_get_log_entries(9..9).await.unwrap().is_empty());
+        storage.db.delete(entry_key(10)).unwrap();
+        assert!(storage.try_get_log_entries(..).await.is_err(), "a hole is an error");
     }
 }

@@ -261,7 +261,8 @@ fn a_temporary_acting_set_lasts_until_placement_agrees_or_nobody_is_left() {
 #[test]
 fn an_operator_decides_over_out_and_a_long_down_osd_comes_back_in() {
     let mut cluster = Cluster::with_osds(4, 1);
-    let down = |osd: u32| Change::MarkDown { osd: OsdId(osd), incarnation: Incarnation(100 + u64::from(osd)), dead: true };
+    let down =
+        |osd: u32| Change::MarkDown { osd: OsdId(osd), incarnation: Incarnation(100 + u64::from(osd)), dead: true };
     cluster.change(down(0));
     cluster.change(Change::MarkOut(OsdId(0)));
     assert!(!cluster.map().osds[&OsdId(0)].in_cluster);
@@ -354,10 +355,8 @@ fn any_change() -> impl Strategy<Value = Change> {
         (osd.clone(), 0..0x2_0000u32)
             .prop_map(|(id, weight)| Change::Request(MonCommand::OsdReweight { osd: OsdId(id), weight })),
         (0..3u8, prop::option::of(0..4u32)).prop_map(|(n, size)| Change::Request(pool(&format!("p{n}"), size))),
-        (0..3u8).prop_map(|n| Change::Request(MonCommand::PoolDelete {
-            name: format!("p{n}"),
-            confirm: format!("p{n}")
-        })),
+        (0..3u8)
+            .prop_map(|n| Change::Request(MonCommand::PoolDelete { name: format!("p{n}"), confirm: format!("p{n}") })),
         (osd.clone(), run, 0..4u64, 0..8u32, prop::collection::vec(osd, 0..3)).prop_map(
             |(id, run, pool, seed, acting)| Change::Request(MonCommand::PgTemp {
                 osd: OsdId(id),

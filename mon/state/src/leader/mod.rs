@@ -113,13 +113,19 @@ impl Leader {
         leader
     }
 
-    /// Takes note of the newest map. Call it before any question after a map has changed.
+    /// The epoch of the map that was last noted.
+    #[must_use]
+    pub fn seen(&self) -> Epoch {
+        self.seen
+    }
+
+    /// Takes note of a map. Call it for every map, in order, and for the newest before any question.
     pub fn observe(&mut self, now: Timestamp, map: &ClusterMap) {
-        if map.epoch == self.seen && map.epoch != Epoch::ZERO {
+        if map.epoch <= self.seen && map.epoch != Epoch::ZERO {
             return;
         }
+        self.stats.observe(self.seen, map);
         self.seen = map.epoch;
-        self.stats.observe(map);
         let down = |osd: &OsdId| map.osds.get(osd).is_some_and(|info| !info.up);
         self.down_since.retain(|osd, _| down(osd));
         self.booted_at.retain(|osd, (incarnation, _)| {

@@ -1,8 +1,8 @@
 //! What OSDs say of themselves and of their placement groups, and which of it can be believed now.
 //!
-//! A report of a placement group counts only if it comes from the present primary, of its present run, and speaks of
-//! the present interval (protocol.md §2.1): same up set, same acting set, begun no earlier than the map that made them
-//! so. What does not count is unknown, never clean.
+//! A report of a placement group counts only if it comes from the present primary, of its present run, made with a map
+//! that has all members' boots, and speaks of the present interval (protocol.md §2.1): same up set, same acting set,
+//! begun no earlier than the map that made them so. What does not count is unknown, never clean.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,11 +31,33 @@ struct PgStat {
     report: PgReport,
 }
 
-/// Who keeps a placement group, and since when at the earliest.
-#[derive(Debug, Clone, PartialEq)]
+/// The present interval of a placement group, and since when at the earliest.
+#[derive(Debug, Clone)]
 struct Interval {
     members: PgMembers,
+    /// Runs of the up set, then of the acting set.
+    runs: Vec<Incarnation>,
+    /// `size`, `min_size`, `pg_num`.
+    shape: (u32, u32, u32),
     not_before: Epoch,
+    /// The last boot of a member.
+    booted: Epoch,
+}
+
+impl Interval {
+    fn of(map: &ClusterMap, pg: PgId, members: PgMembers) -> Interval {
+        let infos = || members.up.iter().chain(&members.acting).filter_map(|osd| map.osds.get(osd));
+        let runs = infos().map(|info| info.incarnation).collect();
+        let booted = infos().map(|info| info.up_from).max().unwrap_or(Epoch::ZERO);
+        let pool = map.pools.get(&pg.pool);
+        let shape = pool.map_or((0, 0, 0), |pool| (pool.size(), pool.min_size(), pool.pg_num));
+        let not_before = pool.map_or(Epoch::ZERO, |pool| pool.created);
+        Interval { members, runs, shape, not_before, booted }
+    }
+
+    fn continues(&self, before: &Interval) -> bool {
+        self.members == before.members && self.runs == before.runs && self.shape == before.shape
+    }
 }
 
 /// All reports of this leadership.
@@ -81,19 +103,17 @@ impl PgView<'_> {
 }
 
 impl Stats {
-    /// Takes note of a map: whose reports count from now on.
-    pub(super) fn observe(&mut self, map: &ClusterMap) {
+    /// Takes note of a map: whose reports count from now on. `seen` is the epoch of the map noted before.
+    pub(super) fn observe(&mut self, seen: Epoch, map: &ClusterMap) {
         let mut intervals = BTreeMap::new();
         for (pg, members) in map.members_of_all() {
-            let boots = members.up.iter().chain(&members.acting).filter_map(|osd| map.osds.get(osd));
-            let booted = boots.map(|info| info.up_from).max().unwrap_or(Epoch::ZERO);
-            let created = map.pools.get(&pg.pool).map_or(Epoch::ZERO, |pool| pool.created);
-            let since = match self.intervals.get(&pg) {
-                Some(before) if before.members == members => before.not_before,
-                Some(_) => map.epoch,
-                None => created,
-            };
-            intervals.insert(pg, Interval { members, not_before: since.max(booted).max(created) });
+            let mut interval = Interval::of(map, pg, members);
+            if let Some(before) = self.intervals.get(&pg) {
+                // With no map missed, a new interval begins at this one; else at the first that was missed or later.
+                let since = if interval.continues(before) { before.not_before } else { seen.next() };
+                interval.not_before = interval.not_before.max(since);
+            }
+            intervals.insert(pg, interval);
         }
         self.pgs.retain(|pg, _| intervals.contains_key(pg));
         self.osds.retain(|osd, _| map.osds.contains_key(osd));
@@ -185,6 +205,7 @@ impl Stats {
             && stat.report.acting == interval.members.acting
             && stat.report.up == interval.members.up
             && stat.report.interval_start >= interval.not_before
+            && stat.report.epoch >= interval.booted
     }
 
     /// The oldest map that some placement group still needs, if that is known of all.

@@ -1,0 +1,368 @@
+//! The store in a daemon: the engine, a commit thread and a maintenance thread.
+//!
+//! Reads go to the engine from any thread. [`Store::submit`] does its part on the caller's thread too; the commit thread
+//! takes all that waits, syncs once, and calls back. While it waits for the device, more gathers: groups form by themselves.
+//! The maintenance thread flushes the index and cleans. Both sleep when there is nothing to do.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, ThreadId};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::device::{Device, FileDevice};
+use crate::engine::{Engine, Identity, Options, SUPPORTED_SEGMENT_BYTES};
+use crate::error::{CleanError, CommitError, FormatError, OpenError, SubmitError};
+use crate::index::{Index, RocksIndex};
+use crate::tx::Transaction;
+
+/// Log bytes that may wait for a commit; `submit` blocks beyond. About what a fast device writes in 10 ms: more would only
+/// add latency and memory.
+const PENDING_BYTES_MAX: u64 = 32 << 20;
+/// The index is flushed at least so often when something changed: bounds what a replay has to do after a quiet time.
+const INDEX_FLUSH_INTERVAL: Duration = Duration::from_secs(60);
+/// Bytes that one cleaning step moves; between steps, index flushes and stops are looked at.
+const CLEAN_STEP_BYTES: u64 = 4 << 20;
+/// How often a submit waits for the cleaner before it gives up.
+const SPACE_WAITS_MAX: u32 = 64;
+/// How long each wait for the cleaner is at most.
+const SPACE_WAIT: Duration = Duration::from_millis(500);
+
+/// Where a store is, and how much memory it may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// A block device or file for the log.
+    pub device: PathBuf,
+    /// A directory for the index.
+    pub index: PathBuf,
+    /// Bytes for the index's cache and memtables together. What waits for a commit comes on top (at most 32 MiB).
+    pub memory_target: u64,
+    /// Sizes.
+    pub options: Options,
+}
+
+impl StoreConfig {
+    /// A store in the directory `directory`: a file `block` (which may be a link to a device) and the index beside it, with
+    /// 1 GiB of memory.
+    pub fn in_directory(directory: &Path) -> StoreConfig {
+        StoreConfig {
+            device: directory.join("block"),
+            index: directory.join("index"),
+            memory_target: 1 << 30,
+            options: Options::default(),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Signals {
+    /// Something waits for a commit.
+    submitted: bool,
+    /// The maintenance thread should look.
+    maintain: bool,
+    stop: bool,
+    /// Counts commits and cleaning steps: a waiting submit looks again when it changes.
+    progress: u64,
+}
+
+struct Shared<D, I> {
+    engine: Engine<D, I>,
+    signals: Mutex<Signals>,
+    commit_wanted: Condvar,
+    maintain_wanted: Condvar,
+    progressed: Condvar,
+    commit_thread: Mutex<Option<ThreadId>>,
+}
+
+/// Stops and joins the threads when the last handle is gone.
+struct Threads<D: Device + 'static, I: Index + 'static> {
+    shared: Arc<Shared<D, I>>,
+    handles: Mutex<Vec<JoinHandle<()>>>,
+    stopped: AtomicBool,
+}
+
+/// A handle to an open store; clones are handles to the same one. The last one dropped commits what waits and stops, but
+/// only [`Store::close`] spares the next open the replay.
+pub struct Store<D: Device + 'static = FileDevice, I: Index + 'static = RocksIndex> {
+    shared: Arc<Shared<D, I>>,
+    threads: Arc<Threads<D, I>>,
+}
+
+impl<D: Device, I: Index> Clone for Store<D, I> {
+    fn clone(&self) -> Store<D, I> {
+        Store { shared: Arc::clone(&self.shared), threads: Arc::clone(&self.threads) }
+    }
+}
+
+impl<D: Device, I: Index> std::fmt::Debug for Store<D, I> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({:?})", self.shared.engine)
+    }
+}
+
+impl Store {
+    /// Makes a new store. The device exists, or is made as a sparse file of `device_bytes`; an index in the directory is
+    /// removed.
+    ///
+    /// # Errors
+    /// [`FormatError`].
+    pub fn format(config: &StoreConfig, identity: Identity, device_bytes: u64) -> Result<Store, FormatError> {
+        let segment_bytes = config.options.segment_bytes;
+        if !SUPPORTED_SEGMENT_BYTES.contains(&segment_bytes) {
+            return Err(FormatError::SegmentBytes {
+                bytes: u64::from(segment_bytes),
+                min: u64::from(*SUPPORTED_SEGMENT_BYTES.start()),
+                max: u64::from(*SUPPORTED_SEGMENT_BYTES.end()),
+            });
+        }
+        let device = FileDevice::create(&config.device, device_bytes)?;
+        RocksIndex::destroy(&config.index)?;
+        let index = RocksIndex::open(&config.index, config.memory_target)?;
+        Ok(Store::run(Engine::format(device, index, identity, config.options.clone())?))
+    }
+
+    /// Opens a store.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(config: &StoreConfig) -> Result<Store, OpenError> {
+        let device = FileDevice::open(&config.device)?;
+        let index = RocksIndex::open(&config.index, config.memory_target)?;
+        Ok(Store::run(Engine::open(device, index, config.options.clone())?))
+    }
+}
+
+impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
+    /// Starts the threads of an engine.
+    pub fn run(engine: Engine<D, I>) -> Store<D, I> {
+        let shared = Arc::new(Shared {
+            engine,
+            signals: Mutex::new(Signals::default()),
+            commit_wanted: Condvar::new(),
+            maintain_wanted: Condvar::new(),
+            progressed: Condvar::new(),
+            commit_thread: Mutex::new(None),
+        });
+        let commit = {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new().name("store-commit".into()).spawn(move || shared.commit_loop())
+        };
+        let maintain = {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new().name("store-maintain".into()).spawn(move || shared.maintain_loop())
+        };
+        // Without threads there is no daemon; the operating system refuses them only when it refuses all else too.
+        let handles = vec![commit.expect("a thread can be started"), maintain.expect("a thread can be started")];
+        *shared.commit_thread.lock() = handles.first().map(|handle| handle.thread().id());
+        let threads = Arc::new(Threads {
+            shared: Arc::clone(&shared),
+            handles: Mutex::new(handles),
+            stopped: AtomicBool::new(false),
+        });
+        Store { shared, threads }
+    }
+
+    /// Takes a transaction; see [`Engine::submit`]. `on_durable` is called from the commit thread, in the order of
+    /// submission; it must be quick, and may submit. Blocks while too much waits, or while the cleaner makes room; never
+    /// when called from `on_durable`.
+    ///
+    /// # Errors
+    /// [`SubmitError`]; `on_durable` is then never called.
+    pub fn submit(
+        &self,
+        tx: Transaction,
+        on_durable: impl FnOnce(Result<(), Arc<CommitError>>) + Send + 'static,
+    ) -> Result<(), SubmitError> {
+        let shared = &self.shared;
+        let may_wait = *shared.commit_thread.lock() != Some(std::thread::current().id());
+        if may_wait {
+            shared.wait_for_queue();
+        }
+        // The engine takes the callback only with a submission that succeeds, so it is kept where a retry finds it.
+        let slot = Arc::new(Mutex::new(Some(on_durable)));
+        let mut waits = 0;
+        loop {
+            let callback = {
+                let slot = Arc::clone(&slot);
+                Box::new(move |result| {
+                    let on_durable = slot.lock().take();
+                    if let Some(on_durable) = on_durable {
+                        on_durable(result);
+                    }
+                })
+            };
+            let progress = shared.signals.lock().progress;
+            match shared.engine.submit_then(&tx, Some(callback)) {
+                Ok(_) => {
+                    shared.wake_commit();
+                    return Ok(());
+                }
+                Err(SubmitError::NoSpace { cleaning_helps: true, .. }) if may_wait && waits < SPACE_WAITS_MAX => {
+                    waits += 1;
+                    shared.wait_for_cleaner(progress);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Takes a transaction and waits until it is durable.
+    ///
+    /// # Errors
+    /// [`SubmitError`]; a failed commit is [`SubmitError::Poisoned`].
+    pub fn submit_and_wait(&self, tx: Transaction) -> Result<(), SubmitError> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.submit(tx, move |result| {
+            let _ = sender.send(result); // the receiver waits below
+        })?;
+        match receiver.recv() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(SubmitError::Poisoned(error)),
+            Err(_) => Err(SubmitError::Closed),
+        }
+    }
+
+    /// The engine, for all that reads: `read`, `stat`, `rows_scan`, … Its methods may be called from any thread.
+    pub fn engine(&self) -> &Engine<D, I> {
+        &self.shared.engine
+    }
+
+    /// Commits what waits, flushes the index and stops. Later submits fail with [`SubmitError::Closed`]; reads work.
+    ///
+    /// # Errors
+    /// [`CleanError`]; nothing durable is lost, the next open replays.
+    pub fn close(&self) -> Result<(), CleanError> {
+        self.threads.stop();
+        self.shared.engine.close()
+    }
+}
+
+/// Reads go to the engine.
+impl<D: Device + 'static, I: Index + 'static> std::ops::Deref for Store<D, I> {
+    type Target = Engine<D, I>;
+
+    fn deref(&self) -> &Engine<D, I> {
+        &self.shared.engine
+    }
+}
+
+impl<D: Device, I: Index> Shared<D, I> {
+    fn wake_commit(&self) {
+        let mut signals = self.signals.lock();
+        if !std::mem::replace(&mut signals.submitted, true) {
+            self.commit_wanted.notify_one();
+        }
+    }
+
+    fn wait_for_queue(&self) {
+        while self.engine.pending_bytes() >= PENDING_BYTES_MAX {
+            let mut signals = self.signals.lock();
+            if signals.stop || self.engine.pending_bytes() < PENDING_BYTES_MAX {
+                return;
+            }
+            let _ = self.progressed.wait_for(&mut signals, SPACE_WAIT);
+        }
+    }
+
+    fn wait_for_cleaner(&self, seen: u64) {
+        let mut signals = self.signals.lock();
+        signals.maintain = true;
+        self.maintain_wanted.notify_one();
+        if signals.progress == seen && !signals.stop {
+            let _ = self.progressed.wait_for(&mut signals, SPACE_WAIT);
+        }
+    }
+
+    fn note_progress(&self) {
+        self.signals.lock().progress += 1;
+        self.progressed.notify_all();
+    }
+
+    fn commit_loop(&self) {
+        loop {
+            {
+                let mut signals = self.signals.lock();
+                while !signals.submitted && !signals.stop {
+                    self.commit_wanted.wait(&mut signals);
+                }
+                if !std::mem::take(&mut signals.submitted) {
+                    return; // stopped, and nothing waits
+                }
+            }
+            if let Err(error) = self.engine.commit() {
+                // Those who wait have been told; later submits are refused.
+                tracing::debug!(%error, "commit failed");
+            }
+            self.note_progress();
+            if self.engine.wants_index_flush() || self.engine.wants_cleaning() {
+                self.signals.lock().maintain = true;
+                self.maintain_wanted.notify_one();
+            }
+        }
+    }
+
+    fn maintain_loop(&self) {
+        let mut flushed_at = Instant::now();
+        loop {
+            {
+                let mut signals = self.signals.lock();
+                if !signals.maintain && !signals.stop {
+                    let _ = self.maintain_wanted.wait_for(&mut signals, INDEX_FLUSH_INTERVAL);
+                }
+                if signals.stop {
+                    return;
+                }
+                signals.maintain = false;
+            }
+            if let Err(error) = self.maintain(&mut flushed_at) {
+                tracing::warn!(%error, "maintenance failed");
+            }
+            self.note_progress();
+        }
+    }
+
+    fn maintain(&self, flushed_at: &mut Instant) -> Result<(), CleanError> {
+        let due = flushed_at.elapsed() >= INDEX_FLUSH_INTERVAL && self.engine.has_unflushed();
+        if due || self.engine.wants_index_flush() {
+            self.engine.flush_index()?;
+            *flushed_at = Instant::now();
+        }
+        while self.engine.wants_cleaning() && !self.signals.lock().stop {
+            let progress = self.engine.clean_step(CLEAN_STEP_BYTES)?;
+            self.note_progress();
+            if !progress.more || (progress.moved_bytes == 0 && progress.freed_segments == 0) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<D: Device + 'static, I: Index + 'static> Threads<D, I> {
+    fn stop(&self) {
+        if self.stopped.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        {
+            let mut signals = self.shared.signals.lock();
+            signals.stop = true;
+        }
+        self.shared.commit_wanted.notify_all();
+        self.shared.maintain_wanted.notify_all();
+        self.shared.progressed.notify_all();
+        let own = std::thread::current().id();
+        for handle in self.handles.lock().drain(..) {
+            if handle.thread().id() != own && handle.join().is_err() {
+                tracing::error!("a thread of the store panicked");
+            }
+        }
+    }
+}
+
+impl<D: Device + 'static, I: Index + 'static> Drop for Threads<D, I> {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
