@@ -78,7 +78,10 @@ impl MemoryObject {
                 let start = index(*offset).min(end);
                 self.data[start..end].fill(0);
             }
-            Effect::Truncate { size } => self.data.resize(index(*size), 0),
+            Effect::Truncate { size } => {
+                self.data.resize(index(*size), 0);
+                self.rotten &= *size > 0;
+            }
             Effect::SetAttr { name, value } => {
                 self.attrs.insert(name.clone(), value.0.clone());
             }
