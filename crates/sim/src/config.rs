@@ -23,6 +23,8 @@ pub struct Faults {
     pub remaps_per_second: f64,
     /// Objects whose bytes rot on one OSD, per second.
     pub rots_per_second: f64,
+    /// Probability that a sync takes a hundred times longer.
+    pub slow_sync: f64,
 }
 
 impl Faults {
@@ -36,6 +38,7 @@ impl Faults {
         partitions_per_second: 0.0,
         remaps_per_second: 0.0,
         rots_per_second: 0.0,
+        slow_sync: 0.0,
     };
 }
 
@@ -64,6 +67,8 @@ pub struct Config {
     pub faults: Faults,
     /// Bounds of the placement groups; tiny ones reach more states.
     pub limits: Limits,
+    /// Whether every input and output is printed to standard error.
+    pub trace: bool,
 }
 
 impl Config {
@@ -82,6 +87,7 @@ impl Config {
             pause: Duration::from_millis(30),
             faults: Faults::NONE,
             limits: Limits { piece_bytes: 64, ..Limits::default() },
+            trace: false,
         }
     }
 
@@ -102,6 +108,7 @@ impl Config {
                 partitions_per_second: 0.04,
                 remaps_per_second: 0.05,
                 rots_per_second: 0.05,
+                slow_sync: 0.1,
             },
             limits: Limits {
                 log_entries_min: 12,

@@ -234,6 +234,11 @@ impl World {
         Ok(())
     }
 
+    /// One line of the event log; for replays only.
+    fn trace(&self, line: &str) {
+        eprintln!("{} {line}", self.now);
+    }
+
     fn mix(&mut self, value: u64) {
         self.hash = (self.hash ^ value).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(5);
     }
@@ -363,6 +368,12 @@ impl World {
 
     fn step(&mut self, osd: OsdId, pg: PgId, input: Input) {
         let now = self.now;
+        if self.config.trace {
+            match &input {
+                Input::Map { map, members } => self.trace(&format!("{osd} {pg} <- map {} {members:?}", map.epoch)),
+                input => self.trace(&format!("{osd} {pg} <- {input:?}")),
+            }
+        }
         let outbox = self.node(osd).step(now, pg, input);
         self.perform(osd, pg, outbox);
     }
@@ -370,11 +381,14 @@ impl World {
     fn perform(&mut self, osd: OsdId, pg: PgId, outbox: Outbox) {
         let run = self.node(osd).incarnation;
         for output in outbox {
+            if self.config.trace {
+                self.trace(&format!("{osd} {pg} -> {output:?}"));
+            }
             match output {
                 Output::Submit { txn, ops } => {
                     self.node(osd).disk.submit(pg, txn, ops);
                     if self.syncing.insert(osd) {
-                        let after = Duration::from_micros(self.rng.random_range(100..4_000));
+                        let after = self.sync_time();
                         self.schedule(after, Event::Sync { osd, run });
                     }
                 }
@@ -442,7 +456,7 @@ impl World {
         let count = self.rng.random_range(1..=waiting.max(1));
         let durable = self.node(osd).disk.sync(count);
         if self.node(osd).disk.unsynced() > 0 {
-            let after = Duration::from_micros(self.rng.random_range(100..4_000));
+            let after = self.sync_time();
             self.schedule(after, Event::Sync { osd, run });
         } else {
             self.syncing.remove(&osd);
@@ -450,6 +464,13 @@ impl World {
         for (pg, txn) in durable {
             self.step(osd, pg, Input::Durable(txn));
         }
+    }
+
+    /// Most syncs are quick; some are so slow that much is lost when the power fails.
+    fn sync_time(&mut self) -> Duration {
+        let slow = self.working && self.rng.random_bool(self.config.faults.slow_sync);
+        let max = if slow { 400_000 } else { 4_000 };
+        Duration::from_micros(self.rng.random_range(100..max))
     }
 
     // ---- slots ----
@@ -573,6 +594,9 @@ impl World {
         let unsynced = self.node(osd).disk.unsynced();
         let survivors = self.rng.random_range(0..=unsynced);
         self.counts.lost_transactions += (unsynced - survivors) as u64;
+        if self.config.trace {
+            self.trace(&format!("{osd} crashes, {survivors} of {unsynced} transactions survive"));
+        }
         self.stop(osd);
         self.node(osd).disk.crash(survivors);
         let (seen, back) = (self.rng.random_range(100..2_000), self.rng.random_range(200..8_000));
