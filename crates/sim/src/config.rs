@@ -91,7 +91,16 @@ impl Config {
         }
     }
 
-    /// Everything that can strike does; knobs are tiny, so that trimming, backfill and forgetting happen all the time.
+    /// Objects rot while messages are lost. Alone with that: rot under a write of which no other copy exists yet, which then
+    /// stays unfound, is a double fault.
+    #[must_use]
+    pub fn rot() -> Config {
+        let storm = Config::storm();
+        let faults = Faults { loss: 0.02, duplication: 0.02, rots_per_second: 1.0, ..Faults::NONE };
+        Config { faults, duration: Duration::from_secs(20), ..storm }
+    }
+
+    /// Everything else that can strike does; knobs are tiny, so that trimming, backfill and forgetting happen all the time.
     #[must_use]
     pub fn storm() -> Config {
         Config {
@@ -107,7 +116,7 @@ impl Config {
                 power_losses_per_second: 0.01,
                 partitions_per_second: 0.04,
                 remaps_per_second: 0.05,
-                rots_per_second: 0.05,
+                rots_per_second: 0.0,
                 slow_sync: 0.1,
             },
             limits: Limits {

@@ -3,12 +3,13 @@
 //! | request | executed when | answered when |
 //! |---|---|---|
 //! | write | active for writes, object whole on all members and not being filled | its entry is durable on all members |
-//! | write seen before | – | with the result of the first time, when that is durable everywhere |
-//! | read, failed assert | object whole here | the newest write of that object is durable everywhere |
+//! | write seen before | object whole on `min_size` members | with the first result, when that is durable everywhere |
+//! | read, failed assert | object whole here and on `min_size` members | its newest write is durable everywhere |
 //!
 //! Invariants: W1 a write is acknowledged only when every acting member and backfill target has it durable; W2 commits
 //! are in log order; W3 what an answer shows of an object is committed (no read of what may be taken back); W4 a request
-//! id is executed at most once, ever.
+//! id is executed at most once, ever; W5 nothing is answered about an object of which fewer than `min_size` acting members
+//! hold the newest version: an entry that activation has put into all logs may still be on one disk only.
 //!
 //! **Seam for read leases** (protocol.md §2.3, not built yet): [`Pg::may_read`] is the one place where a read is let out.
 //! Until leases exist, a primary that is cut off and does not know it yet can answer a read with a value that a newer
@@ -145,6 +146,11 @@ impl Active {
         self.recovery.is_pushing(key) || self.peers.values().any(|peer| peer.missing.contains(key))
     }
 
+    /// Acting members, this one included, that hold the newest version of an object which is whole here.
+    fn copies_held(&self, key: &ObjectKey) -> usize {
+        1 + self.peers.values().filter(|peer| peer.acting && !peer.missing.contains(key)).count()
+    }
+
     /// Whether a peer is to carry out a write of the object, or only to log it.
     fn takes_effects(&self, osd: OsdId, peer: &Peer, key: &ObjectKey) -> bool {
         peer.cursor.covers(key.as_bytes())
@@ -251,6 +257,14 @@ impl Pg {
 
     fn try_request(&mut self, key: &ObjectKey, queued: Queued, step: &mut Step<'_>) -> Tried {
         let writes = queued.request.is_write();
+        let missing = self.holding.missing.contains(key);
+        let min_size = self.interval.min_size as usize;
+        let Some(active) = self.active() else { return Tried::Wait(queued) };
+        if missing || active.copies_held(key) < min_size {
+            // W5: what is in all logs but on one disk only must not be shown, nor confirmed to its writer.
+            active.recovery.hurry(key);
+            return Tried::Wait(queued);
+        }
         if writes {
             match self.holding.log.answered(queued.request.id) {
                 Answered::Unknown => {}
@@ -269,9 +283,8 @@ impl Pg {
                 return Tried::Done;
             }
         }
-        let missing = self.holding.missing.contains(key);
         let Some(active) = self.active() else { return Tried::Wait(queued) };
-        if missing || (writes && active.is_degraded(key)) {
+        if writes && active.is_degraded(key) {
             active.recovery.hurry(key);
             return Tried::Wait(queued);
         }
