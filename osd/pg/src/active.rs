@@ -18,13 +18,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use holdfast_types::{Epoch, LogVersion, OsdId, Timestamp};
+use holdfast_types::{Epoch, LogVersion, OsdId, RequestId, Timestamp};
 use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry, PeerBody, RepOp, StoredResults};
 use holdfast_wire::{ClientOutcome, Effect, ObjectOp, OpError, RefusedReason};
 
 use crate::api::{Outbox, Output, Slot, StoreOp};
 use crate::backfill::Backfill;
-use crate::clients::Queued;
+use crate::clients::{Queued, Remembered};
 use crate::exec::{self, Executed, Stopped};
 use crate::follower::entry_ops;
 use crate::key::ObjectKey;
@@ -63,6 +63,8 @@ impl Peer {
 struct Held {
     queued: Queued,
     outcome: ClientOutcome,
+    /// Whether a log entry tells of it.
+    logged: bool,
 }
 
 /// A write that is not yet durable everywhere.
@@ -90,6 +92,8 @@ pub(crate) struct Active {
     in_flight: VecDeque<InFlight>,
     /// Newest uncommitted version by object.
     uncommitted: BTreeMap<ObjectKey, LogVersion>,
+    /// Requests that write, have an answer without a log entry, and wait for a commit to get it.
+    unlogged: BTreeSet<RequestId>,
     pub clean: bool,
     asked_acting_at: Option<Timestamp>,
 }
@@ -106,6 +110,7 @@ impl Active {
             local_durable: head,
             in_flight: VecDeque::new(),
             uncommitted: BTreeMap::new(),
+            unlogged: BTreeSet::new(),
             clean: false,
             asked_acting_at: None,
         }
@@ -134,6 +139,9 @@ impl Active {
         let at = self.in_flight.partition_point(|write| write.version < version);
         match self.in_flight.get_mut(at) {
             Some(write) => {
+                if !held.logged && held.queued.request.is_write() {
+                    self.unlogged.insert(held.queued.request.id);
+                }
                 write.answers.push(held);
                 None
             }
@@ -266,6 +274,20 @@ impl Pg {
             return Tried::Wait(queued);
         }
         if writes {
+            if active.unlogged.contains(&queued.request.id) {
+                return Tried::Done; // the answer is under way
+            }
+            match self.clients.remembered(queued.request.id, queued.request.lowest_outstanding_tid) {
+                Remembered::No => {}
+                Remembered::Forgotten => {
+                    self.refuse(&queued, RefusedReason::Forgotten, step);
+                    return Tried::Done;
+                }
+                Remembered::As(outcome) => {
+                    self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+                    return Tried::Done;
+                }
+            }
             match self.holding.log.answered(queued.request.id) {
                 Answered::Unknown => {}
                 Answered::Forgotten => {
@@ -274,7 +296,7 @@ impl Pg {
                 }
                 Answered::As(entry) => {
                     let (version, outcome) = (entry.version, stored_outcome(entry));
-                    self.answer_at(version, queued, outcome, step);
+                    self.answer_at(version, Held { queued, outcome, logged: true }, step);
                     return Tried::Done;
                 }
             }
@@ -337,15 +359,23 @@ impl Pg {
     fn answer_read(&mut self, key: &ObjectKey, queued: Queued, outcome: ClientOutcome, step: &mut Step<'_>) {
         debug_assert!(self.may_read(step), "only an active primary reads");
         let version = self.active().and_then(|active| active.uncommitted.get(key).copied());
-        self.answer_at(version.unwrap_or(LogVersion::ZERO), queued, outcome, step);
+        self.answer_at(version.unwrap_or(LogVersion::ZERO), Held { queued, outcome, logged: false }, step);
     }
 
-    fn answer_at(&mut self, version: LogVersion, queued: Queued, outcome: ClientOutcome, step: &mut Step<'_>) {
-        let held = Held { queued, outcome };
+    fn answer_at(&mut self, version: LogVersion, held: Held, step: &mut Step<'_>) {
         let Some(active) = self.active() else { return };
-        if let Some(Held { queued, outcome }) = active.hold(version, held) {
-            self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+        if let Some(held) = active.hold(version, held) {
+            self.answer(held, step);
         }
+    }
+
+    /// Lets an answer out.
+    fn answer(&mut self, held: Held, step: &mut Step<'_>) {
+        let Held { queued, outcome, logged } = held;
+        if !logged && queued.request.is_write() {
+            self.clients.remember(queued.request.id, &outcome);
+        }
+        self.reply(queued.reply_to, queued.request.id, outcome, step.out);
     }
 
     // ---- writing ----
@@ -392,7 +422,7 @@ impl Pg {
             previous,
             key: key.clone(),
             effects: done.effects,
-            answers: vec![Held { queued, outcome }],
+            answers: vec![Held { queued, outcome, logged: true }],
             sent: step.now,
         });
         for (osd, rep_op) in rep_ops {
@@ -451,8 +481,11 @@ impl Pg {
             }
             answers.extend(write.answers);
         }
-        for Held { queued, outcome } in answers {
-            self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+        for held in &answers {
+            active.unlogged.remove(&held.queued.request.id);
+        }
+        for held in answers {
+            self.answer(held, step);
         }
         for key in settled {
             self.clients.wake(&key);
