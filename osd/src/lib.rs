@@ -1,1 +1,36 @@
-//! (under construction)
+//! The storage daemon: drives many placement groups over one store, and is their network, clock and disk.
+//!
+//! It alters a placement group only through `Pg::step`. Threads: one **shard** thread owns each placement group (and
+//! answers heartbeats, so that a stuck shard is noticed by its peers); the store's commit thread reports durability
+//! back to the shard; everything else (connections, monitors, timers) is tokio. Shards never wait for the network.
+//!
+//! One run of a daemon has one incarnation. When the monitors marked a living daemon down, the run ends and the next
+//! one starts with a new incarnation over the same store: coming back is one path, whatever the cause.
+
+mod config;
+mod daemon;
+mod handler;
+mod heartbeat;
+mod identity;
+mod local;
+mod maps;
+mod monitors;
+mod peers;
+mod report;
+mod run;
+mod shard;
+mod slots;
+
+pub use config::OsdConfig;
+pub use daemon::{OsdError, OsdHandle, start};
+
+/// An error with its causes, for a log line or a message that crosses a thread.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,2 +1,80 @@
-//! (under construction)
-fn main() {}
+//! Developer commands: `cargo xtask check` is what `make test` and so CI run; the others are its parts and longer forms.
+//!
+//! Nothing here is shipped. Each command prints what it runs, so that a failed step can be run again by hand.
+
+mod check;
+mod end_to_end;
+mod files;
+mod layers;
+mod run;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "xtask", about = "Developer commands of Holdfast")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Formatting, lints, docs, layers, unit tests, a short simulation, then the built binary end to end.
+    Check {
+        /// Leave out all that needs the release binary.
+        #[arg(long)]
+        fast: bool,
+    },
+    /// Checks which crate uses which, and that pure crates have no runtime beneath them.
+    Layers,
+    /// Lists source files that outgrew one idea.
+    Files,
+    /// Runs seeds of the simulator.
+    Sim {
+        /// How many.
+        #[arg(long, default_value_t = 200)]
+        seeds: u64,
+        /// The first one.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+    },
+    /// Load with a checker while processes get kill -9.
+    Chaos {
+        /// How long the load runs.
+        #[arg(long, default_value_t = 2.0)]
+        minutes: f64,
+    },
+    /// Every real S3 client against a fresh cluster.
+    Clients {
+        /// Small sizes only.
+        #[arg(long)]
+        quick: bool,
+        /// Only suites whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// Only the end-to-end tests of the built binary.
+    EndToEnd,
+    /// The demonstration of `make demo`.
+    Demo,
+    /// The measurements of `make bench`; what follows is passed on.
+    Bench {
+        /// See `cargo xtask bench -- --help`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Check { fast } => check::all(fast),
+        Command::Layers => layers::check(),
+        Command::Files => files::report(),
+        Command::Sim { seeds, from } => check::simulation(seeds, from),
+        Command::Chaos { minutes } => end_to_end::chaos(minutes),
+        Command::Clients { quick, only } => end_to_end::clients(quick, only.as_deref()),
+        Command::EndToEnd => end_to_end::tests(),
+        Command::Demo => end_to_end::demo(),
+        Command::Bench { rest } => end_to_end::bench(&rest),
+    }
+}

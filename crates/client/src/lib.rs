@@ -1,1 +1,30 @@
-//! (under construction)
+//! The one library to the cluster: follows the maps, finds the OSD for an object, repeats what was lost, stripes what is
+//! large.
+//!
+//! A user sees pools, objects and ops. Never an epoch, never an OSD: maps move, daemons die and come back, and ops go
+//! on until they are done or their deadline has passed.
+//!
+//! - [`Client`] → [`Pool`] → [`Pool::operate`]: op vectors on one object, atomic and exactly-once. A repeated request
+//!   keeps its id, so that it is executed at most once however often it is sent.
+//! - [`Striper`]: values of any size as immutable objects of 4 MiB.
+//! - [`Client::mon_command`]: commands and questions to the monitors.
+//!
+//! Decisions are in [`core`], which does no IO; the rest performs them. In flight at one time are at most
+//! [`ClientConfig::ops_in_flight_max`] ops and [`ClientConfig::bytes_in_flight_max`] bytes: whoever wants more waits.
+
+mod budget;
+mod client;
+mod config;
+pub mod core;
+mod error;
+mod follower;
+mod osds;
+mod pool;
+mod striper;
+
+pub use client::{Client, OpOptions};
+pub use config::{ClientConfig, ClientIdentity};
+pub use core::Outcome as OperateReply;
+pub use error::{Cause, ClientError, OperateError};
+pub use pool::Pool;
+pub use striper::{BlobName, InvalidBlobName, STRIPE_BYTES, StripeWriter, Striper};

@@ -45,7 +45,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let seconds = arguments.next().transpose()?.unwrap_or(3);
     let server = endpoint(PeerIdentity::Osd(OsdId(0)));
     let listener = Listener::bind(&server, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Arc::new(Answer)).await?;
-    let target = Target { address: listener.local_address(), identity: None, incarnation: None };
+    let target = Target { address: listener.local_address().to_string(), identity: None, incarnation: None };
     let client = endpoint(PeerIdentity::Client(ClientId(1)));
     let peer = Peer::new(&client, target, PeerMode::OnDemand, Arc::new(NoHandler));
     peer.connection().await?;

@@ -1,7 +1,6 @@
 //! Why a connection ended, could not be made, or did not answer.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,7 +69,7 @@ pub enum ConnectError {
     #[error("cannot connect to {address}: {source}")]
     Io {
         /// Where to.
-        address: SocketAddr,
+        address: String,
         /// What the system says.
         #[source]
         source: Arc<io::Error>,
@@ -79,7 +78,7 @@ pub enum ConnectError {
     #[error("no answer from {address} within {after:?}")]
     Timeout {
         /// Where to.
-        address: SocketAddr,
+        address: String,
         /// How long it was waited for.
         after: Duration,
     },
@@ -87,7 +86,7 @@ pub enum ConnectError {
     #[error("refused by {address}: {reason}")]
     Rejected {
         /// Where to.
-        address: SocketAddr,
+        address: String,
         /// What it said.
         reason: GoodbyeReason,
     },
@@ -95,7 +94,7 @@ pub enum ConnectError {
     #[error("peer at {address} is not acceptable: {reason}")]
     Unacceptable {
         /// Where to.
-        address: SocketAddr,
+        address: String,
         /// What we said.
         reason: GoodbyeReason,
     },
@@ -103,7 +102,7 @@ pub enum ConnectError {
     #[error("{address} does not answer with a valid hello")]
     NotHoldfast {
         /// Where to.
-        address: SocketAddr,
+        address: String,
         /// What is wrong, where its first frame was one at all.
         #[source]
         source: Option<FrameError>,

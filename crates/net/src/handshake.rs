@@ -7,6 +7,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use holdfast_types::Incarnation;
+use holdfast_wire::Kind;
 use holdfast_wire::frame::{
     Frame, FrameDecoder, FrameError, Goodbye, GoodbyeReason, Hello, Label, Limits, PeerIdentity, Step, encode_frame,
 };
@@ -15,9 +16,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::endpoint::Endpoint;
 
 /// Kind number of [`Hello`].
-pub(crate) const KIND_HELLO: u16 = 1;
+pub(crate) const KIND_HELLO: u16 = Kind::Hello as u16;
 /// Kind number of [`Goodbye`].
-pub(crate) const KIND_GOODBYE: u16 = 2;
+pub(crate) const KIND_GOODBYE: u16 = Kind::Goodbye as u16;
 
 /// The oldest protocol version that this build speaks.
 pub(crate) const PROTOCOL_VERSION_MIN: u16 = 1;

@@ -118,7 +118,6 @@ pub fn stamp<T>(request: &mut Request<T>, cluster: ClusterId) {
 ///
 /// # Errors
 /// `failed_precondition` when it names another cluster or none.
-#[expect(clippy::result_large_err, reason = "tonic's handlers return Status by value")]
 pub fn check_cluster<T>(request: &Request<T>, ours: ClusterId) -> Result<(), Status> {
     let theirs = request.metadata().get(CLUSTER_METADATA).and_then(|value| value.to_str().ok());
     if theirs.and_then(|text| text.parse().ok()) == Some(ours) {

@@ -115,6 +115,17 @@ impl MonSession {
         self.inner.cluster
     }
 
+    /// Takes over the addresses of a newer map; malformed ones are left out, and an empty list changes nothing.
+    pub fn learn_addresses(&self, addresses: impl IntoIterator<Item = String>) {
+        let usable: Vec<String> = addresses.into_iter().filter(|address| endpoint(address).is_ok()).collect();
+        let mut present = self.inner.addresses.lock();
+        if usable.is_empty() || *present == usable {
+            return;
+        }
+        self.inner.channels.lock().retain(|address, _| usable.contains(address));
+        *present = usable;
+    }
+
     /// Has a command executed once, trying all monitors for [`COMMAND_TIMEOUT`].
     ///
     /// # Errors
@@ -199,7 +210,6 @@ impl MonSession {
         answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))).map(tonic::Response::into_inner)
     }
 
-    #[expect(clippy::result_large_err, reason = "tonic's status, passed on")]
     fn channel(&self, address: &str) -> Result<MonitorClient<Channel>, Status> {
         let mut channels = self.inner.channels.lock();
         if let Some(client) = channels.get(address) {

@@ -1,7 +1,6 @@
 //! The connecting side: one peer, whether there is a connection to it at the moment or not.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,10 +22,10 @@ use crate::message::{Handler, Message};
 const SHORT_LIVED: Duration = Duration::from_secs(1);
 
 /// Whom to connect to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// Where.
-    pub address: SocketAddr,
+    /// Where, as `host:port`; a name is resolved at each attempt.
+    pub address: String,
     /// Whom to expect there; `None`: whoever answers.
     pub identity: Option<PeerIdentity>,
     /// Which run to expect; `None`: any that is not known to be over.
@@ -153,6 +152,9 @@ impl Peer {
     /// # Errors
     /// Those of [`Peer::connection`] and [`Connection::request`].
     pub async fn request(&self, message: Message, deadline: Instant) -> Result<Message, NetError> {
+        if let Some(connection) = self.connected() {
+            return connection.request(message, deadline).await;
+        }
         let ask = async { self.connection().await?.request(message, deadline).await };
         tokio::time::timeout_at(deadline.into(), ask).await.unwrap_or(Err(NetError::Timeout))
     }
@@ -230,27 +232,28 @@ async fn connect(
     target: &Target,
     handler: &Arc<dyn Handler>,
 ) -> Result<Arc<Connection>, ConnectError> {
-    let address = target.address;
-    let io_error = |source| ConnectError::Io { address, source };
+    let address = || target.address.clone();
+    let io_error = |source| ConnectError::Io { address: address(), source };
     let config = endpoint.config();
-    let timed_out = |after| ConnectError::Timeout { address, after };
-    let mut stream = tokio::time::timeout(config.connect_timeout, TcpStream::connect(address))
+    let timed_out = |after| ConnectError::Timeout { address: address(), after };
+    let mut stream = tokio::time::timeout(config.connect_timeout, TcpStream::connect(&target.address))
         .await
         .map_err(|_| timed_out(config.connect_timeout))?
         .map_err(|error| io_error(Arc::new(error)))?;
     stream.set_nodelay(true).map_err(|error| io_error(Arc::new(error)))?;
+    let remote = stream.peer_addr().map_err(|error| io_error(Arc::new(error)))?;
     let expected = Expected { identity: target.identity, incarnation: target.incarnation };
-    let handshake = handshake::connect(endpoint, &mut stream, address, expected);
+    let handshake = handshake::connect(endpoint, &mut stream, remote, expected);
     let established = tokio::time::timeout(config.handshake_timeout, handshake)
         .await
         .map_err(|_| timed_out(config.handshake_timeout))?
         .map_err(|error| match error {
             HandshakeError::Io(source) => io_error(source),
             HandshakeError::EndOfStream => io_error(Arc::new(std::io::ErrorKind::UnexpectedEof.into())),
-            HandshakeError::Unacceptable(reason) => ConnectError::Unacceptable { address, reason },
-            HandshakeError::Rejected(reason) => ConnectError::Rejected { address, reason },
-            HandshakeError::NoHello(source) => ConnectError::NotHoldfast { address, source },
+            HandshakeError::Unacceptable(reason) => ConnectError::Unacceptable { address: address(), reason },
+            HandshakeError::Rejected(reason) => ConnectError::Rejected { address: address(), reason },
+            HandshakeError::NoHello(source) => ConnectError::NotHoldfast { address: address(), source },
         })?;
-    let origin = Origin { remote: address, slot: None };
+    let origin = Origin { remote, slot: None };
     Ok(Connection::start(endpoint, stream, origin, established, Arc::clone(handler)))
 }

@@ -57,7 +57,7 @@ async fn a_refused_connection_is_reported_at_once() {
     let address = Listener::bind(&server, ANY_PORT, Arc::new(NoHandler)).await.unwrap().local_address();
     server.shutdown().await; // the port is free, and nobody listens
     let (recorder, mut events) = Recorder::new();
-    let target = Target { address, identity: Some(osd(1)), incarnation: None };
+    let target = Target { address: address.to_string(), identity: Some(osd(1)), incarnation: None };
     let peer = Peer::new(&client(), target, PeerMode::KeepConnected, recorder);
     assert!(events.unreachable().await.is_refused());
     match within(peer.connection()).await {
@@ -222,7 +222,11 @@ async fn a_peer_that_says_nothing_is_closed_in_each_phase() {
     assert_eq!(idle.goodbye().await, GoodbyeReason::Idle);
     assert!(matches!(events.closed().await, CloseReason::Local(GoodbyeReason::Idle)));
 
-    let mut stalled = Raw::established(address).await;
+    let (recorder, mut events) = Recorder::new();
+    let patient = NetConfig { idle_timeout: Duration::from_secs(300), ..quick() };
+    let server = endpoint_with(identity(osd(1), 1), patient);
+    let listener = Listener::bind(&server, ANY_PORT, recorder).await.unwrap();
+    let mut stalled = Raw::established(listener.local_address()).await;
     let frame = encode_frame(Label { kind: 40, ..Label::default() }, b"body", &[]).unwrap();
     stalled.write(&frame[..frame.len() - 1]).await;
     assert!(matches!(stalled.goodbye().await, GoodbyeReason::BadFrame { .. }));

@@ -38,7 +38,7 @@ async fn both_sides_of_one_connection_may_ask() {
     let server = endpoint(osd(1), 1);
     let listener = Listener::bind(&server, ANY_PORT, recorder).await.unwrap();
     let connecting = endpoint(osd(2), 5);
-    let target = Target { address: listener.local_address(), identity: Some(osd(1)), incarnation: None };
+    let target = Target { address: listener.local_address().to_string(), identity: Some(osd(1)), incarnation: None };
     let peer = Peer::new(&connecting, target, PeerMode::KeepConnected, Arc::new(Echo));
     let accepted = events.connected().await;
     assert_eq!(**accepted.peer(), osd(2));
@@ -83,7 +83,7 @@ async fn a_slow_handler_stops_the_sender_instead_of_growing_memory() {
         assert!(held.len() <= 4, "at most 4 messages are charged at one time");
         if held.len() == 4 {
             // The sockets hold a few MiB, the queues a few messages: the sender cannot be done.
-            assert!(received > COUNT - 200 || !sender.is_finished());
+            assert!(received > COUNT - 600 || !sender.is_finished());
             let beyond = events.try_next().is_some_and(|event| matches!(event, Event::Message(..)));
             assert!(!beyond, "nothing is handed on beyond the limit");
             held.clear();

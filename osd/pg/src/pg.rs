@@ -419,7 +419,9 @@ impl Pg {
         self.map.osds.get(&self.whoami).is_some_and(|info| info.up && info.incarnation == self.incarnation)
     }
 
-    pub(crate) fn is_primary(&self) -> bool {
+    /// Whether this OSD leads the placement group in the present map.
+    #[must_use]
+    pub fn is_primary(&self) -> bool {
         self.members.primary() == Some(self.whoami) && self.is_alive()
     }
 

@@ -39,7 +39,7 @@ pub fn client() -> Arc<Endpoint> {
 }
 
 pub fn peer(endpoint: &Arc<Endpoint>, address: SocketAddr) -> Peer {
-    let target = Target { address, identity: None, incarnation: None };
+    let target = Target { address: address.to_string(), identity: None, incarnation: None };
     Peer::new(endpoint, target, PeerMode::OnDemand, Arc::new(NoHandler))
 }
 

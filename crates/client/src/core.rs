@@ -1,0 +1,23 @@
+//! What the client decides, without doing it: targeting, resending, following the map.
+//!
+//! No IO, no clock, no randomness: the shell around it ([`crate::Client`]) and the simulator drive the same code.
+//!
+//! | an op that is … | new map, same target | new map, other target | reply | connection lost | wake-up |
+//! |---|---|---|---|---|---|
+//! | in flight | waits on | sent again | finished, or as refused below | pauses, wants a map | – |
+//! | waiting for a map or primary | waits, or sent | sent | – | – | wants the map again |
+//! | pausing | waits on | sent | – | – | sent |
+//!
+//! `WrongPrimary` at a newer epoch: waits for that map. `WrongPrimary` at ours or `Busy`: pauses. All other refusals
+//! finish. Every state ends at the op's deadline, and only there: nothing else bounds resending, because a request keeps
+//! its id and is executed at most once (protocol.md §2.2).
+
+mod follow;
+mod op;
+mod session;
+mod view;
+
+pub use follow::{FollowError, follow};
+pub use op::{Action, Input, Op, Outcome};
+pub use session::Session;
+pub use view::{MapView, NoTarget, Target};

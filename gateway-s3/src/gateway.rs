@@ -1,0 +1,145 @@
+//! The gateway's shared parts: configuration, storage, memory budgets, and a short memory of buckets.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use crate::backend::{Backend, BackendError, TableId};
+use crate::budget::{Budget, COPIES_MAX};
+use crate::clock::Clock;
+use crate::error::{Code, S3Result};
+use crate::row::{BucketRow, GLOBAL_TABLE, Row as _, route, row_key, space};
+
+/// How long a bucket's row is remembered. A stale one does no harm: its table is gone, which is noticed.
+const BUCKET_CACHE_MS: u64 = 10_000;
+/// Most buckets remembered.
+const BUCKET_CACHE_MAX: usize = 10_000;
+
+/// How a gateway behaves.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// The region that signatures must be made for.
+    pub region: String,
+    /// Domains under which `bucket.domain` names a bucket (virtual-host style), without port.
+    pub base_domains: Vec<String>,
+    /// Bytes of request bodies in memory, over all requests.
+    pub receive_budget_bytes: usize,
+    /// Bytes of replies in memory, over all requests.
+    pub send_budget_bytes: usize,
+    /// Connections served at once; further ones wait to be accepted.
+    pub connections_max: usize,
+    /// Time for a client to send a request's head.
+    pub header_timeout: Duration,
+    /// How long requests in progress may go on after shutdown was asked for.
+    pub drain_timeout: Duration,
+    /// After this long without a result, a slow operation's reply starts with white space, and gets more as often.
+    pub keep_alive_every: Duration,
+    /// Age at which blobs that nothing refers to are deleted: longer than any reader may take to start on them.
+    pub gc_min_age: Duration,
+    /// Pause between rounds of the collector; `None` means that none runs.
+    pub gc_every: Option<Duration>,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> GatewayConfig {
+        GatewayConfig {
+            region: "us-east-1".to_owned(),
+            base_domains: Vec::new(),
+            receive_budget_bytes: 80 << 20,
+            send_budget_bytes: 48 << 20,
+            connections_max: 1024,
+            header_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(20),
+            keep_alive_every: Duration::from_secs(5),
+            gc_min_age: Duration::from_secs(15 * 60),
+            gc_every: Some(Duration::from_secs(60)),
+        }
+    }
+}
+
+impl GatewayConfig {
+    pub(crate) fn gc_min_age_ms(&self) -> u64 {
+        u64::try_from(self.gc_min_age.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A bucket as requests need it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bucket {
+    /// Its name.
+    pub name: String,
+    /// Its row.
+    pub row: BucketRow,
+}
+
+impl Bucket {
+    /// The table of its rows.
+    pub fn table(&self) -> TableId {
+        self.row.table
+    }
+}
+
+/// A gateway over some storage.
+pub struct Gateway {
+    pub(crate) config: GatewayConfig,
+    pub(crate) backend: Backend,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) receive_budget: Budget,
+    pub(crate) send_budget: Budget,
+    pub(crate) copies: Semaphore,
+    buckets: Mutex<HashMap<String, (Arc<Bucket>, u64)>>,
+}
+
+impl Gateway {
+    /// A gateway; [`Gateway::prepare`] must succeed before it can serve.
+    pub fn new(config: GatewayConfig, backend: Backend, clock: Arc<dyn Clock>) -> Arc<Gateway> {
+        Arc::new(Gateway {
+            receive_budget: Budget::new(config.receive_budget_bytes),
+            send_budget: Budget::new(config.send_budget_bytes),
+            copies: Semaphore::new(COPIES_MAX),
+            buckets: Mutex::new(HashMap::new()),
+            config,
+            backend,
+            clock,
+        })
+    }
+
+    /// Makes the table of buckets if it is not there.
+    pub async fn prepare(&self) -> Result<(), BackendError> {
+        self.backend.tables.create_table(GLOBAL_TABLE).await
+    }
+
+    /// Finds a bucket.
+    pub(crate) async fn bucket(&self, name: &str) -> S3Result<Arc<Bucket>> {
+        let now_ms = self.clock.now_ms();
+        if let Some((bucket, until_ms)) = self.buckets.lock().get(name)
+            && *until_ms > now_ms
+        {
+            return Ok(bucket.clone());
+        }
+        let bucket = self.bucket_fresh(name).await?.ok_or(Code::NoSuchBucket)?;
+        let mut buckets = self.buckets.lock();
+        if buckets.len() >= BUCKET_CACHE_MAX {
+            buckets.clear();
+        }
+        buckets.insert(name.to_owned(), (bucket.clone(), now_ms.saturating_add(BUCKET_CACHE_MS)));
+        Ok(bucket)
+    }
+
+    /// Finds a bucket, past the cache.
+    pub(crate) async fn bucket_fresh(&self, name: &str) -> S3Result<Option<Arc<Bucket>>> {
+        let route = route(name);
+        let key = row_key(space::BUCKETS, &route, &[]);
+        let rows = self.backend.tables.get(GLOBAL_TABLE, &route, vec![key]).await?;
+        let Some(value) = rows.into_iter().next().flatten() else { return Ok(None) };
+        Ok(Some(Arc::new(Bucket { name: name.to_owned(), row: BucketRow::from_bytes(&value)? })))
+    }
+
+    /// Forgets a bucket that turned out to be gone.
+    pub(crate) fn forget_bucket(&self, name: &str) {
+        self.buckets.lock().remove(name);
+    }
+}

@@ -1,0 +1,237 @@
+//! The backend's contract in the plainest form: one lock, ordered maps. Can be told to fail.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::backend::{
+    Backend, BackendError, BatchError, BlobId, Blobs, Condition, DropError, KeyInfo, Keys, Mutation, Page, RowKey,
+    ScanLimit, ScanRange, TableId, Tables,
+};
+
+type Rows = BTreeMap<(u8, Vec<u8>), Bytes>;
+
+/// Rows, blobs and keys in memory.
+#[derive(Default)]
+pub struct Memory {
+    tables: Mutex<BTreeMap<TableId, Rows>>,
+    blobs: Mutex<BTreeMap<(BlobId, u32), Bytes>>,
+    keys: Mutex<HashMap<String, KeyInfo>>,
+    /// Every call fails as if the cluster did not answer.
+    pub unavailable: AtomicBool,
+    /// Writes of stripes and puts fail as if the cluster were full.
+    pub full: AtomicBool,
+    /// Batches wait until they are let go.
+    pub hold_batches: AtomicBool,
+    /// Lets held batches go.
+    pub release: Notify,
+    /// Rows that scans have returned.
+    pub rows_scanned: AtomicUsize,
+}
+
+impl Memory {
+    /// An empty one with one key: `AKIAIOSFODNN7EXAMPLE` of the S3 guide.
+    pub fn new() -> Arc<Memory> {
+        let memory = Memory::default();
+        memory.add_key("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY");
+        Arc::new(memory)
+    }
+
+    /// Adds a key.
+    pub fn add_key(&self, access_key: &str, secret: &str) {
+        let info = KeyInfo { secret: secret.to_owned(), owner: "owner-id".to_owned(), name: "owner".to_owned() };
+        self.keys.lock().insert(access_key.to_owned(), info);
+    }
+
+    /// This as a backend.
+    pub fn backend(self: &Arc<Memory>) -> Backend {
+        Backend { tables: self.clone(), blobs: self.clone(), keys: self.clone() }
+    }
+
+    /// How many stripes there are.
+    pub fn stripes(&self) -> usize {
+        self.blobs.lock().len()
+    }
+
+    /// How many rows there are in a space of all tables.
+    pub fn rows(&self, space: u8) -> usize {
+        self.tables.lock().values().flat_map(|rows| rows.keys()).filter(|(s, _)| *s == space).count()
+    }
+
+    fn up(&self) -> Result<(), BackendError> {
+        if self.unavailable.load(Ordering::SeqCst) {
+            return Err(BackendError::Unavailable("told to be".into()));
+        }
+        Ok(())
+    }
+
+    fn with<T>(&self, table: TableId, f: impl FnOnce(&mut Rows) -> T) -> Result<T, BackendError> {
+        self.up()?;
+        self.tables.lock().get_mut(&table).map(f).ok_or(BackendError::NoTable(table))
+    }
+}
+
+fn place(key: &RowKey) -> (u8, Vec<u8>) {
+    (key.space, key.key.clone())
+}
+
+#[async_trait]
+impl Tables for Memory {
+    async fn create_table(&self, table: TableId) -> Result<(), BackendError> {
+        self.up()?;
+        self.tables.lock().entry(table).or_default();
+        Ok(())
+    }
+
+    async fn drop_table_if_empty(&self, table: TableId, spaces: &[u8]) -> Result<(), DropError> {
+        self.up()?;
+        let mut tables = self.tables.lock();
+        let rows = tables.get(&table).ok_or(BackendError::NoTable(table))?;
+        if let Some((space, _)) = rows.keys().find(|(space, _)| spaces.contains(space)) {
+            return Err(DropError::NotEmpty { space: *space });
+        }
+        tables.remove(&table);
+        Ok(())
+    }
+
+    async fn batch(
+        &self,
+        table: TableId,
+        route: &[u8],
+        conditions: Vec<Condition>,
+        mutations: Vec<Mutation>,
+    ) -> Result<(), BatchError> {
+        if self.hold_batches.load(Ordering::SeqCst) {
+            self.release.notified().await;
+        }
+        if self.full.load(Ordering::SeqCst) && mutations.iter().any(|m| matches!(m, Mutation::Put(..))) {
+            return Err(BackendError::Full.into());
+        }
+        let keys = conditions
+            .iter()
+            .map(|condition| match condition {
+                Condition::Absent(key) | Condition::Present(key) | Condition::Equals(key, _) => &key.key,
+            })
+            .chain(mutations.iter().map(|mutation| match mutation {
+                Mutation::Put(key, _) | Mutation::Delete(key) => &key.key,
+                Mutation::DeleteRange { start, .. } => start,
+            }));
+        assert!(keys.into_iter().all(|key| key.starts_with(route)), "a batch is within its route");
+        self.with(table, |rows| {
+            for (index, condition) in conditions.iter().enumerate() {
+                let (key, holds): (_, fn(Option<&Bytes>, &Bytes) -> bool) = match condition {
+                    Condition::Absent(key) => (key, |current, _| current.is_none()),
+                    Condition::Present(key) => (key, |current, _| current.is_some()),
+                    Condition::Equals(key, _) => (key, |current, wanted| current == Some(wanted)),
+                };
+                let wanted = match condition {
+                    Condition::Equals(_, wanted) => wanted.clone(),
+                    Condition::Absent(_) | Condition::Present(_) => Bytes::new(),
+                };
+                let current = rows.get(&place(key));
+                if !holds(current, &wanted) {
+                    return Err(BatchError::ConditionFailed { index, current: current.cloned() });
+                }
+            }
+            for mutation in mutations {
+                match mutation {
+                    Mutation::Put(key, value) => {
+                        rows.insert((key.space, key.key), value);
+                    }
+                    Mutation::Delete(key) => {
+                        rows.remove(&(key.space, key.key));
+                    }
+                    Mutation::DeleteRange { space, start, end } => {
+                        let gone: Vec<_> =
+                            rows.range((space, start)..(space, end)).map(|(key, _)| key.clone()).collect();
+                        for key in gone {
+                            rows.remove(&key);
+                        }
+                    }
+                }
+            }
+            Ok(())
+        })?
+    }
+
+    async fn get(&self, table: TableId, route: &[u8], keys: Vec<RowKey>) -> Result<Vec<Option<Bytes>>, BackendError> {
+        assert!(keys.iter().all(|key| key.key.starts_with(route)), "a get is within its route");
+        self.with(table, |rows| keys.iter().map(|key| rows.get(&place(key)).cloned()).collect())
+    }
+
+    async fn scan(&self, table: TableId, range: ScanRange, limit: ScanLimit) -> Result<Page, BackendError> {
+        let page = self.with(table, |rows| {
+            let mut page = Page::default();
+            let mut bytes = 0;
+            if range.end.as_ref().is_some_and(|end| *end <= range.start) {
+                return page;
+            }
+            let end = range
+                .end
+                .clone()
+                .map_or(Bound::Excluded((range.space + 1, Vec::new())), |end| Bound::Excluded((range.space, end)));
+            for ((_, key), value) in rows.range((Bound::Included((range.space, range.start.clone())), end)) {
+                if !page.rows.is_empty() && (page.rows.len() >= limit.rows || bytes >= limit.bytes) {
+                    page.next = Some(key.clone());
+                    break;
+                }
+                bytes += key.len() + value.len();
+                page.rows.push((key.clone(), value.clone()));
+            }
+            page
+        })?;
+        self.rows_scanned.fetch_add(page.rows.len(), Ordering::SeqCst);
+        Ok(page)
+    }
+}
+
+#[async_trait]
+impl Blobs for Memory {
+    async fn new_id(&self) -> Result<BlobId, BackendError> {
+        Ok(BlobId(crate::row::unique_id()))
+    }
+
+    async fn put_stripe(&self, blob: BlobId, stripe: u32, data: Bytes) -> Result<(), BackendError> {
+        self.up()?;
+        if self.full.load(Ordering::SeqCst) {
+            return Err(BackendError::Full);
+        }
+        self.blobs.lock().insert((blob, stripe), Bytes::copy_from_slice(&data));
+        Ok(())
+    }
+
+    async fn get(&self, blob: BlobId, stripe: u32, offset: u32, length: u32) -> Result<Bytes, BackendError> {
+        self.up()?;
+        let blobs = self.blobs.lock();
+        let missing = BackendError::NoStripe { blob, stripe };
+        let Some(data) = blobs.get(&(blob, stripe)) else { return Err(missing) };
+        let (start, end) = (offset as usize, offset as usize + length as usize);
+        if end > data.len() {
+            return Err(missing);
+        }
+        Ok(data.slice(start..end))
+    }
+
+    async fn delete(&self, blob: BlobId, stripes: u32) -> Result<(), BackendError> {
+        self.up()?;
+        let mut blobs = self.blobs.lock();
+        for stripe in 0..stripes {
+            blobs.remove(&(blob, stripe));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Keys for Memory {
+    async fn secret_for(&self, access_key: &str) -> Result<Option<KeyInfo>, BackendError> {
+        self.up()?;
+        Ok(self.keys.lock().get(access_key).cloned())
+    }
+}

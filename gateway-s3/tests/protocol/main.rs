@@ -1,0 +1,11 @@
+//! The gateway over an in-memory backend, asked as a client asks: signed requests in, replies out.
+#![allow(clippy::unwrap_used)]
+
+mod auth;
+mod bad_input;
+mod collector;
+mod listing;
+mod multipart;
+mod objects;
+mod support;
+mod wire;

@@ -1,0 +1,95 @@
+//! Gathers changes into log entries: while one entry is being committed the next one fills, so a storm of requests
+//! after a failure costs a few map epochs, not one each.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use holdfast_mon_state::{Change, Command, Op, Outcome};
+use holdfast_wire::mon::{MonCommand, MonError, MonReply};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::machine::AppliedState;
+use crate::raft::{Consensus, ConsensusError};
+
+/// Changes that wait at most; then callers wait.
+const QUEUE_MAX: usize = 1_024;
+/// Changes of one log entry.
+const BATCH_MAX: usize = 256;
+/// How long an entry of nothing but `up_thru` and `pg_temp` waits for more of them: after a failure every primary asks
+/// within milliseconds (protocol.md §2.4: batch them).
+const LINGER: Duration = Duration::from_millis(20);
+/// A commit takes milliseconds; without a quorum it takes for ever.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(3);
+
+struct Waiting {
+    op: Op,
+    answer: oneshot::Sender<Result<MonReply, ConsensusError>>,
+}
+
+/// The door to the log.
+#[derive(Clone)]
+pub(crate) struct Batcher {
+    queue: mpsc::Sender<Waiting>,
+}
+
+fn can_wait(change: &Change) -> bool {
+    matches!(change, Change::Request(MonCommand::UpThru { .. } | MonCommand::PgTemp { .. }) | Change::TrimMaps(_))
+}
+
+impl Batcher {
+    /// A batcher, and the work that someone must run for it.
+    pub(crate) fn new(consensus: Arc<Consensus<AppliedState>>) -> (Batcher, impl Future<Output = ()>) {
+        let (queue, waiting) = mpsc::channel(QUEUE_MAX);
+        (Batcher { queue }, run(consensus, waiting))
+    }
+
+    /// Has a change committed; answers what the state machine made of it.
+    pub(crate) async fn propose(&self, op: Op) -> Result<MonReply, ConsensusError> {
+        let (answer, answered) = oneshot::channel();
+        let stopped = || ConsensusError::Stopped { detail: "the monitor is shutting down".into() };
+        self.queue.send(Waiting { op, answer }).await.map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())?
+    }
+}
+
+async fn run(consensus: Arc<Consensus<AppliedState>>, mut queue: mpsc::Receiver<Waiting>) {
+    while let Some(first) = queue.recv().await {
+        let deadline = Instant::now() + LINGER;
+        let mut batch = vec![first];
+        while batch.len() < BATCH_MAX {
+            match queue.try_recv() {
+                Ok(next) => batch.push(next),
+                Err(_) if batch.iter().all(|waiting| can_wait(&waiting.op.change)) => {
+                    match tokio::time::timeout_at(deadline, queue.recv()).await {
+                        Ok(Some(next)) => batch.push(next),
+                        Ok(None) | Err(_) => break,
+                    }
+                }
+                Err(_) => break,
+            }
+        }
+        let (ops, answers): (Vec<Op>, Vec<_>) = batch.into_iter().map(|waiting| (waiting.op, waiting.answer)).unzip();
+        let result = commit(&consensus, ops).await;
+        for (index, answer) in answers.into_iter().enumerate() {
+            let reply = match &result {
+                Ok(outcome) => Ok(outcome.replies.get(index).cloned().unwrap_or_else(missing)),
+                Err(error) => Err(error.clone()),
+            };
+            let _ = answer.send(reply); // the asker may have gone; the change is committed all the same
+        }
+    }
+}
+
+fn missing() -> MonReply {
+    MonReply::Failed(MonError::Invalid { reason: "the monitors' log has a command of another release".into() })
+}
+
+async fn commit(consensus: &Consensus<AppliedState>, ops: Vec<Op>) -> Result<Outcome, ConsensusError> {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let at_unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+    let command = Command { at_unix_ms, ops };
+    let committed = tokio::time::timeout(COMMIT_TIMEOUT, consensus.propose(command.encode())).await;
+    let outcome = committed.unwrap_or(Err(ConsensusError::NoQuorum))?;
+    Outcome::decode(&outcome).map_err(|error| ConsensusError::Stopped { detail: error.to_string() })
+}

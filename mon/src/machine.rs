@@ -1,0 +1,115 @@
+//! The applied state: `mon/state` behind a lock, and the newest map for all who wait for it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use holdfast_map::ClusterMap;
+use holdfast_mon_state::{Command, Outcome, State};
+use holdfast_types::{ClusterId, Epoch};
+use holdfast_wire::mon::{MapUpdate, MonCommand, MonError, MonReply};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+use crate::raft::Machine;
+
+/// The replicated state of this monitor.
+pub(crate) struct AppliedState {
+    cluster: ClusterId,
+    state: RwLock<State>,
+    newest: watch::Sender<Arc<ClusterMap>>,
+    recent: Mutex<VecDeque<Arc<ClusterMap>>>,
+}
+
+/// Maps that are kept for the leader's memory, which looks several times a second and should miss none.
+const RECENT_MAX: usize = 32;
+
+impl AppliedState {
+    pub(crate) fn new(cluster: ClusterId) -> AppliedState {
+        let state = State::new(cluster);
+        let newest = watch::Sender::new(Arc::clone(state.map()));
+        AppliedState { cluster, state: RwLock::new(state), newest, recent: Mutex::default() }
+    }
+
+    /// The newest map that this monitor has applied, and each one after it.
+    pub(crate) fn maps(&self) -> watch::Receiver<Arc<ClusterMap>> {
+        self.newest.subscribe()
+    }
+
+    pub(crate) fn map(&self) -> Arc<ClusterMap> {
+        Arc::clone(self.state.read().map())
+    }
+
+    /// The maps after `seen`, in order, up to the newest; the oldest of them may be missing.
+    pub(crate) fn maps_after(&self, seen: Epoch) -> Vec<Arc<ClusterMap>> {
+        let recent = self.recent.lock();
+        recent.iter().filter(|map| map.epoch > seen).cloned().collect()
+    }
+
+    pub(crate) fn oldest_epoch(&self) -> Epoch {
+        self.state.read().oldest_epoch()
+    }
+
+    pub(crate) fn answer(&self, question: &MonCommand) -> Option<MonReply> {
+        self.state.read().answer(question)
+    }
+
+    /// What a holder of `after` lacks, and the epoch that it then has.
+    pub(crate) fn maps_since(&self, after: Epoch) -> (MapUpdate, Epoch) {
+        let state = self.state.read();
+        let update = state.maps_since(after);
+        let reached =
+            if update.full.is_some() { state.map().epoch } else { Epoch(after.0 + update.increments.len() as u64) };
+        (update, reached)
+    }
+
+    fn publish(&self, map: &Arc<ClusterMap>) {
+        {
+            let mut recent = self.recent.lock();
+            if recent.back().is_none_or(|last| last.epoch < map.epoch) {
+                recent.push_back(Arc::clone(map));
+            }
+            if recent.len() > RECENT_MAX {
+                recent.pop_front();
+            }
+        }
+        self.newest.send_if_modified(|newest| {
+            let changed = newest.epoch != map.epoch;
+            if changed {
+                *newest = Arc::clone(map);
+            }
+            changed
+        });
+    }
+}
+
+impl Machine for AppliedState {
+    fn apply(&self, index: u64, command: &[u8]) -> Vec<u8> {
+        let mut state = self.state.write();
+        let outcome = match Command::decode(command) {
+            Ok(command) => state.apply(index, &command),
+            // The same everywhere: an older release in a mixed quorum must not be able to diverge silently.
+            Err(error) => {
+                tracing::error!(index, %error, "a committed command cannot be understood by this release");
+                let reason = format!("command {index} cannot be understood: {error}");
+                Outcome { epoch: state.map().epoch, replies: vec![MonReply::Failed(MonError::Invalid { reason })] }
+            }
+        };
+        self.publish(state.map());
+        outcome.encode()
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        self.state.read().encode()
+    }
+
+    fn restore(&self, bytes: &[u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let restored = State::decode(bytes)?;
+        if restored.map().cluster != self.cluster {
+            return Err(format!("the snapshot is of cluster {}", restored.map().cluster).into());
+        }
+        let mut state = self.state.write();
+        *state = restored;
+        self.publish(state.map());
+        Ok(())
+    }
+}

@@ -1,0 +1,377 @@
+//! The Raft log, the vote and the snapshot of one monitor, in RocksDB.
+//!
+//! | key | value (CBOR, shapes in `encoding`) |
+//! |---|---|
+//! | `m/identity` | cluster and monitor id: written first, once |
+//! | `m/vote` | the last vote |
+//! | `m/committed` | a log id known to be committed; a hint |
+//! | `m/purged` | the last log id that was purged |
+//! | `m/snapshot` | meta data and the encoded state |
+//! | `l/` + index, big-endian u64 | a log entry |
+//!
+//! Invariants:
+//! - A vote is durable before `save_vote` returns; entries are readable when `append` returns and durable before its
+//!   callback fires. So nothing is answered that a power cut could take back.
+//! - Writes reach RocksDB's write-ahead log in call order, so one sync makes all earlier ones durable; a torn tail
+//!   holds only what was never answered.
+//! - A snapshot is durable before the entries it covers are purged.
+//! - The log has no holes: entries are keyed by big-endian index, truncation and purge remove whole ends.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::{OptionalSend, RaftLogReader};
+use rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions};
+use tokio::sync::watch;
+
+use super::encoding::{StoredEntry, StoredLogId, StoredSnapshot, StoredVote, decode, encode};
+use super::types::{Entry, LogId, TypeConfig, Vote};
+
+const KEY_VOTE: &[u8] = b"m/vote";
+const KEY_COMMITTED: &[u8] = b"m/committed";
+const KEY_PURGED: &[u8] = b"m/purged";
+const KEY_SNAPSHOT: &[u8] = b"m/snapshot";
+const KEY_IDENTITY: &[u8] = b"m/identity";
+const ENTRY_PREFIX: &[u8] = b"l/";
+const ENTRIES_END: &[u8] = b"l0"; // '0' follows '/': the first key after all entries
+
+/// The most appends that wait for one sync. The library itself has at most one large append in flight, so this bounds
+/// memory only in theory.
+const SYNC_QUEUE_MAX: usize = 1024;
+
+/// Size of RocksDB's write buffer: the whole monitor state is a few MiB.
+const WRITE_BUFFER_BYTES: usize = 8 << 20;
+
+fn entry_key(index: u64) -> [u8; 10] {
+    let mut key = [0; 10];
+    key[..2].copy_from_slice(ENTRY_PREFIX);
+    key[2..].copy_from_slice(&index.to_be_bytes());
+    key
+}
+
+fn failed(error: rocksdb::Error) -> io::Error {
+    io::Error::other(error)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+/// The database of one monitor. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub(super) struct Storage {
+    db: Arc<Database>,
+    sync: mpsc::SyncSender<IOFlushed<TypeConfig>>,
+}
+
+/// The open database. Fields drop in this order: `closed` tells only after the directory's lock is gone.
+struct Database {
+    db: DB,
+    closed: watch::Sender<()>,
+}
+
+impl std::ops::Deref for Database {
+    type Target = DB;
+
+    fn deref(&self) -> &DB {
+        &self.db
+    }
+}
+
+/// Waits for the database to be closed, without keeping it open.
+#[derive(Clone)]
+pub(super) struct Watch(watch::Receiver<()>);
+
+impl Watch {
+    /// Returns once the directory can be opened again.
+    pub(super) async fn closed(&self) {
+        let mut open = self.0.clone();
+        while open.changed().await.is_ok() {}
+    }
+}
+
+impl Storage {
+    /// Opens or creates the database in `directory`.
+    pub(super) fn open(directory: &Path) -> io::Result<Storage> {
+        Storage::open_with(&Storage::options(), directory)
+    }
+
+    fn options() -> Options {
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+        options.set_max_total_wal_size(4 * WRITE_BUFFER_BYTES as u64);
+        options.set_max_open_files(64);
+        options.set_keep_log_file_num(2);
+        // Damage before the tail is damage: refuse to start rather than forget votes or entries.
+        options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+        options
+    }
+
+    fn open_with(options: &Options, directory: &Path) -> io::Result<Storage> {
+        let db = DB::open(options, directory).map_err(failed)?;
+        let db = Arc::new(Database { db, closed: watch::Sender::new(()) });
+        let (sync, waiting) = mpsc::sync_channel(SYNC_QUEUE_MAX);
+        let syncing = Arc::clone(&db);
+        std::thread::Builder::new().name("raft-sync".into()).spawn(move || sync_loop(&syncing, &waiting))?;
+        Ok(Storage { db, sync })
+    }
+
+    /// Tells whether the database is still open.
+    pub(super) fn watch(&self) -> Watch {
+        Watch(self.db.closed.subscribe())
+    }
+
+    fn get<T: for<'b> minicbor::Decode<'b, ()>>(&self, key: &[u8]) -> io::Result<Option<T>> {
+        match self.db.get_pinned(key).map_err(failed)? {
+            Some(bytes) => decode(&bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn put_durably(&self, key: &'static [u8], value: Vec<u8>) -> io::Result<()> {
+        let db = Arc::clone(&self.db);
+        blocking(move || {
+            let mut durable = WriteOptions::default();
+            durable.set_sync(true);
+            db.put_opt(key, value, &durable).map_err(failed)
+        })
+        .await
+    }
+
+    /// The bytes that name whose database this is, as [`Self::save_identity`] wrote them.
+    pub(super) fn identity(&self) -> io::Result<Option<Vec<u8>>> {
+        self.db.get(KEY_IDENTITY).map_err(failed)
+    }
+
+    /// Durably names whose database this is.
+    pub(super) async fn save_identity(&self, identity: Vec<u8>) -> io::Result<()> {
+        self.put_durably(KEY_IDENTITY, identity).await
+    }
+
+    /// The current snapshot.
+    pub(super) fn snapshot(&self) -> io::Result<Option<StoredSnapshot>> {
+        self.get(KEY_SNAPSHOT)
+    }
+
+    /// Replaces the snapshot, durably.
+    pub(super) async fn save_snapshot(&self, snapshot: &StoredSnapshot) -> io::Result<()> {
+        self.put_durably(KEY_SNAPSHOT, encode(snapshot)).await
+    }
+
+    fn entries(&self, from: u64, until: Option<u64>) -> io::Result<Vec<Entry>> {
+        let mut read = ReadOptions::default();
+        let end = until.map_or_else(|| ENTRIES_END.to_vec(), |until| entry_key(until).to_vec());
+        read.set_iterate_upper_bound(end);
+        let start = entry_key(from);
+        let mut entries: Vec<Entry> = Vec::new();
+        for item in self.db.iterator_opt(IteratorMode::From(&start, Direction::Forward), read) {
+            let (_, value) = item.map_err(failed)?;
+            let entry: Entry = decode::<StoredEntry>(&value)?.try_into()?;
+            if let Some(previous) = entries.last()
+                && previous.log_id.index + 1 != entry.log_id.index
+            {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("hole in the log between {} and {}", previous.log_id.index, entry.log_id.index),
+                ));
+            }
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    fn last_entry(&self) -> io::Result<Option<LogId>> {
+        let mut read = ReadOptions::default();
+        read.set_iterate_lower_bound(ENTRY_PREFIX);
+        let mut newest_first = self.db.iterator_opt(IteratorMode::From(ENTRIES_END, Direction::Reverse), read);
+        match newest_first.next() {
+            Some(item) => {
+                let (_, value) = item.map_err(failed)?;
+                let entry: Entry = decode::<StoredEntry>(&value)?.try_into()?;
+                Ok(Some(entry.log_id))
+            }
+            None => Ok(None),
+        }
+    }
+}
+
+/// Makes appended entries durable and says so: one sync for all that wait.
+fn sync_loop(db: &DB, waiting: &mpsc::Receiver<IOFlushed<TypeConfig>>) {
+    while let Ok(first) = waiting.recv() {
+        let mut batch = vec![first];
+        batch.extend(waiting.try_iter().take(SYNC_QUEUE_MAX));
+        match db.flush_wal(true) {
+            Ok(()) => batch.into_iter().for_each(|done| done.io_completed(Ok(()))),
+            Err(error) => {
+                tracing::error!(%error, "raft log cannot be made durable; this monitor stops taking part");
+                batch.into_iter().for_each(|done| done.io_completed(Err(io::Error::other(error.clone()))));
+            }
+        }
+    }
+}
+
+impl RaftLogReader<TypeConfig> for Storage {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> io::Result<Vec<Entry>> {
+        let from = match range.start_bound() {
+            Bound::Included(index) => *index,
+            Bound::Excluded(index) => index.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let until = match range.end_bound() {
+            Bound::Included(index) => index.checked_add(1),
+            Bound::Excluded(index) => Some(*index),
+            Bound::Unbounded => None,
+        };
+        if until.is_some_and(|until| until <= from) {
+            return Ok(Vec::new());
+        }
+        self.entries(from, until)
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(self.get::<StoredVote>(KEY_VOTE)?.map(Into::into))
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for Storage {
+    type LogReader = Storage;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        let last_purged_log_id = self.get::<StoredLogId>(KEY_PURGED)?.map(Into::into);
+        let last_log_id = self.last_entry()?.or(last_purged_log_id);
+        Ok(LogState { last_purged_log_id, last_log_id })
+    }
+
+    async fn get_log_reader(&mut self) -> Storage {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        self.put_durably(KEY_VOTE, encode(&StoredVote::from(vote))).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        // Not synced: it only spares the next start from asking the quorum what is committed.
+        match committed {
+            Some(id) => self.db.put(KEY_COMMITTED, encode(&StoredLogId::from(&id))).map_err(failed),
+            None => self.db.delete(KEY_COMMITTED).map_err(failed),
+        }
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        let committed: Option<LogId> = self.get::<StoredLogId>(KEY_COMMITTED)?.map(Into::into);
+        Ok(committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut batch = WriteBatch::default();
+        for entry in entries {
+            batch.put(entry_key(entry.log_id.index), encode(&StoredEntry::from(&entry)));
+        }
+        self.db.write(batch).map_err(failed)?;
+        // The queue can only be full when the disk has stalled; then waiting here is the back-pressure.
+        match self.sync.try_send(callback) {
+            Ok(()) => Ok(()),
+            Err(mpsc::TrySendError::Full(callback)) => {
+                let sync = self.sync.clone();
+                blocking(move || sync.send(callback).map_err(io::Error::other)).await
+            }
+            Err(error @ mpsc::TrySendError::Disconnected(_)) => Err(io::Error::other(error.to_string())),
+        }
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
+        let from = last_log_id.map_or(0, |id| id.index + 1);
+        let mut batch = WriteBatch::default();
+        batch.delete_range(entry_key(from).as_slice(), ENTRIES_END);
+        // Not synced: a truncated tail that comes back after a power cut is a tail that was never committed.
+        self.db.write(batch).map_err(failed)
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
+        let mut batch = WriteBatch::default();
+        batch.put(KEY_PURGED, encode(&StoredLogId::from(&log_id)));
+        batch.delete_range(entry_key(0).as_slice(), entry_key(log_id.index + 1).as_slice());
+        self.db.write(batch).map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use openraft::EntryPayload;
+    use openraft::type_config::TypeConfigExt;
+    use rocksdb::statistics::Ticker;
+
+    use super::super::types::{LeaderId, Proposal};
+    use super::*;
+
+    fn entry(term: u64, index: u64) -> Entry {
+        let log_id = LogId { leader_id: LeaderId { term, node_id: 1 }, index };
+        Entry { log_id, payload: EntryPayload::Normal(Proposal(vec![7; 10])) }
+    }
+
+    async fn append(storage: &mut Storage, entries: Vec<Entry>) {
+        let (done, flushed) = TypeConfig::oneshot();
+        storage.append(entries, IOFlushed::signal(done)).await.unwrap();
+        flushed.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn votes_and_entries_are_synced_before_they_are_answered() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut options = Storage::options();
+        options.enable_statistics();
+        let mut storage = Storage::open_with(&options, directory.path()).unwrap();
+        let syncs = || options.get_ticker_count(Ticker::WalFileSynced);
+        for index in 0..10 {
+            let before = syncs();
+            append(&mut storage, vec![entry(1, index)]).await;
+            assert!(syncs() > before, "entry {index} was answered without a sync");
+        }
+        let before = syncs();
+        storage.save_vote(&Vote::new(2, 1)).await.unwrap();
+        assert!(syncs() > before, "the vote was answered without a sync");
+    }
+
+    #[tokio::test]
+    async fn the_log_reopens_as_it_was_and_reads_without_holes() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut storage = Storage::open(directory.path()).unwrap();
+        append(&mut storage, (0..20).map(|index| entry(1, index)).collect()).await;
+        storage.truncate_after(Some(entry(1, 14).log_id)).await.unwrap();
+        append(&mut storage, (15..18).map(|index| entry(2, index)).collect()).await;
+        storage.purge(entry(1, 4).log_id).await.unwrap();
+        storage.save_vote(&Vote::new_committed(2, 1)).await.unwrap();
+        storage.save_committed(Some(entry(2, 16).log_id)).await.unwrap();
+        let watch = storage.watch();
+        drop(storage);
+        watch.closed().await;
+        let mut storage = Storage::open(directory.path()).unwrap();
+        let state = storage.get_log_state().await.unwrap();
+        assert_eq!(state.last_purged_log_id, Some(entry(1, 4).log_id));
+        assert_eq!(state.last_log_id, Some(entry(2, 17).log_id));
+        assert_eq!(storage.read_vote().await.unwrap(), Some(Vote::new_committed(2, 1)));
+        assert_eq!(storage.read_committed().await.unwrap(), Some(entry(2, 16).log_id));
+        let indexes = |entries: Vec<Entry>| entries.iter().map(|entry| entry.log_id.index).collect::<Vec<_>>();
+        assert_eq!(indexes(storage.try_get_log_entries(..).await.unwrap()), (5..18).collect::<Vec<_>>());
+        assert_eq!(indexes(storage.try_get_log_entries(7..9).await.unwrap()), [7, 8]);
+        assert_eq!(indexes(storage.try_get_log_entries(7..=9).await.unwrap()), [7, 8, 9]);
+        assert!(storage.try_get_log_entries(9..9).await.unwrap().is_empty());
+        storage.db.delete(entry_key(10)).unwrap();
+        assert!(storage.try_get_log_entries(..).await.is_err(), "a hole is an error");
+    }
+}

@@ -1,0 +1,420 @@
+//! Consensus: an ordered, durable log of commands over a few monitors, and one [`Machine`] that applies them.
+//!
+//! This module is all that knows the Raft library (openraft). In go bytes ([`Consensus::propose`],
+//! [`Consensus::answer_peer`]), out come bytes, and who leads ([`Consensus::leadership`]).
+//!
+//! Invariants:
+//! - A proposal is answered only after a majority holds it durably and this monitor has applied it.
+//! - [`Consensus::read_barrier`] returns only while this monitor leads and its machine holds everything that was
+//!   committed before the call (ReadIndex: leases are not used, since a monitor that restarts forgets the lease that
+//!   it granted).
+//! - A monitor's data directory names the cluster and the monitor; it opens as nobody else.
+
+mod encoding;
+mod log;
+mod machine;
+mod network;
+mod types;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use holdfast_types::{ClusterId, MonId};
+use minicbor::{Decode, Encode};
+use openraft::Instant as _;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
+use openraft::{BasicNode, Config, Raft, ReadPolicy, ServerState, SnapshotPolicy};
+use tokio::sync::watch;
+
+use encoding::{PeerEnvelope, PeerReply, PeerRequest, TransferReply, decode, encode};
+use machine::AppliedState;
+use types::{Proposal, TypeConfig};
+
+/// How often a leader shows that it lives.
+const HEARTBEAT: Duration = Duration::from_millis(100);
+/// A follower that heard nothing for [`ELECTION_MAX`] (the leader's lease) plus a random time between these two asks
+/// for votes: 0.8 to 1.1 s after a leader's death, well under the 2 s that clients are promised, and three to five
+/// missed heartbeats, so that one slow sync does not unseat a leader.
+const ELECTION_MIN: Duration = Duration::from_millis(300);
+/// See [`ELECTION_MIN`].
+const ELECTION_MAX: Duration = Duration::from_millis(550);
+
+/// How long a shutdown waits for the database to be let go.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Entries between two snapshots. A start re-applies at most about this many (microseconds each).
+const SNAPSHOT_EVERY: u64 = 2_000;
+/// Entries kept behind a snapshot, for followers that were away shortly.
+const ENTRIES_KEPT: u64 = 500;
+
+/// Applies committed commands. Must be deterministic: every monitor applies the same and must reach the same state.
+pub trait Machine: Send + Sync + 'static {
+    /// Applies the command at `index` and says what came of it.
+    fn apply(&self, index: u64, command: &[u8]) -> Vec<u8>;
+    /// The whole state, encoded.
+    fn snapshot(&self) -> Vec<u8>;
+    /// Replaces the whole state.
+    ///
+    /// # Errors
+    /// When `state` cannot be understood; the state is then unchanged.
+    fn restore(&self, state: &[u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// A peer did not answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{to} gives no answer: {reason}")]
+pub struct TransportError {
+    /// Whom the message was for.
+    pub to: MonId,
+    /// What the network said.
+    pub reason: String,
+}
+
+/// Carries a request to a peer's [`Consensus::answer_peer`] and its answer back.
+pub trait Transport: Send + Sync + 'static {
+    /// Sends `request`, waits at most `timeout` for the answer.
+    fn call(
+        &self,
+        to: MonId,
+        request: Vec<u8>,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<Vec<u8>, TransportError>> + Send;
+}
+
+/// Who leads, as far as this monitor knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Leadership {
+    /// The term.
+    pub term: u64,
+    /// The leader, if one is known.
+    pub leader: Option<MonId>,
+    /// Whether it is this monitor.
+    pub is_self: bool,
+}
+
+/// Why a monitor cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be used.
+    #[error("cannot use the monitor's data directory")]
+    Storage(#[from] io::Error),
+    /// The data directory is another monitor's.
+    #[error("the data directory belongs to {found_id} of cluster {found_cluster}, not to {id} of cluster {cluster}")]
+    WrongIdentity {
+        /// Who starts.
+        id: MonId,
+        /// In which cluster.
+        cluster: ClusterId,
+        /// Whose directory it is.
+        found_id: MonId,
+        /// Of which cluster.
+        found_cluster: ClusterId,
+    },
+    /// The configured members do not name this monitor.
+    #[error("{id} is not among the configured monitors")]
+    NotAMember {
+        /// Who starts.
+        id: MonId,
+    },
+    /// The library refuses.
+    #[error("consensus cannot start: {detail}")]
+    Consensus {
+        /// What it said.
+        detail: String,
+    },
+}
+
+/// Why a proposal or a read was not served.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConsensusError {
+    /// Another monitor leads, or none.
+    #[error("this monitor does not lead; leader: {leader:?}")]
+    NotLeader {
+        /// The leader, if one is known.
+        leader: Option<MonId>,
+    },
+    /// The leader changed while the proposal was under way: it may or may not have been committed.
+    #[error("leadership changed; whether the command was committed is unknown")]
+    OutcomeUnknown,
+    /// No majority confirmed in time.
+    #[error("no majority of the monitors answers")]
+    NoQuorum,
+    /// This monitor stopped (shutdown or a failed disk).
+    #[error("consensus has stopped: {detail}")]
+    Stopped {
+        /// Why.
+        detail: String,
+    },
+}
+
+#[derive(Encode, Decode)]
+#[cbor(map)]
+struct Identity {
+    #[n(0)]
+    cluster: ClusterId,
+    #[n(1)]
+    id: MonId,
+}
+
+/// One monitor's part in the consensus.
+pub struct Consensus<M: Machine> {
+    id: MonId,
+    cluster: ClusterId,
+    raft: Raft<TypeConfig, AppliedState<M>>,
+    leadership: watch::Receiver<Leadership>,
+    follow: tokio::task::JoinHandle<()>,
+    database: log::Watch,
+    /// When a leader last reached this monitor.
+    heard: parking_lot::Mutex<Option<Instant>>,
+}
+
+impl<M: Machine> Consensus<M> {
+    /// Opens the log in `directory` and takes part. On the very first start the cluster is formed of `members`
+    /// (address by id); later the stored membership counts.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start<T: Transport>(
+        id: MonId,
+        cluster: ClusterId,
+        members: &BTreeMap<MonId, String>,
+        directory: &Path,
+        machine: Arc<M>,
+        transport: Arc<T>,
+    ) -> Result<Consensus<M>, StartError> {
+        if !members.contains_key(&id) {
+            return Err(StartError::NotAMember { id });
+        }
+        let storage = log::Storage::open(directory)?;
+        claim(&storage, id, cluster).await?;
+        let database = storage.watch();
+        let config = Arc::new(config(&cluster)?);
+        let applied = AppliedState::new(machine, storage.clone());
+        let raft = Raft::new(id.0, config, network::Peers { cluster, transport }, storage, applied)
+            .await
+            .map_err(|error| StartError::Consensus { detail: error.to_string() })?;
+        let nodes: BTreeMap<u64, BasicNode> =
+            members.iter().map(|(id, addr)| (id.0, BasicNode { addr: addr.clone() })).collect();
+        match raft.initialize(nodes).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {} // or formed earlier
+            Err(error) => return Err(StartError::Consensus { detail: error.to_string() }),
+        }
+        let (tx, leadership) = watch::channel(leadership_of(&raft, id));
+        let follow = tokio::spawn(follow_leadership(raft.clone(), id, tx));
+        // Alone, nobody else could lead: do not wait for the first tick.
+        if members.len() == 1 {
+            raft.trigger().elect(false).await.map_err(|error| StartError::Consensus { detail: error.to_string() })?;
+        }
+        Ok(Consensus { id, cluster, raft, leadership, follow, database, heard: parking_lot::Mutex::default() })
+    }
+
+    /// Who leads, and changes of it.
+    #[must_use]
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.clone()
+    }
+
+    /// Commits a command and answers what [`Machine::apply`] made of it.
+    ///
+    /// # Errors
+    /// [`ConsensusError`]; after [`ConsensusError::OutcomeUnknown`] the command may still have been committed. Waits
+    /// without limit while there is no majority: give it a deadline.
+    pub async fn propose(&self, command: Vec<u8>) -> Result<Vec<u8>, ConsensusError> {
+        match self.raft.client_write(Proposal(command)).await {
+            Ok(done) => Ok(done.data.0),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(ConsensusError::NotLeader { leader: forward.leader_id.map(MonId) })
+            }
+            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => Err(ConsensusError::OutcomeUnknown),
+            Err(error) => Err(ConsensusError::Stopped { detail: error.to_string() }),
+        }
+    }
+
+    /// Returns when the machine here holds everything that was committed before the call.
+    ///
+    /// # Errors
+    /// [`ConsensusError::NotLeader`] when another monitor leads, [`ConsensusError::NoQuorum`] when no majority
+    /// confirms that this one still does.
+    pub async fn read_barrier(&self) -> Result<(), ConsensusError> {
+        match self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(ConsensusError::NotLeader { leader: forward.leader_id.map(MonId) })
+            }
+            Err(RaftError::APIError(_)) => Err(ConsensusError::NoQuorum),
+            Err(error) => Err(ConsensusError::Stopped { detail: error.to_string() }),
+        }
+    }
+
+    /// Whether this monitor leads and a majority has confirmed it, or it heard a leader, within `limit`.
+    #[must_use]
+    pub fn in_touch(&self, limit: Duration) -> bool {
+        if self.leadership.borrow().is_self {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            // A lone monitor is its own majority; nobody's acknowledgement would renew the time.
+            if metrics.membership_config.membership().voter_ids().count() == 1 {
+                return true;
+            }
+            let acknowledged = metrics.last_quorum_acked;
+            return acknowledged.is_none_or(|at| at.elapsed() < limit);
+        }
+        self.heard.lock().is_some_and(|at| at.elapsed() < limit)
+    }
+
+    /// The monitors that answered this leader's heartbeats within `limit`, itself included.
+    #[must_use]
+    pub fn answering(&self, limit: Duration) -> BTreeSet<MonId> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let lately = metrics.heartbeat.iter().flatten().filter(|(_, at)| at.is_some_and(|at| at.elapsed() < limit));
+        lately.map(|(id, _)| MonId(*id)).chain([self.id]).collect()
+    }
+
+    /// Answers a message that a peer sent with [`Transport::call`].
+    pub async fn answer_peer(&self, request: &[u8]) -> Vec<u8> {
+        encode(&self.answer(request).await.unwrap_or_else(PeerReply::Failed))
+    }
+
+    async fn answer(&self, request: &[u8]) -> Result<PeerReply, String> {
+        let envelope: PeerEnvelope = decode(request).map_err(|error| error.to_string())?;
+        if envelope.cluster != self.cluster || envelope.to != self.id.0 {
+            return Err(format!(
+                "meant for {} of cluster {}, reached {} of cluster {}",
+                MonId(envelope.to),
+                envelope.cluster,
+                self.id,
+                self.cluster
+            ));
+        }
+        match envelope.request {
+            PeerRequest::Append(request) => {
+                let request = request.try_into().map_err(|error: io::Error| error.to_string())?;
+                let reply = self.raft.append_entries(request).await.map_err(|error| error.to_string())?;
+                if !matches!(reply, openraft::raft::AppendEntriesResponse::HigherVote(_)) {
+                    *self.heard.lock() = Some(Instant::now());
+                }
+                Ok(PeerReply::Append((&reply).into()))
+            }
+            PeerRequest::Vote(request) => {
+                let reply = self.raft.vote(request.into()).await.map_err(|error| error.to_string())?;
+                Ok(encoding::vote_reply(&reply))
+            }
+            PeerRequest::PreVote(request) => {
+                let reply = self.raft.pre_vote(request.into()).await.map_err(|error| error.to_string())?;
+                Ok(encoding::vote_reply(&reply))
+            }
+            PeerRequest::Snapshot(vote, snapshot) => {
+                let snapshot = openraft::Snapshot {
+                    meta: snapshot.meta.try_into().map_err(|error: io::Error| error.to_string())?,
+                    snapshot: snapshot.state.into(),
+                };
+                let reply =
+                    self.raft.install_full_snapshot(vote.into(), snapshot).await.map_err(|error| error.to_string())?;
+                Ok(PeerReply::Snapshot((&reply.vote).into()))
+            }
+            PeerRequest::Transfer(vote, to, last) => {
+                let request = openraft::raft::TransferLeaderRequest::new(vote.into(), to, last.map(Into::into));
+                let reply = self.raft.handle_transfer_leader(request).await.map_err(|error| error.to_string())?;
+                Ok(PeerReply::Transfer(TransferReply::from(&reply)))
+            }
+        }
+    }
+
+    /// Hands leadership to another monitor, so that a planned stop costs no election timeout.
+    pub async fn step_down(&self, to: MonId) {
+        if let Err(error) = self.raft.trigger().transfer_leader(to.0).await {
+            tracing::debug!(%error, "leadership could not be handed over");
+        }
+    }
+
+    /// Writes a snapshot now, whatever the log's length.
+    pub async fn snapshot_now(&self) {
+        if let Err(error) = self.raft.trigger().snapshot().await {
+            tracing::debug!(%error, "snapshot could not be triggered");
+        }
+    }
+
+    /// Stops taking part and gives the data directory free. What was answered stays durable with or without this.
+    pub async fn shutdown(&self) {
+        self.follow.abort();
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "consensus did not stop in order");
+        }
+        // The library's tasks end one by one.
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.database.closed()).await.is_err() {
+            tracing::warn!("the monitor's database is still open");
+        }
+    }
+}
+
+fn config(cluster: &ClusterId) -> Result<Config, StartError> {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Config {
+        cluster_name: cluster.to_string(),
+        heartbeat_interval: millis(HEARTBEAT),
+        election_timeout_min: millis(ELECTION_MIN),
+        election_timeout_max: millis(ELECTION_MAX),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+        max_in_snapshot_log_to_keep: ENTRIES_KEPT,
+        replication_lag_threshold: 2 * SNAPSHOT_EVERY,
+        install_snapshot_timeout: 20_000,
+        backoff: "50ms 100ms 200ms ...500ms".to_owned(),
+        enable_pre_vote: Some(true),
+        api_channel_size: Some(4_096),
+        notification_channel_size: Some(4_096),
+        ..Config::default()
+    }
+    .validate()
+    .map_err(|error| StartError::Consensus { detail: error.to_string() })
+}
+
+async fn claim(storage: &log::Storage, id: MonId, cluster: ClusterId) -> Result<(), StartError> {
+    match storage.identity()? {
+        None => Ok(storage.save_identity(encode(&Identity { cluster, id })).await?),
+        Some(bytes) => {
+            let found: Identity = decode(&bytes)?;
+            if found.id == id && found.cluster == cluster {
+                Ok(())
+            } else {
+                Err(StartError::WrongIdentity { id, cluster, found_id: found.id, found_cluster: found.cluster })
+            }
+        }
+    }
+}
+
+fn leadership_of<M: Machine>(raft: &Raft<TypeConfig, AppliedState<M>>, id: MonId) -> Leadership {
+    let metrics = raft.server_metrics();
+    let metrics = metrics.borrow_watched();
+    let leader = metrics.current_leader.map(MonId);
+    Leadership {
+        term: metrics.vote.leader_id.term,
+        leader,
+        is_self: leader == Some(id) && metrics.state == ServerState::Leader,
+    }
+}
+
+async fn follow_leadership<M: Machine>(
+    raft: Raft<TypeConfig, AppliedState<M>>,
+    id: MonId,
+    tx: watch::Sender<Leadership>,
+) {
+    let mut metrics = raft.server_metrics();
+    loop {
+        let now = leadership_of(&raft, id);
+        tx.send_if_modified(|last| {
+            let changed = *last != now;
+            *last = now;
+            changed
+        });
+        if metrics.changed().await.is_err() {
+            tx.send_replace(Leadership::default()); // the library has stopped
+            return;
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Carries the library's messages over a [`Transport`] and answers those that peers send.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_types::{ClusterId, MonId};
+use minicbor::bytes::ByteVec;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::RPCOption;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
+};
+use openraft::{BasicNode, RaftNetworkFactory, RaftNetworkV2};
+
+use super::encoding::{
+    PeerEnvelope, PeerReply, PeerRequest, StoredMeta, StoredSnapshot, decode, encode, transfer_request, vote_response,
+};
+use super::types::{StateSnapshot, TypeConfig, Vote};
+use super::{Transport, TransportError};
+
+/// No answer to an append within this long means that the peer is slow or gone. The library's own limit (one heartbeat
+/// interval) is shorter than one slow sync of a busy disk, and a second copy of the same append helps nobody.
+const APPEND_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// A snapshot is a few MiB; more than this long means that the peer is gone.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Makes a [`Peer`] for each monitor.
+pub(super) struct Peers<T> {
+    pub(super) cluster: ClusterId,
+    pub(super) transport: Arc<T>,
+}
+
+impl<T: Transport> RaftNetworkFactory<TypeConfig> for Peers<T> {
+    type Network = Peer<T>;
+
+    async fn new_client(&mut self, target: u64, _: &BasicNode) -> Peer<T> {
+        Peer { cluster: self.cluster, target, transport: Arc::clone(&self.transport) }
+    }
+}
+
+/// The way to one monitor.
+pub(super) struct Peer<T> {
+    cluster: ClusterId,
+    target: u64,
+    transport: Arc<T>,
+}
+
+/// Why a peer gave no usable answer.
+enum CallError {
+    Unreachable(TransportError),
+    Failed(String),
+}
+
+impl From<CallError> for RPCError<TypeConfig> {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Unreachable(error) => RPCError::Unreachable(Unreachable::new(&error)),
+            CallError::Failed(why) => RPCError::Network(NetworkError::from_string(why)),
+        }
+    }
+}
+
+impl From<CallError> for StreamingError<TypeConfig> {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Unreachable(error) => StreamingError::Unreachable(Unreachable::new(&error)),
+            CallError::Failed(why) => StreamingError::Network(NetworkError::from_string(why)),
+        }
+    }
+}
+
+impl From<io::Error> for CallError {
+    fn from(error: io::Error) -> CallError {
+        CallError::Failed(error.to_string())
+    }
+}
+
+impl<T: Transport> Peer<T> {
+    async fn call(&self, request: PeerRequest, timeout: Duration) -> Result<PeerReply, CallError> {
+        let envelope = encode(&PeerEnvelope { cluster: self.cluster, to: self.target, request });
+        let reply = self.transport.call(MonId(self.target), envelope, timeout).await.map_err(CallError::Unreachable)?;
+        match decode(&reply)? {
+            PeerReply::Failed(why) => Err(CallError::Failed(why)),
+            reply => Ok(reply),
+        }
+    }
+}
+
+fn unexpected() -> CallError {
+    CallError::Failed("the peer answered another question".to_owned())
+}
+
+impl<T: Transport> RaftNetworkV2<TypeConfig> for Peer<T> {
+    type SnapshotData = Vec<u8>;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        _: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(PeerRequest::Append((&rpc).into()), APPEND_TIMEOUT).await? {
+            PeerReply::Append(reply) => Ok(reply.into()),
+            _ => Err(unexpected().into()),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(PeerRequest::Vote((&rpc).into()), option.hard_ttl()).await? {
+            PeerReply::Vote(vote, granted, last) => Ok(vote_response(vote, granted, last)),
+            _ => Err(unexpected().into()),
+        }
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(PeerRequest::PreVote((&rpc).into()), option.hard_ttl()).await? {
+            PeerReply::Vote(vote, granted, last) => Ok(vote_response(vote, granted, last)),
+            _ => Err(unexpected().into()),
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: StateSnapshot,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let stored = StoredSnapshot { meta: StoredMeta::from(&snapshot.meta), state: ByteVec::from(snapshot.snapshot) };
+        let sent = self.call(PeerRequest::Snapshot((&vote).into(), stored), SNAPSHOT_TIMEOUT);
+        let reply = tokio::select! {
+            reply = sent => reply?,
+            closed = cancel => return Err(closed.into()),
+        };
+        match reply {
+            PeerReply::Snapshot(vote) => Ok(SnapshotResponse::new(vote.into())),
+            _ => Err(unexpected().into()),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(transfer_request(&request), option.hard_ttl()).await? {
+            PeerReply::Transfer(reply) => Ok(reply.into()),
+            _ => Err(unexpected().into()),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What the log of the monitors holds.
+
+use std::collections::BTreeMap;
+
+use holdfast_map::ClusterFlags;
+use holdfast_types::{Epoch, Incarnation, MonId, OsdId, RequestId};
+use holdfast_wire::mon::{MonCommand, MonReply};
+use minicbor::{Decode, Encode};
+
+/// A batch of changes that the leader gathered for one log entry: together they make at most one map.
+#[derive(Debug, Clone, PartialEq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct Command {
+    /// The leader's wall clock when it proposed, in Unix milliseconds: the only time that a state machine sees.
+    #[n(0)]
+    pub at_unix_ms: u64,
+    /// The changes, in order. Each is all or nothing by itself.
+    #[n(1)]
+    pub ops: Vec<Op>,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Op {
+    /// The request that asked for it, when a resend must not apply it twice.
+    #[n(0)]
+    pub id: Option<RequestId>,
+    /// The change.
+    #[n(1)]
+    pub change: Change,
+}
+
+/// What can change.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub enum Change {
+    /// As asked from outside. Questions and reports are refused.
+    #[n(0)]
+    Request(#[n(0)] MonCommand),
+    /// The leader judged that an OSD does not serve.
+    #[n(1)]
+    MarkDown {
+        /// Which.
+        #[n(0)]
+        osd: OsdId,
+        /// Which run; another run is left alone.
+        #[n(1)]
+        incarnation: Incarnation,
+        /// The process is known to have ended (refused connection, seen by the monitor too).
+        #[n(2)]
+        dead: bool,
+    },
+    /// It has been down for long: give its data to others.
+    #[n(2)]
+    MarkOut(#[n(0)] OsdId),
+    /// Space has run low, or is there again.
+    #[n(3)]
+    Flags(#[n(0)] ClusterFlags),
+    /// A service let its lease run out.
+    #[n(4)]
+    ServiceGone {
+        /// Which.
+        #[n(0)]
+        name: String,
+        /// Which run; another run is left alone.
+        #[n(1)]
+        incarnation: Incarnation,
+    },
+    /// Where the monitors listen.
+    #[n(5)]
+    Mons(#[n(0)] BTreeMap<MonId, String>),
+    /// Nobody needs the maps before this epoch any more.
+    #[n(6)]
+    TrimMaps(#[n(0)] Epoch),
+}
+
+/// What came of a [`Command`].
+#[derive(Debug, Clone, PartialEq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct Outcome {
+    /// The newest map.
+    #[n(0)]
+    pub epoch: Epoch,
+    /// One answer for each op, in order.
+    #[n(1)]
+    pub replies: Vec<MonReply>,
+}
+
+impl Command {
+    /// The bytes that the log keeps: a version byte, then CBOR.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        seal(self)
+    }
+
+    /// Reads what [`Command::encode`] wrote.
+    ///
+    /// # Errors
+    /// What the decoder says.
+    pub fn decode(bytes: &[u8]) -> Result<Command, minicbor::decode::Error> {
+        unseal(bytes)
+    }
+}
+
+impl Outcome {
+    /// The bytes that travel from the state machine back to the asker.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        seal(self)
+    }
+
+    /// Reads what [`Outcome::encode`] wrote.
+    ///
+    /// # Errors
+    /// What the decoder says.
+    pub fn decode(bytes: &[u8]) -> Result<Outcome, minicbor::decode::Error> {
+        unseal(bytes)
+    }
+}
+
+/// The version of all encodings of this crate.
+const VERSION: u8 = 1;
+
+pub(crate) fn seal<T: Encode<()>>(value: &T) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    minicbor::encode(value, &mut out).expect("encoding to memory cannot fail");
+    out
+}
+
+pub(crate) fn unseal<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, minicbor::decode::Error> {
+    match bytes.split_first() {
+        Some((&VERSION, body)) => minicbor::decode(body),
+        Some((version, _)) => {
+            Err(minicbor::decode::Error::message(format!("version {version}, this reader is {VERSION}")))
+        }
+        None => Err(minicbor::decode::Error::end_of_input()),
+    }
+}

@@ -1,0 +1,302 @@
+//! What only the present leader knows, and what it decides from it. Pure: time and reports come in, proposals come out.
+//!
+//! A new leader starts with nothing: reports arrive within seconds, clocks of downs and leases start anew. Errors are
+//! therefore on the side of waiting, never of "clean".
+
+mod failures;
+mod health;
+mod reports;
+mod stats;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use holdfast_map::{ClusterFlags, ClusterMap};
+use holdfast_types::{Epoch, Incarnation, MonId, OsdId, Timestamp};
+use holdfast_wire::mon::{FailureKind, MonCommand, MonError, MonReply, OsdReport};
+
+use crate::Change;
+use failures::Failures;
+use stats::Stats;
+
+pub use failures::{GRACE, REPORTERS_NEEDED, Verdict};
+pub use stats::REPORT_STALE;
+
+/// An OSD that has been down for this long loses its data to others.
+const DOWN_OUT: Duration = Duration::from_secs(600);
+/// Marking out stops when fewer than this part of all OSDs would be in.
+const IN_MIN_PERCENT: usize = 75;
+/// The level of the hierarchy that is never marked out as a whole: that is a lost switch, not lost disks.
+const NEVER_OUT_WHOLE: &str = "rack";
+/// A service that does not renew its registration for this long is gone.
+pub const SERVICE_LEASE: Duration = Duration::from_secs(30);
+/// An OSD that has reported nothing for this long is looked at by the monitor itself: this finds the death of OSDs that
+/// no peer is left to report.
+const SILENCE_PROBE: Duration = Duration::from_secs(4);
+/// How often one OSD is looked at, at most.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// An OSD that neither reports nor answers the monitor for this long is down even if no peer is up to say so.
+const SILENCE_DOWN: Duration = Duration::from_secs(15);
+/// Maps are trimmed when this many more than needed are kept.
+const TRIM_SLACK: u64 = 500;
+/// Where writes stop, for the fullest OSD that is up and in.
+const FULL_PERCENT: u64 = 95;
+/// Where the warning starts.
+const NEAR_FULL_PERCENT: u64 = 85;
+/// A condition ends only this far below where it begins, so that it does not flicker.
+const CLEAR_PERCENT: u64 = 2;
+
+/// What the monitor saw when it connected to an OSD.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProbeResult {
+    /// Something listens.
+    Connected,
+    /// Nothing listens: the process has ended.
+    Refused,
+    /// No answer at all.
+    NoAnswer,
+}
+
+/// What a leader should do now.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Due {
+    /// Put this into the log.
+    Propose(Change),
+    /// Connect to an OSD and tell [`Leader::on_probe`].
+    Probe {
+        /// Which.
+        osd: OsdId,
+        /// Which run.
+        incarnation: Incarnation,
+        /// Where it listens.
+        address: String,
+    },
+}
+
+/// The quorum as the consensus sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quorum {
+    /// The leader.
+    pub leader: MonId,
+    /// The monitors that answered lately, the leader included.
+    pub answering: BTreeSet<MonId>,
+}
+
+/// The leader's memory.
+#[derive(Debug, Clone)]
+pub struct Leader {
+    since: Timestamp,
+    seen: Epoch,
+    failures: Failures,
+    stats: Stats,
+    down_since: BTreeMap<OsdId, Timestamp>,
+    booted_at: BTreeMap<OsdId, (Incarnation, Timestamp)>,
+    probed_at: BTreeMap<OsdId, Timestamp>,
+    services: BTreeMap<String, Timestamp>,
+}
+
+impl Leader {
+    /// A leader that has just been elected.
+    #[must_use]
+    pub fn new(now: Timestamp, map: &ClusterMap) -> Leader {
+        let mut leader = Leader {
+            since: now,
+            seen: Epoch::ZERO,
+            failures: Failures::default(),
+            stats: Stats::default(),
+            down_since: BTreeMap::new(),
+            booted_at: BTreeMap::new(),
+            probed_at: BTreeMap::new(),
+            services: BTreeMap::new(),
+        };
+        leader.observe(now, map);
+        leader
+    }
+
+    /// The epoch of the map that was last noted.
+    #[must_use]
+    pub fn seen(&self) -> Epoch {
+        self.seen
+    }
+
+    /// Takes note of a map. Call it for every map, in order, and for the newest before any question.
+    pub fn observe(&mut self, now: Timestamp, map: &ClusterMap) {
+        if map.epoch <= self.seen && map.epoch != Epoch::ZERO {
+            return;
+        }
+        self.stats.observe(self.seen, map);
+        self.seen = map.epoch;
+        let down = |osd: &OsdId| map.osds.get(osd).is_some_and(|info| !info.up);
+        self.down_since.retain(|osd, _| down(osd));
+        self.booted_at.retain(|osd, (incarnation, _)| {
+            map.osds.get(osd).is_some_and(|info| info.up && info.incarnation == *incarnation)
+        });
+        for (osd, info) in &map.osds {
+            if info.up {
+                self.booted_at.entry(*osd).or_insert((info.incarnation, now));
+            } else {
+                self.down_since.entry(*osd).or_insert(now);
+            }
+        }
+        self.probed_at.retain(|osd, _| map.osds.contains_key(osd));
+        self.services.retain(|name, _| map.services.contains_key(name));
+    }
+
+    /// A peer reports an OSD.
+    pub fn on_failure(
+        &mut self,
+        now: Timestamp,
+        map: &ClusterMap,
+        reporter: OsdId,
+        target: OsdId,
+        incarnation: Incarnation,
+        kind: FailureKind,
+    ) -> Verdict {
+        self.failures.report(now, map, reporter, target, incarnation, kind)
+    }
+
+    /// A peer takes its report back.
+    pub fn on_alive(&mut self, reporter: OsdId, target: OsdId) {
+        self.failures.alive(reporter, target);
+    }
+
+    /// The monitor has looked for itself.
+    pub fn on_probe(
+        &mut self,
+        now: Timestamp,
+        map: &ClusterMap,
+        osd: OsdId,
+        incarnation: Incarnation,
+        result: ProbeResult,
+    ) -> Option<Change> {
+        map.osds.get(&osd).filter(|info| info.up && info.incarnation == incarnation)?;
+        match result {
+            ProbeResult::Refused => Some(Change::MarkDown { osd, incarnation, dead: true }),
+            ProbeResult::Connected => None,
+            ProbeResult::NoAnswer => {
+                let alone = !map.osds.iter().any(|(other, info)| *other != osd && info.up);
+                let silent = now.since(self.heard(osd, incarnation)) >= SILENCE_DOWN;
+                (alone && silent).then_some(Change::MarkDown { osd, incarnation, dead: false })
+            }
+        }
+    }
+
+    /// When the run last said something, or was first seen.
+    fn heard(&self, osd: OsdId, incarnation: Incarnation) -> Timestamp {
+        let reported = self.stats.last_report(osd, incarnation).unwrap_or(self.since);
+        let booted = self.booted_at.get(&osd).map_or(self.since, |(_, at)| *at);
+        reported.max(booted)
+    }
+
+    /// An OSD reports what it holds.
+    ///
+    /// # Errors
+    /// [`MonError::Stale`] when the map shows the OSD otherwise, and when the leader does not know all placement groups
+    /// of which the OSD is primary (the report is taken all the same): report all of them.
+    pub fn on_report(&mut self, now: Timestamp, map: &ClusterMap, report: OsdReport) -> Result<(), MonError> {
+        let runs = map.osds.get(&report.osd).is_some_and(|info| info.up && info.incarnation == report.incarnation);
+        if !runs {
+            return Err(MonError::Stale { reason: format!("{} is not up in this run: boot again", report.osd) });
+        }
+        if self.stats.report(now, report) {
+            Ok(())
+        } else {
+            Err(MonError::Stale { reason: "report all placement groups".into() })
+        }
+    }
+
+    /// A service renews its registration. Answers whether the map must change for it.
+    pub fn on_service(&mut self, now: Timestamp, map: &ClusterMap, request: &MonCommand) -> bool {
+        let MonCommand::ServiceRegister { name, kind, address, incarnation } = request else { return true };
+        let same = map
+            .services
+            .get(name)
+            .is_some_and(|known| known.kind == *kind && known.address == *address && known.incarnation == *incarnation);
+        self.services.insert(name.clone(), now);
+        !same
+    }
+
+    /// What should be done now. Call it several times a second.
+    pub fn due(&mut self, now: Timestamp, map: &ClusterMap, oldest_epoch: Epoch) -> Vec<Due> {
+        self.failures.expire(now, map);
+        let mut due = self.probes_due(now, map);
+        due.extend(self.out_due(now, map).map(|osd| Due::Propose(Change::MarkOut(osd))));
+        let flags = self.flags(map);
+        if flags != map.flags {
+            due.push(Due::Propose(Change::Flags(flags)));
+        }
+        for (name, service) in &map.services {
+            let renewed = self.services.get(name).copied().unwrap_or(self.since);
+            if now.since(renewed) >= SERVICE_LEASE {
+                let gone = Change::ServiceGone { name: name.clone(), incarnation: service.incarnation };
+                due.push(Due::Propose(gone));
+            }
+        }
+        if map.epoch.0 > oldest_epoch.0 + TRIM_SLACK
+            && let Some(needed) = self.stats.oldest_needed(map, now)
+            && needed.0 > oldest_epoch.0 + TRIM_SLACK
+        {
+            due.push(Due::Propose(Change::TrimMaps(needed)));
+        }
+        due
+    }
+
+    fn probes_due(&mut self, now: Timestamp, map: &ClusterMap) -> Vec<Due> {
+        let mut due = Vec::new();
+        for (osd, info) in map.osds.iter().filter(|(_, info)| info.up) {
+            let quiet = now.since(self.heard(*osd, info.incarnation)) >= SILENCE_PROBE;
+            let lately = self.probed_at.get(osd).is_some_and(|at| now.since(*at) < PROBE_EVERY);
+            if quiet && !lately {
+                self.probed_at.insert(*osd, now);
+                due.push(Due::Probe { osd: *osd, incarnation: info.incarnation, address: info.address.clone() });
+            }
+        }
+        due
+    }
+
+    /// One OSD that has been down for long enough to go out, if the limits allow it.
+    fn out_due(&self, now: Timestamp, map: &ClusterMap) -> Option<OsdId> {
+        let in_after = map.osds.values().filter(|info| info.in_cluster).count().saturating_sub(1);
+        if in_after * 100 < map.osds.len() * IN_MIN_PERCENT {
+            return None;
+        }
+        let due = |osd: &OsdId| self.down_since.get(osd).is_some_and(|since| now.since(*since) >= DOWN_OUT);
+        let candidates = map.osds.iter().filter(|(osd, info)| !info.up && info.in_cluster && due(osd));
+        let mut allowed = candidates.filter(|(osd, _)| !whole_domain_down(map, **osd)).map(|(osd, _)| *osd);
+        allowed.next()
+    }
+
+    fn flags(&self, map: &ClusterMap) -> ClusterFlags {
+        let fill = |(osd, _): (&OsdId, _)| {
+            let usage = self.stats.usage(map, *osd).filter(|usage| usage.total_bytes > 0)?;
+            Some(u128::from(usage.used_bytes) * 100 / u128::from(usage.total_bytes))
+        };
+        let running = map.osds.iter().filter(|(_, info)| info.up && info.in_cluster);
+        let Some(fullest) = running.filter_map(fill).max() else { return map.flags };
+        let reached =
+            |set: bool, percent: u64| fullest >= u128::from(if set { percent - CLEAR_PERCENT } else { percent });
+        ClusterFlags {
+            full: reached(map.flags.full, FULL_PERCENT),
+            near_full: reached(map.flags.near_full, NEAR_FULL_PERCENT),
+        }
+    }
+
+    /// Answers a question that needs reports, or `None` when it is none.
+    #[must_use]
+    pub fn answer(&self, now: Timestamp, map: &ClusterMap, quorum: &Quorum, question: &MonCommand) -> Option<MonReply> {
+        match question {
+            MonCommand::Status => Some(MonReply::Status(Box::new(health::status(map, &self.stats, now, quorum)))),
+            MonCommand::OsdTree => Some(MonReply::OsdTree(reports::osd_tree(map))),
+            MonCommand::OsdDf => Some(MonReply::OsdDf(reports::osd_df(map, &self.stats))),
+            MonCommand::Df => Some(MonReply::Df(reports::df(map, &self.stats, now))),
+            MonCommand::PgList => Some(MonReply::Pgs(reports::pg_list(map, &self.stats, now))),
+            _ => None,
+        }
+    }
+}
+
+fn whole_domain_down(map: &ClusterMap, osd: OsdId) -> bool {
+    let Some(domain) = map.crush.failure_domain_of(osd, NEVER_OUT_WHOLE) else { return false };
+    let inside = map.crush.devices_beneath(&domain);
+    inside.len() > 1 && !inside.iter().any(|osd| map.is_up(*osd))
+}

@@ -1,0 +1,314 @@
+//! Changes of OSDs: who has which id, who is up, who is in.
+
+use std::collections::BTreeMap;
+
+use holdfast_map::{ClusterMap, OsdInfo};
+use holdfast_types::{DiskUuid, Epoch, Incarnation, OsdId};
+use holdfast_wire::mon::{LocationStep, MonError, PgTempWish};
+use minicbor::{Decode, Encode};
+
+use crate::hierarchy;
+
+/// The highest OSD id: placement tables are dense.
+const OSD_ID_MAX: u32 = 65_535;
+/// Markdowns for silence within [`FLAP_WINDOW_MS`] that a run may have before its boots are held off.
+const FLAPS_MAX: usize = 5;
+/// See [`FLAPS_MAX`].
+const FLAP_WINDOW_MS: u64 = 600_000;
+/// The first hold-off; each further one is twice as long.
+const HOLD_OFF_MS: u64 = 60_000;
+/// Hold-offs double this often at most: 16 minutes.
+const HOLD_OFF_DOUBLINGS_MAX: u32 = 4;
+/// Full reweight.
+const REWEIGHT_ONE: u32 = 0x1_0000;
+/// Members that a wish for an acting set may name.
+const WISH_MEMBERS_MAX: usize = 32;
+
+/// Why an OSD is out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+enum Out {
+    /// Never booted.
+    #[n(0)]
+    New,
+    /// Down for long.
+    #[n(1)]
+    Automatic,
+    /// An operator said so; only an operator takes it back.
+    #[n(2)]
+    Operator,
+}
+
+/// What the monitors know of an OSD beside the map.
+#[derive(Debug, Clone, PartialEq, Default, Encode, Decode)]
+#[cbor(map)]
+pub(crate) struct OsdNote {
+    #[n(0)]
+    out: Option<Out>,
+    /// When it was marked down for silence, in Unix milliseconds. A process that ended is no flapping: a supervisor
+    /// limits restarts, and holding off a crashed OSD would only delay recovery.
+    #[n(1)]
+    silences_ms: Vec<u64>,
+    #[n(2)]
+    held_until_ms: u64,
+    #[n(3)]
+    hold_offs: u32,
+}
+
+/// The notes of all OSDs.
+pub(crate) type OsdNotes = BTreeMap<OsdId, OsdNote>;
+
+fn no_such_osd(osd: OsdId) -> MonError {
+    MonError::NotFound { what: "OSD".into(), name: osd.to_string() }
+}
+
+fn stale(reason: String) -> MonError {
+    MonError::Stale { reason }
+}
+
+/// The OSD, if it runs as `incarnation` and the map has it up.
+fn running(map: &mut ClusterMap, osd: OsdId, incarnation: Incarnation) -> Result<&mut OsdInfo, MonError> {
+    let info = map.osds.get_mut(&osd).ok_or_else(|| no_such_osd(osd))?;
+    if info.incarnation != incarnation {
+        return Err(stale(format!("{osd} has booted again since")));
+    }
+    if !info.up {
+        return Err(stale(format!("{osd} is marked down")));
+    }
+    Ok(info)
+}
+
+/// What a disk says of itself.
+pub(crate) struct Registration<'a> {
+    pub(crate) disk: DiskUuid,
+    pub(crate) location: &'a [LocationStep],
+    pub(crate) class: Option<&'a str>,
+    pub(crate) capacity_bytes: u64,
+    pub(crate) wanted: Option<OsdId>,
+}
+
+pub(crate) fn register(map: &mut ClusterMap, notes: &mut OsdNotes, disk: &Registration<'_>) -> Result<OsdId, MonError> {
+    let known = map.osds.iter().find(|(_, info)| info.disk == disk.disk).map(|(id, _)| *id);
+    let weight = hierarchy::crush_weight(disk.capacity_bytes);
+    if let Some(osd) = known {
+        hierarchy::place(&mut map.crush, osd, disk.location, disk.class, weight)?;
+        return Ok(osd);
+    }
+    let wanted = disk.wanted.filter(|wanted| wanted.0 <= OSD_ID_MAX && !map.osds.contains_key(wanted));
+    let free = || (0..=OSD_ID_MAX).map(OsdId).find(|id| !map.osds.contains_key(id));
+    let Some(osd) = wanted.or_else(free) else {
+        return Err(MonError::Invalid { reason: format!("all {OSD_ID_MAX} OSD ids are taken") });
+    };
+    hierarchy::place(&mut map.crush, osd, disk.location, disk.class, weight)?;
+    let info = OsdInfo {
+        disk: disk.disk,
+        incarnation: Incarnation(0),
+        address: String::new(),
+        up: false,
+        in_cluster: false,
+        reweight: REWEIGHT_ONE,
+        up_from: Epoch::ZERO,
+        up_thru: Epoch::ZERO,
+        down_at: Epoch::ZERO,
+        dead_epoch: Epoch::ZERO,
+    };
+    map.osds.insert(osd, info);
+    notes.insert(osd, OsdNote { out: Some(Out::New), ..OsdNote::default() });
+    Ok(osd)
+}
+
+/// A process that starts to serve an OSD.
+pub(crate) struct Boot<'a> {
+    pub(crate) osd: OsdId,
+    pub(crate) disk: DiskUuid,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) address: &'a str,
+}
+
+pub(crate) fn boot(map: &mut ClusterMap, notes: &mut OsdNotes, at_ms: u64, boot: &Boot<'_>) -> Result<(), MonError> {
+    let epoch = map.epoch;
+    let info = map.osds.get_mut(&boot.osd).ok_or_else(|| no_such_osd(boot.osd))?;
+    if info.disk != boot.disk {
+        let reason = format!("{} belongs to disk {}, not to {}: register first", boot.osd, info.disk, boot.disk);
+        return Err(MonError::Invalid { reason });
+    }
+    if boot.incarnation == Incarnation(0) || boot.address.is_empty() || boot.address.len() > 256 {
+        return Err(MonError::Invalid { reason: "a boot needs an incarnation and an address".into() });
+    }
+    if info.up && info.incarnation == boot.incarnation && info.address == boot.address {
+        return Ok(());
+    }
+    let note = notes.entry(boot.osd).or_default();
+    if at_ms < note.held_until_ms {
+        let seconds = (note.held_until_ms - at_ms).div_ceil(1000);
+        let reason = format!(
+            "{} went silent {FLAPS_MAX} times in 10 minutes; its boots are held off for {seconds} s more: check its \
+             network and its disk",
+            boot.osd
+        );
+        return Err(MonError::Unsafe { reason });
+    }
+    if info.up {
+        info.down_at = epoch; // a reboot that nobody noticed still makes a new interval
+    }
+    info.incarnation = boot.incarnation;
+    boot.address.clone_into(&mut info.address);
+    info.up = true;
+    info.up_from = epoch;
+    info.dead_epoch = Epoch::ZERO; // it tells of this run
+    if !info.in_cluster && matches!(note.out, Some(Out::New | Out::Automatic)) {
+        info.in_cluster = true;
+        note.out = None;
+    }
+    Ok(())
+}
+
+pub(crate) fn stopping(map: &mut ClusterMap, osd: OsdId, incarnation: Incarnation) -> Result<(), MonError> {
+    let epoch = map.epoch;
+    let info = running(map, osd, incarnation)?;
+    info.up = false;
+    info.down_at = epoch;
+    Ok(())
+}
+
+pub(crate) fn mark_down(
+    map: &mut ClusterMap,
+    notes: &mut OsdNotes,
+    at_ms: u64,
+    osd: OsdId,
+    incarnation: Incarnation,
+    dead: bool,
+) -> Result<(), MonError> {
+    let epoch = map.epoch;
+    let info = running(map, osd, incarnation)?;
+    info.up = false;
+    info.down_at = epoch;
+    if dead {
+        info.dead_epoch = epoch;
+        return Ok(());
+    }
+    let note = notes.entry(osd).or_default();
+    note.silences_ms.retain(|silence| at_ms.saturating_sub(*silence) < FLAP_WINDOW_MS);
+    if note.silences_ms.is_empty() && at_ms.saturating_sub(note.held_until_ms) > FLAP_WINDOW_MS {
+        note.hold_offs = 0;
+    }
+    note.silences_ms.push(at_ms);
+    if note.silences_ms.len() > FLAPS_MAX {
+        note.silences_ms.clear();
+        note.held_until_ms = at_ms + (HOLD_OFF_MS << note.hold_offs.min(HOLD_OFF_DOUBLINGS_MAX));
+        note.hold_offs = note.hold_offs.saturating_add(1);
+    }
+    Ok(())
+}
+
+/// An operator's markdown: one that lives boots again at once.
+pub(crate) fn down(map: &mut ClusterMap, osd: OsdId) -> Result<(), MonError> {
+    let epoch = map.epoch;
+    let info = map.osds.get_mut(&osd).ok_or_else(|| no_such_osd(osd))?;
+    if info.up {
+        info.up = false;
+        info.down_at = epoch;
+    }
+    Ok(())
+}
+
+pub(crate) fn set_in(map: &mut ClusterMap, notes: &mut OsdNotes, osd: OsdId) -> Result<(), MonError> {
+    let info = map.osds.get_mut(&osd).ok_or_else(|| no_such_osd(osd))?;
+    info.in_cluster = true;
+    notes.entry(osd).or_default().out = None;
+    Ok(())
+}
+
+pub(crate) fn set_out(
+    map: &mut ClusterMap,
+    notes: &mut OsdNotes,
+    osd: OsdId,
+    by_operator: bool,
+) -> Result<(), MonError> {
+    let info = map.osds.get_mut(&osd).ok_or_else(|| no_such_osd(osd))?;
+    if !by_operator && (info.up || !info.in_cluster) {
+        return Err(stale(format!("{osd} is up or out already")));
+    }
+    info.in_cluster = false;
+    notes.entry(osd).or_default().out = Some(if by_operator { Out::Operator } else { Out::Automatic });
+    Ok(())
+}
+
+pub(crate) fn reweight(map: &mut ClusterMap, osd: OsdId, weight: u32) -> Result<(), MonError> {
+    if weight > REWEIGHT_ONE {
+        return Err(MonError::Invalid { reason: "a reweight is between 0 and 1".into() });
+    }
+    map.osds.get_mut(&osd).ok_or_else(|| no_such_osd(osd))?.reweight = weight;
+    Ok(())
+}
+
+pub(crate) fn remove(map: &mut ClusterMap, notes: &mut OsdNotes, osd: OsdId) -> Result<(), MonError> {
+    let info = map.osds.get(&osd).ok_or_else(|| no_such_osd(osd))?;
+    if info.up || info.in_cluster {
+        let reason = format!("{osd} is still up or in: stop it and mark it out first");
+        return Err(MonError::Unsafe { reason });
+    }
+    hierarchy::remove(&mut map.crush, osd)?;
+    map.osds.remove(&osd);
+    notes.remove(&osd);
+    Ok(())
+}
+
+/// `newest` is the epoch of the newest committed map: nobody can have gone active in a later one.
+pub(crate) fn up_thru(
+    map: &mut ClusterMap,
+    newest: Epoch,
+    osd: OsdId,
+    incarnation: Incarnation,
+    at_least: Epoch,
+) -> Result<(), MonError> {
+    if at_least > newest {
+        return Err(MonError::Invalid { reason: format!("there is no map {at_least} yet") });
+    }
+    let info = running(map, osd, incarnation)?;
+    info.up_thru = info.up_thru.max(at_least);
+    Ok(())
+}
+
+pub(crate) fn pg_temp(
+    map: &mut ClusterMap,
+    osd: OsdId,
+    incarnation: Incarnation,
+    wishes: &[PgTempWish],
+) -> Result<(), MonError> {
+    running(map, osd, incarnation)?;
+    for wish in wishes {
+        if map.pools.get(&wish.pg.pool).is_none_or(|pool| wish.pg.seed >= pool.pg_num) {
+            return Err(MonError::NotFound { what: "placement group".into(), name: wish.pg.to_string() });
+        }
+        if wish.acting.len() > WISH_MEMBERS_MAX {
+            return Err(MonError::Invalid { reason: format!("{} members for {}", wish.acting.len(), wish.pg) });
+        }
+        if let Some(unknown) = wish.acting.iter().find(|member| !map.osds.contains_key(*member)) {
+            return Err(no_such_osd(*unknown));
+        }
+    }
+    for wish in wishes {
+        if wish.acting.is_empty() {
+            map.pg_temp.remove(&wish.pg);
+        } else {
+            map.pg_temp.insert(wish.pg, wish.acting.clone());
+        }
+    }
+    Ok(())
+}
+
+/// Drops temporaries that have become what placement says anyway, that nobody is left of, or that have no pool.
+pub(crate) fn prune_pg_temp(map: &mut ClusterMap) {
+    let idle: Vec<_> = map
+        .pg_temp
+        .iter()
+        .filter(|(pg, acting)| {
+            let exists = map.pools.get(&pg.pool).is_some_and(|pool| pg.seed < pool.pg_num);
+            !exists || !acting.iter().any(|osd| map.is_up(*osd)) || map.members(**pg).up == **acting
+        })
+        .map(|(pg, _)| *pg)
+        .collect();
+    for pg in idle {
+        map.pg_temp.remove(&pg);
+    }
+}

@@ -1,0 +1,386 @@
+//! The replicated state and its one transition.
+
+use std::sync::Arc;
+
+use holdfast_map::{BlocklistEntry, ClusterMap, Increment, MapDecodeError, ServiceInfo};
+use holdfast_types::{ClusterId, Epoch, OsdId, PoolId, RequestId};
+use holdfast_wire::mon::{KeyInfo, MapUpdate, MonCommand, MonError, MonReply, PoolRow};
+use minicbor::bytes::ByteVec;
+use minicbor::{Decode, Encode};
+
+use crate::answered::Answered;
+use crate::command::{Change, Command, Outcome, seal, unseal};
+use crate::config::ConfigStore;
+use crate::keys::KeyStore;
+use crate::maps::Maps;
+use crate::osds::{self, OsdNotes};
+use crate::{hierarchy, pools};
+
+/// Most fenced sessions. Each map holder keeps all of them.
+const BLOCKLIST_MAX: usize = 100_000;
+/// Most registered services.
+const SERVICES_MAX: usize = 10_000;
+
+/// Bytes that are no state of this release.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Not the encoding of a state.
+    #[error("the monitor state cannot be decoded")]
+    Malformed(#[from] minicbor::decode::Error),
+    /// A map in it is damaged.
+    #[error("a map of the monitor state cannot be decoded")]
+    Map(#[from] MapDecodeError),
+    /// Its maps do not follow each other.
+    #[error("the increments of the monitor state have a gap at {epoch}")]
+    Gap {
+        /// Where.
+        epoch: Epoch,
+    },
+}
+
+/// All that the monitors agree on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    map: Arc<ClusterMap>,
+    maps: Maps,
+    notes: OsdNotes,
+    keys: KeyStore,
+    config: ConfigStore,
+    answered: Answered,
+}
+
+/// How a [`State`] lies in a snapshot.
+#[derive(Encode, Decode)]
+#[cbor(map)]
+struct StoredState {
+    #[n(0)]
+    map: ByteVec,
+    #[n(1)]
+    base: ByteVec,
+    #[n(2)]
+    increments: Vec<ByteVec>,
+    #[n(3)]
+    notes: OsdNotes,
+    #[n(4)]
+    keys: KeyStore,
+    #[n(5)]
+    config: ConfigStore,
+    #[n(6)]
+    answered: Answered,
+}
+
+/// What one change answers, before the epoch is known.
+enum Answer {
+    Done,
+    OsdId(OsdId),
+    Pool(PoolId),
+    Key(KeyInfo),
+}
+
+/// Whether an op was applied by this command or is a resend.
+enum Pending {
+    Before(MonReply),
+    Now(Option<RequestId>, Result<Answer, MonError>),
+}
+
+impl Answer {
+    fn into_reply(self, epoch: Epoch) -> MonReply {
+        match self {
+            Answer::Done => MonReply::Done { epoch },
+            Answer::OsdId(osd) => MonReply::OsdId(osd),
+            Answer::Pool(id) => MonReply::Pool { id, epoch },
+            Answer::Key(key) => MonReply::Key(key),
+        }
+    }
+}
+
+impl State {
+    /// Before the first command.
+    #[must_use]
+    pub fn new(cluster: ClusterId) -> State {
+        let map = ClusterMap::empty(cluster);
+        State {
+            maps: Maps::new(map.clone()),
+            map: Arc::new(map),
+            notes: OsdNotes::new(),
+            keys: KeyStore::default(),
+            config: ConfigStore::default(),
+            answered: Answered::default(),
+        }
+    }
+
+    /// Applies one committed command: at most one new map.
+    pub fn apply(&mut self, _index: u64, command: &Command) -> Outcome {
+        let newest = self.map.epoch;
+        let mut draft = ClusterMap::clone(&self.map);
+        draft.epoch = newest.next();
+        let mut trim = None;
+        let mut answers = Vec::with_capacity(command.ops.len());
+        for op in &command.ops {
+            if let Some(reply) = op.id.and_then(|id| self.answered.get(id)) {
+                answers.push(Pending::Before(reply.clone()));
+                continue;
+            }
+            let answer = match &op.change {
+                Change::TrimMaps(epoch) => {
+                    trim = Some(*epoch);
+                    Ok(Answer::Done)
+                }
+                change => self.change(&mut draft, command.at_unix_ms, change),
+            };
+            answers.push(Pending::Now(op.id, answer));
+        }
+        osds::prune_pg_temp(&mut draft);
+        self.publish(draft);
+        if let Some(epoch) = trim {
+            self.maps.trim(epoch.min(newest), &self.map);
+        }
+        let epoch = self.map.epoch;
+        let mut replies = Vec::with_capacity(answers.len());
+        for answer in answers {
+            let (id, reply) = match answer {
+                Pending::Before(reply) => (None, reply),
+                Pending::Now(id, Ok(answer)) => (id, answer.into_reply(epoch)),
+                Pending::Now(id, Err(error)) => (id, MonReply::Failed(error)),
+            };
+            if let Some(id) = id {
+                self.answered.put(id, reply.clone());
+            }
+            replies.push(reply);
+        }
+        Outcome { epoch, replies }
+    }
+
+    /// Makes `draft` the newest map, unless only its number differs.
+    fn publish(&mut self, mut draft: ClusterMap) {
+        let next = draft.epoch;
+        draft.epoch = self.map.epoch;
+        if draft == *self.map {
+            return;
+        }
+        draft.epoch = next;
+        self.maps.push(&Increment::between(&self.map, &draft), &draft);
+        self.map = Arc::new(draft);
+    }
+
+    fn change(&mut self, map: &mut ClusterMap, at_ms: u64, change: &Change) -> Result<Answer, MonError> {
+        match change {
+            Change::Request(command) => self.request(map, at_ms, command),
+            Change::MarkDown { osd, incarnation, dead } => {
+                osds::mark_down(map, &mut self.notes, at_ms, *osd, *incarnation, *dead)?;
+                Ok(Answer::Done)
+            }
+            Change::MarkOut(osd) => {
+                osds::set_out(map, &mut self.notes, *osd, false)?;
+                Ok(Answer::Done)
+            }
+            Change::Flags(flags) => {
+                map.flags = *flags;
+                Ok(Answer::Done)
+            }
+            Change::ServiceGone { name, incarnation } => {
+                if map.services.get(name).is_some_and(|service| service.incarnation == *incarnation) {
+                    map.services.remove(name);
+                }
+                Ok(Answer::Done)
+            }
+            Change::Mons(mons) => {
+                map.mons.clone_from(mons);
+                Ok(Answer::Done)
+            }
+            Change::TrimMaps(_) => Ok(Answer::Done),
+        }
+    }
+
+    fn request(&mut self, map: &mut ClusterMap, at_ms: u64, command: &MonCommand) -> Result<Answer, MonError> {
+        let notes = &mut self.notes;
+        match command {
+            MonCommand::OsdRegister { disk, location, class, capacity_bytes, wanted } => {
+                let disk = osds::Registration {
+                    disk: *disk,
+                    location,
+                    class: class.as_deref(),
+                    capacity_bytes: *capacity_bytes,
+                    wanted: *wanted,
+                };
+                return Ok(Answer::OsdId(osds::register(map, notes, &disk)?));
+            }
+            MonCommand::OsdBoot { osd, disk, incarnation, address } => {
+                let boot = osds::Boot { osd: *osd, disk: *disk, incarnation: *incarnation, address };
+                osds::boot(map, notes, at_ms, &boot)?;
+            }
+            MonCommand::OsdStopping { osd, incarnation } => osds::stopping(map, *osd, *incarnation)?,
+            MonCommand::UpThru { osd, incarnation, at_least } => {
+                osds::up_thru(map, self.map.epoch, *osd, *incarnation, *at_least)?;
+            }
+            MonCommand::PgTemp { osd, incarnation, wishes } => osds::pg_temp(map, *osd, *incarnation, wishes)?,
+            MonCommand::ServiceRegister { name, kind, address, incarnation } => {
+                let service = ServiceInfo { kind: kind.clone(), address: address.clone(), incarnation: *incarnation };
+                register_service(map, name, service)?;
+            }
+            MonCommand::PoolCreate { name, size, min_size, application, failure_domain, share_percent } => {
+                let pool = pools::NewPool {
+                    name,
+                    size: *size,
+                    min_size: *min_size,
+                    application,
+                    failure_domain: failure_domain.as_deref(),
+                    share_percent: *share_percent,
+                };
+                return Ok(Answer::Pool(pools::create(map, &pool)?));
+            }
+            MonCommand::PoolDelete { name, confirm } => pools::delete(map, name, confirm)?,
+            MonCommand::OsdOut(osd) => osds::set_out(map, notes, *osd, true)?,
+            MonCommand::OsdIn(osd) => osds::set_in(map, notes, *osd)?,
+            MonCommand::OsdDown(osd) => osds::down(map, *osd)?,
+            MonCommand::OsdReweight { osd, weight } => osds::reweight(map, *osd, *weight)?,
+            MonCommand::OsdRemove(osd) => osds::remove(map, notes, *osd)?,
+            MonCommand::BlocklistAdd { client, incarnation } => {
+                if map.blocklist.len() >= BLOCKLIST_MAX {
+                    return Err(MonError::Invalid { reason: format!("{BLOCKLIST_MAX} sessions are fenced already") });
+                }
+                if !map.is_blocklisted(*client, *incarnation) {
+                    map.blocklist.insert(BlocklistEntry { client: *client, incarnation: *incarnation });
+                }
+            }
+            MonCommand::KeyNew { name, access_key: Some(access_key), secret_key: Some(secret) } => {
+                return Ok(Answer::Key(self.keys.add(name, access_key, secret)?));
+            }
+            MonCommand::KeyRemove { name } => self.keys.remove(name)?,
+            MonCommand::ConfigSet { name, value } => self.config.set(at_ms, name, value.as_deref())?,
+            MonCommand::ConfigRollback { version } => self.config.rollback(at_ms, *version)?,
+            MonCommand::KeyNew { .. }
+            | MonCommand::OsdFailure { .. }
+            | MonCommand::OsdAlive { .. }
+            | MonCommand::Report(_)
+            | MonCommand::KeyList
+            | MonCommand::KeyLookup { .. }
+            | MonCommand::ConfigDump
+            | MonCommand::ConfigLog
+            | MonCommand::Status
+            | MonCommand::OsdTree
+            | MonCommand::OsdDf
+            | MonCommand::Df
+            | MonCommand::PoolList
+            | MonCommand::PgList
+            | MonCommand::GetMaps { .. }
+            | MonCommand::GetFullMap { .. } => {
+                return Err(MonError::Invalid { reason: "this changes nothing and is not for the log".into() });
+            }
+        }
+        Ok(Answer::Done)
+    }
+
+    /// The newest map.
+    #[must_use]
+    pub fn map(&self) -> &Arc<ClusterMap> {
+        &self.map
+    }
+
+    /// What a holder of `after` needs to reach the newest map, as much of it as one answer carries; empty when it has
+    /// the newest.
+    #[must_use]
+    pub fn maps_since(&self, after: Epoch) -> MapUpdate {
+        self.maps.since(after, &self.map)
+    }
+
+    /// The map of exactly this epoch, if it is kept.
+    #[must_use]
+    pub fn map_at(&self, epoch: Epoch) -> Option<ClusterMap> {
+        if epoch == self.map.epoch { Some(ClusterMap::clone(&self.map)) } else { self.maps.at(epoch) }
+    }
+
+    /// The oldest epoch whose map is kept.
+    #[must_use]
+    pub fn oldest_epoch(&self) -> Epoch {
+        self.maps.base().epoch
+    }
+
+    /// Answers a question that needs nothing but this state, or `None` when it needs more.
+    #[must_use]
+    pub fn answer(&self, question: &MonCommand) -> Option<MonReply> {
+        match question {
+            MonCommand::KeyList => Some(MonReply::Keys(self.keys.list())),
+            MonCommand::KeyLookup { access_key } => Some(match self.keys.lookup(access_key) {
+                Some(key) => MonReply::Key(key),
+                None => not_found("access key", access_key),
+            }),
+            MonCommand::ConfigDump => Some(MonReply::Config(self.config.values().clone())),
+            MonCommand::ConfigLog => Some(MonReply::ConfigHistory(self.config.history().cloned().collect())),
+            MonCommand::PoolList => Some(MonReply::Pools(self.pool_rows())),
+            MonCommand::GetMaps { after } => Some(MonReply::Maps(self.maps_since(*after))),
+            MonCommand::GetFullMap { epoch } => Some(match self.map_at(*epoch) {
+                Some(map) => MonReply::Maps(MapUpdate { full: Some(map.encode_full().into()), increments: Vec::new() }),
+                None => not_found("map", &epoch.to_string()),
+            }),
+            _ => None,
+        }
+    }
+
+    fn pool_rows(&self) -> Vec<PoolRow> {
+        let row = |(id, pool): (&PoolId, &holdfast_map::Pool)| PoolRow {
+            id: *id,
+            name: pool.name.clone(),
+            size: pool.size(),
+            min_size: pool.min_size(),
+            pg_num: pool.pg_num,
+            application: pool.application.clone(),
+            failure_domain: hierarchy::domain_of_rule(&self.map.crush, pool.rule),
+        };
+        self.map.pools.iter().map(row).collect()
+    }
+
+    /// The bytes of a snapshot.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        seal(&StoredState {
+            map: self.map.encode_full().into(),
+            base: self.maps.base().encode_full().into(),
+            increments: self.maps.increments().map(|encoded| encoded.clone().into()).collect(),
+            notes: self.notes.clone(),
+            keys: self.keys.clone(),
+            config: self.config.clone(),
+            answered: self.answered.clone(),
+        })
+    }
+
+    /// Reads what [`State::encode`] wrote.
+    ///
+    /// # Errors
+    /// [`RestoreError`]; the bytes may come from a disk or a peer.
+    pub fn decode(bytes: &[u8]) -> Result<State, RestoreError> {
+        let StoredState { map, base, increments, notes, keys, config, answered } = unseal(bytes)?;
+        let map = ClusterMap::decode_full(&map)?;
+        let base = ClusterMap::decode_full(&base)?;
+        let mut epoch = base.epoch;
+        let mut maps = Maps::new(base);
+        for encoded in increments {
+            let increment = Increment::decode(&encoded)?;
+            if increment.epoch != epoch.next() || increment.cluster != map.cluster {
+                return Err(RestoreError::Gap { epoch });
+            }
+            epoch = increment.epoch;
+            maps.push_encoded(epoch, encoded.into());
+        }
+        if epoch != map.epoch {
+            return Err(RestoreError::Gap { epoch });
+        }
+        Ok(State { map: Arc::new(map), maps, notes, keys, config, answered })
+    }
+}
+
+fn not_found(what: &str, name: &str) -> MonReply {
+    MonReply::Failed(MonError::NotFound { what: what.to_owned(), name: name.to_owned() })
+}
+
+fn register_service(map: &mut ClusterMap, name: &str, service: ServiceInfo) -> Result<(), MonError> {
+    let texts = [name, &service.kind, &service.address];
+    if texts.iter().any(|text| text.is_empty() || text.len() > 256) {
+        return Err(MonError::Invalid { reason: "a service needs a name, a kind and an address".into() });
+    }
+    if map.services.len() >= SERVICES_MAX && !map.services.contains_key(name) {
+        return Err(MonError::Invalid { reason: format!("{SERVICES_MAX} services are registered already") });
+    }
+    map.services.insert(name.to_owned(), service);
+    Ok(())
+}

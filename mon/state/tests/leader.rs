@@ -1,0 +1,415 @@
+//! The leader's half: judging reports, and what status makes of them.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_map::{ClusterMap, PgMembers};
+use holdfast_mon_state::leader::{Due, GRACE, Leader, ProbeResult, Quorum, REPORT_STALE, SERVICE_LEASE, Verdict};
+use holdfast_mon_state::{Change, Command, Op, State};
+use holdfast_types::{ClusterId, DiskUuid, Epoch, Incarnation, LogVersion, MonId, OsdId, PgId, Timestamp};
+use holdfast_wire::mon::{
+    FailureKind, LocationStep, MonCommand, MonError, MonReply, OsdReport, PgReport, PgState, Severity, StatusReport,
+    StoreUsage,
+};
+
+struct World {
+    state: State,
+    leader: Leader,
+    now: Timestamp,
+}
+
+fn run_of(osd: u32) -> Incarnation {
+    Incarnation(100 + u64::from(osd))
+}
+
+impl World {
+    /// OSDs on the hosts that `hosts` gives, and a pool of three copies.
+    fn new(hosts: &[u32]) -> World {
+        let mut state = State::new(ClusterId([1; 16]));
+        for (id, host) in (0u32..).zip(hosts) {
+            let disk = DiskUuid([u8::try_from(id).unwrap() + 1; 16]);
+            let location = vec![LocationStep { kind: "host".into(), name: format!("h{host}") }];
+            let register =
+                MonCommand::OsdRegister { disk, location, class: None, capacity_bytes: 1 << 40, wanted: None };
+            apply(&mut state, Change::Request(register));
+            let address = format!("127.0.0.1:{}", 7000 + id);
+            let boot = MonCommand::OsdBoot { osd: OsdId(id), disk, incarnation: run_of(id), address };
+            apply(&mut state, Change::Request(boot));
+        }
+        let pool = MonCommand::PoolCreate {
+            name: "data".into(),
+            size: Some(3),
+            min_size: Some(2),
+            application: "test".into(),
+            failure_domain: Some("osd".into()),
+            share_percent: None,
+        };
+        apply(&mut state, Change::Request(pool));
+        apply(&mut state, Change::Mons([(MonId(0), "127.0.0.1:1".to_owned())].into()));
+        let now = Timestamp::ZERO + Duration::from_secs(1_000);
+        let leader = Leader::new(now, state.map());
+        World { state, leader, now }
+    }
+
+    fn map(&self) -> Arc<ClusterMap> {
+        Arc::clone(self.state.map())
+    }
+
+    fn change(&mut self, change: Change) {
+        apply(&mut self.state, change);
+        self.leader.observe(self.now, self.state.map());
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.now = self.now + time;
+    }
+
+    fn silent(&mut self, reporter: u32, target: u32) -> Verdict {
+        let kind = FailureKind::Silent { for_ms: u64::try_from(GRACE.as_millis()).unwrap() };
+        self.fails(reporter, target, kind)
+    }
+
+    fn fails(&mut self, reporter: u32, target: u32, kind: FailureKind) -> Verdict {
+        let map = self.map();
+        self.leader.on_failure(self.now, &map, OsdId(reporter), OsdId(target), run_of(target), kind)
+    }
+
+    fn due(&mut self) -> Vec<Due> {
+        let map = self.map();
+        self.leader.due(self.now, &map, self.state.oldest_epoch())
+    }
+
+    fn proposals(&mut self) -> Vec<Change> {
+        let proposal = |due| match due {
+            Due::Propose(change) => Some(change),
+            Due::Probe { .. } => None,
+        };
+        self.due().into_iter().filter_map(proposal).collect()
+    }
+
+    fn report(&mut self, osd: u32, change: impl Fn(&mut PgReport)) -> Result<(), MonError> {
+        let map = self.map();
+        let mine = |(_, members): &(PgId, PgMembers)| members.primary() == Some(OsdId(osd));
+        let pgs = map.members_of_all().into_iter().filter(mine).map(|(pg, members)| {
+            let mut report = PgReport {
+                pg,
+                epoch: map.epoch,
+                interval_start: map.epoch,
+                state: PgState { active: true, clean: true, ..PgState::default() },
+                up: members.up,
+                acting: members.acting,
+                objects: 100,
+                bytes: 1_000,
+                copies_missing: 0,
+                objects_unfound: 0,
+                last_update: LogVersion::ZERO,
+                last_epoch_clean: map.epoch,
+                blocked_by: Vec::new(),
+            };
+            change(&mut report);
+            report
+        });
+        let report = OsdReport {
+            osd: OsdId(osd),
+            incarnation: run_of(osd),
+            epoch: map.epoch,
+            usage: StoreUsage { total_bytes: 1_000, used_bytes: 100, live_bytes: 90 },
+            pgs: pgs.collect(),
+            checksum_errors: 0,
+            repaired: 0,
+        };
+        self.leader.on_report(self.now, &map, report)
+    }
+
+    fn report_all(&mut self) {
+        for osd in 0..u32::try_from(self.map().osds.len()).unwrap() {
+            let _ = self.report(osd, |_| {});
+        }
+    }
+
+    fn status(&self) -> StatusReport {
+        let quorum = Quorum { leader: MonId(0), answering: BTreeSet::from([MonId(0)]) };
+        match self.leader.answer(self.now, &self.map(), &quorum, &MonCommand::Status).unwrap() {
+            MonReply::Status(status) => *status,
+            reply => panic!("{reply:?}"),
+        }
+    }
+
+    fn states(&self) -> Vec<String> {
+        self.status().pg_states.into_keys().collect()
+    }
+
+    fn codes(&self) -> Vec<String> {
+        self.status().checks.into_iter().map(|check| check.code).collect()
+    }
+}
+
+fn apply(state: &mut State, change: Change) {
+    let command = Command { at_unix_ms: 1, ops: vec![Op { id: None, change }] };
+    let reply = state.apply(1, &command).replies.remove(0);
+    assert!(!matches!(reply, MonReply::Failed(_)), "{reply:?}");
+}
+
+fn is_down(verdict: &Verdict, osd: u32) -> bool {
+    *verdict == Verdict::Propose(Change::MarkDown { osd: OsdId(osd), incarnation: run_of(osd), dead: false })
+}
+
+#[test]
+fn silence_needs_two_failure_domains_or_all_there_are() {
+    // hosts, target, reporters in order: the number of the report that suffices, if one does
+    type Row<'a> = (&'a [u32], u32, &'a [u32], Option<usize>);
+    let table: [Row<'_>; 6] = [
+        (&[0, 1, 2, 3], 0, &[1, 2], Some(2)),
+        (&[0, 1, 1, 1, 2], 0, &[1, 2, 3], None),
+        (&[0, 1, 1, 1, 2], 0, &[1, 2, 3, 4], Some(4)),
+        (&[0, 0, 0, 0], 0, &[1, 2], Some(2)),
+        (&[0, 0, 0, 1, 2], 0, &[1, 2], None),
+        (&[0, 1], 0, &[1], Some(1)),
+    ];
+    for (hosts, target, reporters, enough) in table {
+        let mut world = World::new(hosts);
+        let verdicts: Vec<Verdict> = reporters.iter().map(|reporter| world.silent(*reporter, target)).collect();
+        let sufficed = verdicts.iter().position(|verdict| is_down(verdict, target)).map(|index| index + 1);
+        assert_eq!(sufficed, enough, "hosts {hosts:?}, reporters {reporters:?}: {verdicts:?}");
+    }
+}
+
+#[test]
+fn reports_count_only_while_they_and_their_reporters_hold() {
+    let mut world = World::new(&[0, 1, 2, 3]);
+    assert_eq!(world.fails(1, 0, FailureKind::Silent { for_ms: 1 }), Verdict::Wait, "no silence yet");
+    assert_eq!(world.silent(1, 0), Verdict::Probe);
+    assert_eq!(world.silent(1, 0), Verdict::Probe, "one voice, twice");
+    assert_eq!(world.silent(0, 0), Verdict::Stale, "of itself");
+    world.leader.on_alive(OsdId(1), OsdId(0));
+    assert_eq!(world.silent(2, 0), Verdict::Probe, "the first report was taken back");
+    world.wait(Duration::from_secs(60));
+    assert_eq!(world.silent(3, 0), Verdict::Probe, "the second is too old");
+    world.change(Change::MarkDown { osd: OsdId(3), incarnation: run_of(3), dead: true });
+    assert_eq!(world.silent(3, 0), Verdict::Stale, "a dead reporter");
+    assert_eq!(world.silent(2, 0), Verdict::Probe);
+    assert!(is_down(&world.silent(1, 0), 0));
+    world.change(Change::MarkDown { osd: OsdId(0), incarnation: run_of(0), dead: false });
+    assert_eq!(world.silent(1, 0), Verdict::Stale, "it is down already");
+}
+
+#[test]
+fn a_refused_connection_is_confirmed_by_the_monitor_itself() {
+    let mut world = World::new(&[0, 0, 0]);
+    assert_eq!(world.fails(1, 0, FailureKind::Refused), Verdict::Probe);
+    let map = world.map();
+    let mut probe = |result| world.leader.on_probe(world.now, &map, OsdId(0), run_of(0), result);
+    assert_eq!(probe(ProbeResult::Connected), None);
+    assert_eq!(probe(ProbeResult::NoAnswer), None);
+    let down = Change::MarkDown { osd: OsdId(0), incarnation: run_of(0), dead: true };
+    assert_eq!(probe(ProbeResult::Refused), Some(down));
+    let other_run = world.leader.on_probe(world.now, &map, OsdId(0), Incarnation(1), ProbeResult::Refused);
+    assert_eq!(other_run, None);
+}
+
+#[test]
+fn silence_takes_down_no_more_than_most_of_the_cluster() {
+    let mut world = World::new(&[0; 5]);
+    for target in 0..3 {
+        assert_eq!(world.silent(3, target), Verdict::Probe);
+        assert!(is_down(&world.silent(4, target), target));
+        world.change(Change::MarkDown { osd: OsdId(target), incarnation: run_of(target), dead: false });
+    }
+    let last = world.silent(4, 3);
+    assert!(!is_down(&last, 3), "{last:?}: one of five would be left");
+}
+
+#[test]
+fn a_lone_osd_that_neither_reports_nor_answers_is_down() {
+    let mut world = World::new(&[0]);
+    let map = world.map();
+    world.wait(Duration::from_secs(5));
+    assert!(world.due().iter().any(|due| matches!(due, Due::Probe { osd: OsdId(0), .. })));
+    assert!(!world.due().iter().any(|due| matches!(due, Due::Probe { .. })), "not again at once");
+    assert_eq!(world.leader.on_probe(world.now, &map, OsdId(0), run_of(0), ProbeResult::NoAnswer), None);
+    world.wait(Duration::from_secs(15));
+    assert!(world.leader.on_probe(world.now, &map, OsdId(0), run_of(0), ProbeResult::NoAnswer).is_some());
+}
+
+#[test]
+fn a_placement_group_is_clean_only_by_its_present_primary_in_its_present_interval() {
+    let mut world = World::new(&[0, 1, 2, 3]);
+    assert_eq!(world.states(), ["unknown"]);
+    assert_eq!(world.status().health, Severity::Warning);
+    world.report_all();
+    assert_eq!(world.states(), ["active+clean"]);
+    assert_eq!(world.status().health, Severity::Ok);
+    // Silence of the primaries: what they said last no longer counts.
+    let before = world.now;
+    world.wait(REPORT_STALE);
+    assert_eq!(world.states(), ["unknown"]);
+    world.now = before;
+    // Another primary, another interval.
+    world.change(Change::MarkDown { osd: OsdId(0), incarnation: run_of(0), dead: true });
+    let states = world.states();
+    assert!(states.iter().any(|state| state.starts_with("unknown")), "{states:?}");
+    assert!(world.codes().contains(&"PG_UNKNOWN".to_owned()));
+    // A report that claims to be clean, with a member down, is not believed.
+    for osd in 1..4 {
+        let _ = world.report(osd, |_| {});
+    }
+    let map = world.map();
+    let degraded = map.members_of_all().iter().filter(|(_, members)| members.acting.len() < 3).count();
+    let states = world.status().pg_states;
+    let counted: u32 = states.iter().filter(|(state, _)| state.contains("degraded")).map(|(_, n)| *n).sum();
+    assert_eq!(counted as usize, degraded);
+    assert!(!states.keys().any(|state| state.contains("degraded") && state.contains("clean")), "{states:?}");
+    assert_eq!(world.status().copies_missing, 100 * degraded as u64);
+}
+
+#[test]
+fn a_member_that_went_away_and_came_back_ends_the_interval() {
+    let mut world = World::new(&[0, 1, 2]);
+    world.report_all();
+    assert_eq!(world.states(), ["active+clean"]);
+    world.change(Change::Request(MonCommand::OsdOut(OsdId(2))));
+    world.change(Change::Request(MonCommand::OsdIn(OsdId(2))));
+    assert_eq!(world.states(), ["unknown"], "the same members, but a new interval");
+    let epoch = world.map().epoch;
+    for osd in 0..3 {
+        let _ = world.report(osd, |report| report.interval_start = Epoch(epoch.0 - 2));
+    }
+    assert_eq!(world.states(), ["unknown"], "reports of the old interval");
+    world.report_all();
+    assert_eq!(world.states(), ["active+clean"]);
+}
+
+#[test]
+fn what_primaries_say_makes_it_worse_never_better() {
+    let mut world = World::new(&[0, 1, 2]);
+    for osd in 0..3 {
+        let _ = world.report(osd, |report| report.copies_missing = 5);
+    }
+    let status = world.status();
+    assert_eq!(status.pg_states.keys().collect::<Vec<_>>(), ["active+degraded"]);
+    assert_eq!(status.copies_missing, 5 * u64::from(status.pgs));
+    for osd in 0..3 {
+        let _ = world.report(osd, |report| {
+            report.state = PgState { peering: true, ..PgState::default() };
+            report.objects_unfound = 1;
+        });
+    }
+    assert_eq!(world.status().health, Severity::Error);
+    assert_eq!(world.codes(), ["OBJECT_UNFOUND", "PG_UNAVAILABLE"]);
+}
+
+#[test]
+fn too_few_members_is_unavailable_even_before_anyone_reports() {
+    let mut world = World::new(&[0, 1, 2]);
+    world.report_all();
+    for osd in 0..2 {
+        world.change(Change::MarkDown { osd: OsdId(osd), incarnation: run_of(osd), dead: true });
+    }
+    assert!(world.codes().contains(&"PG_UNAVAILABLE".to_owned()), "{:?}", world.codes());
+    assert_eq!(world.status().health, Severity::Error);
+}
+
+#[test]
+fn a_new_leader_asks_for_all_placement_groups() {
+    let mut world = World::new(&[0, 1, 2]);
+    let map = world.map();
+    let nothing_new = OsdReport {
+        osd: OsdId(0),
+        incarnation: run_of(0),
+        epoch: map.epoch,
+        usage: StoreUsage::default(),
+        pgs: Vec::new(),
+        checksum_errors: 0,
+        repaired: 0,
+    };
+    let answer = world.leader.on_report(world.now, &map, nothing_new.clone());
+    assert!(matches!(answer, Err(MonError::Stale { .. })));
+    world.report(0, |_| {}).unwrap();
+    world.leader.on_report(world.now, &map, nothing_new).unwrap();
+    let dead = OsdReport {
+        osd: OsdId(0),
+        incarnation: Incarnation(1),
+        epoch: map.epoch,
+        usage: StoreUsage::default(),
+        pgs: Vec::new(),
+        checksum_errors: 0,
+        repaired: 0,
+    };
+    assert!(matches!(world.leader.on_report(world.now, &map, dead), Err(MonError::Stale { .. })));
+}
+
+#[test]
+fn a_long_down_osd_goes_out_but_not_too_many_of_them() {
+    let mut world = World::new(&[0, 1, 2, 3, 4, 5, 6, 7]);
+    for osd in 0..4 {
+        world.change(Change::MarkDown { osd: OsdId(osd), incarnation: run_of(osd), dead: true });
+    }
+    world.wait(Duration::from_secs(599));
+    assert!(!world.proposals().iter().any(|change| matches!(change, Change::MarkOut(_))));
+    world.wait(Duration::from_secs(1));
+    for expected in 0..2 {
+        assert!(world.proposals().contains(&Change::MarkOut(OsdId(expected))));
+        world.change(Change::MarkOut(OsdId(expected)));
+    }
+    assert!(!world.proposals().iter().any(|change| matches!(change, Change::MarkOut(_))), "6 of 8 are left in");
+}
+
+#[test]
+fn a_service_lives_as_long_as_it_renews() {
+    let mut world = World::new(&[0]);
+    let register = MonCommand::ServiceRegister {
+        name: "s3.a".into(),
+        kind: "s3".into(),
+        address: "127.0.0.1:9000".into(),
+        incarnation: Incarnation(5),
+    };
+    let map = world.map();
+    assert!(world.leader.on_service(world.now, &map, &register), "new: the map must change");
+    world.change(Change::Request(register.clone()));
+    for _ in 0..3 {
+        world.wait(SERVICE_LEASE / 2);
+        let map = world.map();
+        assert!(!world.leader.on_service(world.now, &map, &register), "renewed: nothing to commit");
+        assert!(!world.proposals().iter().any(|change| matches!(change, Change::ServiceGone { .. })));
+    }
+    world.wait(SERVICE_LEASE);
+    let gone = Change::ServiceGone { name: "s3.a".into(), incarnation: Incarnation(5) };
+    assert!(world.proposals().contains(&gone));
+    world.change(gone);
+    assert!(world.map().services.is_empty());
+}
+
+#[test]
+fn a_full_disk_sets_the_flag_and_room_clears_it_without_flicker() {
+    let mut world = World::new(&[0]);
+    // used per mille → full, near full, after a flag was set as given
+    let table = [
+        (849, false, false),
+        (850, false, true),
+        (835, false, true),
+        (829, false, false),
+        (950, true, true),
+        (935, true, true),
+        (929, false, true),
+    ];
+    for (used, full, near_full) in table {
+        let map = world.map();
+        let report = OsdReport {
+            osd: OsdId(0),
+            incarnation: run_of(0),
+            epoch: map.epoch,
+            usage: StoreUsage { total_bytes: 1_000, used_bytes: used, live_bytes: used },
+            pgs: Vec::new(),
+            checksum_errors: 0,
+            repaired: 0,
+        };
+        let _ = world.leader.on_report(world.now, &map, report);
+        for change in world.proposals() {
+            world.change(change);
+        }
+        let flags = world.map().flags;
+        assert_eq!((flags.full, flags.near_full), (full, near_full), "{used} of 1000 used");
+    }
+}

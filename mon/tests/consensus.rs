@@ -1,0 +1,253 @@
+//! The consensus module on real disks, over an in-process network that can be cut.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use holdfast_mon::raft::{Consensus, ConsensusError, Machine, Transport, TransportError};
+use holdfast_types::{ClusterId, MonId};
+use parking_lot::Mutex;
+use tokio::time::timeout;
+
+const CLUSTER: ClusterId = ClusterId([7; 16]);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Remembers all commands, in order, and counts the snapshots that it was given.
+#[derive(Default)]
+struct Ledger(Mutex<Vec<Vec<u8>>>, AtomicUsize);
+
+impl Machine for Ledger {
+    fn apply(&self, _: u64, command: &[u8]) -> Vec<u8> {
+        let mut ledger = self.0.lock();
+        ledger.push(command.to_vec());
+        ledger.len().to_be_bytes().to_vec()
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        let ledger: Vec<minicbor::bytes::ByteVec> = self.0.lock().iter().cloned().map(Into::into).collect();
+        minicbor::to_vec(ledger).unwrap()
+    }
+
+    fn restore(&self, state: &[u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let ledger: Vec<minicbor::bytes::ByteVec> = minicbor::decode(state)?;
+        self.1.fetch_add(1, Ordering::Relaxed);
+        *self.0.lock() = ledger.into_iter().map(Into::into).collect();
+        Ok(())
+    }
+}
+
+type Directory = Arc<Mutex<BTreeMap<MonId, Weak<Consensus<Ledger>>>>>;
+
+/// One monitor's way to the others; `cut` names those that nobody reaches and that reach nobody.
+struct Wires {
+    from: MonId,
+    reachable: Directory,
+    cut: Arc<Mutex<BTreeSet<MonId>>>,
+}
+
+impl Transport for Wires {
+    async fn call(&self, to: MonId, request: Vec<u8>, _: Duration) -> Result<Vec<u8>, TransportError> {
+        let unreachable = || TransportError { to, reason: "cut".into() };
+        let whole = || {
+            let cut = self.cut.lock();
+            !cut.contains(&self.from) && !cut.contains(&to)
+        };
+        let peer = self.reachable.lock().get(&to).and_then(Weak::upgrade).ok_or_else(unreachable)?;
+        if !whole() {
+            return Err(unreachable());
+        }
+        let reply = peer.answer_peer(&request).await;
+        if whole() { Ok(reply) } else { Err(unreachable()) }
+    }
+}
+
+struct Quorum {
+    disks: tempfile::TempDir,
+    members: BTreeMap<MonId, String>,
+    reachable: Directory,
+    cut: Arc<Mutex<BTreeSet<MonId>>>,
+    mons: BTreeMap<MonId, (Arc<Consensus<Ledger>>, Arc<Ledger>)>,
+}
+
+impl Quorum {
+    async fn start(count: u64) -> Quorum {
+        let members = (0..count).map(|id| (MonId(id), format!("mon-{id}"))).collect();
+        let mut quorum = Quorum {
+            disks: tempfile::tempdir().unwrap(),
+            members,
+            reachable: Directory::default(),
+            cut: Arc::default(),
+            mons: BTreeMap::new(),
+        };
+        for id in 0..count {
+            quorum.boot(MonId(id)).await;
+        }
+        quorum
+    }
+
+    fn disk(&self, id: MonId) -> PathBuf {
+        self.disks.path().join(id.to_string())
+    }
+
+    async fn boot(&mut self, id: MonId) {
+        let ledger = Arc::new(Ledger::default());
+        let wires = Wires { from: id, reachable: Arc::clone(&self.reachable), cut: Arc::clone(&self.cut) };
+        let mon = Consensus::start(id, CLUSTER, &self.members, &self.disk(id), Arc::clone(&ledger), Arc::new(wires))
+            .await
+            .unwrap();
+        let mon = Arc::new(mon);
+        self.reachable.lock().insert(id, Arc::downgrade(&mon));
+        self.mons.insert(id, (mon, ledger));
+    }
+
+    async fn stop(&mut self, id: MonId) {
+        self.reachable.lock().remove(&id);
+        let (mon, _) = self.mons.remove(&id).unwrap();
+        mon.shutdown().await;
+    }
+
+    /// The leader that `id` sees, once there is one other than `not`.
+    async fn leader_seen_by(&self, id: MonId, not: Option<MonId>) -> MonId {
+        let mut leadership = self.mons[&id].0.leadership();
+        let now = timeout(PATIENCE, leadership.wait_for(|now| now.leader.is_some() && now.leader != not)).await;
+        let leader = now.unwrap().unwrap().leader;
+        leader.unwrap()
+    }
+
+    /// Commits a command through whoever leads, as seen by `at`; answers the leader.
+    async fn propose(&self, at: MonId, command: &[u8]) -> MonId {
+        let deadline = Instant::now() + PATIENCE;
+        let mut leader = self.leader_seen_by(at, None).await;
+        loop {
+            match timeout(PATIENCE, self.mons[&leader].0.propose(command.to_vec())).await.expect("in time") {
+                Ok(_) => return leader,
+                Err(ConsensusError::NotLeader { .. }) => leader = self.leader_seen_by(at, None).await,
+                Err(error) => panic!("{error}"),
+            }
+            assert!(Instant::now() < deadline, "no leader serves");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn holds(&self, id: MonId, commands: &[&[u8]]) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let now = self.mons[&id].1.0.lock().clone();
+            if now == commands {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{id} holds {now:?}");
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lone_monitor_leads_at_once_and_keeps_all_over_a_restart() {
+    let mut quorum = Quorum::start(1).await;
+    let begun = Instant::now();
+    assert_eq!(quorum.leader_seen_by(MonId(0), None).await, MonId(0));
+    quorum.propose(MonId(0), b"one").await;
+    println!("first commit after {:?}", begun.elapsed());
+    quorum.stop(MonId(0)).await;
+    let begun = Instant::now();
+    quorum.boot(MonId(0)).await;
+    quorum.leader_seen_by(MonId(0), None).await;
+    quorum.propose(MonId(0), b"two").await;
+    println!("first commit after a restart: {:?}", begun.elapsed());
+    quorum.holds(MonId(0), &[b"one", b"two"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_leader_is_replaced_within_two_seconds_and_nothing_committed_is_lost() {
+    let mut quorum = Quorum::start(3).await;
+    let first = quorum.propose(MonId(0), b"one").await;
+    quorum.cut.lock().insert(first);
+    let begun = Instant::now();
+    let survivor = *quorum.members.keys().find(|id| **id != first).unwrap();
+    quorum.leader_seen_by(survivor, Some(first)).await;
+    let second = quorum.propose(survivor, b"two").await;
+    println!("new leader commits after {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    // The old leader still believes in itself, but can neither commit nor confirm a read.
+    let lost = timeout(Duration::from_millis(500), quorum.mons[&first].0.propose(b"lost".to_vec())).await;
+    assert!(!matches!(lost, Ok(Ok(_))), "a minority committed");
+    let stale = timeout(Duration::from_millis(500), quorum.mons[&first].0.read_barrier()).await;
+    assert!(!matches!(stale, Ok(Ok(()))), "a minority confirmed a read");
+    // It comes back and forgets what was never committed.
+    quorum.stop(first).await;
+    quorum.cut.lock().clear();
+    quorum.boot(first).await;
+    quorum.holds(first, &[b"one", b"two"]).await;
+    quorum.mons[&second].0.read_barrier().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_monitors_restart_with_everything_that_was_answered() {
+    let mut quorum = Quorum::start(3).await;
+    let commands: Vec<Vec<u8>> = (0..50u8).map(|n| vec![n]).collect();
+    for command in &commands {
+        quorum.propose(MonId(0), command).await;
+    }
+    quorum.mons[&MonId(1)].0.snapshot_now().await;
+    for id in 0..3 {
+        quorum.stop(MonId(id)).await;
+    }
+    for id in 0..3 {
+        quorum.boot(MonId(id)).await;
+    }
+    quorum.leader_seen_by(MonId(0), None).await;
+    let commands: Vec<&[u8]> = commands.iter().map(Vec::as_slice).collect();
+    for id in 0..3 {
+        quorum.holds(MonId(id), &commands).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_that_was_away_for_long_catches_up_by_a_snapshot() {
+    let mut quorum = Quorum::start(3).await;
+    let leader = quorum.propose(MonId(0), b"first").await;
+    let away = *quorum.members.keys().find(|id| **id != leader).unwrap();
+    quorum.stop(away).await;
+    // More than a snapshot covers and the log keeps behind it.
+    let mon = Arc::clone(&quorum.mons[&leader].0);
+    for round in 0..30u8 {
+        let proposals = (0..100u8).map(|n| mon.propose(vec![round, n]));
+        for done in futures::future::join_all(proposals).await {
+            done.unwrap();
+        }
+    }
+    let ledger = quorum.mons[&leader].1.0.lock().clone();
+    assert_eq!(ledger.len(), 3_001);
+    quorum.boot(away).await;
+    let commands: Vec<&[u8]> = ledger.iter().map(Vec::as_slice).collect();
+    quorum.holds(away, &commands).await;
+    assert!(quorum.mons[&away].1.1.load(Ordering::Relaxed) > 0, "it was not a snapshot that brought it");
+    // It keeps what it was brought.
+    quorum.stop(away).await;
+    quorum.boot(away).await;
+    quorum.holds(away, &commands).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_opens_as_nobody_else() {
+    let mut quorum = Quorum::start(1).await;
+    quorum.stop(MonId(0)).await;
+    let other = BTreeMap::from([(MonId(1), String::new())]);
+    let wires = Wires { from: MonId(1), reachable: Directory::default(), cut: Arc::default() };
+    let error = Consensus::start(
+        MonId(1),
+        CLUSTER,
+        &other,
+        &quorum.disk(MonId(0)),
+        Arc::new(Ledger::default()),
+        Arc::new(wires),
+    )
+    .await
+    .err()
+    .unwrap();
+    assert!(error.to_string().contains("belongs to mon.0"), "{error}");
+}

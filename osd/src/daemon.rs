@@ -1,0 +1,347 @@
+//! Start, runs and end of a storage daemon.
+//!
+//! Start: identity → OSD id from the monitors → store. Each **run**: catch up with the maps since the last one, take up
+//! the placement groups, tell the monitors of the new incarnation, serve until the map says otherwise or the daemon is
+//! stopped.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use holdfast_map::ClusterMap;
+use holdfast_net::mon_session::{MonSession, MonSessionError};
+use holdfast_pg::{Limits, LoadError, Pg};
+use holdfast_store::Store;
+use holdfast_types::{ClientId, DiskUuid, Epoch, Incarnation, OsdId, PgId};
+use holdfast_wire::mon::{MapUpdate, MonCommand, MonError, MonReply};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::config::OsdConfig;
+use crate::identity::{self, IdentityError};
+use crate::local::{Local, own_collection, pg_of, stored_maps};
+use crate::maps::Maps;
+use crate::run::{self, RunEnd};
+
+/// Pause between attempts to reach the monitors while starting.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Why a storage daemon cannot start or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum OsdError {
+    /// The identity file.
+    #[error("the daemon's identity cannot be used")]
+    Identity(#[from] IdentityError),
+    /// The monitors cannot be asked, and not for want of patience.
+    #[error("the monitors cannot be used")]
+    Monitors(#[from] MonSessionError),
+    /// The monitors refuse this daemon.
+    #[error("the monitors refuse this daemon")]
+    Refused(#[source] MonError),
+    /// The store cannot be opened.
+    #[error("the store in {path} cannot be opened")]
+    Store {
+        /// The data directory.
+        path: String,
+        /// Why.
+        #[source]
+        source: holdfast_store::OpenError,
+    },
+    /// The store holds what the daemon's own rows should not.
+    #[error("the store's own rows cannot be read")]
+    OwnRows(#[from] holdfast_store::ReadError),
+    /// A map that cannot be used.
+    #[error("a cluster map cannot be used")]
+    Map(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A placement group's copy cannot be taken up: nothing is served from this disk until a person looked at it.
+    #[error("the copy of placement group {pg} on this disk cannot be taken up")]
+    PlacementGroup {
+        /// Which.
+        pg: PgId,
+        /// Why.
+        #[source]
+        source: LoadError,
+    },
+    /// The network.
+    #[error("cannot serve on {address}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The store failed while serving.
+    #[error("the store failed: {detail}")]
+    StoreFailed {
+        /// In its words.
+        detail: String,
+    },
+    /// An answer that does not fit the question.
+    #[error("the monitors answered {command} with something else")]
+    Unexpected {
+        /// Which question.
+        command: &'static str,
+    },
+}
+
+/// A storage daemon that was started.
+#[derive(Debug)]
+pub struct OsdHandle {
+    id: OsdId,
+    address: SocketAddr,
+    up: watch::Receiver<bool>,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), OsdError>>,
+}
+
+impl OsdHandle {
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> OsdId {
+        self.id
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits until the map shows it up: `true`. `false` when it ended before; [`OsdHandle::join`] tells why.
+    pub async fn wait_up(&self) -> bool {
+        self.up.clone().wait_for(|up| *up).await.is_ok()
+    }
+
+    /// Asks it to end: it tells the monitors, finishes what is under way and closes its store. Then [`OsdHandle::join`].
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// Why it had to end by itself.
+    pub async fn join(self) -> Result<(), OsdError> {
+        match self.task.await {
+            Ok(end) => end,
+            Err(panic) => Err(OsdError::StoreFailed { detail: format!("a task of the daemon panicked: {panic}") }),
+        }
+    }
+}
+
+/// What stays the same over all runs.
+pub(crate) struct Base {
+    pub(crate) config: OsdConfig,
+    pub(crate) disk: DiskUuid,
+    pub(crate) id: OsdId,
+    pub(crate) session: MonSession,
+    pub(crate) store: Store,
+    pub(crate) listener: TcpListener,
+    pub(crate) address: SocketAddr,
+    pub(crate) up: watch::Sender<bool>,
+    pub(crate) stop: CancellationToken,
+}
+
+/// Starts a storage daemon on a listening socket. Returns when it has its id and its store; it comes up by itself
+/// ([`OsdHandle::wait_up`]).
+///
+/// # Errors
+/// [`OsdError`]. Monitors that are not there yet are waited for.
+pub async fn start(config: OsdConfig, listener: TcpListener, stop: CancellationToken) -> Result<OsdHandle, OsdError> {
+    let no_address = |source| OsdError::Listen { address: "the given socket".to_owned(), source };
+    listener.set_nonblocking(true).map_err(no_address)?;
+    let address = listener.local_addr().map_err(no_address)?;
+    let disk = identity::load_or_create(&config.data_dir, config.cluster)?;
+    let caller = ClientId(rand::random());
+    let session = MonSession::new(config.cluster, &config.monitors, caller, Incarnation(unix_millis()))?;
+    let id = register(&config, disk, &session, &stop).await?;
+    let store = open_store(&config, disk, id).await?;
+    make_own_collection(&store).await?;
+    info!(osd = %id, %address, data_dir = %config.data_dir.display(), "storage daemon starts");
+    let (up, up_seen) = watch::channel(false);
+    let base = Base { config, disk, id, session, store, listener, address, up, stop: stop.clone() };
+    let task = tokio::spawn(live(base));
+    Ok(OsdHandle { id, address, up: up_seen, stop, task })
+}
+
+/// Milliseconds since 1970; for incarnations, which must only grow.
+pub(crate) fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+async fn register(
+    config: &OsdConfig,
+    disk: DiskUuid,
+    session: &MonSession,
+    stop: &CancellationToken,
+) -> Result<OsdId, OsdError> {
+    let command = MonCommand::OsdRegister {
+        disk,
+        location: config.location.clone(),
+        class: config.class.clone(),
+        capacity_bytes: config.capacity_bytes,
+        wanted: config.wanted_id,
+    };
+    loop {
+        let answer = tokio::select! {
+            () = stop.cancelled() => return Err(OsdError::Refused(MonError::Unavailable)),
+            answer = session.execute(command.clone()) => answer,
+        };
+        match answer {
+            Ok(MonReply::OsdId(id)) => return Ok(id),
+            Ok(MonReply::Failed(error)) => return Err(OsdError::Refused(error)),
+            Ok(_) => return Err(OsdError::Unexpected { command: "OsdRegister" }),
+            Err(error @ MonSessionError::Timeout { .. }) => {
+                warn!(%error, "waiting for the monitors");
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+async fn open_store(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<Store, OsdError> {
+    let path = config.data_dir.display().to_string();
+    let options = holdfast_store::StoreOptions {
+        device: config.device.clone().unwrap_or_else(|| config.data_dir.join("device")),
+        index_dir: config.data_dir.join("index"),
+        capacity_bytes: config.capacity_bytes,
+        segment_bytes: config.segment_bytes,
+        memory_target: config.memory_target,
+        cluster: config.cluster,
+        disk,
+        osd: id,
+    };
+    let opened = tokio::task::spawn_blocking(move || Store::open_or_format(&options)).await;
+    match opened {
+        Ok(store) => store.map_err(|source| OsdError::Store { path, source }),
+        Err(panic) => Err(OsdError::StoreFailed { detail: format!("opening the store panicked: {panic}") }),
+    }
+}
+
+/// Makes the daemon's own collection on a new disk, durably.
+async fn make_own_collection(store: &Store) -> Result<(), OsdError> {
+    let Some(transaction) = own_collection(&store.collections()?) else { return Ok(()) };
+    let failed = |detail: String| OsdError::StoreFailed { detail };
+    let (done, durable) = tokio::sync::oneshot::channel();
+    let told = move |result: Result<(), Arc<_>>| {
+        // The receiver waits just below.
+        let _ = done.send(result);
+    };
+    store.submit(transaction, told).map_err(|error| failed(crate::describe(&error)))?;
+    match durable.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(failed(crate::describe(&*error))),
+        Err(_) => Err(failed("the store ended".to_owned())),
+    }
+}
+
+/// Runs, one after the other, until the daemon is stopped or cannot go on.
+async fn live(base: Base) -> Result<(), OsdError> {
+    let end = loop {
+        let maps = match tokio::select! {
+            () = base.stop.cancelled() => break Ok(()),
+            maps = catch_up(&base) => maps,
+        } {
+            Ok(maps) => maps,
+            Err(OsdError::Monitors(error @ MonSessionError::Timeout { .. })) => {
+                warn!(osd = %base.id, %error, "waiting for the monitors");
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+            Err(error) => break Err(error),
+        };
+        let last = maps.newest().osds.get(&base.id).map_or(0, |info| info.incarnation.0);
+        let incarnation = Incarnation(unix_millis().max(last + 1));
+        let pgs = match take_up(&base, incarnation, &maps) {
+            Ok(pgs) => pgs,
+            Err(error) => break Err(error),
+        };
+        match run::run(&base, incarnation, maps, pgs).await {
+            Ok(RunEnd::Stopped) => break Ok(()),
+            Ok(RunEnd::MarkedDown { epoch }) => {
+                warn!(osd = %base.id, %epoch, "the monitors marked this daemon down while it lives; it comes back");
+                base.up.send_replace(false);
+            }
+            Err(error) => break Err(error),
+        }
+    };
+    base.up.send_replace(false);
+    let store = base.store;
+    if let Err(panic) = tokio::task::spawn_blocking(move || store.close()).await {
+        warn!(%panic, "closing the store panicked");
+    }
+    end
+}
+
+/// The maps that a run begins with.
+pub(crate) struct CaughtUp {
+    /// The oldest that any placement group must be fed from; the empty map on a new disk.
+    pub(crate) start: Arc<ClusterMap>,
+    /// All that follow it, up to the monitors' newest.
+    pub(crate) later: Vec<Arc<ClusterMap>>,
+}
+
+impl CaughtUp {
+    fn newest(&self) -> &Arc<ClusterMap> {
+        self.later.last().unwrap_or(&self.start)
+    }
+
+    /// The map of this epoch, or the first later one at hand.
+    fn from(&self, epoch: Epoch) -> &Arc<ClusterMap> {
+        if self.start.epoch >= epoch {
+            return &self.start;
+        }
+        self.later.iter().find(|map| map.epoch >= epoch).unwrap_or_else(|| self.newest())
+    }
+}
+
+/// The kept maps, and from the monitors all maps after them.
+async fn catch_up(base: &Base) -> Result<CaughtUp, OsdError> {
+    let mut kept = Vec::new();
+    for bytes in stored_maps(&base.store)? {
+        kept.push(Arc::new(ClusterMap::decode_full(&bytes).map_err(|error| OsdError::Map(error.into()))?));
+    }
+    if kept.is_empty() {
+        kept.push(Arc::new(ClusterMap::empty(base.config.cluster)));
+    }
+    let mut later = kept.split_off(1);
+    let start = kept.swap_remove(0);
+    let mut maps = Maps::new(later.last().unwrap_or(&start).clone());
+    loop {
+        let update = ask_maps(&base.session, maps.current().epoch).await?;
+        let new = maps.take(&update).map_err(|error| OsdError::Map(error.into()))?;
+        if new.is_empty() {
+            return Ok(CaughtUp { start, later });
+        }
+        later.extend(new);
+    }
+}
+
+/// Maps after `after` from the monitors; the newest full map when `after` is zero.
+pub(crate) async fn ask_maps(session: &MonSession, after: Epoch) -> Result<MapUpdate, OsdError> {
+    match session.execute(MonCommand::GetMaps { after }).await? {
+        MonReply::Maps(update) => Ok(update),
+        MonReply::Failed(error) => Err(OsdError::Refused(error)),
+        _ => Err(OsdError::Unexpected { command: "GetMaps" }),
+    }
+}
+
+/// The placement groups that this disk has copies of, each as of the map that it last recorded.
+fn take_up(base: &Base, incarnation: Incarnation, maps: &CaughtUp) -> Result<BTreeMap<PgId, Pg>, OsdError> {
+    let mut pgs = BTreeMap::new();
+    for pg in base.store.collections()?.into_iter().filter_map(pg_of) {
+        let view = Local::new(&base.store, pg);
+        let load = || {
+            let map = maps.from(Pg::stored_epoch(&view)?.unwrap_or(Epoch::ZERO)).clone();
+            Pg::load(pg, base.id, incarnation, map, Limits::default(), &view)
+        };
+        pgs.insert(pg, load().map_err(|source| OsdError::PlacementGroup { pg, source })?);
+    }
+    Ok(pgs)
+}

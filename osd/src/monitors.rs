@@ -1,0 +1,141 @@
+//! What the placement groups want of the monitors, gathered and sent in batches until the map shows it.
+//!
+//! A wish is never answered by the reply to a command, only by a map: a reply can be lost, a map cannot lie. So each
+//! wish is repeated until the map that this daemon holds fulfils it (protocol.md §2.4, "batch up_thru and pg_temp").
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_map::ClusterMap;
+use holdfast_net::mon_session::MonSession;
+use holdfast_types::{Epoch, Incarnation, OsdId, PgId};
+use holdfast_wire::mon::{MonCommand, MonReply, PgTempWish};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// How long wishes gather before they are sent: peering of many placement groups becomes one command, and the delay
+/// stays far below the round trip to a Raft commit on another disk.
+const GATHER: Duration = Duration::from_millis(5);
+/// Pause before an unfulfilled wish is sent again.
+const REPEAT: Duration = Duration::from_millis(250);
+
+#[derive(Debug, Default)]
+struct Wanted {
+    up_thru: Epoch,
+    pg_temp: BTreeMap<PgId, Vec<OsdId>>,
+    map: Epoch,
+}
+
+/// The wishes of one run.
+#[derive(Debug, Default)]
+pub(crate) struct Wishes {
+    wanted: Mutex<Wanted>,
+    changed: Notify,
+}
+
+impl Wishes {
+    /// This daemon is about to go active as a primary in an interval that began at this epoch.
+    pub(crate) fn want_up_thru(&self, at_least: Epoch) {
+        let mut wanted = self.wanted.lock();
+        if wanted.up_thru < at_least {
+            wanted.up_thru = at_least;
+            self.changed.notify_one();
+        }
+    }
+
+    /// A placement group wants this acting set for now; empty: the one of the map's placement.
+    pub(crate) fn want_pg_temp(&self, pg: PgId, acting: Vec<OsdId>) {
+        self.wanted.lock().pg_temp.insert(pg, acting);
+        self.changed.notify_one();
+    }
+
+    /// Somebody speaks of this epoch already.
+    pub(crate) fn want_map(&self, epoch: Epoch) {
+        let mut wanted = self.wanted.lock();
+        if wanted.map < epoch {
+            wanted.map = epoch;
+            self.changed.notify_one();
+        }
+    }
+
+    /// What the map at hand does not fulfil. Fulfilled wishes are forgotten.
+    fn open(&self, osd: OsdId, map: &ClusterMap) -> (Option<Epoch>, Vec<PgTempWish>, Option<Epoch>) {
+        let mut wanted = self.wanted.lock();
+        let reached = map.osds.get(&osd).map_or(Epoch::ZERO, |info| info.up_thru);
+        let up_thru = (wanted.up_thru > reached).then_some(wanted.up_thru);
+        wanted.pg_temp.retain(|pg, acting| match map.pg_temp.get(pg) {
+            Some(present) => present != acting,
+            None => !acting.is_empty(),
+        });
+        // A wish for a placement group that this daemon no longer leads is another interval's.
+        wanted.pg_temp.retain(|pg, _| map.members(*pg).acting.contains(&osd) || map.members(*pg).up.contains(&osd));
+        let pg_temp =
+            wanted.pg_temp.iter().map(|(pg, acting)| PgTempWish { pg: *pg, acting: acting.clone() }).collect();
+        (up_thru, pg_temp, (wanted.map > map.epoch).then_some(wanted.map))
+    }
+}
+
+/// Sends open wishes until `stop`.
+pub(crate) async fn fulfil(
+    wishes: Arc<Wishes>,
+    session: MonSession,
+    osd: OsdId,
+    incarnation: Incarnation,
+    mut map: watch::Receiver<Arc<ClusterMap>>,
+    maps_wanted: tokio::sync::mpsc::Sender<Epoch>,
+    stop: CancellationToken,
+) {
+    loop {
+        let (up_thru, pg_temp, newer) = {
+            let present = map.borrow_and_update().clone();
+            wishes.open(osd, &present)
+        };
+        let idle = up_thru.is_none() && pg_temp.is_empty() && newer.is_none();
+        if let Some(epoch) = newer {
+            // The map task asks; a full queue means that it is already asking.
+            let _ = maps_wanted.try_send(epoch);
+        }
+        if let Some(at_least) = up_thru {
+            send(&session, MonCommand::UpThru { osd, incarnation, at_least }).await;
+        }
+        if !pg_temp.is_empty() {
+            send(&session, MonCommand::PgTemp { osd, incarnation, wishes: pg_temp }).await;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = wishes.changed.notified() => tokio::time::sleep(GATHER).await,
+            changed = map.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(REPEAT), if !idle => {}
+        }
+    }
+}
+
+async fn send(session: &MonSession, command: MonCommand) {
+    match session.execute(command).await {
+        Ok(MonReply::Failed(error)) => warn!(%error, "the monitors refused a placement group's wish"),
+        Ok(_) => {}
+        Err(error) => debug!(%error, "the monitors did not answer; the wish is repeated"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_types::ClusterId;
+
+    #[test]
+    fn a_wish_stays_open_until_the_map_shows_it() {
+        let wishes = Wishes::default();
+        let mut map = ClusterMap::empty(ClusterId([1; 16]));
+        wishes.want_up_thru(Epoch(4));
+        wishes.want_map(Epoch(3));
+        assert_eq!(wishes.open(OsdId(0), &map), (Some(Epoch(4)), vec![], Some(Epoch(3))));
+        map.epoch = Epoch(3);
+        assert_eq!(wishes.open(OsdId(0), &map).2, None);
+        wishes.want_up_thru(Epoch(2));
+        assert_eq!(wishes.open(OsdId(0), &map).0, Some(Epoch(4)), "a smaller wish does not replace a larger one");
+    }
+}

@@ -1,0 +1,91 @@
+//! Connections to the other OSDs, as the newest map has them.
+//!
+//! Each up OSD is kept connected, so that the end of its process is noticed at once: its connections end, and new ones
+//! are refused. Sending never waits: a placement group repeats what a peer has not acknowledged, so a message may be
+//! dropped when the peer's queue is full or its connection is down.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use holdfast_map::ClusterMap;
+use holdfast_net::{Endpoint, Handler, Message, Peer, PeerMode, Target};
+use holdfast_types::{Incarnation, OsdId};
+use holdfast_wire::frame::PeerIdentity;
+use holdfast_wire::peer::{Heartbeat, HeartbeatReply};
+use holdfast_wire::{Kind, Payload, decode, encode};
+use minicbor::Encode;
+use parking_lot::RwLock;
+use tracing::debug;
+
+struct Entry {
+    incarnation: Incarnation,
+    address: String,
+    peer: Peer,
+}
+
+/// The table of peers.
+pub(crate) struct Peers {
+    me: OsdId,
+    endpoint: Arc<Endpoint>,
+    table: RwLock<BTreeMap<OsdId, Entry>>,
+}
+
+impl Peers {
+    pub(crate) fn new(me: OsdId, endpoint: Arc<Endpoint>) -> Peers {
+        Peers { me, endpoint, table: RwLock::default() }
+    }
+
+    /// Connects to the OSDs that are up in this map, gives up those that are not, and remembers their runs.
+    pub(crate) fn follow(&self, map: &ClusterMap, handler: &Arc<dyn Handler>) {
+        let mut table = self.table.write();
+        table.retain(|osd, entry| {
+            map.osds
+                .get(osd)
+                .is_some_and(|info| info.up && info.incarnation == entry.incarnation && info.address == entry.address)
+        });
+        for (osd, info) in &map.osds {
+            if *osd == self.me {
+                continue;
+            }
+            self.endpoint.learn_incarnation(PeerIdentity::Osd(*osd), info.incarnation);
+            if !info.up || table.contains_key(osd) {
+                continue;
+            }
+            let target = Target {
+                address: info.address.clone(),
+                identity: Some(PeerIdentity::Osd(*osd)),
+                incarnation: Some(info.incarnation),
+            };
+            let peer = Peer::new(&self.endpoint, target, PeerMode::KeepConnected, handler.clone());
+            table.insert(*osd, Entry { incarnation: info.incarnation, address: info.address.clone(), peer });
+        }
+    }
+
+    /// The peers and their runs.
+    pub(crate) fn watched(&self) -> BTreeMap<OsdId, Incarnation> {
+        self.table.read().iter().map(|(osd, entry)| (*osd, entry.incarnation)).collect()
+    }
+
+    /// Sends one way, best effort.
+    pub(crate) fn send<T: Encode<Payload>>(&self, to: OsdId, kind: Kind, message: &T) {
+        let connection = self.table.read().get(&to).and_then(|entry| entry.peer.connected());
+        let Some(connection) = connection else {
+            debug!(%to, ?kind, "no connection: message dropped");
+            return;
+        };
+        let encoded = encode(message);
+        if let Err(error) = connection.try_send(Message::new(kind as u16, encoded.body, encoded.payload)) {
+            debug!(%to, ?kind, %error, "message dropped");
+        }
+    }
+
+    /// Asks for a sign of life and waits for it; `None` when none came in time.
+    pub(crate) async fn heartbeat(&self, to: OsdId, heartbeat: &Heartbeat, wait: Duration) -> Option<HeartbeatReply> {
+        let peer = self.table.read().get(&to).map(|entry| entry.peer.clone())?;
+        let encoded = encode(heartbeat);
+        let message = Message::new(Kind::Heartbeat as u16, encoded.body, encoded.payload);
+        let answer = peer.request(message, Instant::now() + wait).await.ok()?;
+        decode(answer.kind, &answer.body, &answer.payload()).ok()
+    }
+}

@@ -1,0 +1,400 @@
+//! One run of a storage daemon: from the maps at hand until it is stopped or marked down.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use holdfast_map::ClusterMap;
+use holdfast_net::mon_session::MonSession;
+use holdfast_net::{Endpoint, Handler, Listener, LocalIdentity, NetConfig};
+use holdfast_pg::{Limits, Pg};
+use holdfast_types::{Epoch, Incarnation, PgId};
+use holdfast_wire::Kind;
+use holdfast_wire::frame::PeerIdentity;
+use holdfast_wire::mon::{FailureKind, MapUpdate, MonCommand, MonReply};
+use holdfast_wire::peer::{Heartbeat, HeartbeatReply, MapShare};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::daemon::{Base, CaughtUp, OsdError, ask_maps};
+use crate::handler::{OsdHandler, Sign};
+use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
+use crate::local::map_transaction;
+use crate::maps::Maps;
+use crate::monitors::{self, Wishes};
+use crate::peers::Peers;
+use crate::report;
+use crate::shard::{Event, MapStep, Shard, Shards, Shared, now};
+use crate::slots::Slots;
+
+/// Map updates that may wait to be taken; a sender beyond that waits or is heard later.
+const UPDATES_MAX: usize = 64;
+/// Pause before the monitors are told of this run again, when no map showed it.
+const BOOT_REPEAT: Duration = Duration::from_millis(500);
+/// A stopping daemon waits this long for the monitors to hear of it.
+const STOPPING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum RunEnd {
+    /// The daemon is to end.
+    Stopped,
+    /// The map says that this run is down.
+    MarkedDown { epoch: Epoch },
+}
+
+/// The parts of a run that its tasks share.
+struct Run {
+    shared: Arc<Shared>,
+    handler: Arc<dyn Handler>,
+    maps: Mutex<Maps>,
+    newest: watch::Sender<Arc<ClusterMap>>,
+}
+
+impl Run {
+    /// Takes an update: each new map goes to the shards, in order, and to the table of peers.
+    fn take(&self, update: &MapUpdate) -> Result<(), crate::maps::MapUpdateError> {
+        let mut maps = self.maps.lock();
+        for map in maps.take(update)? {
+            self.feed(map);
+        }
+        Ok(())
+    }
+
+    /// Stores a map; before it is fed, see [`map_transaction`].
+    fn keep(&self, map: &ClusterMap) {
+        let fatal = self.shared.fatal.clone();
+        let kept = self.shared.store.submit(map_transaction(map), move |result| {
+            if let Err(error) = result {
+                let _ = fatal.send(crate::describe(&*error));
+            }
+        });
+        if let Err(error) = kept {
+            let _ = self.shared.fatal.send(crate::describe(&error));
+        }
+    }
+
+    fn feed(&self, map: Arc<ClusterMap>) {
+        debug!(osd = %self.shared.osd, epoch = %map.epoch, "new map");
+        self.keep(&map);
+        self.shared.peers.follow(&map, &self.handler);
+        let step = MapStep::new(map.clone());
+        for index in 0..self.shared.shards.count() {
+            self.shared.shards.send_to(index, Event::Map(step.clone()));
+        }
+        self.newest.send_replace(map);
+    }
+}
+
+/// Serves until the end of the run.
+pub(crate) async fn run(
+    base: &Base,
+    incarnation: Incarnation,
+    maps: CaughtUp,
+    pgs: BTreeMap<PgId, Pg>,
+) -> Result<RunEnd, OsdError> {
+    let CaughtUp { start, later } = maps;
+    let stop = CancellationToken::new();
+    let _stop_tasks = stop.clone().drop_guard();
+    let local = LocalIdentity {
+        cluster: base.config.cluster,
+        identity: PeerIdentity::Osd(base.id),
+        incarnation,
+        features: 0,
+        features_required: 0,
+    };
+    let endpoint = Endpoint::new(local, NetConfig::default(), stop.clone());
+    let (shards, receivers) = Shards::new(base.config.shards);
+    let (fatal, mut fatal_seen) = mpsc::unbounded_channel();
+    let (signs, signs_seen) = mpsc::unbounded_channel();
+    let (updates, mut updates_seen) = mpsc::channel(UPDATES_MAX);
+    let report_due = Arc::new(Notify::new());
+    let shared = Arc::new(Shared {
+        osd: base.id,
+        incarnation,
+        store: base.store.clone(),
+        shards: shards.clone(),
+        peers: Arc::new(Peers::new(base.id, endpoint.clone())),
+        wishes: Arc::new(Wishes::default()),
+        slots: Slots::default(),
+        limits: Limits::default(),
+        fatal,
+        report_due: report_due.clone(),
+    });
+    let handler: Arc<dyn Handler> = Arc::new(OsdHandler { shards: shards.clone(), signs, maps: updates.clone() });
+    let newest = later.last().unwrap_or(&start).clone();
+    let run = Arc::new(Run {
+        shared: shared.clone(),
+        handler: handler.clone(),
+        maps: Mutex::new(Maps::new(newest)),
+        newest: watch::Sender::new(start.clone()),
+    });
+    let threads = start_shards(&shared, &start, pgs, receivers)?;
+    for map in later {
+        run.feed(map);
+    }
+    let _listener = serve(base, &endpoint, &handler)?;
+
+    let tasks = tokio_util::task::TaskTracker::new();
+    tasks.spawn(follow(base.session.clone(), run.clone(), updates.clone()));
+    tasks.spawn(monitors::fulfil(
+        shared.wishes.clone(),
+        base.session.clone(),
+        base.id,
+        incarnation,
+        run.newest.subscribe(),
+        run.clone().asker(base, updates),
+        stop.clone(),
+    ));
+    tasks.spawn(report::run(shared.clone(), base.session.clone(), run.newest.subscribe(), report_due, stop.clone()));
+    tasks.spawn(watch_peers(base.session.clone(), run.clone(), signs_seen, stop.clone()));
+    tasks.spawn(boot(base.session.clone(), boot_command(base, incarnation), run.clone(), stop.clone()));
+
+    let mut booted = false;
+    let mut map_seen = run.newest.subscribe();
+    let end = loop {
+        tokio::select! {
+            () = base.stop.cancelled() => {
+                let stopping = MonCommand::OsdStopping { osd: base.id, incarnation };
+                if let Err(error) = base.session.execute_within(stopping, STOPPING_TIMEOUT).await {
+                    info!(%error, "the monitors were not told that this daemon stops; its peers will tell them");
+                }
+                break Ok(RunEnd::Stopped);
+            }
+            Some(detail) = fatal_seen.recv() => break Err(OsdError::StoreFailed { detail }),
+            Some(update) = updates_seen.recv() => {
+                if let Err(error) = run.take(&update) {
+                    warn!(%error, "map update not used; the full map is asked for");
+                    refetch(base, &run).await;
+                }
+            }
+            _ = map_seen.changed() => {
+                let map = map_seen.borrow_and_update().clone();
+                let up = map.osds.get(&base.id).is_some_and(|info| info.up && info.incarnation == incarnation);
+                if up && !booted {
+                    booted = true;
+                    info!(osd = %base.id, epoch = %map.epoch, "up");
+                    base.up.send_replace(true);
+                }
+                if booted && !up {
+                    break Ok(RunEnd::MarkedDown { epoch: map.epoch });
+                }
+            }
+        }
+    };
+    stop.cancel();
+    for index in 0..shards.count() {
+        shards.send_to(index, Event::Stop);
+    }
+    for thread in threads {
+        // A shard that panicked has said why; the run ends in any case.
+        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+    }
+    endpoint.shutdown().await;
+    // Whoever follows the maps ends when nobody takes them any more.
+    drop(updates_seen);
+    tasks.close();
+    tasks.wait().await;
+    end
+}
+
+fn start_shards(
+    shared: &Arc<Shared>,
+    start: &Arc<ClusterMap>,
+    mut pgs: BTreeMap<PgId, Pg>,
+    receivers: Vec<Receiver<Event>>,
+) -> Result<Vec<std::thread::JoinHandle<()>>, OsdError> {
+    let step = MapStep::new(start.clone());
+    let mut threads = Vec::new();
+    for (index, events) in receivers.into_iter().enumerate() {
+        let mine: Vec<PgId> = pgs.keys().copied().filter(|pg| shared.shards.index_of(*pg) == index).collect();
+        let owned = mine.into_iter().filter_map(|pg| pgs.remove_entry(&pg)).collect();
+        let shard = Shard::new(index, shared.clone(), step.clone(), owned);
+        let fatal = shared.fatal.clone();
+        let body = move || {
+            let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shard.run(&events)));
+            if ran.is_err() {
+                // A broken invariant: losing this copy is better than spreading what it might say.
+                let _ = fatal.send("a shard panicked; see the log above".to_owned());
+            }
+        };
+        let name = format!("{}-shard{index}", shared.osd);
+        let thread = std::thread::Builder::new().name(name).spawn(body);
+        threads.push(thread.map_err(|error| OsdError::StoreFailed { detail: format!("no thread: {error}") })?);
+    }
+    Ok(threads)
+}
+
+fn serve(base: &Base, endpoint: &Arc<Endpoint>, handler: &Arc<dyn Handler>) -> Result<Listener, OsdError> {
+    let failed = |source| OsdError::Listen { address: base.address.to_string(), source };
+    let socket = base.listener.try_clone().map_err(failed)?;
+    let socket = tokio::net::TcpListener::from_std(socket).map_err(failed)?;
+    Listener::serve(endpoint, socket, handler.clone()).map_err(failed)
+}
+
+async fn follow(session: MonSession, run: Arc<Run>, updates: mpsc::Sender<MapUpdate>) {
+    session.follow(|| run.maps.lock().current().epoch, updates).await;
+}
+
+impl Run {
+    /// A queue for epochs that somebody has spoken of; a task fetches them.
+    fn asker(self: Arc<Self>, base: &Base, updates: mpsc::Sender<MapUpdate>) -> mpsc::Sender<Epoch> {
+        let (wanted, mut wanted_seen) = mpsc::channel::<Epoch>(1);
+        let session = base.session.clone();
+        tokio::spawn(async move {
+            while let Some(epoch) = wanted_seen.recv().await {
+                let held = self.maps.lock().current().epoch;
+                if held >= epoch {
+                    continue;
+                }
+                match ask_maps(&session, held).await {
+                    Ok(update) => {
+                        if updates.send(update).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => debug!(error = %crate::describe(&error), "maps could not be fetched"),
+                }
+            }
+        });
+        wanted
+    }
+}
+
+/// After an update that did not apply: the newest full map.
+async fn refetch(base: &Base, run: &Run) {
+    match ask_maps(&base.session, Epoch::ZERO).await {
+        Ok(update) => {
+            if let Err(error) = run.take(&update) {
+                warn!(error = %crate::describe(&error), "the full map cannot be used either");
+            }
+        }
+        Err(error) => debug!(error = %crate::describe(&error), "the full map could not be fetched"),
+    }
+}
+
+fn boot_command(base: &Base, incarnation: Incarnation) -> MonCommand {
+    MonCommand::OsdBoot {
+        osd: base.id,
+        disk: base.disk,
+        incarnation,
+        address: base.config.advertise.clone().unwrap_or_else(|| base.address.to_string()),
+    }
+}
+
+/// Tells the monitors of this run until a map shows it.
+async fn boot(session: MonSession, command: MonCommand, run: Arc<Run>, stop: CancellationToken) {
+    let (me, incarnation) = (run.shared.osd, run.shared.incarnation);
+    let mut map = run.newest.subscribe();
+    let shown = |map: &Arc<ClusterMap>| map.osds.get(&me).is_some_and(|info| info.incarnation == incarnation);
+    loop {
+        match session.execute(command.clone()).await {
+            Ok(MonReply::Done { epoch }) => run.shared.wishes.want_map(epoch),
+            Ok(MonReply::Failed(error)) => warn!(osd = %me, %error, "the monitors do not let this daemon boot"),
+            Ok(_) => warn!(osd = %me, "the monitors answered a boot with something else"),
+            Err(error) => warn!(osd = %me, %error, "the monitors were not told of this daemon yet"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = map.wait_for(shown) => return,
+            () = tokio::time::sleep(BOOT_REPEAT) => {}
+        }
+    }
+}
+
+/// Sends heartbeats, and reports who does not answer.
+async fn watch_peers(
+    session: MonSession,
+    run: Arc<Run>,
+    mut signs: mpsc::UnboundedReceiver<Sign>,
+    stop: CancellationToken,
+) {
+    let mut table = HeartbeatTable::default();
+    let (answers, mut answers_seen) = mpsc::unbounded_channel::<HeartbeatReply>();
+    let mut beat = tokio::time::interval(HEARTBEAT_INTERVAL);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = beat.tick() => {
+                table.watch(now(), &run.shared.peers.watched());
+                send_heartbeats(&run, &answers);
+                for verdict in table.overdue(now()) {
+                    report_verdict(&session, &run, verdict);
+                }
+            }
+            Some(reply) = answers_seen.recv() => {
+                if let Some(verdict) = table.answered(now(), reply.from, reply.incarnation) {
+                    report_verdict(&session, &run, verdict);
+                }
+                share_maps(&run, &reply);
+            }
+            Some(Sign::Refused { osd, incarnation }) = signs.recv() => {
+                let map = run.newest.borrow().clone();
+                if map.osds.get(&osd).is_some_and(|info| info.up && info.incarnation == incarnation) {
+                    debug!(%osd, "connections are refused: reported");
+                    tell(&session, MonCommand::OsdFailure {
+                        reporter: run.shared.osd, target: osd, incarnation, kind: FailureKind::Refused,
+                    });
+                }
+            }
+        }
+    }
+}
+
+fn send_heartbeats(run: &Arc<Run>, answers: &mpsc::UnboundedSender<HeartbeatReply>) {
+    let heartbeat = Heartbeat {
+        from: run.shared.osd,
+        incarnation: run.shared.incarnation,
+        epoch: run.newest.borrow().epoch,
+        stamp: now().as_nanos(),
+    };
+    for osd in run.shared.peers.watched().into_keys() {
+        let (peers, answers) = (run.shared.peers.clone(), answers.clone());
+        tokio::spawn(async move {
+            // Given up after the grace: at most five are under way for one peer.
+            if let Some(reply) = peers.heartbeat(osd, &heartbeat, HEARTBEAT_GRACE).await {
+                let _ = answers.send(reply);
+            }
+        });
+    }
+}
+
+/// A peer with an older map gets the increments; one with a newer map makes this daemon ask.
+fn share_maps(run: &Run, reply: &HeartbeatReply) {
+    let maps = run.maps.lock();
+    let mine = maps.current().epoch;
+    if reply.epoch > mine {
+        run.shared.wishes.want_map(reply.epoch);
+    } else if reply.epoch < mine
+        && let Some(increments) = maps.after(reply.epoch)
+    {
+        run.shared.peers.send(reply.from, Kind::MapShare, &MapShare { increments, full: None });
+    }
+}
+
+fn report_verdict(session: &MonSession, run: &Run, verdict: Verdict) {
+    let reporter = run.shared.osd;
+    let command = match verdict {
+        Verdict::Silent { osd, incarnation, silence } => {
+            warn!(%osd, ?silence, "peer does not answer: reported");
+            let for_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
+            MonCommand::OsdFailure { reporter, target: osd, incarnation, kind: FailureKind::Silent { for_ms } }
+        }
+        Verdict::Alive { osd } => MonCommand::OsdAlive { reporter, target: osd },
+    };
+    tell(session, command);
+}
+
+/// Tells the monitors without waiting: what was lost is said again while it holds.
+fn tell(session: &MonSession, command: MonCommand) {
+    let session = session.clone();
+    tokio::spawn(async move {
+        if let Err(error) = session.execute_within(command, HEARTBEAT_GRACE).await {
+            debug!(%error, "the monitors did not take a report about a peer");
+        }
+    });
+}

@@ -1,0 +1,445 @@
+//! A shard: one thread that owns placement groups and performs what their steps ask for.
+//!
+//! Events come in through one channel and are handled in order. The thread never waits for the network; it waits for
+//! the store only when the store's queue is full, which is the back-pressure that clients feel (each waiting request
+//! holds its connection's permit). The channel itself is unbounded because the store's commit thread writes to it and
+//! must never wait; what can be in it is bounded by permits and by the transactions that the store admits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use holdfast_map::{ClusterMap, PgMembers};
+use holdfast_net::{Connection, Message, Permit};
+use holdfast_pg::{Input, Limits, Outbox, Output, Pg, ReplyTo, Slot, StoreOp, TxnId, answer_without_copy};
+use holdfast_store::Store;
+use holdfast_types::{Incarnation, OsdId, PgId, Timestamp};
+use holdfast_wire::mon::PgReport;
+use holdfast_wire::peer::{Heartbeat, HeartbeatReply, PeerMessage};
+use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, Kind, RefusedReason, encode};
+use tokio::sync::oneshot;
+use tracing::{debug, error};
+
+use crate::local::{Local, to_transaction};
+use crate::monitors::Wishes;
+use crate::peers::Peers;
+use crate::slots::Slots;
+
+/// Longest wait of the thread for its next event; it then looks for clients that went away.
+const IDLE_WAIT: Duration = Duration::from_secs(1);
+/// Requests of clients with a newer map than this daemon's that may wait for that map. Each holds a permit.
+const WAITING_FOR_MAP_MAX: usize = 4096;
+/// Messages for placement groups that a newer map brings here. What is dropped, the sender repeats.
+const EARLY_MESSAGES_MAX: usize = 1024;
+/// Ticks in a row that one placement group may ask for "at once" before others get their turn.
+const TICKS_AT_ONCE_MAX: usize = 16;
+
+/// Nanoseconds on `CLOCK_BOOTTIME`: it goes on during suspend (protocol.md §2.3).
+pub(crate) fn now() -> Timestamp {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let nanos = u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0);
+    Timestamp::from_nanos(nanos)
+}
+
+/// One epoch, computed once for all shards.
+#[derive(Debug)]
+pub(crate) struct MapStep {
+    /// The map.
+    pub(crate) map: Arc<ClusterMap>,
+    /// Who keeps what.
+    pub(crate) members: BTreeMap<PgId, PgMembers>,
+}
+
+impl MapStep {
+    pub(crate) fn new(map: Arc<ClusterMap>) -> Arc<MapStep> {
+        let members = map.members_of_all().into_iter().collect();
+        Arc::new(MapStep { map, members })
+    }
+
+    pub(crate) fn members_of(&self, pg: PgId) -> PgMembers {
+        self.members.get(&pg).cloned().unwrap_or_default()
+    }
+}
+
+/// A client request and the way back.
+pub(crate) struct ClientArrival {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) request_id: u64,
+    pub(crate) request: ClientRequest,
+    /// Returns the connection's credit when the request is answered.
+    pub(crate) permit: Permit,
+}
+
+/// What a shard is told.
+pub(crate) enum Event {
+    /// The next epoch.
+    Map(Arc<MapStep>),
+    /// From another OSD.
+    Peer { from: OsdId, incarnation: Incarnation, message: PeerMessage, permit: Permit },
+    /// From a client.
+    Client(ClientArrival),
+    /// The store has this and all before it.
+    Durable { pg: PgId, txn: TxnId },
+    /// The store failed for good.
+    StoreFailed { pg: PgId, txn: TxnId, detail: String },
+    /// A recovery slot became free and is this placement group's.
+    Reserved { pg: PgId, slot: Slot },
+    /// Are you alive?
+    Heartbeat { connection: Arc<Connection>, request_id: u64, heartbeat: Heartbeat, permit: Permit },
+    /// What do you lead, and how is it?
+    Report { reply: oneshot::Sender<Vec<PgReport>> },
+    /// End the thread.
+    Stop,
+}
+
+/// The way to all shards of a run.
+#[derive(Clone)]
+pub(crate) struct Shards {
+    senders: Arc<Vec<Sender<Event>>>,
+}
+
+impl Shards {
+    /// Makes the channels; the receivers go to the threads.
+    pub(crate) fn new(count: usize) -> (Shards, Vec<Receiver<Event>>) {
+        let (senders, receivers): (Vec<_>, Vec<_>) = (0..count.max(1)).map(|_| channel()).unzip();
+        (Shards { senders: Arc::new(senders) }, receivers)
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.senders.len()
+    }
+
+    pub(crate) fn index_of(&self, pg: PgId) -> usize {
+        // Neighbouring seeds go to different shards; pools are offset so that small pools do not share one.
+        (pg.seed as usize).wrapping_add(usize::try_from(pg.pool.0).unwrap_or(0)) % self.senders.len()
+    }
+
+    /// Hands an event to the shard of a placement group. A stopped shard takes nothing; the run is ending then.
+    pub(crate) fn send(&self, pg: PgId, event: Event) {
+        let _ = self.senders[self.index_of(pg)].send(event);
+    }
+
+    /// Hands an event to a shard by number.
+    pub(crate) fn send_to(&self, index: usize, event: Event) {
+        let _ = self.senders[index].send(event);
+    }
+}
+
+/// What all shards of one run share.
+pub(crate) struct Shared {
+    pub(crate) osd: OsdId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) store: Store,
+    pub(crate) shards: Shards,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) wishes: Arc<Wishes>,
+    pub(crate) slots: Slots,
+    pub(crate) limits: Limits,
+    /// Told when the store failed for good: the daemon must end.
+    pub(crate) fatal: tokio::sync::mpsc::UnboundedSender<String>,
+    /// Told when a report to the monitors is due.
+    pub(crate) report_due: Arc<tokio::sync::Notify>,
+}
+
+struct Pending {
+    connection: Arc<Connection>,
+    request_id: u64,
+    _permit: Permit,
+}
+
+/// The thread's own state.
+pub(crate) struct Shard {
+    index: usize,
+    shared: Arc<Shared>,
+    step: Arc<MapStep>,
+    pgs: BTreeMap<PgId, Pg>,
+    /// When each placement group wants its next tick, and the same by time.
+    wakes: BTreeMap<PgId, Timestamp>,
+    wake_order: BTreeSet<(Timestamp, PgId)>,
+    /// Client requests that a placement group holds, by the number they were given.
+    replies: BTreeMap<u64, Pending>,
+    next_reply: u64,
+    waiting_for_map: Vec<ClientArrival>,
+    early: Vec<(OsdId, Incarnation, PeerMessage)>,
+    looked_for_lost_clients: Timestamp,
+    outbox: Outbox,
+}
+
+impl Shard {
+    pub(crate) fn new(index: usize, shared: Arc<Shared>, step: Arc<MapStep>, pgs: BTreeMap<PgId, Pg>) -> Shard {
+        Shard {
+            index,
+            shared,
+            step,
+            pgs,
+            wakes: BTreeMap::new(),
+            wake_order: BTreeSet::new(),
+            replies: BTreeMap::new(),
+            next_reply: 0,
+            waiting_for_map: Vec::new(),
+            early: Vec::new(),
+            looked_for_lost_clients: now(),
+            outbox: Outbox::default(),
+        }
+    }
+
+    /// Runs until [`Event::Stop`].
+    pub(crate) fn run(mut self, events: &Receiver<Event>) {
+        loop {
+            self.tick_due();
+            let wait = self.wake_order.first().map_or(IDLE_WAIT, |(at, _)| at.since(now()).min(IDLE_WAIT));
+            match events.recv_timeout(wait) {
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(event) => self.handle(event),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if now().since(self.looked_for_lost_clients) >= IDLE_WAIT {
+                // Nobody waits on a closed connection: its requests' memory is given back.
+                self.looked_for_lost_clients = now();
+                self.replies.retain(|_, pending| !pending.connection.is_closed());
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Map(step) => self.advance_map(&step),
+            Event::Peer { from, incarnation, message, permit } => {
+                self.peer(from, incarnation, message);
+                drop(permit);
+            }
+            Event::Client(arrival) => self.client(arrival),
+            Event::Durable { pg, txn } => self.step_pg(pg, Input::Durable(txn)),
+            Event::StoreFailed { pg, txn, detail } => {
+                error!(osd = %self.shared.osd, %pg, %detail, "the store failed: this daemon ends, its disk needs a look");
+                self.step_pg(pg, Input::SubmitFailed(txn));
+                let _ = self.shared.fatal.send(detail);
+            }
+            Event::Reserved { pg, slot } => self.reserved(pg, slot),
+            Event::Heartbeat { connection, request_id, heartbeat, permit } => {
+                let Shared { osd, incarnation, .. } = &*self.shared;
+                let reply = HeartbeatReply {
+                    from: *osd,
+                    incarnation: *incarnation,
+                    epoch: self.step.map.epoch,
+                    stamp: heartbeat.stamp,
+                };
+                respond(&connection, request_id, Kind::HeartbeatReply, &reply);
+                drop(permit);
+            }
+            Event::Report { reply } => {
+                // A run that is ending does not wait for the answer.
+                let _ = reply.send(self.pgs.values().filter(|pg| pg.is_primary()).map(Pg::report).collect());
+            }
+            Event::Stop => {}
+        }
+    }
+
+    fn advance_map(&mut self, step: &Arc<MapStep>) {
+        self.step = step.clone();
+        let me = self.shared.osd;
+        let mine = |members: &PgMembers| members.up.contains(&me) || members.acting.contains(&me);
+        // After a restart a placement group may be ahead of what the others are fed first.
+        let behind = |pg: &Pg| pg.epoch() < step.map.epoch;
+        let known: Vec<PgId> = self.pgs.iter().filter(|(_, pg)| behind(pg)).map(|(id, _)| *id).collect();
+        for pg in known {
+            self.step_pg(pg, Input::Map { map: step.map.clone(), members: step.members_of(pg) });
+        }
+        let missing: Vec<PgId> = step
+            .members
+            .iter()
+            .filter(|(pg, members)| {
+                self.shared.shards.index_of(**pg) == self.index && mine(members) && !self.pgs.contains_key(pg)
+            })
+            .map(|(pg, _)| *pg)
+            .collect();
+        for pg in missing {
+            self.create(pg);
+        }
+        for arrival in std::mem::take(&mut self.waiting_for_map) {
+            self.client(arrival);
+        }
+        for (from, incarnation, message) in std::mem::take(&mut self.early) {
+            self.peer(from, incarnation, message);
+        }
+    }
+
+    /// Makes the placement group as of the present map, without a copy on this disk.
+    fn create(&mut self, pg: PgId) {
+        debug!(%pg, epoch = %self.step.map.epoch, "placement group starts on this OSD");
+        let Shared { osd, incarnation, limits, .. } = &*self.shared;
+        let made = Pg::create(pg, *osd, *incarnation, self.step.map.clone(), *limits);
+        self.pgs.insert(pg, made);
+        self.step_pg(pg, Input::Tick);
+    }
+
+    fn peer(&mut self, from: OsdId, incarnation: Incarnation, message: PeerMessage) {
+        let pg = message.pg;
+        if !self.pgs.contains_key(&pg) {
+            if message.epoch > self.step.map.epoch {
+                self.shared.wishes.want_map(message.epoch);
+                if self.early.len() < EARLY_MESSAGES_MAX {
+                    self.early.push((from, incarnation, message));
+                }
+                return;
+            }
+            if self.step.map.pools.get(&pg.pool).is_none_or(|pool| pg.seed >= pool.pg_num) {
+                debug!(%pg, %from, "message about a placement group that the map does not have dropped");
+                return;
+            }
+            let members = self.step.members_of(pg);
+            if !members.up.contains(&self.shared.osd) && !members.acting.contains(&self.shared.osd) {
+                if let Some(message) = answer_without_copy(&message, self.step.map.epoch) {
+                    self.shared.peers.send(from, Kind::Peer, &message);
+                }
+                return;
+            }
+            self.create(pg);
+        }
+        self.step_pg(pg, Input::Peer { from, incarnation, message });
+    }
+
+    fn client(&mut self, arrival: ClientArrival) {
+        let request = &arrival.request;
+        if request.epoch > self.step.map.epoch {
+            self.shared.wishes.want_map(request.epoch);
+            if self.waiting_for_map.len() >= WAITING_FOR_MAP_MAX {
+                self.refuse(&arrival, RefusedReason::Busy);
+            } else {
+                self.waiting_for_map.push(arrival);
+            }
+            return;
+        }
+        let pg = request.pg;
+        if !self.step.map.pools.contains_key(&pg.pool) {
+            return self.refuse(&arrival, RefusedReason::PoolGone);
+        }
+        if !self.pgs.contains_key(&pg) {
+            return self.refuse(&arrival, RefusedReason::WrongPrimary);
+        }
+        self.next_reply += 1;
+        let number = self.next_reply;
+        let ClientArrival { connection, request_id, request, permit } = arrival;
+        self.replies.insert(number, Pending { connection, request_id, _permit: permit });
+        self.step_pg(pg, Input::Client { reply_to: ReplyTo(number), request });
+    }
+
+    fn refuse(&self, arrival: &ClientArrival, reason: RefusedReason) {
+        let reply =
+            ClientReply { id: arrival.request.id, epoch: self.step.map.epoch, outcome: ClientOutcome::Refused(reason) };
+        respond(&arrival.connection, arrival.request_id, Kind::ClientReply, &reply);
+    }
+
+    /// Gives a tick to each placement group whose time has come.
+    fn tick_due(&mut self) {
+        let now = now();
+        let due: Vec<PgId> = self.wake_order.iter().take_while(|(at, _)| *at <= now).map(|(_, pg)| *pg).collect();
+        for pg in due {
+            for _ in 0..TICKS_AT_ONCE_MAX {
+                if self.wakes.get(&pg).is_none_or(|at| *at > now) {
+                    break;
+                }
+                self.set_wake(pg, None);
+                self.step_pg(pg, Input::Tick);
+            }
+        }
+    }
+
+    fn set_wake(&mut self, pg: PgId, at: Option<Timestamp>) {
+        let before = match at {
+            Some(at) => self.wakes.insert(pg, at),
+            None => self.wakes.remove(&pg),
+        };
+        if let Some(before) = before {
+            self.wake_order.remove(&(before, pg));
+        }
+        if let Some(at) = at {
+            self.wake_order.insert((at, pg));
+        }
+    }
+
+    fn reserved(&mut self, pg: PgId, slot: Slot) {
+        if self.pgs.contains_key(&pg) {
+            self.step_pg(pg, Input::Reserved(slot));
+        } else {
+            self.release(pg, slot);
+        }
+    }
+
+    fn release(&self, pg: PgId, slot: Slot) {
+        if let Some(next) = self.shared.slots.release(slot, pg) {
+            self.shared.shards.send(next, Event::Reserved { pg: next, slot });
+        }
+    }
+
+    fn step_pg(&mut self, id: PgId, input: Input) {
+        let Some(pg) = self.pgs.get_mut(&id) else { return };
+        let view = Local::new(&self.shared.store, id);
+        pg.step(now(), input, &view, &mut self.outbox);
+        for output in std::mem::take(&mut self.outbox) {
+            self.perform(id, output);
+        }
+    }
+
+    fn perform(&mut self, pg: PgId, output: Output) {
+        match output {
+            Output::Submit { txn, ops } => self.submit(pg, txn, ops),
+            Output::Send { to, message } => self.shared.peers.send(to, Kind::Peer, &message),
+            Output::Reply { reply_to, reply } => {
+                if let Some(pending) = self.replies.remove(&reply_to.0) {
+                    respond(&pending.connection, pending.request_id, Kind::ClientReply, &reply);
+                }
+            }
+            Output::AskUpThru { at_least } => self.shared.wishes.want_up_thru(at_least),
+            Output::AskPgTemp { want } => self.shared.wishes.want_pg_temp(pg, want),
+            Output::NeedMap { at_least } => self.shared.wishes.want_map(at_least),
+            Output::Reserve(slot) => {
+                if self.shared.slots.reserve(slot, pg) {
+                    self.shared.shards.send(pg, Event::Reserved { pg, slot });
+                }
+            }
+            Output::Release(slot) => self.release(pg, slot),
+            Output::ReportChanged => self.shared.report_due.notify_one(),
+            Output::Wake { at } => self.set_wake(pg, Some(at)),
+            Output::Gone => {
+                debug!(%pg, "placement group left this OSD");
+                self.pgs.remove(&pg);
+                self.set_wake(pg, None);
+                self.release(pg, Slot::Incoming);
+                self.release(pg, Slot::Outgoing);
+            }
+        }
+    }
+
+    fn submit(&self, pg: PgId, txn: TxnId, ops: Vec<StoreOp>) {
+        let transaction = to_transaction(pg, ops);
+        let shards = self.shared.shards.clone();
+        let submitted = self.shared.store.submit(transaction, move |result| {
+            let event = match result {
+                Ok(()) => Event::Durable { pg, txn },
+                Err(error) => Event::StoreFailed { pg, txn, detail: crate::describe(&*error) },
+            };
+            shards.send(pg, event);
+        });
+        if let Err(error) = submitted {
+            // Space was checked at admission; what is left is a broken device.
+            let detail = crate::describe(&error);
+            self.shared.shards.send(pg, Event::StoreFailed { pg, txn, detail });
+        }
+    }
+}
+
+/// Sends an answer. Where it cannot be sent, nobody waits for it any more: the connection has closed, or its queue is
+/// full because the client does not read, and then the client's own deadline and resend take over.
+fn respond<T: minicbor::Encode<holdfast_wire::Payload>>(
+    connection: &Arc<Connection>,
+    request_id: u64,
+    kind: Kind,
+    message: &T,
+) {
+    let encoded = encode(message);
+    if let Err(error) = connection.try_reply(request_id, Message::new(kind as u16, encoded.body, encoded.payload)) {
+        debug!(%error, peer = %connection.peer(), "an answer was not sent");
+    }
+}

@@ -1,0 +1,91 @@
+//! The daemon's recovery budget: how many placement groups may recover at a time, each way (protocol.md §2.5).
+
+use std::collections::VecDeque;
+
+use holdfast_pg::Slot;
+use holdfast_types::PgId;
+use parking_lot::Mutex;
+
+/// Placement groups that recover at a time, as primary and as target each. Ceph's default is one; ours are many and
+/// small, and transfers within one are few, so that one leaves the disk idle between messages.
+const SLOTS_EACH_WAY: usize = 3;
+
+#[derive(Debug, Default)]
+struct Way {
+    held: Vec<PgId>,
+    waiting: VecDeque<PgId>,
+}
+
+/// Who recovers and who waits.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    outgoing: Mutex<Way>,
+    incoming: Mutex<Way>,
+}
+
+impl Slots {
+    fn way(&self, slot: Slot) -> &Mutex<Way> {
+        match slot {
+            Slot::Outgoing => &self.outgoing,
+            Slot::Incoming => &self.incoming,
+        }
+    }
+
+    /// Takes a slot, or queues for one; whether it is held now. Asking twice changes nothing.
+    pub(crate) fn reserve(&self, slot: Slot, pg: PgId) -> bool {
+        let mut way = self.way(slot).lock();
+        if way.held.contains(&pg) {
+            return true;
+        }
+        if way.held.len() < SLOTS_EACH_WAY {
+            way.waiting.retain(|other| *other != pg);
+            way.held.push(pg);
+            return true;
+        }
+        if !way.waiting.contains(&pg) {
+            way.waiting.push_back(pg);
+        }
+        false
+    }
+
+    /// Gives a slot or a place in the queue back; who holds it now.
+    pub(crate) fn release(&self, slot: Slot, pg: PgId) -> Option<PgId> {
+        let mut way = self.way(slot).lock();
+        way.waiting.retain(|other| *other != pg);
+        let held = way.held.len();
+        way.held.retain(|other| *other != pg);
+        if way.held.len() == held {
+            return None;
+        }
+        let next = way.waiting.pop_front()?;
+        way.held.push(next);
+        Some(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_types::PoolId;
+
+    fn pg(seed: u32) -> PgId {
+        PgId { pool: PoolId(1), seed }
+    }
+
+    #[test]
+    fn a_released_slot_goes_to_who_waited_longest() {
+        let slots = Slots::default();
+        for seed in 0..3 {
+            assert!(slots.reserve(Slot::Outgoing, pg(seed)));
+        }
+        assert!(!slots.reserve(Slot::Outgoing, pg(3)));
+        assert!(!slots.reserve(Slot::Outgoing, pg(4)));
+        assert!(!slots.reserve(Slot::Outgoing, pg(3)), "asking twice does not queue twice");
+        assert!(slots.reserve(Slot::Incoming, pg(3)), "the two ways are apart");
+        assert_eq!(slots.release(Slot::Outgoing, pg(9)), None, "who holds nothing gives nothing back");
+        assert_eq!(slots.release(Slot::Outgoing, pg(1)), Some(pg(3)));
+        assert_eq!(slots.release(Slot::Outgoing, pg(4)), None, "a place in the queue is given back too");
+        assert_eq!(slots.release(Slot::Outgoing, pg(0)), None);
+        assert!(slots.reserve(Slot::Outgoing, pg(5)));
+    }
+}

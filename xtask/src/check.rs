@@ -1,0 +1,68 @@
+//! The steps of `cargo xtask check`, cheapest first, so that a mistake shows early.
+
+use anyhow::Context;
+
+use crate::run::{cargo, installed, step};
+use crate::{end_to_end, files, layers};
+
+/// Packages whose tests drive the built binary: they run last, apart from the unit tests.
+const END_TO_END: [&str; 2] = ["holdfast-tests", "holdfast-bench"];
+
+/// Seeds of the simulator that every check runs; minutes, not hours.
+const SIM_SEEDS: u64 = 200;
+
+/// All steps; `fast` leaves out what needs the release binary.
+pub fn all(fast: bool) -> anyhow::Result<()> {
+    println!("\n== layers");
+    layers::check()?;
+    files::report()?;
+    step("formatting", &mut cargo(&["fmt", "--all", "--check"]))?;
+    step("lints", &mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
+    step(
+        "documentation",
+        cargo(&["doc", "--workspace", "--no-deps", "--document-private-items", "--locked"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    unit_tests()?;
+    simulation(SIM_SEEDS, 0)?;
+    if !fast {
+        end_to_end::tests()?;
+        end_to_end::clients(true, None)?;
+        end_to_end::demo()?;
+    }
+    println!("\ncheck: all passed");
+    Ok(())
+}
+
+fn unit_tests() -> anyhow::Result<()> {
+    let excluded: Vec<&str> = END_TO_END.iter().flat_map(|package| ["--exclude", package]).collect();
+    if installed("cargo-nextest") {
+        let mut command = cargo(&["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]);
+        step("unit tests", command.args(&excluded))?;
+        let mut command = cargo(&["test", "--workspace", "--locked", "--doc"]);
+        return step("examples in the documentation", command.args(&excluded));
+    }
+    let mut command = cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]);
+    step("unit tests", command.args(&excluded))
+}
+
+/// Runs `seeds` seeds of the simulator from `from` on.
+pub fn simulation(seeds: u64, from: u64) -> anyhow::Result<()> {
+    let (seeds, from) = (seeds.to_string(), from.to_string());
+    step(
+        "simulation",
+        &mut cargo(&[
+            "run",
+            "--quiet",
+            "--locked",
+            "--package",
+            "holdfast-sim",
+            "--",
+            "--seeds",
+            &seeds,
+            "--from",
+            &from,
+        ]),
+    )
+    .context("the line above names the seed that failed")
+}
