@@ -130,12 +130,14 @@ fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked
         }
         ClientOutcome::Failed { error: OpError::NotFound, .. } => {
             let removed = mutations.iter().any(|mutation| {
-                mutation.operation.act == Act::Remove && mutation.version >= floor && mutation.operation.invoked <= read.at
+                mutation.operation.act == Act::Remove
+                    && mutation.version >= floor
+                    && mutation.operation.invoked <= read.at
             });
             if !removed && floor != LogVersion::ZERO {
-                let ever = mutations.iter().any(|mutation| {
-                    mutation.operation.act == Act::Remove && mutation.operation.invoked <= read.at
-                });
+                let ever = mutations
+                    .iter()
+                    .any(|mutation| mutation.operation.act == Act::Remove && mutation.operation.invoked <= read.at);
                 let first = mutations.first().is_none_or(|first| first.completed >= read.operation.invoked);
                 if !ever && !first {
                     return Err(format!("D1: {id} did not find what was written at {floor}"));

@@ -110,13 +110,7 @@ pub(crate) fn list_values(results: &[OpResult]) -> Result<Vec<u64>, String> {
 
 impl Client {
     pub fn new(id: u64) -> Client {
-        Client {
-            id: ClientId(id),
-            epoch: Epoch(1),
-            next_tid: 1,
-            outstanding: BTreeMap::new(),
-            seen: BTreeMap::new(),
-        }
+        Client { id: ClientId(id), epoch: Epoch(1), next_tid: 1, outstanding: BTreeMap::new(), seen: BTreeMap::new() }
     }
 
     pub fn outstanding(&self) -> usize {

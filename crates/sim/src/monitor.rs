@@ -106,8 +106,7 @@ impl Monitor {
     /// Records `up_thru`, if the OSD is in the run that asks. Gives whether there is a new map.
     pub fn up_thru(&mut self, osd: OsdId, incarnation: Incarnation, at_least: Epoch) -> bool {
         let current = self.newest().osds.get(&osd);
-        let needed = current
-            .is_some_and(|info| info.up && info.incarnation == incarnation && info.up_thru < at_least);
+        let needed = current.is_some_and(|info| info.up && info.incarnation == incarnation && info.up_thru < at_least);
         if needed {
             self.publish(|map| {
                 let epoch = map.epoch;

@@ -82,8 +82,7 @@ impl Node {
                 return Err(format!("{}: {pg} has no stored epoch", self.id));
             };
             let members = members(map, *pg);
-            let core =
-                Pg::load_with(*pg, self.id, incarnation, map.clone(), members, self.limits, collection);
+            let core = Pg::load_with(*pg, self.id, incarnation, map.clone(), members, self.limits, collection);
             self.pgs.insert(*pg, core.map_err(|error| format!("{}: {pg}: {error}", self.id))?);
         }
         Ok(())

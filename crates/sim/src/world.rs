@@ -576,9 +576,11 @@ impl World {
     /// Spoils an object, but never the last good copy.
     fn rot(&mut self, victim: OsdId) {
         let all_well = self.nodes.iter().all(|node| node.running)
-            && self.nodes.iter().flat_map(|node| node.disk.collections()).all(|(_, collection)| {
-                collection.objects.values().all(|object| !object.rotten)
-            });
+            && self
+                .nodes
+                .iter()
+                .flat_map(|node| node.disk.collections())
+                .all(|(_, collection)| collection.objects.values().all(|object| !object.rotten));
         let pick = self.rng.random_range(0..1_000_000);
         if all_well && self.all_clean() && self.node(victim).disk.rot(pick) {
             self.counts.rots += 1;

@@ -97,7 +97,8 @@ impl MemoryObject {
                 }
             }
             Effect::DeleteRowRange { start, end } => {
-                let inside = |key: &[u8]| key >= start.as_slice() && end.as_ref().is_none_or(|end| key < end.as_slice());
+                let inside =
+                    |key: &[u8]| key >= start.as_slice() && end.as_ref().is_none_or(|end| key < end.as_slice());
                 self.rows.retain(|key, _| !inside(key));
             }
         }

@@ -128,7 +128,10 @@ impl Pg {
                 Phase::Activating { waiting, own_durable: true, epoch } if waiting.is_empty() => {
                     self.become_active(*epoch, step);
                 }
-                Phase::WaitActing { .. } | Phase::GetLog { .. } | Phase::GetMissing { .. } | Phase::Activating { .. } => {}
+                Phase::WaitActing { .. }
+                | Phase::GetLog { .. }
+                | Phase::GetMissing { .. }
+                | Phase::Activating { .. } => {}
             }
             if self.peering().is_none_or(|peering| peering.phase == before) {
                 return;
@@ -200,9 +203,8 @@ impl Pg {
         let started = copies.values().copied().filter(complete).map(|info| info.last_epoch_started).max();
         let floor = started.unwrap_or(Epoch::ZERO).max(self.history.last_epoch_started);
         let candidates = copies.iter().filter(|(_, info)| complete(info) && info.last_epoch_started >= floor);
-        let rank = |osd: &OsdId, info: &PgInfo| {
-            (info.last_update, Reverse(info.log_tail), *osd == self.whoami, Reverse(*osd))
-        };
+        let rank =
+            |osd: &OsdId, info: &PgInfo| (info.last_update, Reverse(info.log_tail), *osd == self.whoami, Reverse(*osd));
         let (auth, auth_info) = candidates.max_by_key(|(osd, info)| rank(osd, info))?;
         let reaches = |osd: &OsdId, tail: LogVersion| {
             let info = copies.get(osd);
