@@ -140,8 +140,9 @@ impl OsdHandle {
     }
 
     /// Waits until the map shows it up: `true`. `false` when it ended before; [`OsdHandle::join`] tells why.
-    pub async fn wait_up(&self) -> bool {
-        self.up.clone().wait_for(|up| *up).await.is_ok()
+    pub fn wait_up(&self) -> impl Future<Output = bool> + Send + use<> {
+        let mut up = self.up.clone();
+        async move { up.wait_for(|up| *up).await.is_ok() }
     }
 
     /// Asks it to end: it tells the monitors, finishes what is under way and closes its store. Then [`OsdHandle::join`].
