@@ -72,7 +72,8 @@ impl Wishes {
         });
         // A wish for a placement group that this daemon no longer leads is another interval's.
         wanted.pg_temp.retain(|pg, _| map.members(*pg).acting.contains(&osd) || map.members(*pg).up.contains(&osd));
-        let pg_temp = wanted.pg_temp.iter().map(|(pg, acting)| PgTempWish { pg: *pg, acting: acting.clone() }).collect();
+        let pg_temp =
+            wanted.pg_temp.iter().map(|(pg, acting)| PgTempWish { pg: *pg, acting: acting.clone() }).collect();
         (up_thru, pg_temp, (wanted.map > map.epoch).then_some(wanted.map))
     }
 }

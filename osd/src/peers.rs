@@ -40,9 +40,9 @@ impl Peers {
     pub(crate) fn follow(&self, map: &ClusterMap, handler: &Arc<dyn Handler>) {
         let mut table = self.table.write();
         table.retain(|osd, entry| {
-            map.osds.get(osd).is_some_and(|info| {
-                info.up && info.incarnation == entry.incarnation && info.address == entry.address
-            })
+            map.osds
+                .get(osd)
+                .is_some_and(|info| info.up && info.incarnation == entry.incarnation && info.address == entry.address)
         });
         for (osd, info) in &map.osds {
             if *osd == self.me {
@@ -52,8 +52,11 @@ impl Peers {
             if !info.up || table.contains_key(osd) {
                 continue;
             }
-            let target =
-                Target { address: info.address.clone(), identity: Some(PeerIdentity::Osd(*osd)), incarnation: Some(info.incarnation) };
+            let target = Target {
+                address: info.address.clone(),
+                identity: Some(PeerIdentity::Osd(*osd)),
+                incarnation: Some(info.incarnation),
+            };
             let peer = Peer::new(&self.endpoint, target, PeerMode::KeepConnected, handler.clone());
             table.insert(*osd, Entry { incarnation: info.incarnation, address: info.address.clone(), peer });
         }

@@ -29,7 +29,8 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) {
     loop {
-        let report = gather(&shared, map.borrow().epoch).await;
+        let epoch = map.borrow().epoch;
+        let report = gather(&shared, epoch).await;
         match session.execute_within(MonCommand::Report(report), SEND_TIMEOUT).await {
             Ok(MonReply::Failed(error)) => debug!(%error, "the monitors did not take the report"),
             Ok(_) => {}
@@ -51,7 +52,7 @@ async fn gather(shared: &Shared, epoch: holdfast_types::Epoch) -> OsdReport {
         // A shard that has stopped drops the sender; the run is ending then.
         pgs.extend(answer.await.unwrap_or_default());
     }
-    let usage = shared.store.usage();
+    let usage = shared.store.engine().usage();
     OsdReport {
         osd: shared.osd,
         incarnation: shared.incarnation,

@@ -10,10 +10,10 @@ use holdfast_net::mon_session::MonSession;
 use holdfast_net::{Endpoint, Handler, Listener, LocalIdentity, NetConfig};
 use holdfast_pg::{Limits, Pg};
 use holdfast_types::{Epoch, Incarnation, PgId};
+use holdfast_wire::Kind;
 use holdfast_wire::frame::PeerIdentity;
 use holdfast_wire::mon::{FailureKind, MapUpdate, MonCommand, MonReply};
 use holdfast_wire::peer::{Heartbeat, HeartbeatReply, MapShare};
-use holdfast_wire::Kind;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -21,8 +21,8 @@ use tracing::{debug, info, warn};
 
 use crate::daemon::{Base, CaughtUp, OsdError, ask_maps};
 use crate::handler::{OsdHandler, Sign};
-use crate::local::map_transaction;
 use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
+use crate::local::map_transaction;
 use crate::maps::Maps;
 use crate::monitors::{self, Wishes};
 use crate::peers::Peers;
@@ -194,6 +194,8 @@ pub(crate) async fn run(
         let _ = tokio::task::spawn_blocking(move || thread.join()).await;
     }
     endpoint.shutdown().await;
+    // Whoever follows the maps ends when nobody takes them any more.
+    drop(updates_seen);
     tasks.close();
     tasks.wait().await;
     end

@@ -326,11 +326,8 @@ impl Shard {
     }
 
     fn refuse(&self, arrival: &ClientArrival, reason: RefusedReason) {
-        let reply = ClientReply {
-            id: arrival.request.id,
-            epoch: self.step.map.epoch,
-            outcome: ClientOutcome::Refused(reason),
-        };
+        let reply =
+            ClientReply { id: arrival.request.id, epoch: self.step.map.epoch, outcome: ClientOutcome::Refused(reason) };
         respond(&arrival.connection, arrival.request_id, Kind::ClientReply, &reply);
     }
 
@@ -416,7 +413,7 @@ impl Shard {
     }
 
     fn submit(&self, pg: PgId, txn: TxnId, ops: Vec<StoreOp>) {
-        let transaction = to_transaction(pg, ops);
+        let transaction = to_transaction(&self.shared.store, pg, ops);
         let shards = self.shared.shards.clone();
         let submitted = self.shared.store.submit(transaction, move |result| {
             let event = match result {

@@ -41,6 +41,9 @@ async fn start_mon(dir: &Path, listener: TcpListener, address: &str) -> holdfast
 
 impl Cluster {
     async fn start(osds: u32) -> Cluster {
+        // Quiet unless RUST_LOG asks; the first test to come sets it up for all.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let dir = tempfile::tempdir().expect("a temporary directory");
         let listener = socket();
         let mon_address = listener.local_addr().expect("bound").to_string();
@@ -72,7 +75,7 @@ impl Cluster {
         };
         let osd = holdfast_osd::start(config, socket(), CancellationToken::new()).await.expect("the OSD starts");
         assert_eq!(osd.id(), OsdId(id));
-        osd.wait_up().await;
+        assert!(osd.wait_up().await, "it comes up");
         self.osds.insert(id, osd);
     }
 

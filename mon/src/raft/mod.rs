@@ -256,7 +256,12 @@ impl<M: Machine> Consensus<M> {
     pub fn in_touch(&self, limit: Duration) -> bool {
         if self.leadership.borrow().is_self {
             let metrics = self.raft.metrics();
-            let acknowledged = metrics.borrow_watched().last_quorum_acked;
+            let metrics = metrics.borrow_watched();
+            // A lone monitor is its own majority; nobody's acknowledgement would renew the time.
+            if metrics.membership_config.membership().voter_ids().count() == 1 {
+                return true;
+            }
+            let acknowledged = metrics.last_quorum_acked;
             return acknowledged.is_none_or(|at| at.elapsed() < limit);
         }
         self.heard.lock().is_some_and(|at| at.elapsed() < limit)
