@@ -4,6 +4,8 @@ use std::future::Future;
 use std::num::NonZero;
 use std::pin::Pin;
 
+use holdfast_gateway_s3::cluster_backend::Pools;
+use holdfast_gateway_s3::{GatewayConfig, S3Config};
 use holdfast_mon::{Listen, MonConfig};
 use holdfast_osd::OsdConfig;
 use holdfast_telemetry::Admin;
@@ -80,9 +82,27 @@ pub async fn start_osd(file: OsdFile, stop: CancellationToken) -> Result<Role, F
     Ok(Role { admin, ready: Box::pin(ready), end: Box::pin(end) })
 }
 
-/// Starts a gateway. It is ready when it serves.
-pub async fn start_s3(_file: S3File, _stop: CancellationToken) -> Result<Role, Failure> {
-    Err(Failure::new(Exit::Error, "this build has no gateway yet"))
+/// Starts a gateway and returns when it serves: until then it waits for monitors, pools and storage daemons.
+pub async fn start_s3(file: S3File, stop: CancellationToken) -> Result<Role, Failure> {
+    let name = file.name.clone().unwrap_or_else(|| "s3".to_owned());
+    let admin = admin::start(file.admin, "s3", name.clone(), stop.clone()).await?;
+    let listener = std::net::TcpListener::bind(file.listen)
+        .map_err(|error| Failure::new(Exit::Error, format!("cannot listen on {}", file.listen)).because(&error))?;
+    let gateway = GatewayConfig { region: file.region, base_domains: file.domains, ..GatewayConfig::default() };
+    let config = S3Config {
+        cluster: file.cluster,
+        monitors: file.monitors,
+        advertise: file.advertise,
+        name: file.name,
+        pools: Pools { index: file.index_pool, data: file.data_pool },
+        gateway,
+    };
+    let handle =
+        holdfast_gateway_s3::start(config, listener, stop).await.map_err(|error| cannot_start(&name, &error))?;
+    let end = async move {
+        handle.join().await.map_err(|error| Failure::new(Exit::Error, format!("{name} had to end")).because(&error))
+    };
+    Ok(Role { admin, ready: Box::pin(std::future::ready(())), end: Box::pin(end) })
 }
 
 fn cannot_start(name: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
