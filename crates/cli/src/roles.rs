@@ -4,8 +4,8 @@ use std::future::Future;
 use std::num::NonZero;
 use std::pin::Pin;
 
-use holdfast_gateway_s3::S3Config;
 use holdfast_gateway_s3::cluster_backend::Pools;
+use holdfast_gateway_s3::{GatewayConfig, S3Config};
 use holdfast_mon::{Listen, MonConfig};
 use holdfast_osd::OsdConfig;
 use holdfast_telemetry::Admin;
@@ -65,7 +65,7 @@ pub async fn start_osd(file: OsdFile, stop: CancellationToken) -> Result<Role, F
         class: file.class,
         wanted_id: file.id,
         memory_target: file.memory_target.0,
-        segment_bytes: u32::try_from(file.segment.0).unwrap_or(u32::MAX), // the store refuses it, and says what it takes
+        segment_bytes: file.segment.0,
         shards: shards.max(1),
     };
     let osd = holdfast_osd::start(config, listener, stop).await.map_err(|error| cannot_start(&name, &error))?;
@@ -82,21 +82,25 @@ pub async fn start_osd(file: OsdFile, stop: CancellationToken) -> Result<Role, F
     Ok(Role { admin, ready: Box::pin(ready), end: Box::pin(end) })
 }
 
-/// Starts a gateway. It is ready when it serves.
+/// Starts a gateway and returns when it serves: until then it waits for monitors, pools and storage daemons.
 pub async fn start_s3(file: S3File, stop: CancellationToken) -> Result<Role, Failure> {
     let name = file.name.clone().unwrap_or_else(|| "s3".to_owned());
     let admin = admin::start(file.admin, "s3", name.clone(), stop.clone()).await?;
     let listener = std::net::TcpListener::bind(file.listen)
         .map_err(|error| Failure::new(Exit::Error, format!("cannot listen on {}", file.listen)).because(&error))?;
-    let mut config = S3Config::new(file.cluster, file.monitors);
-    config.advertise = file.advertise;
-    config.name = file.name;
-    config.pools = Pools { index: file.index_pool, data: file.data_pool };
-    config.gateway.region = file.region;
-    config.gateway.base_domains = file.domains;
-    let gateway = holdfast_gateway_s3::start(config, listener, stop).await.map_err(|error| cannot_start(&name, &error))?;
+    let gateway = GatewayConfig { region: file.region, base_domains: file.domains, ..GatewayConfig::default() };
+    let config = S3Config {
+        cluster: file.cluster,
+        monitors: file.monitors,
+        advertise: file.advertise,
+        name: file.name,
+        pools: Pools { index: file.index_pool, data: file.data_pool },
+        gateway,
+    };
+    let handle =
+        holdfast_gateway_s3::start(config, listener, stop).await.map_err(|error| cannot_start(&name, &error))?;
     let end = async move {
-        gateway.join().await.map_err(|error| Failure::new(Exit::Error, format!("{name} had to end")).because(&error))
+        handle.join().await.map_err(|error| Failure::new(Exit::Error, format!("{name} had to end")).because(&error))
     };
     Ok(Role { admin, ready: Box::pin(std::future::ready(())), end: Box::pin(end) })
 }
