@@ -26,7 +26,7 @@ pub fn all(fast: bool) -> anyhow::Result<()> {
     unit_tests()?;
     simulation(SIM_SEEDS, 0)?;
     if !fast {
-        end_to_end::tests()?;
+        end_to_end::tests(false)?;
         end_to_end::clients(true, None)?;
         end_to_end::demo()?;
     }
