@@ -25,7 +25,7 @@ pub use device::{Device, Fault, FileDevice, MemDevice, MemDeviceStats};
 pub use engine::{CleanProgress, Engine, Identity, OnDurable, Options, RowPage, SUPPORTED_SEGMENT_BYTES};
 pub use error::{CleanError, CommitError, Excess, FormatError, OpenError, ReadError, SubmitError};
 pub use format::superblock::Superblock;
-pub use index::{Batch, Change, Index, IndexError, MemIndex, RocksIndex};
+pub use index::{Batch, Change, Index, IndexError, MemIndex, RocksIndex, Visit};
 pub use key::{CollectionId, InvalidObjectKey, OBJECT_KEY_BYTES_MAX, ObjectInfo, ObjectKey, Position, Receipt, Usage};
 pub use store::{Store, StoreConfig};
 pub use tx::{

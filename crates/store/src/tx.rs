@@ -22,6 +22,7 @@ pub const TX_INLINE_BYTES_MAX: usize = 8 << 20;
 pub const OBJECT_BYTES_MAX: u64 = 1 << 48;
 
 /// One change. `c` is the collection, `o` the object in it.
+#[expect(missing_docs, reason = "each variant says what its fields do; c and o are the same in all")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TxOp {
     /// Makes an empty collection; it must not exist.

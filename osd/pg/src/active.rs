@@ -3,12 +3,13 @@
 //! | request | executed when | answered when |
 //! |---|---|---|
 //! | write | active for writes, object whole on all members and not being filled | its entry is durable on all members |
-//! | write seen before | – | with the result of the first time, when that is durable everywhere |
-//! | read, failed assert | object whole here | the newest write of that object is durable everywhere |
+//! | write seen before | object whole on `min_size` members | with the first result, when that is durable everywhere |
+//! | read, failed assert | object whole here and on `min_size` members | its newest write is durable everywhere |
 //!
 //! Invariants: W1 a write is acknowledged only when every acting member and backfill target has it durable; W2 commits
 //! are in log order; W3 what an answer shows of an object is committed (no read of what may be taken back); W4 a request
-//! id is executed at most once, ever.
+//! id is executed at most once, ever; W5 nothing is answered about an object of which fewer than `min_size` acting members
+//! hold the newest version: an entry that activation has put into all logs may still be on one disk only.
 //!
 //! **Seam for read leases** (protocol.md §2.3, not built yet): [`Pg::may_read`] is the one place where a read is let out.
 //! Until leases exist, a primary that is cut off and does not know it yet can answer a read with a value that a newer
@@ -17,13 +18,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use holdfast_types::{Epoch, LogVersion, OsdId, Timestamp};
+use holdfast_types::{Epoch, LogVersion, OsdId, RequestId, Timestamp};
 use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry, PeerBody, RepOp, StoredResults};
 use holdfast_wire::{ClientOutcome, Effect, ObjectOp, OpError, RefusedReason};
 
 use crate::api::{Outbox, Output, Slot, StoreOp};
 use crate::backfill::Backfill;
-use crate::clients::Queued;
+use crate::clients::{Queued, Remembered};
 use crate::exec::{self, Executed, Stopped};
 use crate::follower::entry_ops;
 use crate::key::ObjectKey;
@@ -62,6 +63,8 @@ impl Peer {
 struct Held {
     queued: Queued,
     outcome: ClientOutcome,
+    /// Whether a log entry tells of it.
+    logged: bool,
 }
 
 /// A write that is not yet durable everywhere.
@@ -89,6 +92,8 @@ pub(crate) struct Active {
     in_flight: VecDeque<InFlight>,
     /// Newest uncommitted version by object.
     uncommitted: BTreeMap<ObjectKey, LogVersion>,
+    /// Requests that write, have an answer without a log entry, and wait for a commit to get it.
+    unlogged: BTreeSet<RequestId>,
     pub clean: bool,
     asked_acting_at: Option<Timestamp>,
 }
@@ -105,6 +110,7 @@ impl Active {
             local_durable: head,
             in_flight: VecDeque::new(),
             uncommitted: BTreeMap::new(),
+            unlogged: BTreeSet::new(),
             clean: false,
             asked_acting_at: None,
         }
@@ -133,6 +139,9 @@ impl Active {
         let at = self.in_flight.partition_point(|write| write.version < version);
         match self.in_flight.get_mut(at) {
             Some(write) => {
+                if !held.logged && held.queued.request.is_write() {
+                    self.unlogged.insert(held.queued.request.id);
+                }
                 write.answers.push(held);
                 None
             }
@@ -143,6 +152,11 @@ impl Active {
     /// Whether a write of the object must wait: it is missing, or being copied, on a peer.
     fn is_degraded(&self, key: &ObjectKey) -> bool {
         self.recovery.is_pushing(key) || self.peers.values().any(|peer| peer.missing.contains(key))
+    }
+
+    /// Acting members, this one included, that hold the newest version of an object which is whole here.
+    fn copies_held(&self, key: &ObjectKey) -> usize {
+        1 + self.peers.values().filter(|peer| peer.acting && !peer.missing.contains(key)).count()
     }
 
     /// Whether a peer is to carry out a write of the object, or only to log it.
@@ -251,7 +265,29 @@ impl Pg {
 
     fn try_request(&mut self, key: &ObjectKey, queued: Queued, step: &mut Step<'_>) -> Tried {
         let writes = queued.request.is_write();
+        let missing = self.holding.missing.contains(key);
+        let min_size = self.interval.min_size as usize;
+        let Some(active) = self.active() else { return Tried::Wait(queued) };
+        if missing || active.copies_held(key) < min_size {
+            // W5: what is in all logs but on one disk only must not be shown, nor confirmed to its writer.
+            active.recovery.hurry(key);
+            return Tried::Wait(queued);
+        }
         if writes {
+            if active.unlogged.contains(&queued.request.id) {
+                return Tried::Done; // the answer is under way
+            }
+            match self.clients.remembered(queued.request.id, queued.request.lowest_outstanding_tid) {
+                Remembered::No => {}
+                Remembered::Forgotten => {
+                    self.refuse(&queued, RefusedReason::Forgotten, step);
+                    return Tried::Done;
+                }
+                Remembered::As(outcome) => {
+                    self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+                    return Tried::Done;
+                }
+            }
             match self.holding.log.answered(queued.request.id) {
                 Answered::Unknown => {}
                 Answered::Forgotten => {
@@ -260,7 +296,7 @@ impl Pg {
                 }
                 Answered::As(entry) => {
                     let (version, outcome) = (entry.version, stored_outcome(entry));
-                    self.answer_at(version, queued, outcome, step);
+                    self.answer_at(version, Held { queued, outcome, logged: true }, step);
                     return Tried::Done;
                 }
             }
@@ -269,9 +305,8 @@ impl Pg {
                 return Tried::Done;
             }
         }
-        let missing = self.holding.missing.contains(key);
         let Some(active) = self.active() else { return Tried::Wait(queued) };
-        if missing || (writes && active.is_degraded(key)) {
+        if writes && active.is_degraded(key) {
             active.recovery.hurry(key);
             return Tried::Wait(queued);
         }
@@ -324,15 +359,23 @@ impl Pg {
     fn answer_read(&mut self, key: &ObjectKey, queued: Queued, outcome: ClientOutcome, step: &mut Step<'_>) {
         debug_assert!(self.may_read(step), "only an active primary reads");
         let version = self.active().and_then(|active| active.uncommitted.get(key).copied());
-        self.answer_at(version.unwrap_or(LogVersion::ZERO), queued, outcome, step);
+        self.answer_at(version.unwrap_or(LogVersion::ZERO), Held { queued, outcome, logged: false }, step);
     }
 
-    fn answer_at(&mut self, version: LogVersion, queued: Queued, outcome: ClientOutcome, step: &mut Step<'_>) {
-        let held = Held { queued, outcome };
+    fn answer_at(&mut self, version: LogVersion, held: Held, step: &mut Step<'_>) {
         let Some(active) = self.active() else { return };
-        if let Some(Held { queued, outcome }) = active.hold(version, held) {
-            self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+        if let Some(held) = active.hold(version, held) {
+            self.answer(held, step);
         }
+    }
+
+    /// Lets an answer out.
+    fn answer(&mut self, held: Held, step: &mut Step<'_>) {
+        let Held { queued, outcome, logged } = held;
+        if !logged && queued.request.is_write() {
+            self.clients.remember(queued.request.id, &outcome);
+        }
+        self.reply(queued.reply_to, queued.request.id, outcome, step.out);
     }
 
     // ---- writing ----
@@ -379,7 +422,7 @@ impl Pg {
             previous,
             key: key.clone(),
             effects: done.effects,
-            answers: vec![Held { queued, outcome }],
+            answers: vec![Held { queued, outcome, logged: true }],
             sent: step.now,
         });
         for (osd, rep_op) in rep_ops {
@@ -438,8 +481,11 @@ impl Pg {
             }
             answers.extend(write.answers);
         }
-        for Held { queued, outcome } in answers {
-            self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+        for held in &answers {
+            active.unlogged.remove(&held.queued.request.id);
+        }
+        for held in answers {
+            self.answer(held, step);
         }
         for key in settled {
             self.clients.wake(&key);

@@ -183,7 +183,9 @@ impl Pg {
         let complete = end.is_complete();
         if complete {
             backfill.stage = Stage::Finish { asked: step.now };
-        } else if let Some(peer) = active.peers.get_mut(&target) {
+        }
+        // From here on writes of these objects carry their effects, whether or not the target has stored the cursor.
+        if let Some(peer) = active.peers.get_mut(&target) {
             peer.cursor = end.clone();
         }
         let progress = BackfillProgress { cursor: end, transfer_floor };
@@ -202,9 +204,6 @@ impl Pg {
             .is_some_and(|backfill| backfill.target == from && matches!(backfill.stage, Stage::Finish { .. }));
         if finishing && cursor.is_complete() {
             active.backfill = None;
-            if let Some(peer) = active.peers.get_mut(&from) {
-                peer.cursor = BackfillCursor::Complete;
-            }
             step.report = true;
         }
     }

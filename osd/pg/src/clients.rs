@@ -1,11 +1,13 @@
 //! Client requests that cannot be executed yet.
 //!
 //! Invariants: C1 requests for one object are executed in the order in which they came; C2 their number is bounded
-//! ([`crate::Limits::client_requests_max`]); C3 none is forgotten: each is executed or refused.
+//! ([`crate::Limits::client_requests_max`]); C3 none is forgotten: each is executed or refused; C4 a request that writes and
+//! was answered without a log entry (it failed, or had nothing to change) gives the same answer when a late copy of it
+//! comes: it does not take effect after its client was told that it had none.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use holdfast_types::Epoch;
+use holdfast_types::{ClientId, Epoch, Incarnation, RequestId};
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, RefusedReason};
 
 use crate::api::{Outbox, Output, ReplyTo};
@@ -16,6 +18,29 @@ use crate::key::ObjectKey;
 pub(crate) struct Queued {
     pub reply_to: ReplyTo,
     pub request: ClientRequest,
+}
+
+/// Sessions whose unlogged answers are remembered.
+const SESSIONS_MAX: usize = 1_024;
+/// Unlogged answers remembered for one session; those below its watermark go first.
+const ANSWERS_MAX: usize = 256;
+
+/// What was answered to a session without a log entry.
+#[derive(Debug, Default)]
+struct Unlogged {
+    watermark: u64,
+    answers: BTreeMap<u64, ClientOutcome>,
+}
+
+/// What is remembered of a request that writes.
+#[derive(Debug)]
+pub(crate) enum Remembered {
+    /// Nothing.
+    No,
+    /// It was answered so, without effect.
+    As(ClientOutcome),
+    /// Its session has declared it answered.
+    Forgotten,
 }
 
 #[derive(Debug, Default)]
@@ -29,9 +54,37 @@ pub(crate) struct Clients {
     /// Objects whose first request may be tried again.
     runnable: VecDeque<ObjectKey>,
     count: usize,
+    unlogged: BTreeMap<(ClientId, Incarnation), Unlogged>,
 }
 
 impl Clients {
+    /// Notes a session's watermark, and looks up what a request of it was answered without a log entry.
+    pub fn remembered(&mut self, id: RequestId, lowest_outstanding_tid: u64) -> Remembered {
+        let session = (id.client, id.incarnation);
+        if !self.unlogged.contains_key(&session) && self.unlogged.len() >= SESSIONS_MAX {
+            self.unlogged.pop_first();
+        }
+        let unlogged = self.unlogged.entry(session).or_default();
+        if lowest_outstanding_tid > unlogged.watermark {
+            unlogged.watermark = lowest_outstanding_tid;
+            unlogged.answers = unlogged.answers.split_off(&lowest_outstanding_tid);
+        }
+        match unlogged.answers.get(&id.tid) {
+            Some(outcome) => Remembered::As(outcome.clone()),
+            None if id.tid < unlogged.watermark => Remembered::Forgotten,
+            None => Remembered::No,
+        }
+    }
+
+    /// Remembers an answer that leaves no log entry.
+    pub fn remember(&mut self, id: RequestId, outcome: &ClientOutcome) {
+        let Some(unlogged) = self.unlogged.get_mut(&(id.client, id.incarnation)) else { return };
+        unlogged.answers.insert(id.tid, outcome.clone());
+        if unlogged.answers.len() > ANSWERS_MAX {
+            unlogged.answers.pop_first();
+        }
+    }
+
     /// Requests held.
     pub fn len(&self) -> usize {
         self.count

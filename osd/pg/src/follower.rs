@@ -98,8 +98,7 @@ impl Follower {
 pub(crate) fn entry_ops(key: &ObjectKey, entry: &LogEntry, effects: &[Effect], ops: &mut Vec<StoreOp>) {
     ops.extend(effects.iter().map(|effect| StoreOp::Object { key: key.clone(), effect: effect.clone() }));
     if entry.kind == EntryKind::Modify {
-        let effect =
-            Effect::SetAttr { name: VERSION_ATTR.to_vec(), value: exec::version_value(entry.version).into() };
+        let effect = Effect::SetAttr { name: VERSION_ATTR.to_vec(), value: exec::version_value(entry.version).into() };
         ops.push(StoreOp::Object { key: key.clone(), effect });
     }
     ops.push(rows::put_log(entry));

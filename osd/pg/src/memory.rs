@@ -78,7 +78,10 @@ impl MemoryObject {
                 let start = index(*offset).min(end);
                 self.data[start..end].fill(0);
             }
-            Effect::Truncate { size } => self.data.resize(index(*size), 0),
+            Effect::Truncate { size } => {
+                self.data.resize(index(*size), 0);
+                self.rotten &= *size > 0;
+            }
             Effect::SetAttr { name, value } => {
                 self.attrs.insert(name.clone(), value.0.clone());
             }
@@ -94,7 +97,8 @@ impl MemoryObject {
                 }
             }
             Effect::DeleteRowRange { start, end } => {
-                let inside = |key: &[u8]| key >= start.as_slice() && end.as_ref().is_none_or(|end| key < end.as_slice());
+                let inside =
+                    |key: &[u8]| key >= start.as_slice() && end.as_ref().is_none_or(|end| key < end.as_slice());
                 self.rows.retain(|key, _| !inside(key));
             }
         }

@@ -91,7 +91,9 @@ pub(crate) fn merge(
         }
     }
     let sum = |entries: &[&LogEntry]| {
-        entries.iter().fold((0, 0), |(objects, bytes), entry| (objects + entry.objects_delta, bytes + entry.bytes_delta))
+        entries
+            .iter()
+            .fold((0, 0), |(objects, bytes), entry| (objects + entry.objects_delta, bytes + entry.bytes_delta))
     };
     let (undone, done) = (sum(divergent), sum(adopted));
     Merge {

@@ -33,7 +33,8 @@ impl Missing {
     }
 
     pub fn to_items(&self) -> Vec<MissingItem> {
-        let item = |(key, lack): (&ObjectKey, &Lack)| MissingItem { object: key.name(), need: lack.need, have: lack.have };
+        let item =
+            |(key, lack): (&ObjectKey, &Lack)| MissingItem { object: key.name(), need: lack.need, have: lack.have };
         self.by_key.iter().map(item).collect()
     }
 

@@ -128,7 +128,10 @@ impl Pg {
                 Phase::Activating { waiting, own_durable: true, epoch } if waiting.is_empty() => {
                     self.become_active(*epoch, step);
                 }
-                Phase::WaitActing { .. } | Phase::GetLog { .. } | Phase::GetMissing { .. } | Phase::Activating { .. } => {}
+                Phase::WaitActing { .. }
+                | Phase::GetLog { .. }
+                | Phase::GetMissing { .. }
+                | Phase::Activating { .. } => {}
             }
             if self.peering().is_none_or(|peering| peering.phase == before) {
                 return;
@@ -200,16 +203,19 @@ impl Pg {
         let started = copies.values().copied().filter(complete).map(|info| info.last_epoch_started).max();
         let floor = started.unwrap_or(Epoch::ZERO).max(self.history.last_epoch_started);
         let candidates = copies.iter().filter(|(_, info)| complete(info) && info.last_epoch_started >= floor);
-        let rank = |osd: &OsdId, info: &PgInfo| {
-            (info.last_update, Reverse(info.log_tail), *osd == self.whoami, Reverse(*osd))
-        };
+        let rank =
+            |osd: &OsdId, info: &PgInfo| (info.last_update, Reverse(info.log_tail), *osd == self.whoami, Reverse(*osd));
         let (auth, auth_info) = candidates.max_by_key(|(osd, info)| rank(osd, info))?;
-        let joins = |osd: &OsdId| {
+        let reaches = |osd: &OsdId, tail: LogVersion| {
             let info = copies.get(osd);
             !peering.apart.contains(osd)
-                && info.is_some_and(|info| info.last_backfill.is_complete() && info.last_update >= auth_info.log_tail)
+                && info.is_some_and(|info| info.last_backfill.is_complete() && info.last_update >= tail)
         };
-        let first = self.members.up.first().copied().filter(joins).unwrap_or(*auth);
+        let first = self.members.up.first().copied().filter(|osd| reaches(osd, auth_info.log_tail)).unwrap_or(*auth);
+        // The others must join the log that the primary will have, which keeps its own tail: judged by a longer one,
+        // a copy would be let in, found apart, and sent out again, for ever.
+        let tail = copies.get(&first).map_or(auth_info.log_tail, |info| info.log_tail);
+        let joins = |osd: &OsdId| reaches(osd, tail);
         let mut want = vec![first];
         let rest = self.members.up.iter().chain(&self.members.acting).chain(copies.keys());
         for osd in rest {

@@ -287,15 +287,8 @@ impl Pg {
     /// Advances by one input: never waits, reads no clock, does no IO but reads through `store`. The same state, `now`,
     /// `input` and store give the same `outbox`.
     pub fn step(&mut self, now: Timestamp, input: Input, store: &dyn LocalObjects, outbox: &mut Outbox) {
-        let mut step = Step {
-            now,
-            store,
-            out: outbox,
-            touched: Vec::new(),
-            submitted: false,
-            rerun: false,
-            report: false,
-        };
+        let mut step =
+            Step { now, store, out: outbox, touched: Vec::new(), submitted: false, rerun: false, report: false };
         if matches!(self.role, Role::Stopped) {
             return;
         }
@@ -590,7 +583,13 @@ impl Pg {
         }
     }
 
-    pub(crate) fn reply(&self, reply_to: ReplyTo, id: holdfast_types::RequestId, outcome: ClientOutcome, out: &mut Outbox) {
+    pub(crate) fn reply(
+        &self,
+        reply_to: ReplyTo,
+        id: holdfast_types::RequestId,
+        outcome: ClientOutcome,
+        out: &mut Outbox,
+    ) {
         out.push(Output::Reply { reply_to, reply: ClientReply { id, epoch: self.map.epoch, outcome } });
     }
 

@@ -119,7 +119,9 @@ pub(crate) fn delete_missing(key: &ObjectKey) -> StoreOp {
 /// Turns the rows of one missing set into those of another.
 pub(crate) fn change_missing(old: &Missing, new: &Missing, ops: &mut Vec<StoreOp>) {
     ops.extend(old.iter().filter(|(key, _)| !new.contains(key)).map(|(key, _)| delete_missing(key)));
-    ops.extend(new.iter().filter(|(key, lack)| old.get(key) != Some(**lack)).map(|(key, lack)| put_missing(key, *lack)));
+    ops.extend(
+        new.iter().filter(|(key, lack)| old.get(key) != Some(**lack)).map(|(key, lack)| put_missing(key, *lack)),
+    );
 }
 
 /// All that is stored of a copy apart from its objects.
@@ -149,7 +151,11 @@ pub(crate) fn load(store: &dyn LocalObjects) -> Result<Stored, LoadError> {
             return Err(LoadError::Malformed { row: "log", detail: format!("{} follows {last}", entry.version) });
         }
         last = entry.version;
-        if entry.version <= info.log_tail { dups.push(entry) } else { entries.push(entry) }
+        if entry.version <= info.log_tail {
+            dups.push(entry)
+        } else {
+            entries.push(entry)
+        }
         Ok(())
     })?;
     let log = Log::from_parts(info.log_tail, dups, entries);
@@ -160,10 +166,8 @@ pub(crate) fn load(store: &dyn LocalObjects) -> Result<Stored, LoadError> {
     let mut missing = Missing::default();
     each_row(store, MISSING, |key, bytes| {
         let (need, have): (LogVersion, LogVersion) = parse("missing", bytes)?;
-        let key = ObjectKey::from_bytes(key).ok_or_else(|| LoadError::Malformed {
-            row: "missing",
-            detail: "its key is not an object's".to_owned(),
-        })?;
+        let key = ObjectKey::from_bytes(key)
+            .ok_or_else(|| LoadError::Malformed { row: "missing", detail: "its key is not an object's".to_owned() })?;
         missing.insert(key, Lack { need, have });
         Ok(())
     })?;

@@ -198,7 +198,7 @@ fn check_options(options: &Options) -> Result<(), FormatError> {
     let max = *SUPPORTED_SEGMENT_BYTES.end();
     let bytes = options.segment_bytes;
     if !(SEGMENT_BYTES_MIN..=max).contains(&bytes)
-        || bytes % options.sector_bytes != 0
+        || !bytes.is_multiple_of(options.sector_bytes)
         || bytes / 8 < options.sector_bytes
     {
         let (min, max) = (u64::from(SEGMENT_BYTES_MIN), u64::from(max));

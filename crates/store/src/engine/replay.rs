@@ -106,26 +106,39 @@ impl<'a> LogReader<'a> {
     }
 
     pub(super) fn segment_header(&mut self, segment: u32) -> Result<Option<SegmentHeader>, OpenError> {
-        let (cluster, disk) = (self.layout.cluster, self.layout.disk);
-        let Some(bytes) = self.bytes(segment, 0, SEGMENT_HEADER_BYTES as u32)? else { return Ok(None) };
-        Ok(SegmentHeader::decode(bytes)
-            .filter(|header| (header.cluster, header.disk, header.segment) == (cluster, disk, segment)))
+        if segment >= self.layout.segment_count {
+            return Ok(None);
+        }
+        let mut bytes = [0; SEGMENT_HEADER_BYTES]; // not through the window, which is in use elsewhere
+        self.device.read_at(self.layout.segment_start(segment), &mut bytes)?;
+        Ok(SegmentHeader::decode(&bytes).filter(|header| {
+            (header.cluster, header.disk, header.segment) == (self.layout.cluster, self.layout.disk, segment)
+        }))
     }
 
-    /// The record after `at`, wherever it may be.
+    /// The record after `at`: at once, at the next sector, or in the next segment. More than one may look right: one that
+    /// an earlier opening cut off because its payload was torn, and the one written in its stead. That of the later
+    /// generation is the right one.
     fn next_record(&mut self, at: &LogRow) -> Result<Option<Found>, OpenError> {
+        let newest = self.layout.generation.saturating_sub(1); // ours is one more, and has written nothing yet
+        let mut best: Option<Found> = None;
         if at.segment != NO_SEGMENT {
             for offset in next_starts(at.offset, self.layout.sector_bytes) {
-                if let Some(found) = self.record_after(at, at.segment, offset, at.sequence, at.next_segment)? {
-                    return Ok(Some(found));
+                let found = self.record_after(at, at.segment, offset, at.sequence, at.next_segment)?;
+                best = best.into_iter().chain(found).max_by_key(|found| found.header.generation);
+                if best.as_ref().is_some_and(|found| found.header.generation >= newest) {
+                    return Ok(best);
                 }
             }
         }
-        let Some(header) = self.segment_header(at.next_segment)? else { return Ok(None) };
+        let Some(header) = self.segment_header(at.next_segment)? else { return Ok(best) };
         if (header.sequence, header.first, header.chain) != (at.sequence + 1, at.position.next(), at.chain) {
-            return Ok(None);
+            return Ok(best);
         }
-        self.record_after(at, at.next_segment, self.layout.sector_bytes, header.sequence, header.next)
+        let sector = self.layout.sector_bytes;
+        let found = self.record_after(at, at.next_segment, sector, header.sequence, header.next)?;
+        let found = found.filter(|found| found.header.generation >= header.generation);
+        Ok(best.into_iter().chain(found).max_by_key(|found| found.header.generation))
     }
 
     fn record_after(
@@ -286,6 +299,7 @@ impl<D: Device, I: Index> Engine<D, I> {
         if !was_closed_here {
             engine.replay(found.durable)?;
         }
+        engine.state.get_mut().space.begin_group();
         superblock.durable = engine.state.get_mut().durable;
         superblock.write(&engine.device)?;
         engine.device.sync()?;
@@ -371,9 +385,7 @@ impl<D: Device, I: Index> Engine<D, I> {
         if end.position < durable || reader.was_durable(&end, missing)? {
             return Err(OpenError::CorruptMiddle { position: missing, segment: end.segment, offset: end.offset });
         }
-        let mut state = self.state.write();
-        state.durable = end.position;
-        state.space.begin_group();
+        self.state.write().durable = end.position;
         tracing::info!(disk = %self.layout.disk, from = %first, to = %end.position, "replayed the log");
         Ok(())
     }

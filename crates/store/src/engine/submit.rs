@@ -112,6 +112,7 @@ impl<D: Device, I: Index> Engine<D, I> {
                 segment: plan.segment,
                 next,
                 sequence: plan.sequence,
+                generation: self.layout.generation,
                 first: position,
                 chain: state.space.head.chain,
             };

@@ -14,7 +14,7 @@ const MAGIC: [u8; 4] = *b"HFsg";
 /// Version 1: the first.
 const VERSION: u16 = 1;
 /// Bytes of the header; the rest of its sector is zero.
-pub(crate) const SEGMENT_HEADER_BYTES: usize = 80;
+pub(crate) const SEGMENT_HEADER_BYTES: usize = 88;
 const CHECKSUM_AT: usize = SEGMENT_HEADER_BYTES - 4;
 
 /// See the module.
@@ -26,6 +26,9 @@ pub(crate) struct SegmentHeader {
     /// The segment that the log goes on in.
     pub(crate) next: u32,
     pub(crate) sequence: u64,
+    /// That of the superblock when the segment was opened; its records are of this generation or later. Else the header
+    /// of a segment that is opened again after a crash could lead to records that the crash had cut off.
+    pub(crate) generation: u64,
     /// Position of the first record.
     pub(crate) first: Position,
     /// Checksum of the header of the record before it.
@@ -43,6 +46,7 @@ impl SegmentHeader {
         bytes.extend_from_slice(&self.segment.to_le_bytes());
         bytes.extend_from_slice(&self.next.to_le_bytes());
         bytes.extend_from_slice(&self.sequence.to_le_bytes());
+        bytes.extend_from_slice(&self.generation.to_le_bytes());
         bytes.extend_from_slice(&self.first.0.to_le_bytes());
         bytes.extend_from_slice(&self.chain.to_le_bytes());
         bytes.resize(CHECKSUM_AT, 0);
@@ -68,6 +72,7 @@ impl SegmentHeader {
             segment: fields.u32()?,
             next: fields.u32()?,
             sequence: fields.u64()?,
+            generation: fields.u64()?,
             first: Position(fields.u64()?),
             chain: fields.u32()?,
         })
@@ -86,6 +91,7 @@ mod tests {
             segment: 3,
             next: 4,
             sequence: 5,
+            generation: 8,
             first: Position(6),
             chain: 7,
         };

@@ -147,7 +147,8 @@ mod tests {
             let end = prefix_end(&prefix);
             prop_assert!(meta(c, &tail) < end);
             if let Some(next) = seed.checked_add(1) {
-                prop_assert!(meta(CollectionId { pool, seed: next }, &tail) >= end);
+                let other = meta(CollectionId { pool, seed: next }, &tail);
+                prop_assert!(other >= end);
             }
         }
     }

@@ -4,14 +4,14 @@
 //! applied since (RocksDB flushes on its own too).
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 use rand::Rng;
 
-use super::{Batch, Change, Index, IndexError};
+use super::{Batch, Change, Index, IndexError, Visit};
 use crate::key::Position;
 
 type Rows = BTreeMap<Bytes, Bytes>;
@@ -91,12 +91,7 @@ impl Index for MemIndex {
         Ok(self.inner.read().rows.get(key).cloned())
     }
 
-    fn scan(
-        &self,
-        start: &[u8],
-        end: Option<&[u8]>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), IndexError> {
+    fn scan(&self, start: &[u8], end: Option<&[u8]>, visit: &mut Visit<'_>) -> Result<(), IndexError> {
         let inner = self.inner.read();
         if end.is_some_and(|end| start >= end) {
             return Ok(());

@@ -56,6 +56,9 @@ pub struct Batch {
     pub position: Position,
 }
 
+/// Is shown keys and values one by one until it breaks.
+pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
 /// Ordered rows. All methods may be called from several threads, `apply` and `flush` from one at a time each.
 pub trait Index: Send + Sync {
     /// One row.
@@ -68,12 +71,7 @@ pub trait Index: Send + Sync {
     ///
     /// # Errors
     /// [`IndexError`] when the rows cannot be read.
-    fn scan(
-        &self,
-        start: &[u8],
-        end: Option<&[u8]>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), IndexError>;
+    fn scan(&self, start: &[u8], end: Option<&[u8]>, visit: &mut Visit<'_>) -> Result<(), IndexError>;
 
     /// Makes the changes of `batch`: visible at once, durable by and by, in order.
     ///

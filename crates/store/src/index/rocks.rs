@@ -3,7 +3,6 @@
 //! RocksDB writes its memtables out in order, so what it holds after a crash is a prefix of the batches. It is never synced
 //! on the write path. Keys are short and values small; LZ4 from level 2 on, a bloom filter for the gets of absent objects.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,7 +11,7 @@ use rocksdb::{
     BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
-use super::{Batch, Change, Index, IndexError};
+use super::{Batch, Change, Index, IndexError, Visit};
 use crate::key::Position;
 
 /// Bits per key of the bloom filter: about 1 % false positives.
@@ -96,12 +95,7 @@ impl Index for RocksIndex {
         Ok(self.db.get_pinned(key)?.map(|value| Bytes::copy_from_slice(&value)))
     }
 
-    fn scan(
-        &self,
-        start: &[u8],
-        end: Option<&[u8]>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), IndexError> {
+    fn scan(&self, start: &[u8], end: Option<&[u8]>, visit: &mut Visit<'_>) -> Result<(), IndexError> {
         let mut options = ReadOptions::default();
         if let Some(end) = end {
             if start >= end {

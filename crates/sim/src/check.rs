@@ -1,0 +1,207 @@
+//! The checkers (docs/invariants.md): what the clients saw must have one explanation, and the disks must agree.
+//!
+//! Every mutation answers its version, and versions of one object are totally ordered: that order is the candidate for
+//! the linearization, so checking it takes one pass instead of a search.
+
+use std::collections::BTreeMap;
+
+use holdfast_types::{LogVersion, ObjectName, Timestamp};
+use holdfast_wire::{ClientOutcome, OpError};
+
+use crate::client::{Act, Operation, counter_value, list_values, register_value};
+
+/// What the checkers found out beside violations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Checked {
+    /// Reads that showed a value already replaced: possible across a partition until leases exist.
+    pub stale_reads: u64,
+}
+
+/// An answered operation.
+struct Seen<'a> {
+    operation: &'a Operation,
+    at: Timestamp,
+    outcome: &'a ClientOutcome,
+}
+
+/// A mutation that took effect.
+struct Mutation<'a> {
+    version: LogVersion,
+    operation: &'a Operation,
+    completed: Timestamp,
+}
+
+/// Checks the whole history. Everything must have been answered.
+pub(crate) fn check(history: &[Operation], stale_reads_allowed: bool) -> Result<Checked, String> {
+    let mut by_object: BTreeMap<&ObjectName, Vec<Seen<'_>>> = BTreeMap::new();
+    for operation in history {
+        let Some((at, outcome)) = &operation.answer else {
+            return Err(format!("L1: {} ({:?} {}) was never answered", operation.id, operation.act, operation.object));
+        };
+        if let ClientOutcome::Failed { error: OpError::Unreadable | OpError::Invalid { .. }, .. } = outcome {
+            return Err(format!("D1: {} ({:?} {}) failed: {outcome:?}", operation.id, operation.act, operation.object));
+        }
+        by_object.entry(&operation.object).or_default().push(Seen { operation, at: *at, outcome });
+    }
+    let mut checked = Checked::default();
+    for (object, seen) in by_object {
+        check_object(&seen, &mut checked).map_err(|violation| format!("{object}: {violation}"))?;
+    }
+    if checked.stale_reads > 0 && !stale_reads_allowed {
+        return Err(format!("D2: {} stale reads without a partition", checked.stale_reads));
+    }
+    Ok(checked)
+}
+
+fn check_object(seen: &[Seen<'_>], checked: &mut Checked) -> Result<(), String> {
+    let mut mutations: Vec<Mutation<'_>> = Vec::new();
+    for one in seen {
+        let mutates = matches!(one.operation.act, Act::Write { .. } | Act::Remove | Act::Increment | Act::Append);
+        if let (ClientOutcome::Done { version, .. }, true) = (one.outcome, mutates) {
+            mutations.push(Mutation { version: *version, operation: one.operation, completed: one.at });
+        }
+    }
+    mutations.sort_by_key(|mutation| mutation.version);
+    check_order(&mutations)?;
+    for one in seen {
+        match one.operation.act {
+            Act::Read => check_read(one, &mutations, checked)?,
+            Act::ReadCounter => check_counter_read(one, &mutations, checked)?,
+            Act::ReadList => check_list_read(one, &mutations, checked)?,
+            Act::Increment => check_increment(one, &mutations)?,
+            Act::Write { .. } | Act::Remove | Act::Append => {}
+        }
+    }
+    Ok(())
+}
+
+/// Versions are unique, agree with real time, and conditions held.
+fn check_order(mutations: &[Mutation<'_>]) -> Result<(), String> {
+    let mut earliest = Timestamp::from_nanos(u64::MAX);
+    for mutation in mutations.iter().rev() {
+        if earliest < mutation.operation.invoked {
+            let id = mutation.operation.id;
+            return Err(format!("D2: {id} at {} was invoked after a later version was done", mutation.version));
+        }
+        earliest = earliest.min(mutation.completed);
+    }
+    let mut previous: Option<&Mutation<'_>> = None;
+    for mutation in mutations {
+        let id = mutation.operation.id;
+        if previous.is_some_and(|previous| previous.version == mutation.version) {
+            return Err(format!("E1: {id} has the version {} of another request", mutation.version));
+        }
+        let existing = previous.filter(|previous| previous.operation.act != Act::Remove);
+        let before = existing.map_or(LogVersion::ZERO, |previous| previous.version);
+        match mutation.operation.act {
+            Act::Write { if_version: Some(expected) } if expected != before => {
+                return Err(format!("D2: {id} at {} was conditional on {expected}, found {before}", mutation.version));
+            }
+            Act::Remove if existing.is_none() => {
+                return Err(format!("D2: {id} removed at {} what did not exist", mutation.version));
+            }
+            _ => {}
+        }
+        previous = Some(mutation);
+    }
+    Ok(())
+}
+
+/// The newest version that was done before a read began.
+fn floor(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> LogVersion {
+    let before = mutations.iter().filter(|mutation| mutation.completed < read.operation.invoked);
+    before.map(|mutation| mutation.version).max().unwrap_or(LogVersion::ZERO)
+}
+
+fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked) -> Result<(), String> {
+    let id = read.operation.id;
+    let floor = floor(read, mutations);
+    match read.outcome {
+        ClientOutcome::Done { version, results } => {
+            let value = register_value(results).map_err(|error| format!("D1: {id}: {error}"))?;
+            let source = mutations.iter().find(|mutation| mutation.version == *version);
+            let Some(source) = source.filter(|source| source.operation.value == value) else {
+                return Err(format!("D1: {id} read value {value} at {version}, which no write made"));
+            };
+            if source.operation.invoked > read.at {
+                return Err(format!("D1: {id} read {version} before it was invoked"));
+            }
+            checked.stale_reads += u64::from(*version < floor);
+        }
+        ClientOutcome::Failed { error: OpError::NotFound, .. } => {
+            let removed = mutations.iter().any(|mutation| {
+                mutation.operation.act == Act::Remove
+                    && mutation.version >= floor
+                    && mutation.operation.invoked <= read.at
+            });
+            if !removed && floor != LogVersion::ZERO {
+                let ever = mutations
+                    .iter()
+                    .any(|mutation| mutation.operation.act == Act::Remove && mutation.operation.invoked <= read.at);
+                let first = mutations.first().is_none_or(|first| first.completed >= read.operation.invoked);
+                if !ever && !first {
+                    return Err(format!("D1: {id} did not find what was written at {floor}"));
+                }
+                checked.stale_reads += 1;
+            }
+        }
+        other => return Err(format!("D1: {id} answered {other:?}")),
+    }
+    Ok(())
+}
+
+/// How many mutations must, and how many may, be visible to a read.
+fn bounds(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> (usize, usize) {
+    let least = mutations.iter().filter(|mutation| mutation.completed < read.operation.invoked).count();
+    let most = mutations.iter().filter(|mutation| mutation.operation.invoked <= read.at).count();
+    (least, most)
+}
+
+fn check_counter_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked) -> Result<(), String> {
+    let id = read.operation.id;
+    let value = match read.outcome {
+        ClientOutcome::Done { results, .. } => counter_value(results).map_err(|error| format!("D1: {id}: {error}"))?,
+        ClientOutcome::Failed { error: OpError::NotFound, .. } => 0,
+        other => return Err(format!("D1: {id} answered {other:?}")),
+    };
+    let (least, most) = bounds(read, mutations);
+    let value = usize::try_from(value).map_err(|_| format!("E1: {id} read {value}"))?;
+    if value > most {
+        return Err(format!("E1: {id} read {value}, but only {most} increments had begun"));
+    }
+    checked.stale_reads += u64::from(value < least);
+    Ok(())
+}
+
+fn check_increment(one: &Seen<'_>, mutations: &[Mutation<'_>]) -> Result<(), String> {
+    let id = one.operation.id;
+    let ClientOutcome::Done { version, results } = one.outcome else {
+        return Err(format!("E1: {id} answered {:?}", one.outcome));
+    };
+    let value = counter_value(results).map_err(|error| format!("E1: {id}: {error}"))?;
+    let rank = mutations.iter().filter(|mutation| mutation.version <= *version).count();
+    if usize::try_from(value) != Ok(rank) {
+        return Err(format!("E1: {id} at {version} is increment {rank} and answered {value}"));
+    }
+    Ok(())
+}
+
+fn check_list_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked) -> Result<(), String> {
+    let id = read.operation.id;
+    let values = match read.outcome {
+        ClientOutcome::Done { results, .. } => list_values(results).map_err(|error| format!("D1: {id}: {error}"))?,
+        ClientOutcome::Failed { error: OpError::NotFound, .. } => Vec::new(),
+        other => return Err(format!("D1: {id} answered {other:?}")),
+    };
+    let expected = mutations.iter().map(|mutation| mutation.operation.value).take(values.len());
+    if !expected.eq(values.iter().copied()) || values.len() > mutations.len() {
+        let order: Vec<u64> = mutations.iter().map(|mutation| mutation.operation.value).collect();
+        return Err(format!("E1: {id} read {values:?}; appended in this order: {order:?}"));
+    }
+    let (least, most) = bounds(read, mutations);
+    if values.len() > most {
+        return Err(format!("E1: {id} read {} items, but only {most} appends had begun", values.len()));
+    }
+    checked.stale_reads += u64::from(values.len() < least);
+    Ok(())
+}

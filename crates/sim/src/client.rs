@@ -1,0 +1,231 @@
+//! Clients: they make requests, send them again until they are answered, and remember all of it for the checkers.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use holdfast_types::{ClientId, Epoch, Incarnation, LogVersion, ObjectName, RequestId, Timestamp};
+use holdfast_wire::{Blob, ClientOutcome, ClientReply, ClientRequest, ObjectOp, OpResult, RefusedReason};
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use crate::config::Config;
+use crate::monitor::POOL;
+
+/// The row that counters live in.
+const COUNTER: &[u8] = b"count";
+/// The attribute that must agree with the bytes.
+const TAG: &[u8] = b"tag";
+
+/// What a request does, in the checkers' words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// Replaces the register's value; with a version, only if that is its version.
+    Write { if_version: Option<LogVersion> },
+    /// Removes the register.
+    Remove,
+    /// Reads the register.
+    Read,
+    /// Adds one.
+    Increment,
+    /// Reads the counter.
+    ReadCounter,
+    /// Adds its own number at the end of the list.
+    Append,
+    /// Reads the list.
+    ReadList,
+}
+
+/// One request from its invocation to its answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Operation {
+    pub id: RequestId,
+    pub object: ObjectName,
+    pub act: Act,
+    /// Unique over all clients.
+    pub value: u64,
+    pub invoked: Timestamp,
+    pub answer: Option<(Timestamp, ClientOutcome)>,
+}
+
+/// A request without an answer.
+#[derive(Debug)]
+struct Outstanding {
+    operation: usize,
+    request: ClientRequest,
+    sent: Timestamp,
+}
+
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub id: ClientId,
+    pub epoch: Epoch,
+    next_tid: u64,
+    outstanding: BTreeMap<u64, Outstanding>,
+    /// The newest version that this client has seen of each register.
+    seen: BTreeMap<ObjectName, LogVersion>,
+}
+
+fn name(kind: &str, number: u32) -> ObjectName {
+    ObjectName::new(format!("{kind}-{number}")).expect("a short name is valid")
+}
+
+/// The bytes of a register: its value over and over.
+fn register_bytes(value: u64, words: usize) -> Bytes {
+    value.to_le_bytes().repeat(words).into()
+}
+
+/// The value that a read of a register shows.
+pub(crate) fn register_value(results: &[OpResult]) -> Result<u64, String> {
+    let [OpResult::Data(data), OpResult::Attr(Some(tag))] = results else {
+        return Err(format!("a read answered {results:?}"));
+    };
+    let value = u64::from_le_bytes(tag.as_ref().try_into().map_err(|_| "the tag is not a number".to_owned())?);
+    if data.is_empty() || data.as_ref().chunks(8).any(|word| word != value.to_le_bytes()) {
+        return Err(format!("the register's bytes do not agree with its tag {value}: {data:?}"));
+    }
+    Ok(value)
+}
+
+/// The number in the only row that was asked for; 0 without a row.
+pub(crate) fn counter_value(results: &[OpResult]) -> Result<i64, String> {
+    match results {
+        [OpResult::Counter(value)] => Ok(*value),
+        [OpResult::RowValues(values)] => match values.first() {
+            Some(Some(value)) => value.as_ref().try_into().map(i64::from_le_bytes).map_err(|error| error.to_string()),
+            _ => Ok(0),
+        },
+        _ => Err(format!("a counter answered {results:?}")),
+    }
+}
+
+/// The numbers in a list object.
+pub(crate) fn list_values(results: &[OpResult]) -> Result<Vec<u64>, String> {
+    let [OpResult::Data(data)] = results else { return Err(format!("a list answered {results:?}")) };
+    if data.len() % 8 != 0 {
+        return Err(format!("a list has {} bytes", data.len()));
+    }
+    let word = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).unwrap_or(0);
+    Ok(data.as_ref().chunks(8).map(word).collect())
+}
+
+impl Client {
+    pub fn new(id: u64) -> Client {
+        Client { id: ClientId(id), epoch: Epoch(1), next_tid: 1, outstanding: BTreeMap::new(), seen: BTreeMap::new() }
+    }
+
+    pub fn outstanding(&self) -> usize {
+        self.outstanding.len()
+    }
+
+    /// Starts a random request.
+    pub fn start(&mut self, config: &Config, now: Timestamp, rng: &mut SmallRng, history: &mut Vec<Operation>) -> u64 {
+        let number = rng.random_range(0..config.objects);
+        let (object, act) = match rng.random_range(0..100) {
+            0..30 => (name("register", number), Act::Write { if_version: None }),
+            30..38 => {
+                let object = name("register", number);
+                let if_version = self.seen.get(&object).copied().or(Some(LogVersion::ZERO));
+                (object, Act::Write { if_version })
+            }
+            38..48 => (name("register", number), Act::Remove),
+            48..65 => (name("register", number), Act::Read),
+            65..77 => (name("counter", number), Act::Increment),
+            77..82 => (name("counter", number), Act::ReadCounter),
+            82..94 => (name("list", number), Act::Append),
+            _ => (name("list", number), Act::ReadList),
+        };
+        self.start_with(object, act, rng.random_range(1..40), now, history)
+    }
+
+    /// Starts a read of every object; gives the request numbers.
+    pub fn read_all(&mut self, config: &Config, now: Timestamp, history: &mut Vec<Operation>) -> Vec<u64> {
+        let kinds = [("register", Act::Read), ("counter", Act::ReadCounter), ("list", Act::ReadList)];
+        let mut tids = Vec::new();
+        for (kind, act) in kinds {
+            for number in 0..config.objects {
+                tids.push(self.start_with(name(kind, number), act, 0, now, history));
+            }
+        }
+        tids
+    }
+
+    fn start_with(
+        &mut self,
+        object: ObjectName,
+        act: Act,
+        words: usize,
+        now: Timestamp,
+        history: &mut Vec<Operation>,
+    ) -> u64 {
+        let value = history.len() as u64 + 1;
+        let number = Bytes::copy_from_slice(&value.to_le_bytes());
+        let whole = |offset| ObjectOp::Read { offset, length: 1 << 20 };
+        let ops = match act {
+            Act::Write { if_version } => {
+                let assert = if_version.map(ObjectOp::AssertVersion);
+                let write = [
+                    ObjectOp::WriteFull { data: register_bytes(value, words.max(1)).into() },
+                    ObjectOp::SetAttr { name: TAG.to_vec(), value: number.into() },
+                ];
+                assert.into_iter().chain(write).collect()
+            }
+            Act::Remove => vec![ObjectOp::Remove],
+            Act::Read => vec![whole(0), ObjectOp::GetAttr { name: TAG.to_vec() }],
+            Act::Increment => vec![ObjectOp::AddRow { key: COUNTER.to_vec(), delta: 1 }],
+            Act::ReadCounter => vec![ObjectOp::GetRows { keys: vec![COUNTER.to_vec().into()] }],
+            Act::Append => vec![ObjectOp::Append { data: Blob(number) }],
+            Act::ReadList => vec![whole(0)],
+        };
+        let tid = self.next_tid;
+        self.next_tid += 1;
+        let id = RequestId { client: self.id, incarnation: Incarnation(1), tid };
+        let lowest = self.outstanding.keys().next().copied().unwrap_or(tid);
+        let request = ClientRequest {
+            id,
+            epoch: self.epoch,
+            pg: holdfast_types::PgId { pool: POOL, seed: 0 },
+            object: object.clone(),
+            ops,
+            lowest_outstanding_tid: lowest,
+        };
+        self.outstanding.insert(tid, Outstanding { operation: history.len(), request, sent: now });
+        history.push(Operation { id, object, act, value, invoked: now, answer: None });
+        tid
+    }
+
+    /// The request as it is to be sent now.
+    pub fn request(&mut self, tid: u64, now: Timestamp) -> Option<ClientRequest> {
+        let outstanding = self.outstanding.get_mut(&tid)?;
+        outstanding.sent = now;
+        outstanding.request.epoch = self.epoch;
+        Some(outstanding.request.clone())
+    }
+
+    /// Requests that have not been answered for too long.
+    pub fn late(&self, now: Timestamp, patience: std::time::Duration) -> Vec<u64> {
+        let late = self.outstanding.iter().filter(|(_, outstanding)| now.since(outstanding.sent) >= patience);
+        late.map(|(tid, _)| *tid).collect()
+    }
+
+    /// Takes an answer. An error is a violation.
+    pub fn answered(&mut self, reply: ClientReply, now: Timestamp, history: &mut [Operation]) -> Result<(), String> {
+        if !self.outstanding.contains_key(&reply.id.tid) {
+            return Ok(());
+        }
+        match reply.outcome {
+            ClientOutcome::Refused(RefusedReason::WrongPrimary | RefusedReason::Busy) => {
+                self.epoch = self.epoch.max(reply.epoch);
+                return Ok(());
+            }
+            ClientOutcome::Refused(reason) => return Err(format!("request {} was refused: {reason}", reply.id)),
+            ClientOutcome::Done { .. } | ClientOutcome::Failed { .. } => {}
+        }
+        let Some(outstanding) = self.outstanding.remove(&reply.id.tid) else { return Ok(()) };
+        let Some(operation) = history.get_mut(outstanding.operation) else { return Ok(()) };
+        if let (ClientOutcome::Done { version, .. }, Act::Read | Act::Write { .. }) = (&reply.outcome, operation.act) {
+            self.seen.insert(operation.object.clone(), *version);
+        }
+        operation.answer = Some((now, reply.outcome));
+        Ok(())
+    }
+}

@@ -1,0 +1,135 @@
+//! What a run is made of.
+
+use std::time::Duration;
+
+use holdfast_pg::Limits;
+
+/// Which faults strike, and how hard. Probabilities are per message, rates per simulated second.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Faults {
+    /// Probability that a message between OSDs, or with a client, is lost.
+    pub loss: f64,
+    /// Probability that it arrives twice.
+    pub duplication: f64,
+    /// Longest delay; messages overtake each other.
+    pub delay_max: Duration,
+    /// OSD processes killed per second; each loses a suffix of what was not synced, and comes back.
+    pub crashes_per_second: f64,
+    /// All OSDs lose power at once, per second.
+    pub power_losses_per_second: f64,
+    /// OSDs cut off from all others, from monitors and clients, per second.
+    pub partitions_per_second: f64,
+    /// Placement changes (an OSD goes out or comes in) per second.
+    pub remaps_per_second: f64,
+    /// Objects whose bytes rot on one OSD, per second.
+    pub rots_per_second: f64,
+    /// Probability that a sync takes a hundred times longer.
+    pub slow_sync: f64,
+}
+
+impl Faults {
+    /// None at all; messages still take time.
+    pub const NONE: Faults = Faults {
+        loss: 0.0,
+        duplication: 0.0,
+        delay_max: Duration::from_millis(2),
+        crashes_per_second: 0.0,
+        power_losses_per_second: 0.0,
+        partitions_per_second: 0.0,
+        remaps_per_second: 0.0,
+        rots_per_second: 0.0,
+        slow_sync: 0.0,
+    };
+}
+
+/// A run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Config {
+    /// OSDs in the cluster.
+    pub osds: u32,
+    /// Placement groups of the one pool.
+    pub pg_num: u32,
+    /// Copies.
+    pub size: u32,
+    /// Copies needed to serve.
+    pub min_size: u32,
+    /// Clients.
+    pub clients: u32,
+    /// Requests that each client has under way at most.
+    pub depth: u32,
+    /// Objects of each kind.
+    pub objects: u32,
+    /// How long clients work under faults.
+    pub duration: Duration,
+    /// Mean pause between two requests of a client.
+    pub pause: Duration,
+    /// What strikes.
+    pub faults: Faults,
+    /// Bounds of the placement groups; tiny ones reach more states.
+    pub limits: Limits,
+    /// Whether every input and output is printed to standard error.
+    pub trace: bool,
+}
+
+impl Config {
+    /// Three OSDs, no faults.
+    #[must_use]
+    pub fn calm() -> Config {
+        Config {
+            osds: 3,
+            pg_num: 2,
+            size: 3,
+            min_size: 2,
+            clients: 3,
+            depth: 3,
+            objects: 4,
+            duration: Duration::from_secs(5),
+            pause: Duration::from_millis(30),
+            faults: Faults::NONE,
+            limits: Limits { piece_bytes: 64, ..Limits::default() },
+            trace: false,
+        }
+    }
+
+    /// Objects rot while messages are lost. Alone with that: rot under a write of which no other copy exists yet, which then
+    /// stays unfound, is a double fault.
+    #[must_use]
+    pub fn rot() -> Config {
+        let storm = Config::storm();
+        let faults = Faults { loss: 0.02, duplication: 0.02, rots_per_second: 1.0, ..Faults::NONE };
+        Config { faults, duration: Duration::from_secs(20), ..storm }
+    }
+
+    /// Everything else that can strike does; knobs are tiny, so that trimming, backfill and forgetting happen all the time.
+    #[must_use]
+    pub fn storm() -> Config {
+        Config {
+            osds: 5,
+            pg_num: 3,
+            duration: Duration::from_secs(40),
+            pause: Duration::from_millis(150),
+            faults: Faults {
+                loss: 0.02,
+                duplication: 0.02,
+                delay_max: Duration::from_millis(40),
+                crashes_per_second: 0.10,
+                power_losses_per_second: 0.01,
+                partitions_per_second: 0.04,
+                remaps_per_second: 0.05,
+                rots_per_second: 0.0,
+                slow_sync: 0.1,
+            },
+            limits: Limits {
+                log_entries_min: 12,
+                log_entries_max: 24,
+                log_trim_batch: 4,
+                dups_max: 400,
+                backfill_batch: 3,
+                transfers_max: 2,
+                piece_bytes: 48,
+                ..Limits::default()
+            },
+            ..Config::calm()
+        }
+    }
+}
