@@ -105,10 +105,10 @@ impl Machine {
     /// The first line: user, nice, system, idle, iowait, irq, softirq, steal.
     fn parse(stat: &str) -> Machine {
         let line = stat.lines().next().unwrap_or_default();
-        let ticks: Vec<f64> = line.split_ascii_whitespace().skip(1).take(8).flat_map(str::parse).collect();
-        let at = |index: usize| ticks.get(index).copied().unwrap_or(0.0) / TICKS_PER_SECOND;
-        let all: f64 = ticks.iter().sum::<f64>() / TICKS_PER_SECOND;
-        Machine { busy_seconds: all - at(3) - at(4), stolen_seconds: at(7) }
+        let ticks: Vec<u64> = line.split_ascii_whitespace().skip(1).take(8).flat_map(str::parse).collect();
+        let at = |index: usize| ticks.get(index).copied().unwrap_or(0);
+        let busy = ticks.iter().sum::<u64>() - at(3) - at(4);
+        Machine { busy_seconds: busy as f64 / TICKS_PER_SECOND, stolen_seconds: at(7) as f64 / TICKS_PER_SECOND }
     }
 
     /// What came since `before`.
