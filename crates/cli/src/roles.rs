@@ -1,6 +1,7 @@
 //! The three roles, started in this process: the only place that knows how each daemon's library is called.
 
 use std::future::Future;
+use std::net::{SocketAddr, TcpListener};
 use std::num::NonZero;
 use std::pin::Pin;
 
@@ -51,9 +52,11 @@ pub async fn start_mon(file: MonFile, stop: CancellationToken) -> Result<Role, F
 pub async fn start_osd(file: OsdFile, stop: CancellationToken) -> Result<Role, Failure> {
     let name = file.id.map_or_else(|| "osd".to_owned(), |id| id.to_string());
     let admin = admin::start(file.admin, "osd", name.clone(), stop.clone()).await?;
-    let listener = std::net::TcpListener::bind(file.listen)
-        .map_err(|error| Failure::new(Exit::Error, format!("cannot listen on {}", file.listen)).because(&error))?;
+    let listener = listen(file.listen)?;
     let shards = file.shards.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get));
+    let segment_bytes = u32::try_from(file.segment.0).map_err(|_| {
+        Failure::usage("a segment cannot be 4 GiB or more").next("segment = \"64 MiB\" suits most disks")
+    })?;
     let config = OsdConfig {
         cluster: file.cluster,
         data_dir: file.data,
@@ -65,7 +68,7 @@ pub async fn start_osd(file: OsdFile, stop: CancellationToken) -> Result<Role, F
         class: file.class,
         wanted_id: file.id,
         memory_target: file.memory_target.0,
-        segment_bytes: file.segment.0,
+        segment_bytes,
         shards: shards.max(1),
     };
     let osd = holdfast_osd::start(config, listener, stop).await.map_err(|error| cannot_start(&name, &error))?;
@@ -82,12 +85,11 @@ pub async fn start_osd(file: OsdFile, stop: CancellationToken) -> Result<Role, F
     Ok(Role { admin, ready: Box::pin(ready), end: Box::pin(end) })
 }
 
-/// Starts a gateway and returns when it serves: until then it waits for monitors, pools and storage daemons.
+/// Starts a gateway; returns when it serves.
 pub async fn start_s3(file: S3File, stop: CancellationToken) -> Result<Role, Failure> {
-    let name = file.name.clone().unwrap_or_else(|| "s3".to_owned());
-    let admin = admin::start(file.admin, "s3", name.clone(), stop.clone()).await?;
-    let listener = std::net::TcpListener::bind(file.listen)
-        .map_err(|error| Failure::new(Exit::Error, format!("cannot listen on {}", file.listen)).because(&error))?;
+    let name = file.name.clone().unwrap_or_else(|| "the gateway".to_owned());
+    let admin = admin::start(file.admin, "s3", file.listen.to_string(), stop.clone()).await?;
+    let listener = listen(file.listen)?;
     let gateway = GatewayConfig { region: file.region, base_domains: file.domains, ..GatewayConfig::default() };
     let config = S3Config {
         cluster: file.cluster,
@@ -103,6 +105,11 @@ pub async fn start_s3(file: S3File, stop: CancellationToken) -> Result<Role, Fai
         handle.join().await.map_err(|error| Failure::new(Exit::Error, format!("{name} had to end")).because(&error))
     };
     Ok(Role { admin, ready: Box::pin(std::future::ready(())), end: Box::pin(end) })
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address)
+        .map_err(|error| Failure::new(Exit::Error, format!("cannot listen on {address}")).because(&error))
 }
 
 fn cannot_start(name: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
