@@ -5,7 +5,6 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,6 +13,7 @@ use holdfast_gateway_s3::GatewayConfig;
 use holdfast_gateway_s3::gc::round;
 use support::{Cluster, S3, pattern};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::watch;
 
 const SIZES: [usize; 6] = [0, 1, 16 * 1024, 16 * 1024 + 1, 5 << 20, (9 << 20) + 1];
 
@@ -145,9 +145,9 @@ async fn a_growing_bucket_lists_in_order_and_completely_while_it_is_written() {
     s3.put("/bkt", "").await.ok();
     // In an order that touches the whole key space all the time.
     let key = |index: usize| format!("k/{:06}", (index * 7919) % KEYS);
-    let committed = Arc::new(AtomicUsize::new(0));
+    let (committed, mut progress) = watch::channel(0);
     let writing = {
-        let (s3, committed) = (s3.clone(), committed.clone());
+        let s3 = s3.clone();
         tokio::spawn(async move {
             // Keys are committed in batches, so that "committed before" is easy to tell.
             for batch in 0..KEYS.div_ceil(500) {
@@ -156,14 +156,13 @@ async fn a_growing_bucket_lists_in_order_and_completely_while_it_is_written() {
                     async move { s3.put(&format!("/bkt/{}", key(index)), format!("value {index}")).await.ok() }
                 });
                 puts.buffer_unordered(WRITERS).for_each(|_| std::future::ready(())).await;
-                committed.store((batch + 1) * 500, Ordering::SeqCst);
+                committed.send_replace((batch + 1) * 500);
             }
         })
     };
-    let mut listings = 0;
+    let mut listings = 1;
     loop {
-        let finished = writing.is_finished();
-        let before = committed.load(Ordering::SeqCst);
+        let before = *progress.wait_for(|committed| *committed >= (listings * 2_500).min(KEYS)).await.unwrap();
         let listed = s3.list("bkt", 1000).await;
         assert!(listed.is_sorted_by(|a, b| a < b), "in order, and none twice");
         let listed: BTreeSet<&str> = listed.iter().map(String::as_str).collect();
@@ -171,13 +170,12 @@ async fn a_growing_bucket_lists_in_order_and_completely_while_it_is_written() {
             assert!(listed.contains(key(index).as_str()), "{} was there before", key(index));
         }
         listings += 1;
-        if finished {
+        if before == KEYS {
             assert_eq!(listed.len(), KEYS);
             break;
         }
     }
     writing.await.unwrap();
-    assert!(listings > 2);
     let groups = cluster.wait_objects("s3-index", |count| count > 4).await;
     assert!(groups > 4, "the bucket's table was split");
     assert_eq!(s3.get(&format!("/bkt/{}", key(4711))).await.ok().text(), "value 4711");
