@@ -18,10 +18,12 @@ pub const ITEM_NONE: ItemId = 0x7fff_ffff;
 /// A position that is not decided yet.
 const ITEM_UNDECIDED: ItemId = 0x7fff_fffe;
 
-/// The most item draws for one mapping. It bounds what a hostile map can cost, about a second; an honest map of a
-/// thousand hosts needs some thousands, and with 100 tries that all fail some millions. Positions that are open when it
-/// is reached stay empty.
-pub const DRAWS_MAX: u64 = 1 << 27;
+/// The most item draws for one mapping. It bounds what a hostile map can cost to some 100 ms. An honest one stays far
+/// below: 20 positions over 1,000 hosts, all 100 tries failing, draw 3 million items. Positions that are open when it is
+/// reached stay empty.
+pub const DRAWS_MAX: u64 = 1 << 24;
+/// What entering a bucket costs besides its items, in draws.
+const DRAWS_PER_BUCKET: u64 = 8;
 
 /// How many draws are hashed side by side: two vectors of 128 bits, or one of 256.
 const LANES: usize = 8;
@@ -282,7 +284,7 @@ impl Mapper<'_> {
     fn descend(&mut self, start: &Node, type_id: TypeId, mut r: impl FnMut(&Node) -> u32) -> Found {
         let mut node = start;
         loop {
-            let Some(left) = self.draws_left.checked_sub(node.ids.len().max(1) as u64) else {
+            let Some(left) = self.draws_left.checked_sub(node.ids.len() as u64 + DRAWS_PER_BUCKET) else {
                 self.draws_left = 0;
                 return Found::Never;
             };

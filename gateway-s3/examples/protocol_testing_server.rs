@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
+use holdfast_gateway_s3::clock::SystemClock;
 use holdfast_gateway_s3::testing::memory::Memory;
-use holdfast_gateway_s3::{GatewayConfig, serve};
+use holdfast_gateway_s3::{Gateway, GatewayConfig, serve};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
@@ -12,8 +13,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:9000".to_owned());
     let listener = tokio::net::TcpListener::bind(&address).await?;
     println!("protocol test server on {}", listener.local_addr()?);
-    let backend = Arc::new(Memory::new().backend());
+    let backend = Memory::new().backend();
     let config = GatewayConfig { base_domains: vec!["localhost".to_owned()], ..GatewayConfig::default() };
-    serve(config, listener, backend, CancellationToken::new()).await?;
+    let gateway = Gateway::new(config, backend, Arc::new(SystemClock));
+    gateway.prepare().await?;
+    serve(gateway, listener, CancellationToken::new()).await;
     Ok(())
 }

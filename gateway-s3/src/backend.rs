@@ -135,12 +135,18 @@ pub enum BackendError {
     /// The cluster did not answer in time. A write may or may not have been applied.
     #[error("the cluster is unavailable")]
     Unavailable(#[source] Box<dyn Error + Send + Sync>),
+    /// A key is longer than a row's key may be; only keys of many zero bytes are.
+    #[error("a key is too long")]
+    KeyTooLong,
     /// Stored bytes cannot be understood.
     #[error("stored {what} cannot be read")]
     Corrupt {
         /// What was read.
         what: &'static str,
     },
+    /// The storage fails in a way that waiting does not mend. Nothing was changed.
+    #[error("the storage failed")]
+    Failed(#[source] Box<dyn Error + Send + Sync>),
 }
 
 /// Why a batch was not applied.
@@ -180,8 +186,23 @@ pub trait Tables: Send + Sync + 'static {
     async fn create_table(&self, table: TableId) -> Result<(), BackendError>;
 
     /// Drops the table if no row is in any of `spaces`. Atomic against batches: a batch either comes before it (and the
-    /// table is not empty) or fails with [`BackendError::NoTable`].
+    /// table is not empty) or fails with [`BackendError::NoTable`]. Rows of other spaces can be read by
+    /// [`Tables::dropped_rows`] until [`Tables::purge_table`]. Dropping a table again is a success or
+    /// [`BackendError::NoTable`].
     async fn drop_table_if_empty(&self, table: TableId, spaces: &[u8]) -> Result<(), DropError>;
+
+    /// A page of the rows that a dropped table still has. [`BackendError::NoTable`] when it was purged, another error
+    /// when it was not dropped.
+    async fn dropped_rows(
+        &self,
+        table: TableId,
+        space: u8,
+        start: Vec<u8>,
+        limit: ScanLimit,
+    ) -> Result<Page, BackendError>;
+
+    /// Removes what is left of a dropped table. Doing it again is a success.
+    async fn purge_table(&self, table: TableId) -> Result<(), BackendError>;
 
     /// Applies all mutations if all conditions hold, durably and atomically. All keys begin with `route`.
     async fn batch(

@@ -123,7 +123,7 @@ pub(crate) async fn receive(
     }
 }
 
-/// Deletes the blob of a commit that certainly did not happen.
+/// Deletes the blob of a commit that certainly did not happen. All its stripes are known to be written.
 pub(crate) async fn abandon(gateway: &Gateway, table: TableId, route: &[u8], stored: &Stored) {
     if let Stored::Blob(blob, intent) = stored {
         abandon_intent(gateway, table, route, *blob, intent).await;
@@ -147,6 +147,8 @@ struct Writer {
     intent_write: Option<JoinHandle<Result<(), BatchError>>>,
     in_flight: JoinSet<Result<(), BackendError>>,
     stripe: u32,
+    /// A stripe may still be written later on: deleting the blob now could leave that stripe behind.
+    uncertain: bool,
 }
 
 impl Writer {
@@ -171,6 +173,7 @@ impl Writer {
             intent_write: Some(write),
             in_flight: JoinSet::new(),
             stripe: 0,
+            uncertain: false,
         })
     }
 
@@ -230,8 +233,14 @@ impl Writer {
     async fn one_done(&mut self) -> S3Result<()> {
         match self.in_flight.join_next().await {
             None | Some(Ok(Ok(()))) => Ok(()),
-            Some(Ok(Err(error))) => Err(error.into()),
-            Some(Err(_)) => Err(Code::InternalError.into()),
+            Some(Ok(Err(error))) => {
+                self.uncertain |= !matches!(error, BackendError::Full);
+                Err(error.into())
+            }
+            Some(Err(_)) => {
+                self.uncertain = true;
+                Err(Code::InternalError.into())
+            }
         }
     }
 
@@ -243,10 +252,17 @@ impl Writer {
     }
 
     async fn give_up(mut self) {
-        while self.in_flight.join_next().await.is_some() {}
+        while !self.in_flight.is_empty() {
+            let _ = self.one_done().await;
+        }
         if let Some(write) = self.intent_write.take() {
             let _ = write.await;
         }
+        if self.uncertain {
+            return; // the intent stays: the collector deletes the blob when nothing can be on its way any more
+        }
+        // What was never sent needs no deletion.
+        self.intent.blob.bytes = self.intent.blob.bytes.min(u64::from(self.stripe) * u64::from(STRIPE_BYTES));
         abandon_intent(&self.gateway, self.table, &self.route, self.intent.blob, &self.intent).await;
     }
 }

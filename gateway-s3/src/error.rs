@@ -198,6 +198,11 @@ impl From<BackendError> for S3Error {
                 tracing::warn!(error = %source, "cluster unavailable");
                 S3Error::new(Code::SlowDown, "The cluster is not available at the moment. Please try again.")
             }
+            BackendError::KeyTooLong => Code::KeyTooLongError.into(),
+            BackendError::Failed(source) => {
+                tracing::error!(error = %source, "the storage failed");
+                Code::InternalError.into()
+            }
             error @ (BackendError::NoStripe { .. } | BackendError::Corrupt { .. }) => {
                 tracing::error!(%error, "stored data cannot be read");
                 Code::InternalError.into()

@@ -8,12 +8,16 @@
 //! 2. for plain garbage it is looked up again whether any row of the key refers to the blob (it never should);
 //! 3. the stripes are deleted, then the row. A crash between repeats the deletion.
 //!
+//! The table of a deleted bucket is dropped with its garbage rows in it and noted in the global table. When the note is old
+//! enough, all of its garbage is deleted, then the table purged, then the note.
+//!
 //! Rounds of several gateways do not disturb each other: every step may be done twice.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::stream::{self, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{BackendError, BatchError, BlobId, Condition, Mutation, RowKey, ScanLimit, ScanRange, TableId};
@@ -22,11 +26,14 @@ use crate::gateway::Gateway;
 use crate::objects::load;
 use crate::ops::bucket::forget_row;
 use crate::row::{
-    BucketRow, DataRef, GLOBAL_TABLE, GcRow, PartRow, Row as _, after_prefix, route, row_key, space, split_route,
+    BucketRow, DataRef, DroppedRow, GLOBAL_TABLE, GcRow, PartRow, Row as _, after_prefix, route, row_key, space,
+    split_route,
 };
 
 /// Rows of one page.
 const PAGE_ROWS: usize = 256;
+/// Rows that are worked on at a time: space comes back in step with fast deleters, and requests hardly notice.
+const ROWS_AT_A_TIME: usize = 8;
 
 /// What one round did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +42,13 @@ pub struct Round {
     pub rows: u64,
     /// Blobs that were deleted.
     pub blobs: u64,
+}
+
+impl Round {
+    fn add(&mut self, other: Round) {
+        self.rows += other.rows;
+        self.blobs += other.blobs;
+    }
 }
 
 /// Runs rounds until `stop`.
@@ -76,21 +90,31 @@ pub async fn round(gateway: &Gateway) -> S3Result<Round> {
             None => break,
         }
     }
-    table(gateway, GLOBAL_TABLE, &mut done).await?;
+    dropped_tables(gateway, &mut done).await?;
     Ok(done)
 }
 
-async fn table(gateway: &Gateway, table: TableId, done: &mut Round) -> S3Result<()> {
-    let mut range = ScanRange { space: space::GC, start: Vec::new(), end: None };
+/// Collects what deleted buckets left.
+async fn dropped_tables(gateway: &Gateway, done: &mut Round) -> S3Result<()> {
+    let tables = &gateway.backend.tables;
+    let limit = ScanLimit { rows: PAGE_ROWS, bytes: 1 << 20 };
+    let mut range = ScanRange { space: space::DROPPED, start: Vec::new(), end: None };
     loop {
-        let page =
-            gateway.backend.tables.scan(table, range.clone(), ScanLimit { rows: PAGE_ROWS, bytes: 1 << 20 }).await?;
+        let page = tables.scan(GLOBAL_TABLE, range.clone(), limit).await?;
         for (key, value) in page.rows {
-            let row = GcRow::from_bytes(&value)?;
-            let age_ms = gateway.clock.now_ms().saturating_sub(row.since_ms);
-            if age_ms >= gateway.config.gc_min_age_ms() {
-                collect_row(gateway, table, key, value, row, done).await?;
+            let note = DroppedRow::from_bytes(&value)?;
+            if gateway.clock.now_ms().saturating_sub(note.since_ms) < gateway.config.gc_min_age_ms() {
+                continue;
             }
+            let Some((bucket, _)) = split_route(&key) else { continue };
+            match garbage_of_dropped(gateway, note.table, done).await {
+                Ok(()) => {}
+                Err(BackendError::NoTable(_)) => {} // purged by an earlier round
+                Err(error) => return Err(error.into()),
+            }
+            tables.purge_table(note.table).await?;
+            remove_row(gateway, &route(&bucket), RowKey { space: space::DROPPED, key }, GLOBAL_TABLE, value).await?;
+            done.rows += 1;
         }
         match page.next {
             Some(start) => range.start = start,
@@ -99,30 +123,55 @@ async fn table(gateway: &Gateway, table: TableId, done: &mut Round) -> S3Result<
     }
 }
 
-async fn collect_row(
-    gateway: &Gateway,
-    table: TableId,
-    key: Vec<u8>,
-    value: Bytes,
-    row: GcRow,
-    done: &mut Round,
-) -> S3Result<()> {
-    let Some((object, suffix)) = split_route(&key) else { return Ok(()) };
-    let (owner_table, owner_key) = if table == GLOBAL_TABLE {
-        match moved_from(suffix) {
-            Some((table, original)) => {
-                // Moved by the deletion of a bucket. If that was cut off, the row there still speaks for itself.
-                let Some((object, _)) = split_route(&original) else { return Ok(()) };
-                if row_exists(gateway, table, &route(&object), original).await? {
-                    return remove_row(gateway, GLOBAL_TABLE, &route(""), key, value).await;
-                }
-                (table, object)
+/// Deletes all blobs that a dropped table knows. None of them can be part of anything any more.
+async fn garbage_of_dropped(gateway: &Gateway, table: TableId, done: &mut Round) -> Result<(), BackendError> {
+    let limit = ScanLimit { rows: PAGE_ROWS, bytes: 1 << 20 };
+    let mut start = Vec::new();
+    loop {
+        let page = gateway.backend.tables.dropped_rows(table, space::GC, start, limit).await?;
+        for (_, value) in page.rows {
+            for blob in GcRow::from_bytes(&value)?.blobs {
+                gateway.backend.blobs.delete(blob.id, blob.stripes()).await?;
+                done.blobs += 1;
             }
+        }
+        match page.next {
+            Some(next) => start = next,
             None => return Ok(()),
         }
-    } else {
-        (table, object.clone())
-    };
+    }
+}
+
+async fn table(gateway: &Gateway, table: TableId, done: &mut Round) -> S3Result<()> {
+    let mut range = ScanRange { space: space::GC, start: Vec::new(), end: None };
+    loop {
+        let page =
+            gateway.backend.tables.scan(table, range.clone(), ScanLimit { rows: PAGE_ROWS, bytes: 1 << 20 }).await?;
+        let mut rows = stream::iter(page.rows)
+            .map(|(key, value)| async move {
+                let row = GcRow::from_bytes(&value)?;
+                let age_ms = gateway.clock.now_ms().saturating_sub(row.since_ms);
+                if age_ms < gateway.config.gc_min_age_ms() {
+                    return Ok(Round::default());
+                }
+                collect_row(gateway, table, key, value, row).await
+            })
+            .buffer_unordered(ROWS_AT_A_TIME);
+        while let Some(result) = rows.next().await {
+            let result: S3Result<Round> = result;
+            done.add(result?);
+        }
+        drop(rows);
+        match page.next {
+            Some(start) => range.start = start,
+            None => return Ok(()),
+        }
+    }
+}
+
+async fn collect_row(gateway: &Gateway, table: TableId, key: Vec<u8>, value: Bytes, row: GcRow) -> S3Result<Round> {
+    let mut done = Round::default();
+    let Some((object, _)) = split_route(&key) else { return Ok(done) };
     let here = route(&object);
     let mut value = value;
     if row.intent {
@@ -131,17 +180,14 @@ async fn collect_row(
         let seen = vec![Condition::Equals(place.clone(), value)];
         match gateway.backend.tables.batch(table, &here, seen, vec![Mutation::Put(place, plain.clone())]).await {
             Ok(()) => value = plain,
-            Err(BatchError::ConditionFailed { .. }) => return Ok(()),
+            Err(BatchError::ConditionFailed { .. }) => return Ok(done),
             Err(BatchError::Backend(error)) => return Err(error.into()),
         }
     }
-    let referred = match referred_blobs(gateway, owner_table, &owner_key).await {
-        Err(error) if error.table_gone && table == GLOBAL_TABLE => BTreeSet::new(),
-        other => other?,
-    };
+    let referred = referred_blobs(gateway, table, &object).await?;
     for blob in &row.blobs {
         if referred.contains(&blob.id) {
-            if !(row.intent || table == GLOBAL_TABLE) {
+            if !row.intent {
                 tracing::error!(blob = %blob.id, "a blob in use was marked as garbage; it is kept");
             }
             continue;
@@ -150,25 +196,12 @@ async fn collect_row(
         done.blobs += 1;
     }
     done.rows += 1;
-    remove_row(gateway, table, &here, key, value).await
+    remove_row(gateway, &here, RowKey { space: space::GC, key }, table, value).await?;
+    Ok(done)
 }
 
-/// Splits the suffix of a moved garbage row into the table it was in and its key there.
-fn moved_from(suffix: &[u8]) -> Option<(TableId, Vec<u8>)> {
-    let (table, key) = suffix.split_first_chunk::<16>()?;
-    Some((TableId(*table), key.to_vec()))
-}
-
-async fn row_exists(gateway: &Gateway, table: TableId, route: &[u8], key: Vec<u8>) -> S3Result<bool> {
-    match gateway.backend.tables.get(table, route, vec![RowKey { space: space::GC, key }]).await {
-        Ok(rows) => Ok(rows.into_iter().any(|row| row.is_some())),
-        Err(BackendError::NoTable(_)) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-async fn remove_row(gateway: &Gateway, table: TableId, route: &[u8], key: Vec<u8>, value: Bytes) -> S3Result<()> {
-    let place = RowKey { space: space::GC, key };
+/// Removes a row as it was seen.
+async fn remove_row(gateway: &Gateway, route: &[u8], place: RowKey, table: TableId, value: Bytes) -> S3Result<()> {
     let seen = vec![Condition::Equals(place.clone(), value)];
     match gateway.backend.tables.batch(table, route, seen, vec![Mutation::Delete(place)]).await {
         Ok(()) | Err(BatchError::ConditionFailed { .. }) => Ok(()),

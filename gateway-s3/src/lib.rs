@@ -17,7 +17,9 @@ mod body;
 mod budget;
 pub mod checksum;
 pub mod clock;
+pub mod cluster_backend;
 pub mod conditional;
+pub mod daemon;
 mod described;
 pub mod error;
 mod gateway;
@@ -36,5 +38,6 @@ pub mod testing;
 pub mod xml;
 
 pub use backend::{Backend, Blobs, Keys, Tables};
+pub use daemon::{DaemonError, S3Config, S3Handle, run, start};
 pub use gateway::{Gateway, GatewayConfig};
 pub use server::serve;

@@ -8,6 +8,7 @@
 //! | space | key | value |
 //! |---|---|---|
 //! | `b` (global table) | route(bucket) | [`BucketRow`] |
+//! | `x` (global table) | route(bucket) ++ table id | [`DroppedRow`]: garbage of a bucket that was deleted |
 //! | `o` | route(K) | [`ObjectRow`]: all that a listing needs |
 //! | `d` | route(K) | [`DataRow`]: inline bytes or the list of parts, of the object row with the same version |
 //! | `u` | route(K) ++ upload id | [`UploadRow`] |
@@ -26,6 +27,8 @@ use crate::backend::{BackendError, BlobId, RowKey, TableId};
 pub mod space {
     /// Buckets, in the global table.
     pub const BUCKETS: u8 = b'b';
+    /// Tables of deleted buckets whose garbage is not collected yet, in the global table.
+    pub const DROPPED: u8 = b'x';
     /// Heads of objects.
     pub const OBJECTS: u8 = b'o';
     /// Inline bytes and part lists.
@@ -385,6 +388,18 @@ pub struct GcRow {
     pub intent: bool,
 }
 
+/// A table that was dropped with garbage rows in it. When the garbage is old enough it is deleted, then the table purged.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct DroppedRow {
+    /// The table.
+    #[n(0)]
+    pub table: TableId,
+    /// When it had been dropped, milliseconds since 1970: all its rows are older.
+    #[n(1)]
+    pub since_ms: u64,
+}
+
 /// A row value that can be stored.
 pub trait Row: Sized {
     /// What the row is called in errors.
@@ -427,6 +442,7 @@ rows! {
     UploadRow: "upload row",
     PartRow: "part row",
     GcRow: "garbage row",
+    DroppedRow: "dropped table's row",
 }
 
 #[cfg(test)]

@@ -18,11 +18,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::authorize::authorize;
-use crate::backend::{Backend, BackendError};
 use crate::body::drain;
-use crate::clock::SystemClock;
 use crate::error::{Code, S3Result};
-use crate::gateway::{Gateway, GatewayConfig};
+use crate::gateway::Gateway;
 use crate::ops;
 use crate::request::{Query, Resource};
 use crate::router::{Operation, route};
@@ -81,18 +79,8 @@ impl Call {
     }
 }
 
-/// Serves S3 on `listener` until `shutdown`, then lets requests in progress finish.
-///
-/// # Errors
-/// When the storage cannot be prepared.
-pub async fn serve(
-    config: GatewayConfig,
-    listener: TcpListener,
-    backend: Arc<Backend>,
-    shutdown: CancellationToken,
-) -> Result<(), BackendError> {
-    let gateway = Gateway::new(config, Backend::clone(&backend), Arc::new(SystemClock));
-    gateway.prepare().await?;
+/// Serves a prepared gateway on `listener`, and runs its collector, until `shutdown`; then requests in progress finish.
+pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener, shutdown: CancellationToken) {
     let collector = gateway.config.gc_every.map(|every| {
         let (gateway, stop) = (gateway.clone(), shutdown.child_token());
         tokio::spawn(async move { crate::gc::run(&gateway, every, stop).await })
@@ -102,7 +90,6 @@ pub async fn serve(
         collector.abort();
         let _ = collector.await;
     }
-    Ok(())
 }
 
 /// Serves connections of a prepared gateway.

@@ -12,7 +12,7 @@ pub struct OsdConfig {
     pub cluster: ClusterId,
     /// Directory of the daemon: identity, index, and the device file unless `device` is given.
     pub data_dir: PathBuf,
-    /// A block device or file for the segments; `None`: `data_dir/device`, a sparse file of `capacity_bytes`.
+    /// A block device or file for the segments; `None`: `data_dir/block`, a sparse file of `capacity_bytes`.
     pub device: Option<PathBuf>,
     /// Size of a device file that is made at first start, in bytes.
     pub capacity_bytes: u64,
@@ -29,7 +29,7 @@ pub struct OsdConfig {
     /// Bytes that caches, queues and recovery may use together.
     pub memory_target: u64,
     /// Size of a segment of the store at first start, in bytes (4 to 256 MiB).
-    pub segment_bytes: u64,
+    pub segment_bytes: u32,
     /// Threads that own placement groups.
     pub shards: usize,
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use holdfast_map::ClusterMap;
 use holdfast_net::mon_session::{MonSession, MonSessionError};
 use holdfast_pg::{Limits, LoadError, Pg};
-use holdfast_store::Store;
+use holdfast_store::{Identity, Options as StoreOptions, Store, StoreConfig};
 use holdfast_types::{ClientId, DiskUuid, Epoch, Incarnation, OsdId, PgId};
 use holdfast_wire::mon::{MapUpdate, MonCommand, MonError, MonReply};
 use tokio::sync::watch;
@@ -49,6 +49,34 @@ pub enum OsdError {
         /// Why.
         #[source]
         source: holdfast_store::OpenError,
+    },
+    /// The store cannot be made.
+    #[error("no store can be made in {path}")]
+    Format {
+        /// The data directory.
+        path: String,
+        /// Why.
+        #[source]
+        source: holdfast_store::FormatError,
+    },
+    /// The mark of a completed formatting cannot be written.
+    #[error("cannot write to {path}")]
+    Mark {
+        /// The data directory.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The device is another disk's.
+    #[error("the device in {path} is {found:?}, this daemon is {wanted:?}")]
+    OtherDisk {
+        /// The data directory.
+        path: String,
+        /// On the device.
+        found: Identity,
+        /// By the identity file and the monitors.
+        wanted: Identity,
     },
     /// The store holds what the daemon's own rows should not.
     #[error("the store's own rows cannot be read")]
@@ -112,8 +140,9 @@ impl OsdHandle {
     }
 
     /// Waits until the map shows it up: `true`. `false` when it ended before; [`OsdHandle::join`] tells why.
-    pub async fn wait_up(&self) -> bool {
-        self.up.clone().wait_for(|up| *up).await.is_ok()
+    pub fn wait_up(&self) -> impl Future<Output = bool> + Send + use<> {
+        let mut up = self.up.clone();
+        async move { up.wait_for(|up| *up).await.is_ok() }
     }
 
     /// Asks it to end: it tells the monitors, finishes what is under way and closes its store. Then [`OsdHandle::join`].
@@ -205,28 +234,47 @@ async fn register(
     }
 }
 
+/// Marks a store whose formatting was completed.
+const FORMATTED: &str = "formatted";
+
 async fn open_store(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<Store, OsdError> {
+    let config = config.clone();
+    let opened = tokio::task::spawn_blocking(move || open_store_blocking(&config, disk, id)).await;
+    opened.unwrap_or_else(|panic| Err(OsdError::StoreFailed { detail: format!("opening the store panicked: {panic}") }))
+}
+
+fn open_store_blocking(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<Store, OsdError> {
     let path = config.data_dir.display().to_string();
-    let options = holdfast_store::StoreOptions {
-        device: config.device.clone().unwrap_or_else(|| config.data_dir.join("device")),
-        index_dir: config.data_dir.join("index"),
-        capacity_bytes: config.capacity_bytes,
-        segment_bytes: config.segment_bytes,
+    let identity = Identity { cluster: config.cluster, disk, osd: id };
+    let store_config = StoreConfig {
+        device: config.device.clone().unwrap_or_else(|| config.data_dir.join("block")),
+        index: config.data_dir.join("index"),
         memory_target: config.memory_target,
-        cluster: config.cluster,
-        disk,
-        osd: id,
+        options: StoreOptions { segment_bytes: config.segment_bytes, ..StoreOptions::default() },
     };
-    let opened = tokio::task::spawn_blocking(move || Store::open_or_format(&options)).await;
-    match opened {
-        Ok(store) => store.map_err(|source| OsdError::Store { path, source }),
-        Err(panic) => Err(OsdError::StoreFailed { detail: format!("opening the store panicked: {panic}") }),
+    let formatted = config.data_dir.join(FORMATTED);
+    if !formatted.exists() {
+        // Nothing was ever acknowledged from a store whose formatting was not completed.
+        let store = Store::format(&store_config, identity, config.capacity_bytes)
+            .map_err(|source| OsdError::Format { path: path.clone(), source })?;
+        let marked = std::fs::File::create(&formatted)
+            .and_then(|file| file.sync_all())
+            .and_then(|()| std::fs::File::open(&config.data_dir)?.sync_all());
+        marked.map_err(|source| OsdError::Mark { path, source })?;
+        return Ok(store);
     }
+    let store = Store::open(&store_config).map_err(|source| OsdError::Store { path: path.clone(), source })?;
+    let superblock = store.engine().superblock();
+    let found = Identity { cluster: superblock.cluster, disk: superblock.disk, osd: superblock.osd };
+    if found != identity {
+        return Err(OsdError::OtherDisk { path, found, wanted: identity });
+    }
+    Ok(store)
 }
 
 /// Makes the daemon's own collection on a new disk, durably.
 async fn make_own_collection(store: &Store) -> Result<(), OsdError> {
-    let Some(transaction) = own_collection(&store.collections()?) else { return Ok(()) };
+    let Some(transaction) = own_collection(&store.engine().collections()) else { return Ok(()) };
     let failed = |detail: String| OsdError::StoreFailed { detail };
     let (done, durable) = tokio::sync::oneshot::channel();
     let told = move |result: Result<(), Arc<_>>| {
@@ -273,8 +321,12 @@ async fn live(base: Base) -> Result<(), OsdError> {
     };
     base.up.send_replace(false);
     let store = base.store;
-    if let Err(panic) = tokio::task::spawn_blocking(move || store.close()).await {
-        warn!(%panic, "closing the store panicked");
+    match tokio::task::spawn_blocking(move || store.close()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            warn!(error = %crate::describe(&error), "the store was not closed in order; the next start replays")
+        }
+        Err(panic) => warn!(%panic, "closing the store panicked"),
     }
     end
 }
@@ -335,7 +387,7 @@ pub(crate) async fn ask_maps(session: &MonSession, after: Epoch) -> Result<MapUp
 /// The placement groups that this disk has copies of, each as of the map that it last recorded.
 fn take_up(base: &Base, incarnation: Incarnation, maps: &CaughtUp) -> Result<BTreeMap<PgId, Pg>, OsdError> {
     let mut pgs = BTreeMap::new();
-    for pg in base.store.collections()?.into_iter().filter_map(pg_of) {
+    for pg in base.store.engine().collections().into_iter().filter_map(pg_of) {
         let view = Local::new(&base.store, pg);
         let load = || {
             let map = maps.from(Pg::stored_epoch(&view)?.unwrap_or(Epoch::ZERO)).clone();

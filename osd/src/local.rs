@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use holdfast_map::ClusterMap;
 use holdfast_pg::{LocalObjects, ObjectKey, ReadError, RowsPage, StoreOp};
-use holdfast_store::{CollectionId, Store, Transaction, TxOp};
+use holdfast_store::{
+    CollectionId, Engine, FileDevice, ReadError as StoreReadError, RocksIndex, Store, Transaction, TxOp,
+};
 use holdfast_types::{Epoch, PgId, PoolId};
 use holdfast_wire::{Blob, Effect, Row};
 
@@ -16,6 +18,8 @@ const MAP_ROWS: &[u8] = b"map/";
 const MAPS_KEPT: u64 = 512;
 /// Old maps are deleted so many epochs at a time.
 const MAP_TRIM_STEP: u64 = 64;
+/// Maps read at a time.
+const MAPS_AT_A_TIME: usize = 256;
 
 /// The collection of a placement group.
 pub(crate) fn collection_of(pg: PgId) -> CollectionId {
@@ -51,55 +55,72 @@ pub(crate) fn own_collection(collections: &[CollectionId]) -> Option<Transaction
 }
 
 /// The kept maps, oldest first, encoded.
-pub(crate) fn stored_maps(store: &Store) -> Result<Vec<Bytes>, holdfast_store::ReadError> {
-    let kept = usize::try_from(MAPS_KEPT + MAP_TRIM_STEP).unwrap_or(usize::MAX) * 2;
+pub(crate) fn stored_maps(store: &Store) -> Result<Vec<Bytes>, StoreReadError> {
     let end = map_row(Epoch(u64::MAX));
-    let rows = store.meta_scan(OWN, MAP_ROWS, Some(&end), kept)?;
-    Ok(rows.into_iter().map(|(_, value)| value).collect())
+    let mut start = MAP_ROWS.to_vec();
+    let mut maps = Vec::new();
+    loop {
+        let page = store.engine().meta_scan(OWN, &start, Some(&end), MAPS_AT_A_TIME, usize::MAX)?;
+        if let Some((last, _)) = page.rows.last() {
+            start = last.to_vec();
+            start.push(0);
+        }
+        maps.extend(page.rows.into_iter().map(|(_, value)| value));
+        if !page.more {
+            return Ok(maps);
+        }
+    }
 }
 
 /// A placement group's collection.
 pub(crate) struct Local<'a> {
-    store: &'a Store,
+    engine: &'a Engine<FileDevice, RocksIndex>,
     collection: CollectionId,
 }
 
 impl<'a> Local<'a> {
     pub(crate) fn new(store: &'a Store, pg: PgId) -> Local<'a> {
-        Local { store, collection: collection_of(pg) }
+        Local { engine: store.engine(), collection: collection_of(pg) }
     }
 }
 
-fn read_error(error: holdfast_store::ReadError) -> ReadError {
-    let detail = crate::describe(&error);
-    if error.is_corruption() { ReadError::Corrupt { detail } } else { ReadError::Device { detail } }
+/// What is missing is no error to a placement group: it asks before it has made its collection, and for objects that
+/// may not exist.
+fn present<T>(result: Result<T, StoreReadError>) -> Result<Option<T>, ReadError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(StoreReadError::NoSuchCollection { .. } | StoreReadError::NoSuchObject { .. }) => Ok(None),
+        Err(error @ StoreReadError::Corrupt { .. }) => Err(ReadError::Corrupt { detail: crate::describe(&error) }),
+        Err(error) => Err(ReadError::Device { detail: crate::describe(&error) }),
+    }
 }
 
 fn key(key: &ObjectKey) -> holdfast_store::ObjectKey {
-    holdfast_store::ObjectKey::from(key.as_bytes())
+    holdfast_store::ObjectKey::new(key.as_bytes().to_vec()).expect("an object's key is shorter than the store's limit")
 }
 
 impl LocalObjects for Local<'_> {
     fn stat(&self, object: &ObjectKey) -> Result<Option<u64>, ReadError> {
-        let info = self.store.stat(self.collection, &key(object)).map_err(read_error)?;
+        let info = present(self.engine.stat(self.collection, &key(object)))?.flatten();
         Ok(info.map(|info| info.size))
     }
 
     fn read(&self, object: &ObjectKey, offset: u64, length: u64) -> Result<Bytes, ReadError> {
-        self.store.read(self.collection, &key(object), offset, length).map_err(read_error)
+        Ok(present(self.engine.read(self.collection, &key(object), offset, length))?.unwrap_or_default())
     }
 
     fn attr(&self, object: &ObjectKey, name: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        self.store.attr(self.collection, &key(object), name).map_err(read_error)
+        Ok(present(self.engine.attr(self.collection, &key(object), name))?.flatten())
     }
 
     fn attrs(&self, object: &ObjectKey) -> Result<Vec<Row>, ReadError> {
-        let attrs = self.store.attrs(self.collection, &key(object)).map_err(read_error)?;
-        Ok(attrs.into_iter().map(|(key, value)| Row { key, value: Blob(value) }).collect())
+        let attrs = present(self.engine.attrs(self.collection, &key(object)))?.unwrap_or_default();
+        Ok(attrs.into_iter().map(|(key, value)| Row { key: key.to_vec(), value: Blob(value) }).collect())
     }
 
     fn rows_get(&self, object: &ObjectKey, rows: &[&[u8]]) -> Result<Vec<Option<Bytes>>, ReadError> {
-        self.store.rows_get(self.collection, &key(object), rows).map_err(read_error)
+        let values = present(self.engine.rows_get(self.collection, &key(object), rows))?;
+        Ok(values.unwrap_or_else(|| vec![None; rows.len()]))
     }
 
     fn rows_scan(
@@ -110,42 +131,47 @@ impl LocalObjects for Local<'_> {
         limit_rows: usize,
         limit_bytes: usize,
     ) -> Result<RowsPage, ReadError> {
-        let page = self
-            .store
-            .rows_scan(self.collection, &key(object), start, end, limit_rows, limit_bytes)
-            .map_err(read_error)?;
-        let rows = page.rows.into_iter().map(|(key, value)| Row { key, value: Blob(value) }).collect();
+        let found = self.engine.rows_scan(self.collection, &key(object), start, end, limit_rows, limit_bytes);
+        let Some(page) = present(found)? else { return Ok(RowsPage::default()) };
+        let rows = page.rows.into_iter().map(|(key, value)| Row { key: key.to_vec(), value: Blob(value) }).collect();
         Ok(RowsPage { rows, more: page.more })
     }
 
     fn list_objects(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<ObjectKey>, ReadError> {
-        let after = after.map(holdfast_store::ObjectKey::from);
-        let keys = self.store.list_objects(self.collection, after.as_ref(), limit).map_err(read_error)?;
+        let after = match after {
+            Some(bytes) => Some(holdfast_store::ObjectKey::new(bytes.to_vec()).map_err(|error| ReadError::Device {
+                detail: format!("a listing begins at no object's key: {error}"),
+            })?),
+            None => None,
+        };
+        let keys = present(self.engine.list_objects(self.collection, after.as_ref(), limit))?.unwrap_or_default();
         keys.iter()
             .map(|found| {
                 ObjectKey::from_bytes(found.as_bytes()).ok_or_else(|| ReadError::Corrupt {
-                    detail: format!("collection {:?} holds a key that is no object's", self.collection),
+                    detail: format!("collection {} holds a key that is no object's", self.collection),
                 })
             })
             .collect()
     }
 
     fn meta_get(&self, name: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        self.store.meta_get(self.collection, name).map_err(read_error)
+        Ok(present(self.engine.meta_get(self.collection, name))?.flatten())
     }
 
     fn meta_scan(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, ReadError> {
-        let rows = self.store.meta_scan(self.collection, start, Some(end), limit).map_err(read_error)?;
-        Ok(rows.into_iter().map(|(key, value)| (Bytes::from(key), value)).collect())
+        let found = self.engine.meta_scan(self.collection, start, Some(end), limit, usize::MAX);
+        Ok(present(found)?.map(|page| page.rows).unwrap_or_default())
     }
 }
 
 /// A placement group's transaction in the store's words.
-pub(crate) fn to_transaction(pg: PgId, ops: Vec<StoreOp>) -> Transaction {
+pub(crate) fn to_transaction(store: &Store, pg: PgId, ops: Vec<StoreOp>) -> Transaction {
     let c = collection_of(pg);
     let mut out = Vec::with_capacity(ops.len());
     for op in ops {
         match op {
+            // Only this placement group's shard makes and removes the collection, so it cannot appear in between.
+            StoreOp::CreateCollection if store.engine().collection_exists(c) => {}
             StoreOp::CreateCollection => out.push(TxOp::CreateCollection { c }),
             StoreOp::RemoveCollection => out.push(TxOp::RemoveCollection { c }),
             StoreOp::PutMeta { key, value } => out.push(TxOp::PutMeta { c, key: key.to_vec(), value }),
@@ -171,7 +197,7 @@ fn effect_op(c: CollectionId, o: holdfast_store::ObjectKey, effect: Effect) -> T
         Effect::PutRows { rows } => {
             TxOp::PutRows { c, o, rows: rows.into_iter().map(|row| (row.key, row.value.0)).collect() }
         }
-        Effect::DeleteRows { keys } => TxOp::DeleteRows { c, o, keys: keys.into_iter().map(Into::into).collect() },
+        Effect::DeleteRows { keys } => TxOp::DeleteRows { c, o, keys: keys.into_iter().map(Vec::from).collect() },
         Effect::DeleteRowRange { start, end } => TxOp::DeleteRowRange { c, o, start, end },
     }
 }

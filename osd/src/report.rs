@@ -52,7 +52,7 @@ async fn gather(shared: &Shared, epoch: holdfast_types::Epoch) -> OsdReport {
         // A shard that has stopped drops the sender; the run is ending then.
         pgs.extend(answer.await.unwrap_or_default());
     }
-    let usage = shared.store.usage();
+    let usage = shared.store.engine().usage();
     OsdReport {
         osd: shared.osd,
         incarnation: shared.incarnation,

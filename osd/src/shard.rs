@@ -413,7 +413,7 @@ impl Shard {
     }
 
     fn submit(&self, pg: PgId, txn: TxnId, ops: Vec<StoreOp>) {
-        let transaction = to_transaction(pg, ops);
+        let transaction = to_transaction(&self.shared.store, pg, ops);
         let shards = self.shared.shards.clone();
         let submitted = self.shared.store.submit(transaction, move |result| {
             let event = match result {

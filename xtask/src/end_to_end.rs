@@ -28,15 +28,16 @@ fn script(name: &str, binary: &Path) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-/// The Rust end-to-end tests.
-pub fn tests() -> anyhow::Result<()> {
+/// The Rust end-to-end tests; `full` for their long forms.
+pub fn tests(full: bool) -> anyhow::Result<()> {
     let binary = binary()?;
     // One at a time: each runs a cluster of its own and some of them measure.
-    step(
-        "end-to-end tests",
-        cargo(&["test", "--locked", "--package", "holdfast-tests", "--", "--test-threads", "1", "--nocapture"])
-            .env("HOLDFAST_BIN", &binary),
-    )
+    let mut command = cargo(&["test", "--locked", "--package", "holdfast-tests", "--"]);
+    command.args(["--test-threads", "1", "--nocapture"]).env("HOLDFAST_BIN", &binary);
+    if full {
+        command.env("HOLDFAST_DOSE", "full");
+    }
+    step("end-to-end tests", &mut command)
 }
 
 /// The chaos test alone, for `minutes`.
@@ -50,7 +51,8 @@ pub fn chaos(minutes: f64) -> anyhow::Result<()> {
             "--package",
             "holdfast-tests",
             "--test",
-            "chaos",
+            "end_to_end",
+            "chaos::",
             "--",
             "--test-threads",
             "1",

@@ -54,7 +54,11 @@ enum Command {
         only: Option<String>,
     },
     /// Only the end-to-end tests of the built binary.
-    EndToEnd,
+    EndToEnd {
+        /// The long forms: two minutes of kills and of outage, 10,000 listings, 16 objects of 1 GiB.
+        #[arg(long)]
+        full: bool,
+    },
     /// The demonstration of `make demo`.
     Demo,
     /// The measurements of `make bench`; what follows is passed on.
@@ -73,7 +77,7 @@ fn main() -> anyhow::Result<()> {
         Command::Sim { seeds, from } => check::simulation(seeds, from),
         Command::Chaos { minutes } => end_to_end::chaos(minutes),
         Command::Clients { quick, only } => end_to_end::clients(quick, only.as_deref()),
-        Command::EndToEnd => end_to_end::tests(),
+        Command::EndToEnd { full } => end_to_end::tests(full),
         Command::Demo => end_to_end::demo(),
         Command::Bench { rest } => end_to_end::bench(&rest),
     }

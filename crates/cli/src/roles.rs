@@ -1,9 +1,14 @@
 //! The three roles, started in this process: the only place that knows how each daemon's library is called.
 
 use std::future::Future;
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZero;
 use std::pin::Pin;
 
+use holdfast_gateway_s3::cluster_backend::Pools;
+use holdfast_gateway_s3::{GatewayConfig, S3Config};
 use holdfast_mon::{Listen, MonConfig};
+use holdfast_osd::OsdConfig;
 use holdfast_telemetry::Admin;
 use tokio_util::sync::CancellationToken;
 
@@ -44,13 +49,67 @@ pub async fn start_mon(file: MonFile, stop: CancellationToken) -> Result<Role, F
 }
 
 /// Starts a storage daemon. It is ready when the map shows it up.
-pub async fn start_osd(_file: OsdFile, _stop: CancellationToken) -> Result<Role, Failure> {
-    Err(Failure::new(Exit::Error, "this build has no storage daemon yet"))
+pub async fn start_osd(file: OsdFile, stop: CancellationToken) -> Result<Role, Failure> {
+    let name = file.id.map_or_else(|| "osd".to_owned(), |id| id.to_string());
+    let admin = admin::start(file.admin, "osd", name.clone(), stop.clone()).await?;
+    let listener = listen(file.listen)?;
+    let shards = file.shards.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get));
+    let segment_bytes = u32::try_from(file.segment.0).map_err(|_| {
+        Failure::usage("a segment cannot be 4 GiB or more").next("segment = \"64 MiB\" suits most disks")
+    })?;
+    let config = OsdConfig {
+        cluster: file.cluster,
+        data_dir: file.data,
+        device: file.device,
+        capacity_bytes: file.capacity.0,
+        monitors: file.monitors,
+        advertise: file.advertise,
+        location: file.location.into_iter().map(|step| step.0).collect(),
+        class: file.class,
+        wanted_id: file.id,
+        memory_target: file.memory_target.0,
+        segment_bytes,
+        shards: shards.max(1),
+    };
+    let osd = holdfast_osd::start(config, listener, stop).await.map_err(|error| cannot_start(&name, &error))?;
+    let up = osd.wait_up();
+    let ready = async move {
+        if !up.await {
+            // It ended before; `end` says why.
+            std::future::pending::<()>().await;
+        }
+    };
+    let end = async move {
+        osd.join().await.map_err(|error| Failure::new(Exit::Error, format!("{name} had to end")).because(&error))
+    };
+    Ok(Role { admin, ready: Box::pin(ready), end: Box::pin(end) })
 }
 
-/// Starts a gateway. It is ready when it serves.
-pub async fn start_s3(_file: S3File, _stop: CancellationToken) -> Result<Role, Failure> {
-    Err(Failure::new(Exit::Error, "this build has no gateway yet"))
+/// Starts a gateway; returns when it serves.
+pub async fn start_s3(file: S3File, stop: CancellationToken) -> Result<Role, Failure> {
+    let name = file.name.clone().unwrap_or_else(|| "the gateway".to_owned());
+    let admin = admin::start(file.admin, "s3", file.listen.to_string(), stop.clone()).await?;
+    let listener = listen(file.listen)?;
+    let gateway = GatewayConfig { region: file.region, base_domains: file.domains, ..GatewayConfig::default() };
+    let config = S3Config {
+        cluster: file.cluster,
+        monitors: file.monitors,
+        advertise: file.advertise,
+        name: file.name,
+        pools: Pools { index: file.index_pool, data: file.data_pool },
+        gateway,
+    };
+    let handle =
+        holdfast_gateway_s3::start(config, listener, stop).await.map_err(|error| cannot_start(&name, &error))?;
+    let end = async move {
+        handle.join().await.map_err(|error| Failure::new(Exit::Error, format!("{name} had to end")).because(&error))
+    };
+    Ok(Role { admin, ready: Box::pin(std::future::ready(())), end: Box::pin(end) })
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address)
+        .map_err(|error| Failure::new(Exit::Error, format!("cannot listen on {address}")).because(&error))
 }
 
 fn cannot_start(name: &str, error: &(dyn std::error::Error + 'static)) -> Failure {

@@ -26,5 +26,6 @@ pub use client::{Client, OpOptions};
 pub use config::{ClientConfig, ClientIdentity};
 pub use core::Outcome as OperateReply;
 pub use error::{Cause, ClientError, OperateError};
+pub use holdfast_net::mon_session::MonSessionError;
 pub use pool::Pool;
 pub use striper::{BlobName, InvalidBlobName, STRIPE_BYTES, StripeWriter, Striper};

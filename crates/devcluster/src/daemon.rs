@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::oneshot;
 
 use crate::directory::ClusterDir;
@@ -89,6 +89,8 @@ impl fmt::Display for DaemonName {
 /// A daemon that was started: its process, and its word that it serves (an error when it ends without).
 pub(crate) struct Started {
     pub child: Child,
+    /// Held for as long as the daemon shall live. Not left in `child`: waiting for a child closes its input first.
+    pub stdin: Option<ChildStdin>,
     pub ready: oneshot::Receiver<()>,
 }
 
@@ -120,7 +122,8 @@ pub(crate) fn start(
     if let Some(stdout) = child.stdout.take() {
         tokio::spawn(watch_stdout(stdout, sender));
     }
-    Ok(Started { child, ready })
+    let stdin = child.stdin.take();
+    Ok(Started { child, stdin, ready })
 }
 
 /// Reads until the mark, then on to the end: a daemon must never block on a full pipe.

@@ -256,7 +256,7 @@ impl Keeper {
         inbox: &mut mpsc::Receiver<Order>,
     ) -> End {
         let started = start(&self.shared.binary, &self.shared.dir, self.daemon, &self.shared.environment);
-        let Started { mut child, mut ready } = match started {
+        let Started { mut child, stdin: _stdin, mut ready } = match started {
             Ok(started) => started,
             Err(error) => {
                 tracing::warn!(daemon = %self.daemon, %error, "cannot be started");

@@ -159,8 +159,8 @@ impl<O: Objects> Tables<O> {
             return Ok(false);
         }
         let Some(groups) = shared.list_groups(id, dropping.version).await? else { return Ok(false) };
-        let mut visits = futures::stream::iter(&groups)
-            .map(|group| self.freeze(id, *group, dropping.version, spaces))
+        let mut visits = futures::stream::iter(groups)
+            .map(|group| self.freeze(id, group, dropping.version, spaces))
             .buffer_unordered(VISITS_MAX);
         let mut obstacle = None;
         while let Some(visit) = visits.next().await {
@@ -280,8 +280,8 @@ impl<O: Objects> Tables<O> {
             return Err(KvError::Contended { rounds: 0 });
         }
         let groups = shared.list_groups(id, root.version).await?.unwrap_or_default();
-        let mut visits = futures::stream::iter(&groups)
-            .map(|group| async { shared.change(&id.group_object(*group), vec![ObjectOp::Remove]).await })
+        let mut visits = futures::stream::iter(groups)
+            .map(|group| async move { shared.change(&id.group_object(group), vec![ObjectOp::Remove]).await })
             .buffer_unordered(VISITS_MAX);
         while let Some(removed) = visits.next().await {
             if let Change::Unknown = removed? {

@@ -1,189 +1,273 @@
-//! What can go wrong, by what was being done.
+//! What can go wrong, one enum for each thing one can ask of a store.
 
 use std::io;
 use std::sync::Arc;
 
-use holdfast_types::{ClusterId, DiskUuid};
+use holdfast_types::DiskUuid;
 
-use crate::txn::{CollectionId, ObjectKey};
+use crate::index::IndexError;
+use crate::key::{CollectionId, ObjectKey, Position};
 
-/// The device failed.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("cannot {act} {length} bytes at device byte {offset}")]
-pub struct DeviceError {
-    /// `read`, `write` or `sync`.
-    pub act: &'static str,
-    /// Device byte.
-    pub offset: u64,
-    /// Bytes.
-    pub length: u64,
-    /// What the system says.
-    #[source]
-    pub source: Arc<io::Error>,
+/// The part of a transaction that is too large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Excess {
+    /// The end of an object.
+    Object,
+    /// An attribute's name.
+    AttrName,
+    /// An attribute's value.
+    AttrValue,
+    /// A row's key.
+    RowKey,
+    /// A metadata key.
+    MetaKey,
+    /// The whole.
+    Transaction,
 }
 
-/// The index failed.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("the index cannot {act}: {detail}")]
-pub struct IndexError {
-    /// What was attempted.
-    pub act: &'static str,
-    /// In its own words.
-    pub detail: String,
-}
-
-/// A transaction that was not taken; it has no effect.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum SubmitError {
-    /// Only what frees space is taken now.
-    #[error("the device is full: {free_bytes} bytes are free, all of them reserved")]
-    Full {
-        /// Free bytes, the reserve included.
-        free_bytes: u64,
-    },
-    /// It makes no sense.
-    #[error("invalid transaction: {reason}")]
-    Invalid {
-        /// Why.
-        reason: String,
-    },
-    /// It does not fit a segment.
-    #[error("a transaction of {bytes} bytes exceeds the limit of {limit}")]
-    TooLarge {
-        /// Its size.
-        bytes: u64,
-        /// The largest that fits.
-        limit: u64,
-    },
-    /// The store failed earlier and takes nothing any more.
-    #[error("the store has failed")]
-    Poisoned(#[source] Arc<CommitError>),
-    /// The index could not be read.
-    #[error("the transaction's objects cannot be looked up")]
-    Index(#[from] IndexError),
-    /// A row of the index is not what the store wrote.
-    #[error("the index is damaged: {detail}")]
-    Damaged {
-        /// Where.
-        detail: String,
-    },
-}
-
-/// Transactions could not be made durable. The store takes nothing any more: after a failed sync nobody knows what is
-/// on the device (protocol.md §2.5).
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum CommitError {
-    /// The device.
-    #[error("the log cannot be written")]
-    Device(#[from] DeviceError),
-    /// The index.
-    #[error("the index cannot be updated")]
-    Index(#[from] IndexError),
-}
-
-/// A read that gives no data.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum ReadError {
-    /// A block does not match its checksum: rot, a torn or a misdirected write.
-    #[error(
-        "checksum mismatch in {collection:?}/{object:?} at byte {offset}: stored {stored:#010x}, computed {computed:#010x}"
-    )]
-    Corrupt {
-        /// Where the object is.
-        collection: CollectionId,
-        /// Which.
-        object: ObjectKey,
-        /// Byte of the object at which the block begins.
-        offset: u64,
-        /// What the onode says.
-        stored: u32,
-        /// What the device gave.
-        computed: u32,
-    },
-    /// A row of the index is not what the store wrote.
-    #[error("the index is damaged: {detail}")]
-    Damaged {
-        /// Where.
-        detail: String,
-    },
-    /// The device.
-    #[error("the device cannot be read")]
-    Device(#[from] DeviceError),
-    /// The index.
-    #[error("the index cannot be read")]
-    Index(#[from] IndexError),
-}
-
-impl ReadError {
-    /// Whether the bytes are there but wrong.
-    #[must_use]
-    pub fn is_corruption(&self) -> bool {
-        matches!(self, ReadError::Corrupt { .. } | ReadError::Damaged { .. })
-    }
-}
-
-/// A store that cannot be opened or made.
+/// Why a transaction was not taken. It has then changed nothing.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Neither copy of the superblock is one.
-    #[error("{what} holds no store: {detail}")]
-    NotAStore {
-        /// The device.
-        what: String,
-        /// What is wrong with both copies.
-        detail: String,
+pub enum SubmitError {
+    /// The collection does not exist.
+    #[error("no collection {collection}")]
+    NoSuchCollection {
+        /// The one named.
+        collection: CollectionId,
     },
-    /// It is another cluster's or another disk's.
-    #[error("the store belongs to cluster {cluster}, disk {disk}, not to the one asked for")]
-    OtherStore {
-        /// On the device.
-        cluster: ClusterId,
-        /// On the device.
-        disk: DiskUuid,
+    /// The collection exists already.
+    #[error("collection {collection} exists")]
+    CollectionExists {
+        /// The one named.
+        collection: CollectionId,
     },
-    /// Written by a newer release.
-    #[error("the store needs a reader of version {needs}")]
-    TooNew {
-        /// That version.
-        needs: u8,
+    /// A limit is exceeded.
+    #[error("{what:?} of {bytes} bytes exceeds the limit of {max}")]
+    TooLarge {
+        /// Which limit.
+        what: Excess,
+        /// The size asked for.
+        bytes: u64,
+        /// The limit.
+        max: u64,
     },
-    /// The index is of another state of the device.
-    #[error("index and log do not fit: {detail}")]
-    IndexMismatch {
-        /// How.
-        detail: String,
+    /// There is no room (ENOSPC).
+    #[error("no space for {needed_bytes} bytes ({live_bytes} of {limit_bytes} in use)")]
+    NoSpace {
+        /// The size of the record.
+        needed_bytes: u64,
+        /// Live bytes now.
+        live_bytes: u64,
+        /// The most live bytes that this kind of transaction may lead to.
+        limit_bytes: u64,
+        /// True when cleaning will make room: call `clean_step` and try again. False: the device is full.
+        cleaning_helps: bool,
     },
-    /// A record in the middle of the log is damaged: later ones, that were acknowledged after it, are intact. This
-    /// copy cannot be trusted as it is; it must be filled again from its peers.
-    #[error("the log is damaged in segment {segment} at byte {offset}, before later records that are intact")]
-    CorruptMiddle {
-        /// Segment number.
-        segment: u64,
-        /// Byte in it.
+    /// The index could not be read.
+    #[error("cannot read the index")]
+    Index(#[from] IndexError),
+    /// An earlier failure stopped the store; it must be opened anew.
+    #[error("the store has failed and takes no more writes")]
+    Poisoned(#[source] Arc<CommitError>),
+    /// The store is closing.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// Why submitted transactions did not become durable. The store is poisoned: nothing is tried again, since after a failed
+/// sync the kernel may have dropped the dirty pages and a second sync would succeed without them.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// A device write failed.
+    #[error("cannot write {bytes} bytes at device byte {offset}")]
+    Write {
+        /// Where.
         offset: u64,
-    },
-    /// The device is too small or the options make no sense.
-    #[error("cannot make a store: {reason}")]
-    Unusable {
-        /// Why.
-        reason: String,
-    },
-    /// Files and directories.
-    #[error("cannot use {path}")]
-    Io {
-        /// Which.
-        path: String,
+        /// How many.
+        bytes: u64,
         /// Why.
         #[source]
         source: io::Error,
     },
-    /// The device.
-    #[error("the device cannot be used")]
-    Device(#[from] DeviceError),
-    /// The index.
-    #[error("the index cannot be used")]
+    /// The sync failed; what it covered may or may not be on the device.
+    #[error("cannot sync the device")]
+    Sync(#[source] io::Error),
+    /// The records are durable but could not be applied to the index; opening anew replays them.
+    #[error("cannot write the index")]
+    Index(#[source] IndexError),
+    /// An earlier failure stopped the store.
+    #[error("the store has failed")]
+    Poisoned(#[source] Arc<CommitError>),
+    /// The store was dropped before the transaction was durable; it may or may not be found when opened.
+    #[error("the store was closed before the transaction was durable")]
+    Closed,
+}
+
+/// Why something cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The collection does not exist.
+    #[error("no collection {collection}")]
+    NoSuchCollection {
+        /// The one named.
+        collection: CollectionId,
+    },
+    /// The object does not exist.
+    #[error("no object {object} in {collection}")]
+    NoSuchObject {
+        /// Its collection.
+        collection: CollectionId,
+        /// Its key.
+        object: ObjectKey,
+    },
+    /// A stored block is not what was written (EIO): bit rot, a torn or a misdirected write. Read it from another copy
+    /// and write it anew.
+    #[error(
+        "checksum mismatch in {object} of {collection} at byte {offset}: stored {stored:#010x}, computed {computed:#010x}"
+    )]
+    Corrupt {
+        /// The object's collection.
+        collection: CollectionId,
+        /// The object.
+        object: ObjectKey,
+        /// First byte of the block in the object.
+        offset: u64,
+        /// Bytes of the block.
+        length: u32,
+        /// From the onode.
+        stored: u32,
+        /// Of what was read.
+        computed: u32,
+    },
+    /// The device failed the read (EIO).
+    #[error("cannot read {length} bytes at device byte {offset}")]
+    Device {
+        /// Where.
+        offset: u64,
+        /// How many.
+        length: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The index could not be read.
+    #[error("cannot read the index")]
     Index(#[from] IndexError),
-    /// Applying the log again failed.
-    #[error("the log cannot be applied again")]
-    Replay(#[source] SubmitError),
+}
+
+/// Why a device cannot be formatted.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// The segment size is out of bounds or not a multiple of the sector.
+    #[error("a segment of {bytes} bytes is not possible ({min} to {max}, a multiple of the sector)")]
+    SegmentBytes {
+        /// The size asked for.
+        bytes: u64,
+        /// Smallest.
+        min: u64,
+        /// Largest.
+        max: u64,
+    },
+    /// The sector or the checksum block is not a power of two in bounds.
+    #[error("a block of {bytes} bytes is not possible (a power of two, {min} to {max})")]
+    BlockBytes {
+        /// The size asked for.
+        bytes: u64,
+        /// Smallest.
+        min: u64,
+        /// Largest.
+        max: u64,
+    },
+    /// Too few segments for a log, its successor and the reserve.
+    #[error("a device of {device_bytes} bytes holds {segments} segments; at least {needed} are needed")]
+    TooSmall {
+        /// The device's size.
+        device_bytes: u64,
+        /// Segments that fit.
+        segments: u64,
+        /// Segments that are needed.
+        needed: u64,
+    },
+    /// The device failed.
+    #[error("cannot write the device")]
+    Device(#[from] io::Error),
+    /// The index failed.
+    #[error("cannot write the index")]
+    Index(#[from] IndexError),
+    /// The new store does not open.
+    #[error("cannot open what was formatted")]
+    Open(#[from] OpenError),
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Neither superblock is valid: blank, foreign or destroyed.
+    #[error("no valid superblock")]
+    NoSuperblock,
+    /// The format is of a later version.
+    #[error("format version {version} is newer than this program's {supported}")]
+    Version {
+        /// On the device.
+        version: u16,
+        /// Ours.
+        supported: u16,
+    },
+    /// The device is smaller than when it was formatted.
+    #[error("the device has {device_bytes} bytes; its superblock says {expected_bytes}")]
+    Shrunk {
+        /// Now.
+        device_bytes: u64,
+        /// When formatted.
+        expected_bytes: u64,
+    },
+    /// The index belongs to another device, or is empty.
+    #[error("the index belongs to disk {found:?}, the device is {expected}")]
+    ForeignIndex {
+        /// The device's.
+        expected: DiskUuid,
+        /// The index's.
+        found: Option<DiskUuid>,
+    },
+    /// A record that had been made durable cannot be read, and later ones exist: what is on this device is not a prefix of
+    /// what was acknowledged. This copy is not to be trusted; it rejoins by backfill.
+    #[error("the log is bad at position {position} (segment {segment}, byte {offset}), and was durable beyond it")]
+    CorruptMiddle {
+        /// The position that should be there.
+        position: Position,
+        /// The segment.
+        segment: u32,
+        /// Byte in the segment.
+        offset: u32,
+    },
+    /// A record has a good checksum, but does not fit the state: a defect of the program that wrote or reads it.
+    #[error("the record at position {position} cannot be applied: {reason}")]
+    BadRecord {
+        /// Which record.
+        position: Position,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// The device failed.
+    #[error("cannot read the device")]
+    Device(#[from] io::Error),
+    /// The index failed.
+    #[error("cannot read the index")]
+    Index(#[from] IndexError),
+}
+
+/// Why cleaning or a checkpoint stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanError {
+    /// The index failed.
+    #[error("cannot use the index")]
+    Index(#[from] IndexError),
+    /// The device failed.
+    #[error("cannot use the device")]
+    Device(#[from] io::Error),
+    /// What was moved could not be made durable.
+    #[error("cannot commit")]
+    Commit(#[from] CommitError),
+    /// What was moved could not be submitted.
+    #[error("cannot submit")]
+    Submit(#[from] SubmitError),
 }

@@ -1,329 +1,368 @@
-//! The engine with threads of its own: one commits, one looks after the index and the space.
+//! The store in a daemon: the engine, a commit thread and a maintenance thread.
+//!
+//! Reads go to the engine from any thread. [`Store::submit`] does its part on the caller's thread too; the commit thread
+//! takes all that waits, syncs once, and calls back. While it waits for the device, more gathers: groups form by themselves.
+//! The maintenance thread flushes the index and cleans. Both sleep when there is nothing to do.
 
-use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, ThreadId};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use holdfast_types::{ClusterId, DiskUuid, OsdId};
 use parking_lot::{Condvar, Mutex};
 
-use crate::device::FileDevice;
-use crate::engine::{Engine, EngineOptions, Identity};
-use crate::error::{CommitError, OpenError, ReadError, SubmitError};
-use crate::read::{ObjectInfo, RowsPage, Usage};
-use crate::rocks_index::RocksIndex;
-use crate::txn::{CollectionId, ObjectKey, Transaction};
+use crate::device::{Device, FileDevice};
+use crate::engine::{Engine, Identity, Options, SUPPORTED_SEGMENT_BYTES};
+use crate::error::{CleanError, CommitError, FormatError, OpenError, SubmitError};
+use crate::index::{Index, RocksIndex};
+use crate::tx::Transaction;
 
-/// Bytes of records that may wait for the device: a submitter waits while there are more.
-const QUEUE_BYTES_MAX: u64 = 32 << 20;
-/// Log that an opening may have to apply again, in bytes: about 0.2 s of reading.
-const UNPERSISTED_BYTES_MAX: u64 = 64 << 20;
-/// How often space is looked after when nothing else wakes the keeper.
-const KEEPER_INTERVAL: Duration = Duration::from_secs(5);
+/// Log bytes that may wait for a commit; `submit` blocks beyond. About what a fast device writes in 10 ms: more would only
+/// add latency and memory.
+const PENDING_BYTES_MAX: u64 = 32 << 20;
+/// The index is flushed at least so often when something changed: bounds what a replay has to do after a quiet time.
+const INDEX_FLUSH_INTERVAL: Duration = Duration::from_secs(60);
+/// Bytes that one cleaning step moves; between steps, index flushes and stops are looked at.
+const CLEAN_STEP_BYTES: u64 = 4 << 20;
+/// How often a submit waits for the cleaner before it gives up.
+const SPACE_WAITS_MAX: u32 = 64;
+/// How long each wait for the cleaner is at most.
+const SPACE_WAIT: Duration = Duration::from_millis(500);
 
-/// Told when a transaction is durable, or never will be.
-type OnDurable = Box<dyn FnOnce(Result<(), Arc<CommitError>>) + Send>;
-type FileEngine = Engine<FileDevice, RocksIndex>;
-
-/// How a store is opened.
-#[derive(Debug, Clone)]
-pub struct StoreOptions {
-    /// The device: a block device or a file.
+/// Where a store is, and how much memory it may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// A block device or file for the log.
     pub device: PathBuf,
-    /// Directory of the index.
-    pub index_dir: PathBuf,
-    /// Size of the device file when it is made, in bytes.
-    pub capacity_bytes: u64,
-    /// Size of a segment at the first formatting, in bytes.
-    pub segment_bytes: u64,
-    /// Memory for the index and the queues, in bytes.
+    /// A directory for the index.
+    pub index: PathBuf,
+    /// Bytes for the index's cache and memtables together. What waits for a commit comes on top (at most 32 MiB).
     pub memory_target: u64,
-    /// Whose disk it is.
-    pub cluster: ClusterId,
-    /// The disk.
-    pub disk: DiskUuid,
-    /// Its OSD.
-    pub osd: OsdId,
+    /// Sizes.
+    pub options: Options,
 }
 
-struct Waiting {
-    callbacks: VecDeque<OnDurable>,
+impl StoreConfig {
+    /// A store in the directory `directory`: a file `block` (which may be a link to a device) and the index beside it, with
+    /// 1 GiB of memory.
+    pub fn in_directory(directory: &Path) -> StoreConfig {
+        StoreConfig {
+            device: directory.join("block"),
+            index: directory.join("index"),
+            memory_target: 1 << 30,
+            options: Options::default(),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Signals {
+    /// Something waits for a commit.
+    submitted: bool,
+    /// The maintenance thread should look.
+    maintain: bool,
     stop: bool,
+    /// Counts commits and cleaning steps: a waiting submit looks again when it changes.
+    progress: u64,
 }
 
-struct Shared {
-    engine: FileEngine,
-    waiting: Mutex<Waiting>,
-    /// Something waits for a commit, or the store is to stop.
-    work: Condvar,
-    /// A commit has ended: there is room again.
-    room: Condvar,
-    keeper_stop: Mutex<bool>,
-    keeper_wake: Condvar,
+struct Shared<D, I> {
+    engine: Engine<D, I>,
+    signals: Mutex<Signals>,
+    commit_wanted: Condvar,
+    maintain_wanted: Condvar,
+    progressed: Condvar,
+    commit_thread: Mutex<Option<ThreadId>>,
 }
 
-/// A store with its threads; clones share it.
-#[derive(Clone)]
-pub struct Store {
-    shared: Arc<Shared>,
-    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+/// Stops and joins the threads when the last handle is gone.
+struct Threads<D: Device + 'static, I: Index + 'static> {
+    shared: Arc<Shared<D, I>>,
+    handles: Mutex<Vec<JoinHandle<()>>>,
+    stopped: AtomicBool,
 }
 
-impl std::fmt::Debug for Store {
+/// A handle to an open store; clones are handles to the same one. The last one dropped commits what waits and stops, but
+/// only [`Store::close`] spares the next open the replay.
+pub struct Store<D: Device + 'static = FileDevice, I: Index + 'static = RocksIndex> {
+    shared: Arc<Shared<D, I>>,
+    threads: Arc<Threads<D, I>>,
+}
+
+impl<D: Device, I: Index> Clone for Store<D, I> {
+    fn clone(&self) -> Store<D, I> {
+        Store { shared: Arc::clone(&self.shared), threads: Arc::clone(&self.threads) }
+    }
+}
+
+impl<D: Device, I: Index> std::fmt::Debug for Store<D, I> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").finish_non_exhaustive()
+        write!(f, "Store({:?})", self.shared.engine)
     }
 }
 
 impl Store {
-    /// Opens the store, or makes it when the device is new.
+    /// Makes a new store. The device exists, or is made as a sparse file of `device_bytes`; an index in the directory is
+    /// removed.
+    ///
+    /// # Errors
+    /// [`FormatError`].
+    pub fn format(config: &StoreConfig, identity: Identity, device_bytes: u64) -> Result<Store, FormatError> {
+        let segment_bytes = config.options.segment_bytes;
+        if !SUPPORTED_SEGMENT_BYTES.contains(&segment_bytes) {
+            return Err(FormatError::SegmentBytes {
+                bytes: u64::from(segment_bytes),
+                min: u64::from(*SUPPORTED_SEGMENT_BYTES.start()),
+                max: u64::from(*SUPPORTED_SEGMENT_BYTES.end()),
+            });
+        }
+        let device = FileDevice::create(&config.device, device_bytes)?;
+        RocksIndex::destroy(&config.index)?;
+        let index = RocksIndex::open(&config.index, config.memory_target)?;
+        Ok(Store::run(Engine::format(device, index, identity, config.options.clone())?))
+    }
+
+    /// Opens a store.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open_or_format(options: &StoreOptions) -> Result<Store, OpenError> {
-        let io = |path: &std::path::Path| {
-            let path = path.display().to_string();
-            move |source| OpenError::Io { path, source }
-        };
-        if let Some(parent) = options.device.parent() {
-            std::fs::create_dir_all(parent).map_err(io(parent))?;
-        }
-        let formatted = options.index_dir.join("formatted");
-        let device = FileDevice::open(&options.device, options.capacity_bytes).map_err(io(&options.device))?;
-        let segment_bytes = u32::try_from(options.segment_bytes)
-            .map_err(|_| OpenError::Unusable { reason: "segments of 4 GiB or more".to_owned() })?;
-        let identity = Identity { cluster: options.cluster, disk: options.disk, osd: options.osd };
-        let engine_options = EngineOptions { identity, segment_bytes };
-        let is_new = !formatted.exists();
-        if is_new && options.index_dir.exists() {
-            std::fs::remove_dir_all(&options.index_dir).map_err(io(&options.index_dir))?;
-        }
-        let index = RocksIndex::open(&options.index_dir, options.memory_target)?;
-        let engine = if is_new {
-            let engine = Engine::format(device, index, &engine_options)?;
-            let file = std::fs::File::create(&formatted).map_err(io(&formatted))?;
-            file.sync_all().map_err(io(&formatted))?;
-            engine
-        } else {
-            Engine::open(device, index, &engine_options)?
-        };
-        Ok(Store::start(engine))
+    pub fn open(config: &StoreConfig) -> Result<Store, OpenError> {
+        let device = FileDevice::open(&config.device)?;
+        let index = RocksIndex::open(&config.index, config.memory_target)?;
+        Ok(Store::run(Engine::open(device, index, config.options.clone())?))
     }
+}
 
-    fn start(engine: FileEngine) -> Store {
+impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
+    /// Starts the threads of an engine.
+    pub fn run(engine: Engine<D, I>) -> Store<D, I> {
         let shared = Arc::new(Shared {
             engine,
-            waiting: Mutex::new(Waiting { callbacks: VecDeque::new(), stop: false }),
-            work: Condvar::new(),
-            room: Condvar::new(),
-            keeper_stop: Mutex::new(false),
-            keeper_wake: Condvar::new(),
+            signals: Mutex::new(Signals::default()),
+            commit_wanted: Condvar::new(),
+            maintain_wanted: Condvar::new(),
+            progressed: Condvar::new(),
+            commit_thread: Mutex::new(None),
         });
-        let committer = shared.clone();
-        let keeper = shared.clone();
-        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.to_owned()).spawn(body).expect("the system gives a thread")
+        let commit = {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new().name("store-commit".into()).spawn(move || shared.commit_loop())
         };
-        let threads = vec![
-            spawn("store-commit", Box::new(move || commit_loop(&committer))),
-            spawn("store-keeper", Box::new(move || keep_loop(&keeper))),
-        ];
-        Store { shared, threads: Arc::new(Mutex::new(threads)) }
+        let maintain = {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new().name("store-maintain".into()).spawn(move || shared.maintain_loop())
+        };
+        // Without threads there is no daemon; the operating system refuses them only when it refuses all else too.
+        let handles = vec![commit.expect("a thread can be started"), maintain.expect("a thread can be started")];
+        *shared.commit_thread.lock() = handles.first().map(|handle| handle.thread().id());
+        let threads = Arc::new(Threads {
+            shared: Arc::clone(&shared),
+            handles: Mutex::new(handles),
+            stopped: AtomicBool::new(false),
+        });
+        Store { shared, threads }
     }
 
-    /// Takes a transaction, visible to reads at once; `on_durable` is called in the order of submission, from the
-    /// commit thread, which it must not hold up. Waits while too much is queued.
+    /// Takes a transaction; see [`Engine::submit`]. `on_durable` is called from the commit thread, in the order of
+    /// submission; it must be quick, and may submit. Blocks while too much waits, or while the cleaner makes room; never
+    /// when called from `on_durable`.
     ///
     /// # Errors
-    /// [`SubmitError`]; nothing has changed then and `on_durable` is not called.
+    /// [`SubmitError`]; `on_durable` is then never called.
     pub fn submit(
         &self,
-        transaction: Transaction,
+        tx: Transaction,
         on_durable: impl FnOnce(Result<(), Arc<CommitError>>) + Send + 'static,
     ) -> Result<(), SubmitError> {
-        let mut waiting = self.shared.waiting.lock();
-        while self.shared.engine.queue_bytes() > QUEUE_BYTES_MAX && !waiting.stop {
-            self.shared.room.wait(&mut waiting);
+        let shared = &self.shared;
+        let may_wait = *shared.commit_thread.lock() != Some(std::thread::current().id());
+        if may_wait {
+            shared.wait_for_queue();
         }
-        match self.shared.engine.submit(transaction) {
-            Ok(_) => {
-                waiting.callbacks.push_back(Box::new(on_durable));
-                self.shared.work.notify_one();
-                Ok(())
-            }
-            Err(error) => {
-                if matches!(error, SubmitError::Full { .. }) {
-                    self.shared.keeper_wake.notify_one();
+        // The engine takes the callback only with a submission that succeeds, so it is kept where a retry finds it.
+        let slot = Arc::new(Mutex::new(Some(on_durable)));
+        let mut waits = 0;
+        loop {
+            let callback = {
+                let slot = Arc::clone(&slot);
+                Box::new(move |result| {
+                    let on_durable = slot.lock().take();
+                    if let Some(on_durable) = on_durable {
+                        on_durable(result);
+                    }
+                })
+            };
+            let progress = shared.signals.lock().progress;
+            match shared.engine.submit_then(&tx, Some(callback)) {
+                Ok(_) => {
+                    shared.wake_commit();
+                    return Ok(());
                 }
-                Err(error)
+                Err(SubmitError::NoSpace { cleaning_helps: true, .. }) if may_wait && waits < SPACE_WAITS_MAX => {
+                    waits += 1;
+                    shared.wait_for_cleaner(progress);
+                }
+                Err(error) => return Err(error),
             }
         }
     }
 
-    /// Makes everything durable and ends the threads. Other clones can no longer submit.
-    pub fn close(&self) {
-        self.shared.waiting.lock().stop = true;
-        self.shared.work.notify_all();
-        *self.shared.keeper_stop.lock() = true;
-        self.shared.keeper_wake.notify_all();
-        for thread in self.threads.lock().drain(..) {
-            // A thread that panicked has said why.
-            let _ = thread.join();
+    /// Takes a transaction and waits until it is durable.
+    ///
+    /// # Errors
+    /// [`SubmitError`]; a failed commit is [`SubmitError::Poisoned`].
+    pub fn submit_and_wait(&self, tx: Transaction) -> Result<(), SubmitError> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.submit(tx, move |result| {
+            let _ = sender.send(result); // the receiver waits below
+        })?;
+        match receiver.recv() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(SubmitError::Poisoned(error)),
+            Err(_) => Err(SubmitError::Closed),
         }
-        if let Err(error) = self.shared.engine.flush_index() {
-            tracing::warn!(%error, "the index was not flushed; the next start applies the log again");
-        }
     }
 
-    /// See [`Engine::stat`].
+    /// The engine, for all that reads: `read`, `stat`, `rows_scan`, … Its methods may be called from any thread.
+    pub fn engine(&self) -> &Engine<D, I> {
+        &self.shared.engine
+    }
+
+    /// Commits what waits, flushes the index and stops. Later submits fail with [`SubmitError::Closed`]; reads work.
     ///
     /// # Errors
-    /// [`ReadError`].
-    pub fn stat(&self, c: CollectionId, o: &ObjectKey) -> Result<Option<ObjectInfo>, ReadError> {
-        self.shared.engine.stat(c, o)
-    }
-
-    /// See [`Engine::read`].
-    ///
-    /// # Errors
-    /// [`ReadError`].
-    pub fn read(&self, c: CollectionId, o: &ObjectKey, offset: u64, length: u64) -> Result<Bytes, ReadError> {
-        self.shared.engine.read(c, o, offset, length)
-    }
-
-    /// See [`Engine::attr`].
-    ///
-    /// # Errors
-    /// [`ReadError`].
-    pub fn attr(&self, c: CollectionId, o: &ObjectKey, name: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        self.shared.engine.attr(c, o, name)
-    }
-
-    /// See [`Engine::attrs`].
-    ///
-    /// # Errors
-    /// [`ReadError`].
-    pub fn attrs(&self, c: CollectionId, o: &ObjectKey) -> Result<Vec<(Vec<u8>, Bytes)>, ReadError> {
-        self.shared.engine.attrs(c, o)
-    }
-
-    /// See [`Engine::rows_get`].
-    ///
-    /// # Errors
-    /// [`ReadError`].
-    pub fn rows_get(&self, c: CollectionId, o: &ObjectKey, names: &[&[u8]]) -> Result<Vec<Option<Bytes>>, ReadError> {
-        self.shared.engine.rows_get(c, o, names)
-    }
-
-    /// See [`Engine::rows_scan`].
-    ///
-    /// # Errors
-    /// [`ReadError`].
-    pub fn rows_scan(
-        &self,
-        c: CollectionId,
-        o: &ObjectKey,
-        start: &[u8],
-        end: Option<&[u8]>,
-        limit_rows: usize,
-        limit_bytes: usize,
-    ) -> Result<RowsPage, ReadError> {
-        self.shared.engine.rows_scan(c, o, start, end, limit_rows, limit_bytes)
-    }
-
-    /// See [`Engine::list_objects`].
-    ///
-    /// # Errors
-    /// [`ReadError`].
-    pub fn list_objects(
-        &self,
-        c: CollectionId,
-        after: Option<&ObjectKey>,
-        limit: usize,
-    ) -> Result<Vec<ObjectKey>, ReadError> {
-        self.shared.engine.list_objects(c, after, limit)
-    }
-
-    /// See [`Engine::meta_get`].
-    ///
-    /// # Errors
-    /// [`ReadError`].
-    pub fn meta_get(&self, c: CollectionId, name: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        self.shared.engine.meta_get(c, name)
-    }
-
-    /// See [`Engine::meta_scan`].
-    ///
-    /// # Errors
-    /// [`ReadError`].
-    pub fn meta_scan(
-        &self,
-        c: CollectionId,
-        start: &[u8],
-        end: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Bytes)>, ReadError> {
-        self.shared.engine.meta_scan(c, start, end, limit)
-    }
-
-    /// See [`Engine::collections`].
-    ///
-    /// # Errors
-    /// [`ReadError`].
-    pub fn collections(&self) -> Result<Vec<CollectionId>, ReadError> {
-        self.shared.engine.collections()
-    }
-
-    /// See [`Engine::usage`].
-    #[must_use]
-    pub fn usage(&self) -> Usage {
-        self.shared.engine.usage()
+    /// [`CleanError`]; nothing durable is lost, the next open replays.
+    pub fn close(&self) -> Result<(), CleanError> {
+        self.threads.stop();
+        self.shared.engine.close()
     }
 }
 
-fn commit_loop(shared: &Shared) {
-    loop {
-        let callbacks = {
-            let mut waiting = shared.waiting.lock();
-            while waiting.callbacks.is_empty() && !waiting.stop {
-                shared.work.wait(&mut waiting);
-            }
-            if waiting.callbacks.is_empty() {
+/// Reads go to the engine.
+impl<D: Device + 'static, I: Index + 'static> std::ops::Deref for Store<D, I> {
+    type Target = Engine<D, I>;
+
+    fn deref(&self) -> &Engine<D, I> {
+        &self.shared.engine
+    }
+}
+
+impl<D: Device, I: Index> Shared<D, I> {
+    fn wake_commit(&self) {
+        let mut signals = self.signals.lock();
+        if !std::mem::replace(&mut signals.submitted, true) {
+            self.commit_wanted.notify_one();
+        }
+    }
+
+    fn wait_for_queue(&self) {
+        while self.engine.pending_bytes() >= PENDING_BYTES_MAX {
+            let mut signals = self.signals.lock();
+            if signals.stop || self.engine.pending_bytes() < PENDING_BYTES_MAX {
                 return;
             }
-            // Whoever submitted holds a callback here: the group that is cut now has at least all of these.
-            std::mem::take(&mut waiting.callbacks)
-        };
-        let outcome = shared.engine.commit().map(|_| ());
-        shared.room.notify_all();
-        if shared.engine.unpersisted_bytes() > UNPERSISTED_BYTES_MAX {
-            shared.keeper_wake.notify_one();
+            let _ = self.progressed.wait_for(&mut signals, SPACE_WAIT);
         }
-        for callback in callbacks {
-            callback(outcome.clone());
+    }
+
+    fn wait_for_cleaner(&self, seen: u64) {
+        let mut signals = self.signals.lock();
+        signals.maintain = true;
+        self.maintain_wanted.notify_one();
+        if signals.progress == seen && !signals.stop {
+            let _ = self.progressed.wait_for(&mut signals, SPACE_WAIT);
+        }
+    }
+
+    fn note_progress(&self) {
+        self.signals.lock().progress += 1;
+        self.progressed.notify_all();
+    }
+
+    fn commit_loop(&self) {
+        loop {
+            {
+                let mut signals = self.signals.lock();
+                while !signals.submitted && !signals.stop {
+                    self.commit_wanted.wait(&mut signals);
+                }
+                if !std::mem::take(&mut signals.submitted) {
+                    return; // stopped, and nothing waits
+                }
+            }
+            if let Err(error) = self.engine.commit() {
+                // Those who wait have been told; later submits are refused.
+                tracing::debug!(%error, "commit failed");
+            }
+            self.note_progress();
+            if self.engine.wants_index_flush() || self.engine.wants_cleaning() {
+                self.signals.lock().maintain = true;
+                self.maintain_wanted.notify_one();
+            }
+        }
+    }
+
+    fn maintain_loop(&self) {
+        let mut flushed_at = Instant::now();
+        loop {
+            {
+                let mut signals = self.signals.lock();
+                if !signals.maintain && !signals.stop {
+                    let _ = self.maintain_wanted.wait_for(&mut signals, INDEX_FLUSH_INTERVAL);
+                }
+                if signals.stop {
+                    return;
+                }
+                signals.maintain = false;
+            }
+            if let Err(error) = self.maintain(&mut flushed_at) {
+                tracing::warn!(%error, "maintenance failed");
+            }
+            self.note_progress();
+        }
+    }
+
+    fn maintain(&self, flushed_at: &mut Instant) -> Result<(), CleanError> {
+        let due = flushed_at.elapsed() >= INDEX_FLUSH_INTERVAL && self.engine.has_unflushed();
+        if due || self.engine.wants_index_flush() {
+            self.engine.flush_index()?;
+            *flushed_at = Instant::now();
+        }
+        while self.engine.wants_cleaning() && !self.signals.lock().stop {
+            let progress = self.engine.clean_step(CLEAN_STEP_BYTES)?;
+            self.note_progress();
+            if !progress.more || (progress.moved_bytes == 0 && progress.freed_segments == 0) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<D: Device + 'static, I: Index + 'static> Threads<D, I> {
+    fn stop(&self) {
+        if self.stopped.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        {
+            let mut signals = self.shared.signals.lock();
+            signals.stop = true;
+        }
+        self.shared.commit_wanted.notify_all();
+        self.shared.maintain_wanted.notify_all();
+        self.shared.progressed.notify_all();
+        let own = std::thread::current().id();
+        for handle in self.handles.lock().drain(..) {
+            if handle.thread().id() != own && handle.join().is_err() {
+                tracing::error!("a thread of the store panicked");
+            }
         }
     }
 }
 
-fn keep_loop(shared: &Shared) {
-    loop {
-        {
-            let mut stop = shared.keeper_stop.lock();
-            if *stop {
-                return;
-            }
-            shared.keeper_wake.wait_for(&mut stop, KEEPER_INTERVAL);
-            if *stop {
-                return;
-            }
-        }
-        if shared.engine.unpersisted_bytes() > 0
-            && let Err(error) = shared.engine.flush_index()
-        {
-            tracing::error!(%error, "the index cannot be flushed");
-        }
+impl<D: Device + 'static, I: Index + 'static> Drop for Threads<D, I> {
+    fn drop(&mut self) {
+        self.stop();
     }
 }

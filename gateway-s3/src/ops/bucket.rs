@@ -15,7 +15,7 @@ use crate::ops::multipart::discard_upload;
 use crate::reply::{empty, set, xml};
 use crate::request::{refuse_unsupported_headers, valid_bucket_name};
 use crate::row::{
-    BucketRow, GLOBAL_TABLE, GcRow, Row as _, after_prefix, escape_prefix, route, row_key, space, split_route,
+    BucketRow, DroppedRow, GLOBAL_TABLE, Row as _, after_prefix, escape_prefix, route, row_key, space, split_route,
     unique_id,
 };
 use crate::server::Call;
@@ -130,9 +130,10 @@ pub(crate) async fn create(call: &Arc<Call>, body: &mut Body) -> S3Result<Respon
     };
     gateway.backend.tables.create_table(row.table).await?;
     let put = vec![Mutation::Put(key.clone(), row.to_bytes())];
+    let mut changes = put.clone();
     let mut condition = Condition::Absent(key.clone());
     for _ in 0..4 {
-        match gateway.backend.tables.batch(GLOBAL_TABLE, &route, vec![condition], put.clone()).await {
+        match gateway.backend.tables.batch(GLOBAL_TABLE, &route, vec![condition], changes).await {
             Ok(()) => {
                 gateway.forget_bucket(name);
                 let mut response = empty(StatusCode::OK);
@@ -147,8 +148,12 @@ pub(crate) async fn create(call: &Arc<Call>, body: &mut Body) -> S3Result<Respon
                 }
                 // A deletion was cut off after its commit point: the name is free.
                 condition = Condition::Equals(key.clone(), current);
+                changes = put.iter().cloned().chain([note_dropped(gateway, &route, there.table)]).collect();
             }
-            Err(BatchError::ConditionFailed { current: None, .. }) => condition = Condition::Absent(key.clone()),
+            Err(BatchError::ConditionFailed { current: None, .. }) => {
+                condition = Condition::Absent(key.clone());
+                changes = put.clone();
+            }
             Err(BatchError::Backend(error)) => return Err(error.into()),
         }
     }
@@ -178,8 +183,13 @@ async fn table_exists(gateway: &Gateway, table: TableId) -> S3Result<bool> {
     }
 }
 
+/// Does away with a table that no bucket row names.
 async fn drop_unused(gateway: &Gateway, table: TableId) {
-    if let Err(error) = gateway.backend.tables.drop_table_if_empty(table, &[]).await {
+    let gone = match gateway.backend.tables.drop_table_if_empty(table, &[]).await {
+        Ok(()) => gateway.backend.tables.purge_table(table).await.map_err(DropError::from),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = gone {
         tracing::warn!(%table, %error, "an unused table stays");
     }
 }
@@ -208,8 +218,8 @@ pub(crate) async fn delete(call: &Arc<Call>) -> S3Result<Response> {
         }
         Ok(_) => {
             discard_uploads(gateway, table).await?;
-            move_garbage(gateway, table).await?;
-            let spaces = [space::OBJECTS, space::DATA, space::UPLOADS, space::PARTS, space::GC];
+            // Garbage stays in the dropped table. Writes in progress fail from now on; what they write is garbage, too.
+            let spaces = [space::OBJECTS, space::DATA, space::UPLOADS, space::PARTS];
             match gateway.backend.tables.drop_table_if_empty(table, &spaces).await {
                 Ok(()) => true,
                 Err(DropError::Backend(BackendError::NoTable(_))) => false,
@@ -227,12 +237,19 @@ pub(crate) async fn delete(call: &Arc<Call>) -> S3Result<Response> {
     if existed { Ok(empty(StatusCode::NO_CONTENT)) } else { Err(Code::NoSuchBucket.into()) }
 }
 
-/// Removes the row of a bucket whose table is gone.
+/// A mutation that hands a dropped table to the collector.
+fn note_dropped(gateway: &Gateway, route: &[u8], table: TableId) -> Mutation {
+    let row = DroppedRow { table, since_ms: gateway.clock.now_ms() };
+    Mutation::Put(row_key(space::DROPPED, route, &table.0), row.to_bytes())
+}
+
+/// Removes the row of a bucket whose table was dropped, and hands the table to the collector.
 pub(crate) async fn forget_row(gateway: &Gateway, name: &str, row: &BucketRow) -> S3Result<()> {
     let route = route(name);
     let key = row_key(space::BUCKETS, &route, &[]);
     let unchanged = vec![Condition::Equals(key.clone(), row.to_bytes())];
-    let result = gateway.backend.tables.batch(GLOBAL_TABLE, &route, unchanged, vec![Mutation::Delete(key)]).await;
+    let changes = vec![Mutation::Delete(key), note_dropped(gateway, &route, row.table)];
+    let result = gateway.backend.tables.batch(GLOBAL_TABLE, &route, unchanged, changes).await;
     gateway.forget_bucket(name);
     match result {
         Ok(()) | Err(BatchError::ConditionFailed { .. }) => Ok(()),
@@ -252,34 +269,6 @@ async fn discard_uploads(gateway: &Gateway, table: TableId) -> S3Result<()> {
             {
                 discard_upload(gateway, table, &key, crate::row::UploadId(id)).await?;
             }
-        }
-        match page.next {
-            Some(start) => range.start = start,
-            None => return Ok(()),
-        }
-    }
-}
-
-/// Moves garbage rows to the global table, which outlives the bucket. A write in progress loses its intent row and fails.
-///
-/// First there, then here: after a crash between, both rows exist. The collector deletes by a moved row only when the row
-/// here is gone and nothing here refers to its blobs, so a write that committed meanwhile keeps its blob.
-async fn move_garbage(gateway: &Gateway, table: TableId) -> S3Result<()> {
-    let mut range = ScanRange { space: space::GC, start: Vec::new(), end: None };
-    let orphans = route("");
-    loop {
-        let page =
-            gateway.backend.tables.scan(table, range.clone(), ScanLimit { rows: SWEEP_ROWS, bytes: 1 << 20 }).await?;
-        for (key, value) in page.rows {
-            let Some((object, _)) = split_route(&key) else { continue };
-            let row = GcRow { intent: false, ..GcRow::from_bytes(&value)? };
-            let moved = row_key(space::GC, &orphans, &[&table.0[..], &key].concat());
-            let put = vec![Mutation::Put(moved, row.to_bytes())];
-            gateway.backend.tables.batch(GLOBAL_TABLE, &orphans, vec![], put).await?;
-            // An intent is taken away only as it was seen: a write that refreshed it meanwhile fails this deletion instead.
-            let here = crate::backend::RowKey { space: space::GC, key };
-            let unchanged = vec![Condition::Equals(here.clone(), value)];
-            gateway.backend.tables.batch(table, &route(&object), unchanged, vec![Mutation::Delete(here)]).await?;
         }
         match page.next {
             Some(start) => range.start = start,

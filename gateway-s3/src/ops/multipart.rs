@@ -10,7 +10,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::StatusCode;
 
-use crate::backend::{BatchError, Condition, Mutation, RowKey, ScanLimit, ScanRange, TableId};
+use crate::backend::{BackendError, BatchError, Condition, Mutation, RowKey, ScanLimit, ScanRange, TableId};
 use crate::blob::{Stored, abandon, receive};
 use crate::body;
 use crate::checksum::{Algorithm, Digests, base64};
@@ -237,8 +237,16 @@ pub(crate) async fn keep_part(
                 upload_value = now; // it was frozen and opened again
             }
             Err(BatchError::ConditionFailed { index: 1, current: now }) => current = now,
-            Err(BatchError::ConditionFailed { .. }) => return Err(Code::RequestTimeout.into()),
-            Err(BatchError::Backend(error)) => return Err(error.into()),
+            Err(BatchError::ConditionFailed { .. }) => {
+                abandon(gateway, table, &route, &stored).await;
+                return Err(Code::RequestTimeout.into());
+            }
+            Err(BatchError::Backend(error)) => {
+                if matches!(error, BackendError::Full) {
+                    abandon(gateway, table, &route, &stored).await;
+                }
+                return Err(error.into());
+            }
         }
     }
     abandon(gateway, table, &route, &stored).await;

@@ -84,9 +84,19 @@ pub(crate) async fn publish(
     match commit(gateway, bucket.table(), key, new, condition).await {
         Ok(Outcome::Done) => Ok(row),
         // The collector took the intent: the upload was slower than garbage may get.
-        Ok(Outcome::GuardFailed) => Err(Code::RequestTimeout.into()),
+        Ok(Outcome::GuardFailed) => {
+            abandon(gateway, bucket.table(), &route(key), &stored).await;
+            Err(Code::RequestTimeout.into())
+        }
         Err(error) => {
-            if matches!(error.code, Code::PreconditionFailed | Code::NoSuchKey | Code::ConditionalRequestConflict) {
+            // All others may mean that the commit happened: then only the collector may judge.
+            if matches!(
+                error.code,
+                Code::PreconditionFailed
+                    | Code::NoSuchKey
+                    | Code::ConditionalRequestConflict
+                    | Code::InsufficientStorage
+            ) {
                 abandon(gateway, bucket.table(), &route(key), &stored).await;
             }
             Err(error)

@@ -21,6 +21,7 @@ type Rows = BTreeMap<(u8, Vec<u8>), Bytes>;
 #[derive(Default)]
 pub struct Memory {
     tables: Mutex<BTreeMap<TableId, Rows>>,
+    dropped: Mutex<BTreeMap<TableId, Rows>>,
     blobs: Mutex<BTreeMap<(BlobId, u32), Bytes>>,
     keys: Mutex<HashMap<String, KeyInfo>>,
     /// Every call fails as if the cluster did not answer.
@@ -61,7 +62,15 @@ impl Memory {
 
     /// How many rows there are in a space of all tables.
     pub fn rows(&self, space: u8) -> usize {
-        self.tables.lock().values().flat_map(|rows| rows.keys()).filter(|(s, _)| *s == space).count()
+        let of = |tables: &BTreeMap<TableId, Rows>| {
+            tables.values().flat_map(|rows| rows.keys()).filter(|(s, _)| *s == space).count()
+        };
+        of(&self.tables.lock()) + of(&self.dropped.lock())
+    }
+
+    /// How many tables there are, dropped ones that are not purged included.
+    pub fn tables(&self) -> usize {
+        self.tables.lock().len() + self.dropped.lock().len()
     }
 
     fn up(&self) -> Result<(), BackendError> {
@@ -75,6 +84,27 @@ impl Memory {
         self.up()?;
         self.tables.lock().get_mut(&table).map(f).ok_or(BackendError::NoTable(table))
     }
+}
+
+fn page(rows: &Rows, range: ScanRange, limit: ScanLimit) -> Page {
+    let mut page = Page::default();
+    let mut bytes = 0;
+    if range.end.as_ref().is_some_and(|end| *end <= range.start) {
+        return page;
+    }
+    let end = match range.end {
+        Some(end) => Bound::Excluded((range.space, end)),
+        None => Bound::Excluded((range.space + 1, Vec::new())),
+    };
+    for ((_, key), value) in rows.range((Bound::Included((range.space, range.start)), end)) {
+        if !page.rows.is_empty() && (page.rows.len() >= limit.rows || bytes >= limit.bytes) {
+            page.next = Some(key.clone());
+            break;
+        }
+        bytes += key.len() + value.len();
+        page.rows.push((key.clone(), value.clone()));
+    }
+    page
 }
 
 fn place(key: &RowKey) -> (u8, Vec<u8>) {
@@ -96,7 +126,31 @@ impl Tables for Memory {
         if let Some((space, _)) = rows.keys().find(|(space, _)| spaces.contains(space)) {
             return Err(DropError::NotEmpty { space: *space });
         }
-        tables.remove(&table);
+        if let Some(rows) = tables.remove(&table) {
+            self.dropped.lock().insert(table, rows);
+        }
+        Ok(())
+    }
+
+    async fn dropped_rows(
+        &self,
+        table: TableId,
+        space: u8,
+        start: Vec<u8>,
+        limit: ScanLimit,
+    ) -> Result<Page, BackendError> {
+        self.up()?;
+        if self.tables.lock().contains_key(&table) {
+            return Err(BackendError::Unavailable("it is not dropped".into()));
+        }
+        let dropped = self.dropped.lock();
+        let rows = dropped.get(&table).ok_or(BackendError::NoTable(table))?;
+        Ok(page(rows, ScanRange { space, start, end: None }, limit))
+    }
+
+    async fn purge_table(&self, table: TableId) -> Result<(), BackendError> {
+        self.up()?;
+        self.dropped.lock().remove(&table);
         Ok(())
     }
 
@@ -166,26 +220,7 @@ impl Tables for Memory {
     }
 
     async fn scan(&self, table: TableId, range: ScanRange, limit: ScanLimit) -> Result<Page, BackendError> {
-        let page = self.with(table, |rows| {
-            let mut page = Page::default();
-            let mut bytes = 0;
-            if range.end.as_ref().is_some_and(|end| *end <= range.start) {
-                return page;
-            }
-            let end = range
-                .end
-                .clone()
-                .map_or(Bound::Excluded((range.space + 1, Vec::new())), |end| Bound::Excluded((range.space, end)));
-            for ((_, key), value) in rows.range((Bound::Included((range.space, range.start.clone())), end)) {
-                if !page.rows.is_empty() && (page.rows.len() >= limit.rows || bytes >= limit.bytes) {
-                    page.next = Some(key.clone());
-                    break;
-                }
-                bytes += key.len() + value.len();
-                page.rows.push((key.clone(), value.clone()));
-            }
-            page
-        })?;
+        let page = self.with(table, |rows| page(rows, range, limit))?;
         self.rows_scanned.fetch_add(page.rows.len(), Ordering::SeqCst);
         Ok(page)
     }

@@ -138,7 +138,13 @@ async fn a_deleted_buckets_garbage_outlives_it_and_is_collected() {
     world.put(&format!("/bkt/u?partNumber=1&uploadId={id}"), &data).await.ok();
     world.delete("/bkt").await.ok();
     assert_eq!((world.memory.stripes(), world.memory.rows(b'g')), (2, 2));
+    // The name is free at once, and its next life has nothing to do with that garbage.
+    world.put("/bkt", &[]).await.ok();
+    world.put("/bkt/k", &data).await.ok();
+    assert_eq!(round(&world.gateway).await.unwrap().rows, 0, "too young");
     world.clock.advance_ms(AGE_MS);
     round(&world.gateway).await.unwrap();
-    assert_eq!((world.memory.stripes(), world.memory.rows(b'g')), (0, 0));
+    assert_eq!((world.memory.stripes(), world.memory.rows(b'g'), world.memory.rows(b'x')), (1, 0, 0));
+    assert_eq!(world.memory.tables(), 2, "the table is purged");
+    assert!(world.get("/bkt/k").await.ok().body == data);
 }

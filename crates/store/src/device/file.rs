@@ -1,0 +1,118 @@
+//! A block device or a (sparse) file, with pread, pwritev and fdatasync.
+//!
+//! Through the page cache: the kernel's cache is then the store's read cache, and it gives way to others under pressure.
+//! The descriptor is opened for itself and locked, so that no two stores use one device.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::io::Errno;
+
+use super::Device;
+
+/// Most pieces that one pwritev takes (Linux IOV_MAX).
+const WRITE_PIECES_MAX: usize = 1024;
+
+/// See the module.
+#[derive(Debug)]
+pub struct FileDevice {
+    file: File,
+    bytes: u64,
+    is_file: bool,
+}
+
+impl FileDevice {
+    /// Opens an existing file or block device.
+    ///
+    /// # Errors
+    /// As the file system says; `WouldBlock` when another process has it open as a device.
+    pub fn open(path: &Path) -> io::Result<FileDevice> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        FileDevice::from_file(file)
+    }
+
+    /// Opens an existing file or block device, or makes a sparse file of `bytes`. A file that exists is extended to
+    /// `bytes`, never cut.
+    ///
+    /// # Errors
+    /// As [`FileDevice::open`].
+    pub fn create(path: &Path, bytes: u64) -> io::Result<FileDevice> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let metadata = file.metadata()?;
+        if metadata.is_file() && metadata.len() < bytes {
+            file.set_len(bytes)?;
+            file.sync_all()?;
+            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                File::open(parent)?.sync_all()?; // else the name may be lost although the file is not
+            }
+        }
+        FileDevice::from_file(file)
+    }
+
+    fn from_file(file: File) -> io::Result<FileDevice> {
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        let metadata = file.metadata()?;
+        let kind = metadata.file_type();
+        let bytes = if kind.is_block_device() {
+            rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0))?
+        } else {
+            metadata.len()
+        };
+        Ok(FileDevice { file, bytes, is_file: kind.is_file() })
+    }
+}
+
+impl Device for FileDevice {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    fn write_at(&self, mut offset: u64, data: &[&[u8]]) -> io::Result<()> {
+        let mut pieces: Vec<IoSlice<'_>> =
+            data.iter().filter(|piece| !piece.is_empty()).map(|piece| IoSlice::new(piece)).collect();
+        let mut rest: &mut [IoSlice<'_>] = &mut pieces;
+        while !rest.is_empty() {
+            let count = rest.len().min(WRITE_PIECES_MAX);
+            match rustix::io::pwritev(&self.file, rest.get(..count).unwrap_or_default(), offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    offset += written as u64;
+                    IoSlice::advance_slices(&mut rest, written);
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        if !self.is_file {
+            // A block device gets no discard: BLKDISCARD needs an ioctl without a safe binding, and is only a hint.
+            return Ok(());
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.file, flags, offset, length)?)
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        if !self.is_file {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, length) {
+            Err(Errno::OPNOTSUPP) => Ok(()), // only a help; the write allocates
+            result => Ok(result?),
+        }
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.bytes)
+    }
+}

@@ -1,0 +1,271 @@
+//! A device in memory that fails as disks fail, by seed.
+//!
+//! Writes are held apart until a sync. [`MemDevice::crash`] decides for each un-synced sector, alone, whether it is kept,
+//! lost, or torn (its first bytes new, the rest old). Faults are planned by IO index: the n-th IO of a run fails, is cut
+//! short by a crash, or returns flipped bits, so that a test can try every index.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rand::Rng;
+
+use super::Device;
+
+/// What a torn write leaves whole.
+const SECTOR_BYTES: usize = 512;
+type Sector = [u8; SECTOR_BYTES];
+
+/// A planned failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// This IO and all later ones fail; a write may be partly there after [`MemDevice::crash`].
+    Crash,
+    /// This IO returns EIO; later ones work.
+    Eio,
+    /// This read returns one flipped bit, the stored bytes stay right.
+    FlipBit,
+}
+
+/// How often each thing happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemDeviceStats {
+    /// Reads.
+    pub reads: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Syncs.
+    pub syncs: u64,
+    /// Faults that fired.
+    pub faults: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    bytes: u64,
+    durable: BTreeMap<u64, Sector>,
+    /// Written since the last sync: the versions that each sector may have, in order.
+    pending: BTreeMap<u64, Vec<Sector>>,
+    faults: BTreeMap<u64, Fault>,
+    crashed: bool,
+    stats: MemDeviceStats,
+}
+
+/// See the module. Clones share the bytes.
+#[derive(Debug, Clone, Default)]
+pub struct MemDevice {
+    inner: Arc<Mutex<Inner>>,
+    io_count: Arc<AtomicU64>,
+}
+
+fn eio() -> io::Error {
+    io::Error::from_raw_os_error(5)
+}
+
+impl Inner {
+    fn sector(&self, number: u64) -> Sector {
+        let pending = self.pending.get(&number).and_then(|versions| versions.last());
+        pending.or_else(|| self.durable.get(&number)).copied().unwrap_or([0; SECTOR_BYTES])
+    }
+
+    fn write(&mut self, mut offset: u64, mut data: &[u8]) {
+        self.stats.bytes_written += data.len() as u64;
+        while !data.is_empty() {
+            let number = offset / SECTOR_BYTES as u64;
+            let from = (offset % SECTOR_BYTES as u64) as usize;
+            let count = data.len().min(SECTOR_BYTES - from);
+            let mut sector = self.sector(number);
+            let (head, tail) = data.split_at(count);
+            sector[from..from + count].copy_from_slice(head);
+            self.pending.entry(number).or_default().push(sector);
+            data = tail;
+            offset += count as u64;
+        }
+    }
+}
+
+impl MemDevice {
+    /// A device of `bytes` zeros.
+    pub fn new(bytes: u64) -> MemDevice {
+        let device = MemDevice::default();
+        device.inner.lock().bytes = bytes;
+        device
+    }
+
+    /// Plans `fault` for the IO with number `io_index` (reads, writes and syncs count from 0).
+    pub fn plan(&self, io_index: u64, fault: Fault) {
+        self.inner.lock().faults.insert(io_index, fault);
+    }
+
+    /// The number that the next IO will have.
+    pub fn io_count(&self) -> u64 {
+        self.io_count.load(Ordering::SeqCst)
+    }
+
+    /// What happened so far.
+    pub fn stats(&self) -> MemDeviceStats {
+        self.inner.lock().stats
+    }
+
+    /// Flips `bit` (0 to 7) of the byte at `offset`, as rot does: without any IO.
+    pub fn flip(&self, offset: u64, bit: u8) {
+        let mut inner = self.inner.lock();
+        let number = offset / SECTOR_BYTES as u64;
+        let at = (offset % SECTOR_BYTES as u64) as usize;
+        let mut sector = inner.sector(number);
+        sector[at] ^= 1 << (bit & 7);
+        inner.pending.remove(&number);
+        inner.durable.insert(number, sector);
+    }
+
+    /// What the device looks like after the power failed now: a new device in which each un-synced sector is kept (one of
+    /// the versions written), lost or torn, as `rng` decides. This one is not changed.
+    pub fn crash(&self, rng: &mut impl Rng) -> MemDevice {
+        let inner = self.inner.lock();
+        let mut durable = inner.durable.clone();
+        let mood = rng.random_range(0..8); // whole groups often survive or vanish together: give those cases weight
+        for (number, versions) in &inner.pending {
+            let old = durable.get(number).copied().unwrap_or([0; SECTOR_BYTES]);
+            let kept = match mood {
+                0 => None,
+                1 => versions.last().copied(),
+                _ => match rng.random_range(0..8) {
+                    0..=2 => None,
+                    3..=5 => versions.last().copied(),
+                    6 => versions.get(rng.random_range(0..versions.len())).copied(),
+                    _ => versions.last().map(|new| {
+                        let cut = rng.random_range(0..SECTOR_BYTES);
+                        let mut torn = old;
+                        torn[..cut].copy_from_slice(&new[..cut]);
+                        torn
+                    }),
+                },
+            };
+            if let Some(sector) = kept {
+                durable.insert(*number, sector);
+            }
+        }
+        MemDevice::with_durable(inner.bytes, durable)
+    }
+
+    /// A copy with the same bytes, all of them durable, and no planned faults: what a process crash leaves.
+    pub fn restart(&self) -> MemDevice {
+        let inner = self.inner.lock();
+        let mut durable = inner.durable.clone();
+        for (number, versions) in &inner.pending {
+            if let Some(sector) = versions.last() {
+                durable.insert(*number, *sector);
+            }
+        }
+        MemDevice::with_durable(inner.bytes, durable)
+    }
+
+    fn with_durable(bytes: u64, durable: BTreeMap<u64, Sector>) -> MemDevice {
+        let device = MemDevice::new(bytes);
+        device.inner.lock().durable = durable;
+        device
+    }
+
+    fn begin(&self, inner: &mut Inner) -> Option<Fault> {
+        let index = self.io_count.fetch_add(1, Ordering::SeqCst);
+        if inner.crashed {
+            return Some(Fault::Crash);
+        }
+        let fault = inner.faults.remove(&index);
+        if fault.is_some() {
+            inner.stats.faults += 1;
+        }
+        if fault == Some(Fault::Crash) {
+            inner.crashed = true;
+        }
+        fault
+    }
+}
+
+impl Device for MemDevice {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        inner.stats.reads += 1;
+        let fault = self.begin(&mut inner);
+        if matches!(fault, Some(Fault::Crash | Fault::Eio)) {
+            return Err(eio());
+        }
+        let end = offset.checked_add(buffer.len() as u64);
+        if end.is_none_or(|end| end > inner.bytes) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut at = offset;
+        let mut rest = &mut *buffer;
+        while !rest.is_empty() {
+            let sector = inner.sector(at / SECTOR_BYTES as u64);
+            let from = (at % SECTOR_BYTES as u64) as usize;
+            let count = rest.len().min(SECTOR_BYTES - from);
+            let (head, tail) = std::mem::take(&mut rest).split_at_mut(count);
+            head.copy_from_slice(&sector[from..from + count]);
+            rest = tail;
+            at += count as u64;
+        }
+        if fault == Some(Fault::FlipBit)
+            && let Some(byte) = buffer.first_mut()
+        {
+            *byte ^= 1;
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, data: &[&[u8]]) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        inner.stats.writes += 1;
+        let was_crashed = inner.crashed;
+        let fault = self.begin(&mut inner);
+        if was_crashed || fault == Some(Fault::Eio) {
+            return Err(eio());
+        }
+        let bytes: u64 = data.iter().map(|piece| piece.len() as u64).sum();
+        if offset.checked_add(bytes).is_none_or(|end| end > inner.bytes) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut at = offset;
+        for piece in data {
+            inner.write(at, piece);
+            at += piece.len() as u64;
+        }
+        // A write cut short by the crash was under way: any of its sectors may have arrived.
+        if fault == Some(Fault::Crash) { Err(eio()) } else { Ok(()) }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        inner.stats.syncs += 1;
+        if matches!(self.begin(&mut inner), Some(Fault::Crash | Fault::Eio)) {
+            return Err(eio());
+        }
+        for (number, versions) in std::mem::take(&mut inner.pending) {
+            if let Some(sector) = versions.last() {
+                inner.durable.insert(number, *sector);
+            }
+        }
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        if inner.crashed {
+            return Err(eio());
+        }
+        // Bytes of whole sectors go; a discard needs no sync, which is the worst that a real device may do.
+        let first = offset.div_ceil(SECTOR_BYTES as u64);
+        let end = (offset + length) / SECTOR_BYTES as u64;
+        inner.durable.retain(|number, _| !(first..end).contains(number));
+        inner.pending.retain(|number, _| !(first..end).contains(number));
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.inner.lock().bytes)
+    }
+}

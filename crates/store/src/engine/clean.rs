@@ -1,0 +1,254 @@
+//! Cleaning: live extents move out of the emptiest segment, so that it becomes free.
+//!
+//! Which objects may have extents in a segment is told by the segment's own records; should they not be readable, or not
+//! account for all live bytes, the onodes of the whole index are searched. Extents are read and checked, and written anew by an ordinary
+//! record with `Relocate` ops, which takes effect only for extents that are still as they were when they were read. Moving
+//! is therefore resumable at any point and races with nothing. Only the bytes that are referred to are moved, with new
+//! checksum blocks, so a segment with much that is dead always shrinks.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Engine;
+use super::read::lookup_onode;
+use super::replay::LogReader;
+use super::space::Admission;
+use super::stage::decode_onode;
+use crate::checksum::{ObjectTag, block_sums};
+use crate::device::Device;
+use crate::error::{CleanError, OpenError, SubmitError};
+use crate::format::record::{LogMove, LogOp, decode_ops, next_starts};
+use crate::index::{Index, IndexError, keys};
+use crate::key::{CollectionId, ObjectKey};
+use crate::onode::Extent;
+
+/// Payload that one record of the cleaner carries at most (unless one extent has more): bounds memory and the time for
+/// which client writes wait behind it.
+const MOVE_BYTES_MAX: u64 = 1 << 20;
+/// Extents of one record at most, for the same reason.
+const MOVE_EXTENTS_MAX: usize = 1024;
+
+/// What a cleaning step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CleanProgress {
+    /// Bytes that were moved.
+    pub moved_bytes: u64,
+    /// Segments that became free.
+    pub freed_segments: u64,
+    /// True when another step would do more.
+    pub more: bool,
+}
+
+/// The segment being cleaned, and the objects that are still to be looked at.
+#[derive(Debug, Default)]
+pub(super) struct Cleaner {
+    victim: Option<u32>,
+    objects: BTreeSet<(CollectionId, ObjectKey)>,
+    /// The objects come from the index: what is still live after them cannot be moved.
+    searched_index: bool,
+}
+
+/// One extent that is moved.
+struct Moved {
+    c: CollectionId,
+    o: ObjectKey,
+    extent: Extent,
+    bytes: Bytes,
+    sums: Vec<u8>,
+}
+
+impl<D: Device, I: Index> Engine<D, I> {
+    /// Moves up to about `budget_bytes` of live extents out of the emptiest segment, and frees segments that are empty.
+    /// Commits. May be called whenever the caller finds it worth the IO; see [`Engine::wants_cleaning`].
+    ///
+    /// # Errors
+    /// [`CleanError`]. Nothing is lost; another step goes on.
+    pub fn clean_step(&self, budget_bytes: u64) -> Result<CleanProgress, CleanError> {
+        let mut cleaner = self.clean_turn.lock();
+        let free_before = self.state.read().space.free.len();
+        let mut progress = CleanProgress::default();
+        if self.state.read().space.empty_sealed() > 0 {
+            self.commit()?;
+            self.flush_index()?;
+        }
+        if cleaner.victim.is_none() {
+            let victim = {
+                let state = self.state.read();
+                state.space.victim(state.applied)
+            };
+            if let Some(victim) = victim {
+                *cleaner =
+                    Cleaner { victim: Some(victim), objects: self.objects_in_records(victim)?, searched_index: false };
+            }
+        }
+        if let Some(victim) = cleaner.victim {
+            progress.moved_bytes = self.move_out(&mut cleaner, victim, budget_bytes)?;
+            self.commit()?;
+            let live = self.state.read().space.segments.get(victim as usize).map_or(0, |segment| segment.live);
+            if live == 0 {
+                *cleaner = Cleaner::default();
+                self.flush_index()?;
+            } else if cleaner.objects.is_empty() && !cleaner.searched_index {
+                cleaner.objects = self.objects_in_index(victim)?;
+                cleaner.searched_index = true;
+            } else if cleaner.objects.is_empty() {
+                if let Some(segment) = self.state.write().space.segments.get_mut(victim as usize) {
+                    segment.unreadable = true;
+                }
+                tracing::warn!(segment = victim, live, "live bytes of a segment cannot be moved");
+                *cleaner = Cleaner::default();
+            }
+        }
+        let state = self.state.read();
+        progress.freed_segments = state.space.free.len().saturating_sub(free_before) as u64;
+        progress.more = cleaner.victim.is_some() || state.space.cleaning_helps();
+        Ok(progress)
+    }
+
+    fn move_out(&self, cleaner: &mut Cleaner, victim: u32, budget_bytes: u64) -> Result<u64, CleanError> {
+        let mut moved_bytes = 0;
+        let mut moves: Vec<Moved> = Vec::new();
+        let mut bytes = 0;
+        while moved_bytes + bytes < budget_bytes.max(1)
+            && let Some((c, o)) = cleaner.objects.first().cloned()
+        {
+            let onode = {
+                let state = self.state.read();
+                if !state.collections.contains(&c) {
+                    cleaner.objects.pop_first();
+                    continue;
+                }
+                let onode = lookup_onode(&state, &self.index, c, &o)?;
+                let pin = state.space.segments.get(victim as usize).map(|segment| Arc::clone(&segment.pin));
+                onode.zip(pin)
+            };
+            if let Some((onode, _pin)) = onode {
+                for extent in onode.extents.iter().filter(|extent| extent.segment == victim) {
+                    let Some(piece) = self.load(c, &o, extent) else { continue };
+                    bytes += u64::from(extent.length);
+                    moves.push(piece);
+                    if bytes >= MOVE_BYTES_MAX || moves.len() >= MOVE_EXTENTS_MAX {
+                        self.submit_moves(&mut moves)?;
+                        moved_bytes += std::mem::take(&mut bytes);
+                    }
+                }
+            }
+            cleaner.objects.pop_first();
+        }
+        self.submit_moves(&mut moves)?;
+        Ok(moved_bytes + bytes)
+    }
+
+    /// Reads and checks an extent; `None` when that fails: reads of it fail too, and its owner repairs it.
+    fn load(&self, c: CollectionId, o: &ObjectKey, extent: &Extent) -> Option<Moved> {
+        let mut bytes = vec![0; extent.length as usize];
+        if let Err(error) = self.read_extent(c, o, ObjectTag::new(c, o), extent, &mut bytes) {
+            tracing::warn!(collection = %c, object = %o, %error, "extent not moved");
+            return None;
+        }
+        let sums = block_sums(&bytes, self.options.checksum_block_bytes as usize);
+        Some(Moved { c, o: o.clone(), extent: extent.clone(), bytes: bytes.into(), sums })
+    }
+
+    fn submit_moves(&self, moves: &mut Vec<Moved>) -> Result<(), CleanError> {
+        let moved = std::mem::take(moves);
+        if moved.is_empty() {
+            return Ok(());
+        }
+        let ops: Vec<LogOp<'_>> = moved
+            .chunk_by(|a, b| (a.c, &a.o) == (b.c, &b.o))
+            .filter_map(|of_one| {
+                let first = of_one.first()?;
+                let moves = of_one.iter().map(|piece| LogMove {
+                    offset: piece.extent.logical,
+                    length: piece.extent.length,
+                    old_segment: piece.extent.segment,
+                    old_position: piece.extent.position,
+                    old_skip: piece.extent.skip,
+                    old_version: piece.extent.version,
+                    sums: piece.sums.as_slice().into(),
+                });
+                Some(LogOp::Relocate { c: first.c, o: first.o.as_bytes().into(), moves: moves.collect() })
+            })
+            .collect();
+        let payload: Vec<Bytes> = moved.iter().map(|piece| piece.bytes.clone()).collect();
+        match self.submit_ops(&ops, payload.clone(), Admission::Cleaning, None) {
+            Ok(_) => {}
+            // The log needs a segment now; those that wait for an index flush may give one.
+            Err(SubmitError::NoSpace { .. }) => {
+                self.commit()?;
+                self.flush_index()?;
+                self.submit_ops(&ops, payload, Admission::Cleaning, None)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        // Committed one by one: what waits stays small, and client writes are not behind all of it.
+        self.commit()?;
+        Ok(())
+    }
+
+    /// Objects that the records of a segment wrote to. Those behind an unreadable record may be missing.
+    fn objects_in_records(&self, victim: u32) -> Result<BTreeSet<(CollectionId, ObjectKey)>, CleanError> {
+        let unreadable = |error| match error {
+            OpenError::Device(error) => CleanError::Device(error),
+            OpenError::Index(error) => CleanError::Index(error),
+            // The reader has no other errors.
+            other => CleanError::Device(std::io::Error::other(other)),
+        };
+        let sequence = self.state.read().space.segments.get(victim as usize).map_or(0, |segment| segment.sequence);
+        let mut objects = BTreeSet::new();
+        let mut reader = LogReader::new(&self.device, &self.layout);
+        let sector = self.layout.sector_bytes;
+        let mut at = sector;
+        while at < self.layout.segment_bytes {
+            let mut end = at.saturating_add(1); // nothing here: on to the next sector
+            for offset in next_starts(at, sector) {
+                let Some((header, _)) = reader.record_header(victim, offset, sequence).map_err(unreadable)? else {
+                    continue;
+                };
+                if let Some(ops) = reader.record_ops(&header).map_err(unreadable)?
+                    && let Ok(ops) = decode_ops(&ops, header.payload_bytes, header.block_log2)
+                {
+                    objects.extend(ops.iter().filter_map(|op| match op {
+                        LogOp::Write { c, o, .. } | LogOp::Relocate { c, o, .. } => {
+                            Some((*c, ObjectKey::new(Bytes::copy_from_slice(o)).ok()?))
+                        }
+                        _ => None,
+                    }));
+                }
+                end = offset.saturating_add(header.record_bytes() as u32);
+                break;
+            }
+            // After a record the next one may follow at once; after nothing, only at a sector.
+            let found_record = end > at.saturating_add(1);
+            at = if found_record { end } else { crate::format::round_up(end, sector) };
+        }
+        Ok(objects)
+    }
+
+    /// Objects with extents in a segment, found by looking at all of them.
+    fn objects_in_index(&self, victim: u32) -> Result<BTreeSet<(CollectionId, ObjectKey)>, CleanError> {
+        let mut objects = BTreeSet::new();
+        let mut failure: Option<IndexError> = None;
+        // The victim's records are all applied: an onode that the index does not have yet only refers to other segments, or
+        // is an older one's with less.
+        self.index.scan(&[keys::TABLE_ONODE], Some(&[keys::TABLE_ONODE + 1]), &mut |key, value| match decode_onode(
+            key, value,
+        ) {
+            Ok(onode) => {
+                if onode.extents.iter().any(|extent| extent.segment == victim) {
+                    objects.extend(keys::parse_onode(key));
+                }
+                ControlFlow::Continue(())
+            }
+            Err(error) => {
+                failure = Some(error);
+                ControlFlow::Break(())
+            }
+        })?;
+        failure.map_or(Ok(objects), |error| Err(error.into()))
+    }
+}

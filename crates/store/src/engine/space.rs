@@ -1,0 +1,239 @@
+//! Segments: which are free, how much in each is live, and where the log goes on.
+//!
+//! A segment that is not open and has no live bytes is free again when the index is flushed beyond `touched`, the last
+//! position that put a record into it or took a live byte out of it: then no replay and no onode needs it. A reader that
+//! still holds its pin delays that.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::Options;
+use crate::format::round_up;
+use crate::format::superblock::Superblock;
+use crate::key::Position;
+
+/// Free segments that only cleaning may take: a victim's live bytes always fit into one.
+const CLEANING_SEGMENTS: usize = 1;
+/// Free segments that are kept from ordinary writes at least: one for cleaning, one for deletes, one between.
+const RESERVE_SEGMENTS_MIN: usize = 3;
+/// A segment is worth cleaning when at least 1/32 of it is dead: below, headers and padding eat the gain.
+const GAIN_SHIFT: u32 = 5;
+
+/// Who asks for space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// Ordinary writes: all but the reserve.
+    Normal,
+    /// Deletes and what they need: also most of the reserve.
+    Reserve,
+    /// The cleaner: all.
+    Cleaning,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Segment {
+    /// Incarnation; 0 when never used.
+    pub(super) sequence: u64,
+    /// Live bytes with all submitted transactions.
+    pub(super) live: u64,
+    pub(super) touched: Position,
+    /// Held by readers of the segment's bytes.
+    pub(super) pin: Arc<()>,
+    /// Has blocks that cannot be read: cleaning leaves it alone until they are overwritten.
+    pub(super) unreadable: bool,
+}
+
+/// Where the next record goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Head {
+    /// The open segment; [`NO_SEGMENT`] on a new device.
+    pub(super) segment: u32,
+    pub(super) sequence: u64,
+    /// First free byte of it.
+    pub(super) offset: u32,
+    /// The segment to open when it is full.
+    pub(super) next_segment: u32,
+    /// Of the next record.
+    pub(super) position: Position,
+    /// Of the first record that the next sync covers.
+    pub(super) group_first: Position,
+    /// Checksum of the last record's header.
+    pub(super) chain: u32,
+}
+
+/// Stands for "no segment is open yet". It is full, so the first record opens `next_segment`.
+pub(super) const NO_SEGMENT: u32 = u32::MAX;
+
+/// A place found for a record; taken by [`Space::take`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) segment: u32,
+    pub(super) offset: u32,
+    pub(super) sequence: u64,
+    /// The segment is opened by this record; this one comes after it.
+    pub(super) opens_with_next: Option<u32>,
+}
+
+#[derive(Debug)]
+pub(super) struct Space {
+    pub(super) segments: Vec<Segment>,
+    pub(super) free: BTreeSet<u32>,
+    pub(super) head: Head,
+    pub(super) live: u64,
+    segment_bytes: u32,
+    sector_bytes: u32,
+    reserve_segments: usize,
+}
+
+impl Space {
+    /// The space of a device of which nothing is known yet: no segment is free.
+    pub(super) fn new(superblock: &Superblock, options: &Options, head: Head) -> Space {
+        let unused = Segment { sequence: 0, live: 0, touched: Position(0), pin: Arc::new(()), unreadable: false };
+        // Not `vec![unused; n]`: each segment needs a pin of its own.
+        let segments = (0..superblock.segment_count).map(|_| Segment { pin: Arc::new(()), ..unused.clone() }).collect();
+        Space {
+            segments,
+            free: BTreeSet::new(),
+            head,
+            live: 0,
+            segment_bytes: superblock.segment_bytes,
+            sector_bytes: superblock.sector_bytes,
+            reserve_segments: reserve_segments(superblock.segment_count, options.reserve_percent),
+        }
+    }
+
+    /// Bytes of a segment that records can have.
+    pub(super) fn usable_bytes(&self) -> u64 {
+        u64::from(self.segment_bytes - self.sector_bytes)
+    }
+
+    /// Most live bytes after an ordinary write: all segments but the reserve, the open one and its successor, of each
+    /// 15/16, since headers, padding and what did not fit at the end are not live.
+    pub(super) fn live_limit(&self) -> u64 {
+        let segments = self.segments.len().saturating_sub(self.reserve_segments + 2) as u64;
+        segments * (self.usable_bytes() / 16 * 15)
+    }
+
+    pub(super) fn used_bytes(&self) -> u64 {
+        (self.segments.len() - self.free.len()) as u64 * u64::from(self.segment_bytes)
+    }
+
+    /// A place for a record of `bytes`, which is at most [`Space::usable_bytes`]; `None` when it would need a free segment
+    /// that `admission` may not take.
+    pub(super) fn plan(&self, bytes: u64, admission: Admission) -> Option<Plan> {
+        let head = &self.head;
+        if head.segment != NO_SEGMENT && u64::from(head.offset) + bytes <= u64::from(self.segment_bytes) {
+            let (segment, offset, sequence) = (head.segment, head.offset, head.sequence);
+            return Some(Plan { segment, offset, sequence, opens_with_next: None });
+        }
+        let kept = match admission {
+            Admission::Normal => self.reserve_segments,
+            Admission::Reserve => CLEANING_SEGMENTS + 1,
+            Admission::Cleaning => 0,
+        };
+        let next = self.free.first().filter(|_| self.free.len() > kept)?;
+        Some(Plan {
+            segment: head.next_segment,
+            offset: self.sector_bytes,
+            sequence: head.sequence + 1,
+            opens_with_next: Some(*next),
+        })
+    }
+
+    /// Takes the place of `plan` for a record of `bytes` with header checksum `chain`.
+    pub(super) fn take(&mut self, plan: Plan, bytes: u64, chain: u32) {
+        let position = self.head.position;
+        if let Some(next) = plan.opens_with_next {
+            self.open_segment(plan.segment, plan.sequence, next);
+        }
+        self.touch(plan.segment, position);
+        self.head.offset = plan.offset + bytes as u32;
+        self.head.position = position.next();
+        self.head.chain = chain;
+    }
+
+    /// Makes `segment` the open one and `next` its successor.
+    pub(super) fn open_segment(&mut self, segment: u32, sequence: u64, next: u32) {
+        self.free.remove(&segment);
+        self.free.remove(&next);
+        if let Some(opened) = self.segments.get_mut(segment as usize) {
+            opened.sequence = sequence;
+            opened.live = 0;
+            opened.unreadable = false;
+        }
+        self.head.segment = segment;
+        self.head.sequence = sequence;
+        self.head.next_segment = next;
+    }
+
+    fn touch(&mut self, segment: u32, position: Position) {
+        if let Some(segment) = self.segments.get_mut(segment as usize) {
+            segment.touched = segment.touched.max(position);
+        }
+    }
+
+    /// Counts live bytes changed by the transaction at `position`.
+    pub(super) fn change_live(&mut self, position: Position, segment: u32, by: i64) {
+        self.touch(segment, position);
+        if let Some(segment) = self.segments.get_mut(segment as usize) {
+            let before = segment.live;
+            segment.live = before.saturating_add_signed(by);
+            self.live = (self.live + segment.live).saturating_sub(before);
+        }
+    }
+
+    /// What is written from now on is covered by another sync than what was before.
+    pub(super) fn begin_group(&mut self) {
+        self.head.offset = round_up(self.head.offset, self.sector_bytes);
+        self.head.group_first = self.head.position;
+    }
+
+    fn is_sealed(&self, number: u32) -> bool {
+        number != self.head.segment && number != self.head.next_segment && !self.free.contains(&number)
+    }
+
+    fn sealed(&self) -> impl Iterator<Item = (u32, &Segment)> {
+        self.segments.iter().enumerate().map(|(n, s)| (n as u32, s)).filter(|(n, _)| self.is_sealed(*n))
+    }
+
+    /// Segments without live bytes that will be free once the index is flushed.
+    pub(super) fn empty_sealed(&self) -> usize {
+        self.sealed().filter(|(_, segment)| segment.live == 0).count()
+    }
+
+    /// Takes the segments that nothing needs any more out of use, not yet into `free`: first they may be discarded.
+    pub(super) fn released(&self, flushed: Position) -> Vec<u32> {
+        self.sealed()
+            .filter(|(_, s)| s.live == 0 && s.touched <= flushed && Arc::strong_count(&s.pin) == 1)
+            .map(|(number, _)| number)
+            .collect()
+    }
+
+    /// The segment whose cleaning gains most; all of its records must be applied.
+    pub(super) fn victim(&self, applied: Position) -> Option<u32> {
+        let worth = self.usable_bytes() - (self.usable_bytes() >> GAIN_SHIFT);
+        self.sealed()
+            .filter(|(_, s)| s.live > 0 && s.live <= worth && !s.unreadable && s.touched <= applied)
+            .min_by_key(|(number, s)| (s.live, *number))
+            .map(|(number, _)| number)
+    }
+
+    /// True when cleaning or an index flush will free a segment.
+    pub(super) fn cleaning_helps(&self) -> bool {
+        self.empty_sealed() > 0 || self.victim(Position(u64::MAX)).is_some()
+    }
+
+    /// Free segments below which the cleaner should run.
+    pub(super) fn free_target(&self) -> usize {
+        self.reserve_segments + 1 + self.segments.len() / 16
+    }
+}
+
+/// Segments of the reserve on a device with so many.
+pub(super) fn reserve_segments(segment_count: u32, reserve_percent: u32) -> usize {
+    let share = u64::from(segment_count) * u64::from(reserve_percent.min(50)) / 100;
+    (share as usize).max(RESERVE_SEGMENTS_MIN)
+}
+
+/// Segments that a device needs at least: the reserve, the open one, its successor, and two to write to.
+pub(super) const SEGMENTS_MIN: u64 = RESERVE_SEGMENTS_MIN as u64 + 4;

@@ -1,0 +1,394 @@
+//! What ops do to the index. Submit and replay both go through here, so that they cannot differ.
+//!
+//! A [`Stage`] gathers the changes of one record over the projected state; nothing is changed until all its ops are
+//! through. It depends on the state, the record and its place only: the same log always gives the same index.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use minicbor::bytes::ByteSlice;
+
+use crate::checksum::{ObjectTag, words};
+use crate::format::record::LogOp;
+use crate::index::{Index, IndexError, keys};
+use crate::key::{CollectionId, ObjectKey, Position};
+use crate::onode::{Extent, Onode, Sums, charge};
+use crate::overlay::{Changes, Overlay, Seen, Value, scan_over};
+
+/// A removed range of at most so many rows is removed row by row. Ranges make every later look-up slower until RocksDB has
+/// compacted them away, and the common ranges (a trimmed log) are short.
+const RANGE_ROWS_MAX: usize = 256;
+
+/// Why ops cannot be applied.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StageError {
+    #[error("no collection {0}")]
+    NoSuchCollection(CollectionId),
+    #[error("collection {0} exists")]
+    CollectionExists(CollectionId),
+    #[error("cannot read the index")]
+    Index(#[from] IndexError),
+    #[error("{0}")]
+    Bad(&'static str),
+}
+
+/// Where the payload of a record is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) position: Position,
+    pub(super) segment: u32,
+    /// Byte in the segment.
+    pub(super) payload_offset: u32,
+    pub(super) block_log2: u8,
+}
+
+/// See the module.
+pub(super) struct Stage<'a> {
+    overlay: &'a Overlay,
+    index: &'a dyn Index,
+    collections: &'a BTreeSet<CollectionId>,
+    place: Place,
+    pub(super) changes: Changes,
+    /// Collections made (true) or removed by this record.
+    pub(super) collections_changed: BTreeMap<CollectionId, bool>,
+}
+
+fn note_live<'a>(live: &'a mut BTreeMap<u32, i64>, o: &'a ObjectKey) -> impl FnMut(&Extent, bool) + 'a {
+    move |extent, is_new| {
+        let bytes = charge(o, extent.length) as i64;
+        *live.entry(extent.segment).or_default() += if is_new { bytes } else { -bytes };
+    }
+}
+
+fn object(o: &ByteSlice) -> Result<ObjectKey, StageError> {
+    ObjectKey::new(Bytes::copy_from_slice(o)).map_err(|_| StageError::Bad("an object key is too long"))
+}
+
+impl<'a> Stage<'a> {
+    pub(super) fn new(
+        overlay: &'a Overlay,
+        index: &'a dyn Index,
+        collections: &'a BTreeSet<CollectionId>,
+        place: Place,
+    ) -> Stage<'a> {
+        Stage { overlay, index, collections, place, changes: Changes::default(), collections_changed: BTreeMap::new() }
+    }
+
+    fn exists(&self, c: CollectionId) -> bool {
+        self.collections_changed.get(&c).copied().unwrap_or_else(|| self.collections.contains(&c))
+    }
+
+    fn check(&self, c: CollectionId) -> Result<(), StageError> {
+        if self.exists(c) { Ok(()) } else { Err(StageError::NoSuchCollection(c)) }
+    }
+
+    /// The onode to be changed, in `changes`; made if absent and `create`.
+    fn onode(&mut self, c: CollectionId, o: &ObjectKey, create: bool) -> Result<Option<&mut Onode>, StageError> {
+        let key = keys::onode(c, o);
+        let staged = matches!(self.changes.points.get(&key), Some(Value::Onode(_)));
+        if !staged {
+            match self.look(c, o, &key)? {
+                Some(onode) => self.changes.set(key.clone(), Value::Onode(onode)),
+                None if create => {
+                    let onode = Onode { changed_at: self.place.position, ..Onode::default() };
+                    self.changes.set(key.clone(), Value::Onode(Arc::new(onode)));
+                }
+                None => return Ok(None),
+            }
+        }
+        match self.changes.points.get_mut(&key) {
+            Some(Value::Onode(onode)) => Ok(Some(Arc::make_mut(onode))),
+            _ => Ok(None),
+        }
+    }
+
+    /// The onode as it is, without taking it into `changes`.
+    fn look(&self, _c: CollectionId, _o: &ObjectKey, key: &[u8]) -> Result<Option<Arc<Onode>>, StageError> {
+        let value = self.changes.get(key).or_else(|| self.overlay.get(key));
+        Ok(match value {
+            Some(Value::Onode(onode)) => Some(Arc::clone(onode)),
+            Some(Value::Deleted) => None,
+            Some(Value::Raw(bytes)) => Some(Arc::new(decode_onode(key, bytes)?)),
+            None => match self.index.get(key)? {
+                Some(bytes) => Some(Arc::new(decode_onode(key, &bytes)?)),
+                None => None,
+            },
+        })
+    }
+
+    /// Shows the present keys of a range with this record's changes so far.
+    fn scan(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], Seen<'_>) -> ControlFlow<()>,
+    ) -> Result<(), StageError> {
+        let mut upper: BTreeMap<&Bytes, &Value> =
+            self.overlay.range(start, Some(end)).filter(|(key, _)| !self.changes.covers(key)).collect();
+        if start < end {
+            upper.extend(
+                self.changes
+                    .points
+                    .range::<[u8], _>((std::ops::Bound::Included(start), std::ops::Bound::Excluded(end))),
+            );
+        }
+        let covers = |key: &[u8]| self.changes.covers(key) || self.overlay.covers(key);
+        scan_over(upper.into_iter(), covers, self.index, start, Some(end), visit)?;
+        Ok(())
+    }
+
+    fn remove_range(&mut self, start: &[u8], end: &[u8]) -> Result<(), StageError> {
+        let mut found = Vec::new();
+        self.scan(start, end, &mut |key, _| {
+            found.push(Bytes::copy_from_slice(key));
+            if found.len() > RANGE_ROWS_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        if found.len() > RANGE_ROWS_MAX {
+            self.changes.remove_range(Bytes::copy_from_slice(start), Bytes::copy_from_slice(end));
+        } else {
+            for key in found {
+                self.changes.set(key, Value::Deleted);
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_collection(&mut self, c: CollectionId) -> Result<(), StageError> {
+        let prefix = keys::table_prefix(keys::TABLE_ONODE, c);
+        let mut live = BTreeMap::new();
+        let mut failure = None;
+        self.scan(&prefix, &keys::prefix_end(&prefix), &mut |key, seen| {
+            let onode = match seen {
+                Seen::Onode(onode) => Ok(Arc::clone(onode)),
+                Seen::Raw(bytes) => decode_onode(key, bytes).map(Arc::new),
+            };
+            match (onode, keys::parse_onode(key)) {
+                (Ok(onode), Some((_, o))) => {
+                    let mut note = note_live(&mut live, &o);
+                    onode.extents.iter().for_each(|extent| note(extent, false));
+                }
+                (Err(error), _) => failure = Some(StageError::Index(error)),
+                (Ok(_), None) => failure = Some(StageError::Bad("an onode's key is malformed")),
+            }
+            if failure.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        for (segment, bytes) in live {
+            *self.changes.live.entry(segment).or_default() += bytes;
+        }
+        for table in [keys::TABLE_ONODE, keys::TABLE_ROW, keys::TABLE_META] {
+            let prefix = keys::table_prefix(table, c);
+            let end = keys::prefix_end(&prefix);
+            self.remove_range(&prefix, &end)?;
+        }
+        self.changes.set(keys::collection(c), Value::Deleted);
+        self.collections_changed.insert(c, false);
+        Ok(())
+    }
+
+    fn remove_object(&mut self, c: CollectionId, o: &ObjectKey) -> Result<(), StageError> {
+        let key = keys::onode(c, o);
+        let Some(onode) = self.look(c, o, &key)? else { return Ok(()) };
+        let mut note = note_live(&mut self.changes.live, o);
+        onode.extents.iter().for_each(|extent| note(extent, false));
+        drop(note);
+        self.changes.set(key, Value::Deleted);
+        if onode.has_rows {
+            let prefix = keys::row_prefix(c, o).freeze();
+            self.remove_range(&prefix, &keys::prefix_end(&prefix))?;
+        }
+        Ok(())
+    }
+
+    /// The next `length` bytes of payload as an extent at `logical`.
+    fn take_payload(&mut self, tag: ObjectTag, logical: u64, length: u32, sums: &[u8]) -> Extent {
+        let position = self.place.payload_offset;
+        self.place.payload_offset += length;
+        let version = self.place.position;
+        let block_log2 = self.place.block_log2;
+        let bound = words(sums)
+            .enumerate()
+            .map(|(block, crc)| tag.bind(crc, logical.wrapping_add((block as u64) << block_log2), version));
+        let sums = Sums::collect(bound);
+        Extent {
+            logical,
+            length,
+            segment: self.place.segment,
+            position,
+            skip: 0,
+            stored: length,
+            version,
+            block_log2,
+            sums,
+        }
+    }
+
+    /// Takes the effect of one op into `changes`.
+    pub(super) fn apply(&mut self, op: &LogOp<'_>) -> Result<(), StageError> {
+        let position = self.place.position;
+        match op {
+            LogOp::CreateCollection { c } => {
+                if self.exists(*c) {
+                    return Err(StageError::CollectionExists(*c));
+                }
+                self.changes.set(keys::collection(*c), Value::Raw(Bytes::new()));
+                self.collections_changed.insert(*c, true);
+            }
+            LogOp::RemoveCollection { c } => {
+                self.check(*c)?;
+                self.remove_collection(*c)?;
+            }
+            LogOp::Touch { c, o } => {
+                self.check(*c)?;
+                self.onode(*c, &object(o)?, true)?;
+            }
+            LogOp::Write { c, o, offset, length, sums } => {
+                self.check(*c)?;
+                let o = object(o)?;
+                let extent = self.take_payload(ObjectTag::new(*c, &o), *offset, *length, sums);
+                let end = extent.end();
+                self.change_bytes(*c, &o, |onode, live| {
+                    onode.replace(*offset, end, Some(extent), note_live(live, &o));
+                    onode.size = onode.size.max(end);
+                    onode.changed_at = position;
+                })?;
+            }
+            LogOp::Truncate { c, o, size } => {
+                self.check(*c)?;
+                let o = object(o)?;
+                self.change_bytes(*c, &o, |onode, live| {
+                    onode.replace(*size, u64::MAX, None, note_live(live, &o));
+                    onode.size = *size;
+                    onode.changed_at = position;
+                })?;
+            }
+            LogOp::Zero { c, o, offset, length } => {
+                self.check(*c)?;
+                let o = object(o)?;
+                let end = offset.checked_add(*length).ok_or(StageError::Bad("a zeroed range is too long"))?;
+                self.change_bytes(*c, &o, |onode, live| {
+                    onode.replace(*offset, end, None, note_live(live, &o));
+                    onode.size = if *length > 0 { onode.size.max(end) } else { onode.size };
+                    onode.changed_at = position;
+                })?;
+            }
+            LogOp::Remove { c, o } => {
+                self.check(*c)?;
+                self.remove_object(*c, &object(o)?)?;
+            }
+            LogOp::SetAttr { c, o, name, value } => {
+                self.check(*c)?;
+                if let Some(onode) = self.onode(*c, &object(o)?, true)? {
+                    onode.attrs.insert(name.to_vec(), Bytes::copy_from_slice(value));
+                    onode.changed_at = position;
+                }
+            }
+            LogOp::RemoveAttr { c, o, name } => {
+                self.check(*c)?;
+                if let Some(onode) = self.onode(*c, &object(o)?, false)?
+                    && onode.attrs.remove(name.as_ref() as &[u8]).is_some()
+                {
+                    onode.changed_at = position;
+                }
+            }
+            LogOp::PutRows { c, o, rows } => {
+                self.check(*c)?;
+                let o = object(o)?;
+                // The onode is rewritten only when this is the first row.
+                if !self.look(*c, &o, &keys::onode(*c, &o))?.is_some_and(|onode| onode.has_rows)
+                    && let Some(onode) = self.onode(*c, &o, true)?
+                {
+                    onode.has_rows = true;
+                }
+                for row in rows {
+                    self.changes.set(keys::row(*c, &o, row.key), Value::Raw(Bytes::copy_from_slice(row.value)));
+                }
+            }
+            LogOp::DeleteRows { c, o, keys: rows } => {
+                self.check(*c)?;
+                let o = object(o)?;
+                for row in rows {
+                    self.changes.set(keys::row(*c, &o, row), Value::Deleted);
+                }
+            }
+            LogOp::DeleteRowRange { c, o, start, end } => {
+                self.check(*c)?;
+                let o = object(o)?;
+                let from = keys::row(*c, &o, start);
+                let to = end.map_or_else(|| keys::prefix_end(&keys::row_prefix(*c, &o)), |end| keys::row(*c, &o, end));
+                self.remove_range(&from, &to)?;
+            }
+            LogOp::PutMeta { c, key, value } => {
+                self.check(*c)?;
+                self.changes.set(keys::meta(*c, key), Value::Raw(Bytes::copy_from_slice(value)));
+            }
+            LogOp::DeleteMeta { c, key } => {
+                self.check(*c)?;
+                self.changes.set(keys::meta(*c, key), Value::Deleted);
+            }
+            LogOp::DeleteMetaRange { c, start, end } => {
+                self.check(*c)?;
+                let all = keys::table_prefix(keys::TABLE_META, *c);
+                let to = end.map_or_else(|| keys::prefix_end(&all), |end| keys::meta(*c, end));
+                self.remove_range(&keys::meta(*c, start), &to)?;
+            }
+            LogOp::Relocate { c, o, moves } => self.relocate(*c, &object(o)?, moves)?,
+        }
+        Ok(())
+    }
+
+    fn change_bytes(
+        &mut self,
+        c: CollectionId,
+        o: &ObjectKey,
+        change: impl FnOnce(&mut Onode, &mut BTreeMap<u32, i64>),
+    ) -> Result<(), StageError> {
+        let mut live = std::mem::take(&mut self.changes.live);
+        let done = self.onode(c, o, true).map(|onode| {
+            if let Some(onode) = onode {
+                change(onode, &mut live);
+            }
+        });
+        self.changes.live = live;
+        done
+    }
+
+    /// Points extents at their moved bytes. One that was changed or removed since the cleaner looked stays as it is.
+    fn relocate(
+        &mut self,
+        c: CollectionId,
+        o: &ObjectKey,
+        moves: &[crate::format::record::LogMove<'_>],
+    ) -> Result<(), StageError> {
+        let tag = ObjectTag::new(c, o);
+        let exists = self.exists(c) && self.look(c, o, &keys::onode(c, o))?.is_some();
+        for piece in moves {
+            let new = self.take_payload(tag, piece.offset, piece.length, piece.sums);
+            if !exists {
+                continue;
+            }
+            self.change_bytes(c, o, |onode, live| {
+                let at = onode.extents.partition_point(|extent| extent.logical < piece.offset);
+                if let Some(extent) = onode.extents.get_mut(at)
+                    && (extent.logical, extent.length) == (piece.offset, piece.length)
+                    && (extent.segment, extent.position) == (piece.old_segment, piece.old_position)
+                    && (extent.skip, extent.version) == (piece.old_skip, piece.old_version)
+                {
+                    let mut note = note_live(live, o);
+                    note(extent, false);
+                    note(&new, true);
+                    *extent = new;
+                }
+            })?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn decode_onode(key: &[u8], bytes: &[u8]) -> Result<Onode, IndexError> {
+    Onode::decode(bytes).map_err(|reason| IndexError::Malformed { key: key.to_vec(), reason })
+}

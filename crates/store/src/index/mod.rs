@@ -1,0 +1,93 @@
+//! The index: ordered rows that say where everything is.
+//!
+//! It is never the truth: the log is. Each [`Batch`] carries, as its last row, the log position up to which the index is
+//! then complete; after a crash the index holds some prefix of the batches, at least all those before the last
+//! [`Index::flush`], and the log is replayed from the position found.
+
+pub(crate) mod keys;
+mod mem;
+mod rocks;
+
+pub use mem::MemIndex;
+pub use rocks::RocksIndex;
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use crate::key::Position;
+
+/// The index failed.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// RocksDB says so.
+    #[error("rocksdb failed")]
+    Rocks(#[from] rocksdb::Error),
+    /// A row cannot be understood.
+    #[error("the index row {} is malformed: {reason}", key.escape_ascii())]
+    Malformed {
+        /// The row's key.
+        key: Vec<u8>,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A fault that a test planned.
+    #[error("planned fault")]
+    Planned,
+}
+
+/// One change of the index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Sets a row.
+    Put(Bytes, Bytes),
+    /// Removes a row.
+    Delete(Bytes),
+    /// Removes all rows in `from..to`.
+    DeleteRange(Bytes, Bytes),
+}
+
+/// Changes that the index makes together, in order.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// The changes.
+    pub changes: Vec<Change>,
+    /// Up to where the log is applied once this batch is.
+    pub position: Position,
+}
+
+/// Is shown keys and values one by one until it breaks.
+pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
+/// Ordered rows. All methods may be called from several threads, `apply` and `flush` from one at a time each.
+pub trait Index: Send + Sync {
+    /// One row.
+    ///
+    /// # Errors
+    /// [`IndexError`] when the rows cannot be read.
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, IndexError>;
+
+    /// Shows the rows in `start..end` in order until `visit` breaks. All of it sees one moment.
+    ///
+    /// # Errors
+    /// [`IndexError`] when the rows cannot be read.
+    fn scan(&self, start: &[u8], end: Option<&[u8]>, visit: &mut Visit<'_>) -> Result<(), IndexError>;
+
+    /// Makes the changes of `batch`: visible at once, durable by and by, in order.
+    ///
+    /// # Errors
+    /// [`IndexError`]; the index is then not to be used any more.
+    fn apply(&self, batch: Batch) -> Result<(), IndexError>;
+
+    /// Makes all applied batches durable.
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    fn flush(&self) -> Result<(), IndexError>;
+
+    /// A position whose batch is surely durable.
+    fn persisted_position(&self) -> Position;
+
+    /// Bytes of the index's files, about.
+    fn size_bytes(&self) -> u64;
+}

@@ -1,0 +1,126 @@
+//! The real storage: rows in KV groups, blobs as objects, keys from the monitors.
+//!
+//! Pools: `s3-index` for rows, `s3-data` for blobs (names can be chosen). One stripe of a blob is one object, written
+//! whole in one op, so that its bytes travel from the request's buffer to the socket without a copy.
+//!
+//! What an error says about the effect is kept: [`BackendError::Unavailable`] of a write means "perhaps", everything else
+//! means "no". Nobody may undo what perhaps happened: a blob of an unknown outcome stays with its intent row, and the
+//! collector decides.
+
+mod blobs;
+mod keys;
+mod tables;
+
+use std::error::Error;
+use std::sync::Arc;
+
+use holdfast_client::{Client, ClientError, Pool};
+use holdfast_wire::mon::{MonCommand, MonError, MonReply};
+
+use crate::backend::{Backend, BackendError};
+
+/// The usual pool of rows.
+pub const INDEX_POOL: &str = "s3-index";
+/// The usual pool of blobs.
+pub const DATA_POOL: &str = "s3-data";
+/// Expected parts of the cluster's data, in percent: they decide on the number of placement groups.
+const INDEX_SHARE_PERCENT: u32 = 10;
+const DATA_SHARE_PERCENT: u32 = 80;
+
+/// Which pools a gateway uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pools {
+    /// Of rows.
+    pub index: String,
+    /// Of blobs.
+    pub data: String,
+}
+
+impl Default for Pools {
+    fn default() -> Pools {
+        Pools { index: INDEX_POOL.to_owned(), data: DATA_POOL.to_owned() }
+    }
+}
+
+/// Why the storage cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The cluster.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// A pool made now would have no place for its copies.
+    #[error("pool {pool} cannot be made: the cluster has no storage daemon yet")]
+    NoOsds {
+        /// Its name.
+        pool: String,
+    },
+    /// The monitors answered something else.
+    #[error("the monitors' answer about pool {pool} makes no sense")]
+    Unexpected {
+        /// Its name.
+        pool: String,
+    },
+}
+
+/// The storage of the usual pools; they are made if they are not there.
+///
+/// # Errors
+/// [`ConnectError`]; it can be tried again.
+pub async fn connect(client: Client) -> Result<Arc<Backend>, ConnectError> {
+    connect_with(client, &Pools::default()).await
+}
+
+/// [`connect`], with other pools.
+///
+/// # Errors
+/// [`ConnectError`].
+pub async fn connect_with(client: Client, pools: &Pools) -> Result<Arc<Backend>, ConnectError> {
+    let (index, data) = tokio::try_join!(
+        pool(&client, &pools.index, "s3-index", INDEX_SHARE_PERCENT),
+        pool(&client, &pools.data, "s3-data", DATA_SHARE_PERCENT),
+    )?;
+    let keys = keys::ClusterKeys::new(client.cluster(), client);
+    Ok(Arc::new(Backend {
+        tables: Arc::new(tables::KvTables::new(index)),
+        blobs: Arc::new(blobs::PoolBlobs::new(data)),
+        keys: Arc::new(keys::KeyCache::new(keys)),
+    }))
+}
+
+/// The pool, made if it is not there.
+async fn pool(client: &Client, name: &str, application: &str, share_percent: u32) -> Result<Pool, ConnectError> {
+    match client.pool(name).await {
+        Err(ClientError::PoolNotFound { .. }) => {}
+        found => return Ok(found?),
+    }
+    // A pool keeps the number of copies that its maker could place: with no daemon that would be one, for ever.
+    match client.mon_command(MonCommand::Status).await? {
+        MonReply::Status(status) if status.osds > 0 => {}
+        MonReply::Status(_) => return Err(ConnectError::NoOsds { pool: name.to_owned() }),
+        _ => return Err(ConnectError::Unexpected { pool: name.to_owned() }),
+    }
+    let create = MonCommand::PoolCreate {
+        name: name.to_owned(),
+        size: None,
+        min_size: None,
+        application: application.to_owned(),
+        failure_domain: None,
+        share_percent: Some(share_percent),
+    };
+    match client.mon_command(create).await {
+        // Somebody else made it, and perhaps otherwise: it is the pool of that name.
+        Ok(MonReply::Pool { .. }) | Err(ClientError::Mon(MonError::Exists { .. })) => {}
+        Ok(_) => return Err(ConnectError::Unexpected { pool: name.to_owned() }),
+        Err(error) => return Err(error.into()),
+    }
+    tracing::info!(pool = name, "pool made");
+    Ok(client.pool(name).await?)
+}
+
+fn unavailable(error: impl Error + Send + Sync + 'static) -> BackendError {
+    BackendError::Unavailable(Box::new(error))
+}
+
+fn failed(error: impl Error + Send + Sync + 'static) -> BackendError {
+    BackendError::Failed(Box::new(error))
+}
