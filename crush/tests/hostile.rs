@@ -53,7 +53,7 @@ fn errors_name_line_and_column_and_what_was_expected() {
             "line 96, column 1: tunable chooseleaf_stable is missing, which means a profile older than jewel: \
              `tunable chooseleaf_stable 1` is supported",
         ),
-        ("type 1 host", "type 1 rack", "line 20, column 8: type \"rack\" is already defined"),
+        ("type 1 host", "type 1 rack", "line 20, column 8: type rack is already defined"),
         ("step take default", "step take nowhere", "line 62, column 12: item \"nowhere\" is not defined above"),
         (
             "step take default",

@@ -6,7 +6,7 @@ use crate::run::{cargo, installed, step};
 use crate::{end_to_end, files, layers};
 
 /// Packages whose tests drive the built binary: they run last, apart from the unit tests.
-const END_TO_END: [&str; 2] = ["holdfast-tests", "holdfast-bench"];
+const END_TO_END: [&str; 1] = ["holdfast-tests"];
 
 /// Seeds of the simulator that every check runs; minutes, not hours.
 const SIM_SEEDS: u64 = 200;

@@ -7,6 +7,7 @@
 //!
 //! On a violation [`run`] returns it with the seed and the command that replays it.
 
+mod campaign;
 mod check;
 mod client;
 mod config;
@@ -15,5 +16,6 @@ mod monitor;
 mod node;
 mod world;
 
+pub use campaign::{Summary, campaign};
 pub use config::{Config, Faults};
 pub use world::{FaultCounts, Report, Violation, run};

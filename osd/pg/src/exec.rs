@@ -543,3 +543,180 @@ fn check_attr_name(name: &[u8]) -> Result<(), Fault> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use holdfast_types::{Epoch, ObjectName};
+
+    use super::*;
+    use crate::api::StoreOp;
+    use crate::memory::MemoryCollection;
+
+    fn key() -> ObjectKey {
+        ObjectKey::of(&ObjectName::new("o").unwrap())
+    }
+
+    fn blob(text: &str) -> Blob {
+        Blob(Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    fn row(key: &str, value: &str) -> Row {
+        Row { key: key.into(), value: blob(value) }
+    }
+
+    /// Applies a vector to a store as a primary would, and gives its results.
+    fn apply(store: &mut MemoryCollection, ops: &[ObjectOp]) -> Result<Executed, Stopped> {
+        let done = execute(store, &key(), ops)?;
+        let ops: Vec<StoreOp> =
+            done.effects.iter().map(|effect| StoreOp::Object { key: key(), effect: effect.clone() }).collect();
+        store.apply(&ops);
+        Ok(done)
+    }
+
+    fn read_all() -> ObjectOp {
+        ObjectOp::Read { offset: 0, length: 1 << 20 }
+    }
+
+    fn scan(start: &str, limit_rows: u32) -> ObjectOp {
+        ObjectOp::ScanRows { start: start.into(), end: None, limit_rows, limit_bytes: 1 << 20 }
+    }
+
+    #[test]
+    fn a_failed_vector_has_no_effects_and_names_the_op() {
+        let mut store = MemoryCollection::default();
+        let ops = [ObjectOp::Write { offset: 0, data: blob("x") }, ObjectOp::AssertAbsent];
+        assert!(matches!(apply(&mut store, &ops), Err(Stopped::Failed { index: 1, error: OpError::Exists })));
+        assert!(store.objects.is_empty());
+    }
+
+    #[test]
+    fn ops_see_the_bytes_that_earlier_ops_of_the_vector_wrote() {
+        let mut store = MemoryCollection::default();
+        apply(&mut store, &[ObjectOp::WriteFull { data: blob("hello world") }]).unwrap();
+        let ops = [
+            ObjectOp::Write { offset: 6, data: blob("there") },
+            ObjectOp::Zero { offset: 0, length: 2 },
+            ObjectOp::Truncate { size: 9 },
+            ObjectOp::Append { data: blob("!") },
+            read_all(),
+            ObjectOp::CompareExtent { offset: 2, data: blob("llo") },
+        ];
+        let done = apply(&mut store, &ops).unwrap();
+        assert_eq!(done.results[4], OpResult::Data(blob("\0\0llo the!")));
+        assert_eq!(done.bytes_delta, -1);
+        let again = execute(&store, &key(), &[read_all()]).unwrap();
+        assert_eq!(again.results[0], OpResult::Data(blob("\0\0llo the!")), "effects do what the vector saw");
+    }
+
+    #[test]
+    fn scans_merge_the_vector_own_rows_with_stored_ones() {
+        let mut store = MemoryCollection::default();
+        let rows = ["a", "b", "c", "d", "e"].map(|key| row(key, "old")).to_vec();
+        apply(&mut store, &[ObjectOp::PutRows { rows }]).unwrap();
+        let ops = [
+            ObjectOp::DeleteRows { keys: vec![b"a".to_vec().into()] },
+            ObjectOp::DeleteRowRange { start: b"c".to_vec(), end: Some(b"e".to_vec()) },
+            ObjectOp::PutRows { rows: vec![row("b", "new"), row("cc", "new")] },
+            scan("", 10),
+            scan("", 2),
+            ObjectOp::AssertRowRangeEmpty { start: b"d".to_vec(), end: Some(b"e".to_vec()) },
+        ];
+        let done = apply(&mut store, &ops).unwrap();
+        let expected = vec![row("b", "new"), row("cc", "new"), row("e", "old")];
+        assert_eq!(done.results[3], OpResult::RowPage { rows: expected.clone(), more: false });
+        assert_eq!(done.results[4], OpResult::RowPage { rows: expected[..2].to_vec(), more: true });
+        let again = execute(&store, &key(), &[scan("", 10)]).unwrap();
+        assert_eq!(again.results[0], OpResult::RowPage { rows: expected, more: false });
+    }
+
+    #[test]
+    fn an_object_removed_and_made_anew_in_one_vector_keeps_nothing() {
+        let mut store = MemoryCollection::default();
+        let name = b"tag".to_vec();
+        let set = ObjectOp::SetAttr { name: name.clone(), value: blob("1") };
+        apply(&mut store, &[ObjectOp::WriteFull { data: blob("old") }, set]).unwrap();
+        let ops = [
+            ObjectOp::Remove,
+            ObjectOp::AssertAbsent,
+            ObjectOp::Write { offset: 1, data: blob("x") },
+            ObjectOp::GetAttr { name },
+            read_all(),
+        ];
+        let done = apply(&mut store, &ops).unwrap();
+        assert_eq!(done.results[3], OpResult::Attr(None));
+        assert_eq!(done.results[4], OpResult::Data(blob("\0x")));
+        assert_eq!((done.objects_delta, done.bytes_delta), (0, -1));
+    }
+
+    #[test]
+    fn counters_add_and_raise_and_refuse_to_overflow() {
+        let mut store = MemoryCollection::default();
+        let counter = b"n".to_vec();
+        let add = |delta| ObjectOp::AddRow { key: counter.clone(), delta };
+        let ops = [add(5), add(-2), ObjectOp::MaxRow { key: counter.clone(), value: 10 }];
+        let done = apply(&mut store, &ops).unwrap();
+        assert_eq!(done.results, [OpResult::Counter(5), OpResult::Counter(3), OpResult::Counter(10)]);
+        assert!(matches!(
+            apply(&mut store, &[add(i64::MAX)]),
+            Err(Stopped::Failed { error: OpError::Invalid { .. }, .. })
+        ));
+    }
+
+    #[test]
+    fn reads_of_a_missing_object_fail_and_asserts_of_absence_hold() {
+        let store = MemoryCollection::default();
+        for op in [ObjectOp::Stat, read_all(), scan("", 1), ObjectOp::GetAttr { name: b"a".to_vec() }, ObjectOp::Remove]
+        {
+            assert!(matches!(
+                execute(&store, &key(), &[op]),
+                Err(Stopped::Failed { index: 0, error: OpError::NotFound })
+            ));
+        }
+        let holds = [
+            ObjectOp::AssertAbsent,
+            ObjectOp::AssertVersion(LogVersion::ZERO),
+            ObjectOp::AssertRow { key: b"r".to_vec(), condition: RowCondition::Absent },
+            ObjectOp::AssertAttr { name: b"a".to_vec(), expected: None },
+            ObjectOp::CompareExtent { offset: 0, data: blob("\0\0") },
+        ];
+        assert!(execute(&store, &key(), &holds).unwrap().effects.is_empty());
+    }
+
+    #[test]
+    fn reserved_attributes_and_oversized_arguments_are_refused() {
+        let store = MemoryCollection::default();
+        let bad = [
+            ObjectOp::SetAttr { name: VERSION_ATTR.to_vec(), value: blob("x") },
+            ObjectOp::AssertAttr { name: Vec::new(), expected: None },
+            ObjectOp::Write { offset: OBJECT_BYTES_MAX, data: blob("x") },
+            ObjectOp::Write { offset: u64::MAX, data: blob("x") },
+            ObjectOp::Truncate { size: OBJECT_BYTES_MAX + 1 },
+            ObjectOp::PutRows { rows: vec![Row { key: vec![0; ROW_KEY_BYTES_MAX + 1], value: blob("") }] },
+        ];
+        for op in bad {
+            assert!(matches!(
+                execute(&store, &key(), &[op]),
+                Err(Stopped::Failed { error: OpError::Invalid { .. }, .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn a_request_that_writes_cannot_answer_more_than_the_log_may_keep() {
+        let mut store = MemoryCollection::default();
+        let data = Blob(Bytes::from(vec![7; WRITE_RESULT_BYTES_MAX + 1]));
+        apply(&mut store, &[ObjectOp::WriteFull { data }]).unwrap();
+        assert!(execute(&store, &key(), &[read_all()]).is_ok());
+        let ops = [read_all(), ObjectOp::Append { data: blob("x") }];
+        assert!(matches!(execute(&store, &key(), &ops), Err(Stopped::Failed { error: OpError::Invalid { .. }, .. })));
+    }
+
+    #[test]
+    fn versions_survive_their_attribute() {
+        let version = LogVersion { epoch: Epoch(3), counter: u64::MAX };
+        assert_eq!(parse_version(Some(&version_value(version))), version);
+        assert_eq!(parse_version(Some(b"short")), LogVersion::ZERO);
+        assert_eq!(parse_version(None), LogVersion::ZERO);
+    }
+}

@@ -5,7 +5,7 @@
 //! index has its changes, the overlay has forgotten them. [`Engine::submit`] makes the first, [`Engine::commit`] the rest.
 //!
 //! Locks: `commit_turn` is held through a commit, `clean_turn` through a cleaning step, `state` only for moments and never
-//! during device IO. They are taken in the order clean, commit, state.
+//! during device IO. They are taken in the order clean, release, commit, state.
 
 mod clean;
 mod commit;
@@ -177,6 +177,7 @@ pub struct Engine<D, I> {
     layout: Superblock,
     options: Options,
     clean_turn: Mutex<clean::Cleaner>,
+    release_turn: Mutex<()>,
     commit_turn: Mutex<CommitSide>,
     state: RwLock<State>,
 }
@@ -323,7 +324,9 @@ impl<D: Device, I: Index> Engine<D, I> {
         let persisted = self.index.persisted_position();
         {
             let mut state = self.state.write();
-            state.flushed = state.flushed.max(persisted);
+            // Not beyond what is applied: a commit under way may have changed the index and still hold the payload of its
+            // records by their place, so their segments must not be used anew yet.
+            state.flushed = state.flushed.max(persisted.min(state.applied));
             state.unflushed_bytes = state.unflushed_bytes.saturating_sub(bytes_before);
         }
         self.release_segments();
@@ -350,6 +353,7 @@ impl<D: Device, I: Index> Engine<D, I> {
 
     /// Puts segments that nothing needs any more back among the free ones.
     fn release_segments(&self) {
+        let _turn = self.release_turn.lock(); // else two find the same ones, and one discards what the other gave away
         let (released, surplus) = {
             let state = self.state.read();
             let released = state.space.released(state.flushed);

@@ -354,7 +354,17 @@ impl<D: Device, I: Index> Engine<D, I> {
         let clean_turn = Mutex::new(clean::Cleaner::default());
         let commit_turn = Mutex::new(CommitSide { live });
         let superblock = Mutex::new(layout.clone());
-        Engine { device, index, superblock, layout, options, clean_turn, commit_turn, state: RwLock::new(state) }
+        Engine {
+            device,
+            index,
+            superblock,
+            layout,
+            options,
+            clean_turn,
+            release_turn: Mutex::new(()),
+            commit_turn,
+            state: RwLock::new(state),
+        }
     }
 
     /// Applies all that the log has beyond the index. `durable` is what the superblock says.

@@ -1,0 +1,350 @@
+//! Bad blocks, bad headers, failing IO, full devices.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use common::*;
+use holdfast_store::{
+    CommitError, Engine, Fault, MemDevice, OpenError, Position, ReadError, SubmitError, Transaction, TxOp,
+};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+const SEGMENTS_START: u64 = 128 << 10;
+
+fn create(engine: &MemEngine) {
+    engine.submit(Transaction { ops: vec![TxOp::CreateCollection { c: collection(0) }] }).unwrap();
+    engine.commit().unwrap();
+}
+
+fn write(engine: &MemEngine, name: &str, offset: u64, data: Bytes) -> Result<Position, SubmitError> {
+    let op = TxOp::Write { c: collection(0), o: object(name), offset, data };
+    engine.submit(Transaction { ops: vec![op] }).map(|receipt| receipt.position)
+}
+
+/// All places where `needle` is on the device.
+fn find(device: &MemDevice, needle: &[u8]) -> Vec<u64> {
+    use holdfast_store::Device;
+    let mut bytes = vec![0; device.len().unwrap() as usize];
+    device.read_at(0, &mut bytes).unwrap();
+    let first = needle[0];
+    (0..bytes.len()).filter(|at| bytes[*at] == first && bytes[*at..].starts_with(needle)).map(|at| at as u64).collect()
+}
+
+#[test]
+fn a_flipped_bit_in_any_stored_block_is_found_on_read() {
+    let (device, _, engine) = new_engine(&tiny(512));
+    create(&engine);
+    let mut rng = SmallRng::seed_from_u64(1);
+    let content = data(&mut rng, 5000);
+    write(&engine, "a", 0, content.clone()).unwrap();
+    write(&engine, "a", 1500, data(&mut rng, 700)).unwrap(); // so that an extent begins and ends within blocks
+    engine.commit().unwrap();
+    let start = find(&device, &content[..64])[0];
+    for at in (0..5000).step_by(97) {
+        device.flip(start + at, 3);
+        let block = at / 1024 * 1024;
+        let (read, mut hit) = (engine.read(collection(0), &object("a"), 0, 5000), false);
+        if let Err(ReadError::Corrupt { offset, length, .. }) = &read {
+            assert_eq!((*offset, *length), (block, 1024.min(5000 - block as u32)));
+            hit = true;
+        }
+        // Blocks that are wholly overwritten are read by no one: here none is.
+        assert!(hit, "flip at {at}: {read:?}");
+        device.flip(start + at, 3);
+    }
+    assert!(engine.read(collection(0), &object("a"), 0, 5000).is_ok());
+}
+
+#[test]
+fn a_block_that_belongs_elsewhere_is_found_on_read() {
+    let (device, _, engine) = new_engine(&tiny(512));
+    create(&engine);
+    // The same bytes, so that a plain checksum would match, in two objects and at two times.
+    let same = Bytes::from(vec![0x5a; 1024]);
+    write(&engine, "a", 0, same.clone()).unwrap();
+    engine.commit().unwrap();
+    let old = engine.stat(collection(0), &object("a")).unwrap().unwrap().changed_at;
+    write(&engine, "a", 0, same).unwrap();
+    engine.commit().unwrap();
+    assert!(engine.stat(collection(0), &object("a")).unwrap().unwrap().changed_at > old);
+    assert!(engine.read(collection(0), &object("a"), 0, 1024).is_ok());
+    assert_eq!(device.stats().faults, 0);
+}
+
+#[test]
+fn a_flipped_bit_in_a_durable_record_header_is_found_on_open() {
+    let options = tiny(512);
+    let mut rng = SmallRng::seed_from_u64(2);
+    let (device, index, engine) = new_engine(&options);
+    let before = index.crash(&mut rng); // the index has nothing of what follows
+    create(&engine);
+    for group in 0..3 {
+        write(&engine, "a", 0, data(&mut rng, 100 + group)).unwrap();
+        engine.commit().unwrap();
+    }
+    // The second group's record is at a sector; its header is 104 bytes.
+    let at = find(&device, b"HFrc")[1];
+    assert!(at > SEGMENTS_START);
+    for flip in 0..104 * 8 {
+        let device = device.restart();
+        device.flip(at + flip / 8, (flip % 8) as u8);
+        let result = Engine::open(device, before.crash(&mut rng), options.clone());
+        assert!(
+            matches!(result, Err(OpenError::CorruptMiddle { position: Position(2), .. })),
+            "bit {flip}: {result:?}"
+        );
+    }
+}
+
+#[test]
+fn a_bad_payload_in_the_middle_fails_alone() {
+    let options = tiny(512);
+    let mut rng = SmallRng::seed_from_u64(3);
+    let (device, index, engine) = new_engine(&options);
+    let before = index.crash(&mut rng);
+    create(&engine);
+    let content = data(&mut rng, 900);
+    for name in ["a", "b", "c"] {
+        write(&engine, name, 0, if name == "b" { content.clone() } else { data(&mut rng, 900) }).unwrap();
+        engine.commit().unwrap();
+    }
+    device.flip(find(&device, &content)[0] + 17, 0);
+    let engine = Engine::open(device, before, options).unwrap();
+    for name in ["a", "c"] {
+        assert!(engine.read(collection(0), &object(name), 0, 900).is_ok());
+    }
+    assert!(matches!(engine.read(collection(0), &object("b"), 0, 900), Err(ReadError::Corrupt { .. })));
+}
+
+#[test]
+fn an_index_of_another_disk_is_refused() {
+    let options = tiny(512);
+    let (device, _, _engine) = new_engine(&options);
+    let other = holdfast_store::MemIndex::new();
+    assert!(matches!(
+        Engine::open(device.clone(), other.clone(), options.clone()),
+        Err(OpenError::ForeignIndex { .. })
+    ));
+    let identity = holdfast_store::Identity { disk: holdfast_types::DiskUuid([1; 16]), ..IDENTITY };
+    Engine::format(MemDevice::new(DEVICE_BYTES), other.clone(), identity, options.clone()).unwrap();
+    assert!(matches!(Engine::open(device, other, options), Err(OpenError::ForeignIndex { found: Some(_), .. })));
+}
+
+#[test]
+fn a_failed_write_or_sync_poisons_the_store_and_tells_all_who_wait() {
+    for io in 0..2 {
+        let (device, index, engine) = new_engine(&tiny(512));
+        create(&engine);
+        device.plan(device.io_count() + io, Fault::Eio);
+        let told = Arc::new(AtomicU32::new(0));
+        for name in ["a", "b"] {
+            let told = Arc::clone(&told);
+            let tx = Transaction { ops: vec![TxOp::Touch { c: collection(0), o: object(name) }] };
+            let on_durable = Box::new(move |result: Result<(), Arc<CommitError>>| {
+                assert!(result.is_err());
+                told.fetch_add(1, Ordering::SeqCst);
+            });
+            engine.submit_then(&tx, Some(on_durable)).unwrap();
+        }
+        assert!(engine.commit().is_err());
+        assert_eq!(told.load(Ordering::SeqCst), 2);
+        let ios = device.io_count();
+        assert!(matches!(write(&engine, "c", 0, Bytes::new()), Err(SubmitError::Poisoned(_))));
+        assert!(engine.commit().is_err());
+        assert_eq!(device.io_count(), ios, "nothing is tried again");
+        let reopened = reopen(&device.restart(), &index, &tiny(512));
+        assert!(reopened.durable_position() >= Position(1));
+    }
+}
+
+#[test]
+fn a_failed_read_fails_that_read_only() {
+    let (device, _, engine) = new_engine(&tiny(512));
+    create(&engine);
+    write(&engine, "a", 0, Bytes::from(vec![1; 3000])).unwrap();
+    engine.commit().unwrap();
+    device.plan(device.io_count(), Fault::Eio);
+    assert!(matches!(engine.read(collection(0), &object("a"), 0, 10), Err(ReadError::Device { .. })));
+    device.plan(device.io_count(), Fault::FlipBit);
+    assert!(matches!(engine.read(collection(0), &object("a"), 0, 10), Err(ReadError::Corrupt { .. })));
+    assert!(engine.read(collection(0), &object("a"), 0, 10).is_ok());
+    assert!(write(&engine, "a", 0, Bytes::new()).is_ok());
+}
+
+#[test]
+fn callbacks_come_in_the_order_of_submission() {
+    let (_, _, engine) = new_engine(&tiny(512));
+    create(&engine);
+    let order = Arc::new(Mutex::new(Vec::new()));
+    for number in 0..20 {
+        let order = Arc::clone(&order);
+        let tx = Transaction { ops: vec![TxOp::Touch { c: collection(0), o: object("a") }] };
+        engine.submit_then(&tx, Some(Box::new(move |_| order.lock().unwrap().push(number)))).unwrap();
+        if number % 7 == 0 {
+            engine.commit().unwrap();
+        }
+    }
+    engine.commit().unwrap();
+    assert_eq!(*order.lock().unwrap(), (0..20).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_refused_transaction_changes_nothing() {
+    let (_, _, engine) = new_engine(&tiny(512));
+    create(&engine);
+    let before = Model::read(&engine);
+    let (c, o) = (collection(0), object("a"));
+    let refused = [
+        vec![TxOp::Touch { c, o: o.clone() }, TxOp::Touch { c: collection(5), o: o.clone() }],
+        vec![TxOp::Touch { c, o: o.clone() }, TxOp::CreateCollection { c }],
+        vec![
+            TxOp::Touch { c, o: o.clone() },
+            TxOp::Write { c, o: o.clone(), offset: u64::MAX, data: Bytes::from_static(b"x") },
+        ],
+        vec![
+            TxOp::Touch { c, o: o.clone() },
+            TxOp::Write { c, o: o.clone(), offset: 0, data: Bytes::from(vec![0; 40 << 10]) },
+        ],
+        vec![TxOp::Touch { c, o: o.clone() }, TxOp::SetAttr { c, o, name: vec![0; 300], value: Bytes::new() }],
+    ];
+    for ops in refused {
+        engine.submit(Transaction { ops }).unwrap_err();
+        before.check(&engine, "after a refusal");
+    }
+}
+
+/// Fills until no ordinary write is taken, cleaning whenever that is said to help.
+fn fill(engine: &MemEngine, rng: &mut SmallRng, piece: usize, model: &mut Model) -> usize {
+    let mut count = 0;
+    loop {
+        let name = format!("object {count}");
+        let tx = Transaction {
+            ops: vec![TxOp::Write { c: collection(0), o: object(&name), offset: 0, data: data(rng, piece) }],
+        };
+        match engine.submit(tx.clone()) {
+            Ok(_) => {
+                model.apply(&tx);
+                count += 1;
+                engine.commit().unwrap();
+            }
+            Err(SubmitError::NoSpace { cleaning_helps: true, .. }) => {
+                let progress = engine.clean_step(1 << 20).unwrap();
+                assert!(
+                    progress.more || progress.freed_segments > 0 || progress.moved_bytes > 0,
+                    "cleaning does not help"
+                );
+            }
+            Err(SubmitError::NoSpace { cleaning_helps: false, .. }) => return count,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
+
+#[test]
+fn on_a_full_device_deletes_work_and_make_room() {
+    for piece in [300, 3000, 9000] {
+        let options = tiny(512);
+        let (device, index, engine) = new_engine(&options);
+        create(&engine);
+        let mut rng = SmallRng::seed_from_u64(piece as u64);
+        let mut model = Model::default();
+        model.apply(&Transaction { ops: vec![TxOp::CreateCollection { c: collection(0) }] });
+        for round in 0..4 {
+            let count = fill(&engine, &mut rng, piece, &mut model);
+            let usage = engine.usage();
+            assert!(usage.live_bytes <= usage.live_bytes_limit && usage.used_bytes <= usage.total_bytes);
+            assert!(round > 0 || usage.live_bytes * 2 > usage.total_bytes, "half of the device is usable: {usage:?}");
+            model.check(&engine, "full");
+            for number in 0..count {
+                let (c, o) = (collection(0), object(&format!("object {number}")));
+                let tx = Transaction {
+                    ops: vec![
+                        TxOp::Remove { c, o },
+                        TxOp::PutMeta { c, key: b"log".to_vec(), value: data(&mut rng, 50) },
+                    ],
+                };
+                if rng.random_range(0..3) > 0 {
+                    // Deletes need no more than a cleaning step now and then.
+                    let mut tries = 0;
+                    while let Err(error) = engine.submit(tx.clone()) {
+                        assert!(matches!(error, SubmitError::NoSpace { cleaning_helps: true, .. }), "{error:?}");
+                        engine.clean_step(1 << 20).unwrap();
+                        tries += 1;
+                        assert!(tries < 100, "no room for a delete");
+                    }
+                    model.apply(&tx);
+                    engine.commit().unwrap();
+                }
+            }
+            model.check(&engine, "after deletes");
+        }
+        drop(engine);
+        model.check(&reopen(&device.restart(), &index, &options), "reopened");
+    }
+}
+
+#[test]
+fn overwriting_for_ever_never_fills_the_device() {
+    let options = tiny(4096);
+    let (device, index, engine) = new_engine(&options);
+    create(&engine);
+    let mut rng = SmallRng::seed_from_u64(11);
+    let mut model = Model::default();
+    model.apply(&Transaction { ops: vec![TxOp::CreateCollection { c: collection(0) }] });
+    for round in 0..3000 {
+        let name = format!("object {}", rng.random_range(0..40));
+        let offset = rng.random_range(0..3000);
+        let content = {
+            let count = rng.random_range(1..3000);
+            data(&mut rng, count)
+        };
+        let tx = Transaction { ops: vec![TxOp::Write { c: collection(0), o: object(&name), offset, data: content }] };
+        while let Err(error) = engine.submit(tx.clone()) {
+            assert!(matches!(error, SubmitError::NoSpace { cleaning_helps: true, .. }), "{error:?}");
+            engine.clean_step(8 << 10).unwrap();
+        }
+        model.apply(&tx);
+        if round % 3 == 0 {
+            engine.commit().unwrap();
+        }
+        if engine.wants_cleaning() {
+            engine.clean_step(8 << 10).unwrap();
+        }
+    }
+    model.check(&engine, "after all");
+    engine.commit().unwrap();
+    drop(engine);
+    model.check(&reopen(&device.restart(), &index, &options), "reopened");
+}
+
+#[test]
+fn what_cannot_be_read_is_left_by_the_cleaner_and_all_else_moves() {
+    let options = tiny(512);
+    let (device, _, engine) = new_engine(&options);
+    create(&engine);
+    let mut rng = SmallRng::seed_from_u64(12);
+    let bad = data(&mut rng, 2000);
+    write(&engine, "bad", 0, bad.clone()).unwrap();
+    let good = data(&mut rng, 2000);
+    write(&engine, "good", 0, good.clone()).unwrap();
+    engine.commit().unwrap();
+    for _ in 0..40 {
+        write(&engine, "filler", 0, data(&mut rng, 3000)).unwrap();
+        engine.commit().unwrap();
+    }
+    device.flip(find(&device, &bad)[0], 0);
+    for _ in 0..20 {
+        engine.clean_step(1 << 20).unwrap();
+    }
+    assert!(matches!(engine.read(collection(0), &object("bad"), 0, 9), Err(ReadError::Corrupt { .. })));
+    assert_eq!(engine.read(collection(0), &object("good"), 0, 2000).unwrap(), good);
+    // Repaired from elsewhere, the segment becomes free like any other.
+    write(&engine, "bad", 0, bad.clone()).unwrap();
+    engine.commit().unwrap();
+    assert_eq!(engine.read(collection(0), &object("bad"), 0, 2000).unwrap(), bad);
+}
