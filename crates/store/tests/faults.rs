@@ -208,7 +208,7 @@ fn a_refused_transaction_changes_nothing() {
         ],
         vec![
             TxOp::Touch { c, o: o.clone() },
-            TxOp::Write { c, o: o.clone(), offset: 0, data: Bytes::from(vec![0; 40 << 10]) },
+            TxOp::Write { c, o: o.clone(), offset: 0, data: Bytes::from(vec![0; 70 << 10]) },
         ],
         vec![TxOp::Touch { c, o: o.clone() }, TxOp::SetAttr { c, o, name: vec![0; 300], value: Bytes::new() }],
     ];
