@@ -105,7 +105,7 @@ async fn bench(options: Options) -> anyhow::Result<()> {
 
 /// What a figure depends on, printed before it.
 fn print_setting(plan: &Plan, runs: u32) -> anyhow::Result<()> {
-    const TMPFS_MAGIC: i64 = 0x0102_1994; // statfs(2)
+    const TMPFS_MAGIC: u64 = 0x0102_1994; // statfs(2)
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     println!(
@@ -116,7 +116,8 @@ fn print_setting(plan: &Plan, runs: u32) -> anyhow::Result<()> {
         plan.time.as_secs_f64()
     );
     let file_system = rustix::fs::statfs(&plan.dir).with_context(|| plan.dir.display().to_string())?;
-    if i64::try_from(file_system.f_type).is_ok_and(|kind| kind == TMPFS_MAGIC) {
+    // The field's type differs from architecture to architecture; the number fits all of them.
+    if file_system.f_type as u64 == TMPFS_MAGIC {
         println!("**The data is in memory (tmpfs): what is measured here is no disk.**");
     }
     Ok(())
