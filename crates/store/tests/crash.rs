@@ -67,21 +67,21 @@ fn recover(crashed: &Crashed, options: &Options, rng: &mut SmallRng, what: &str)
     (Crashed { device, index, history }, engine, model)
 }
 
-/// Segments of a few records on a device of twelve: long runs use each several times.
+/// Segments of a few records on a device of eight: long runs use each several times.
 fn new_engine(seed: u64) -> (Options, u64, MemDevice, MemIndex, MemEngine) {
     let sector_bytes = if seed.is_multiple_of(2) { 512 } else { 4096 };
     let options = Options { segment_bytes: sector_bytes.max(2048) * 8, ..tiny(sector_bytes) };
-    let device_bytes = (128 << 10) + 12 * u64::from(options.segment_bytes);
-    let (device, index) = (MemDevice::new(device_bytes), MemIndex::new());
+    let segments_bytes = 8 * u64::from(options.segment_bytes);
+    let (device, index) = (MemDevice::new((128 << 10) + segments_bytes), MemIndex::new());
     let engine = Engine::format(device.clone(), index.clone(), IDENTITY, options.clone()).unwrap();
-    (options, device_bytes, device, index, engine)
+    (options, segments_bytes, device, index, engine)
 }
 
 /// What a campaign has met; see the assertions on it.
 #[derive(Debug, Default)]
 struct Met {
     crashes: u64,
-    /// Crashes after more was written than the device has bytes.
+    /// Crashes after more was written than all segments have bytes.
     wrapped: u64,
     /// Reopenings that found less than was submitted, and those that found more than was acknowledged.
     cut: u64,
@@ -90,11 +90,11 @@ struct Met {
 
 fn crash_everywhere(seed: u64, met: &mut Met) {
     // Some runs are long enough to go round the device.
-    let steps = if seed % 20 < 2 { 250 } else { 12 };
+    let steps = if seed % 40 < 2 { 200 } else { 12 };
     let mut last_io = u64::MAX;
     let mut crash_at = None;
     loop {
-        let (options, device_bytes, device, index, engine) = new_engine(seed);
+        let (options, segments_bytes, device, index, engine) = new_engine(seed);
         let first = device.io_count();
         let at = crash_at.unwrap_or(first);
         if at > last_io {
@@ -108,9 +108,9 @@ fn crash_everywhere(seed: u64, met: &mut Met) {
             last_io = device.io_count();
         }
         // A long run is sampled, a short one tried at each IO.
-        crash_at = Some(at + if steps > 12 { 11 + (seed / 20) % 7 } else { 1 });
+        crash_at = Some(at + if steps > 12 { 11 + (seed / 40) % 7 } else { 1 });
         met.crashes += 1;
-        met.wrapped += u64::from(device.stats().bytes_written > device_bytes);
+        met.wrapped += u64::from(device.stats().bytes_written > segments_bytes);
 
         let mut rng = SmallRng::seed_from_u64(seed << 16 | at);
         let what = format!("seed {seed}, crash at IO {at}");
@@ -128,7 +128,7 @@ fn crash_seeds(seeds: std::ops::Range<u64>) {
     let mut met = Met::default();
     seeds.for_each(|seed| crash_everywhere(seed, &mut met));
     println!("{met:?}");
-    let enough = met.crashes > 2000 && met.wrapped > 200 && met.cut > 500 && met.unacknowledged_kept > 200;
+    let enough = met.crashes > 2000 && met.wrapped > 20 && met.cut > 500 && met.unacknowledged_kept > 200;
     assert!(enough, "the campaign has not met enough: {met:?}");
 }
 
