@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::OsdConfig;
+use crate::counters::Counters;
 use crate::identity::{self, IdentityError};
 use crate::local::{Local, own_collection, pg_of, stored_maps};
 use crate::maps::Maps;
@@ -172,6 +173,7 @@ pub(crate) struct Base {
     pub(crate) listener: TcpListener,
     pub(crate) address: SocketAddr,
     pub(crate) up: watch::Sender<bool>,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -192,7 +194,8 @@ pub async fn start(config: OsdConfig, listener: TcpListener, stop: CancellationT
     make_own_collection(&store).await?;
     info!(osd = %id, %address, data_dir = %config.data_dir.display(), "storage daemon starts");
     let (up, up_seen) = watch::channel(false);
-    let base = Base { config, disk, id, session, store, listener, address, up, stop: stop.clone() };
+    let counters = Arc::new(Counters::default());
+    let base = Base { config, disk, id, session, store, listener, address, up, counters, stop: stop.clone() };
     let task = tokio::spawn(live(base));
     Ok(OsdHandle { id, address, up: up_seen, stop, task })
 }

@@ -8,6 +8,7 @@
 //! one starts with a new incarnation over the same store: coming back is one path, whatever the cause.
 
 mod config;
+mod counters;
 mod daemon;
 mod handler;
 mod heartbeat;

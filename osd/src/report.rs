@@ -63,7 +63,7 @@ async fn gather(shared: &Shared, epoch: holdfast_types::Epoch) -> OsdReport {
             live_bytes: usage.live_bytes,
         },
         pgs,
-        checksum_errors: 0,
-        repaired: 0,
+        checksum_errors: shared.counters.damage().0,
+        repaired: shared.counters.damage().1,
     }
 }

@@ -121,6 +121,7 @@ pub(crate) async fn run(
         wishes: Arc::new(Wishes::default()),
         slots: Slots::default(),
         limits: Limits::default(),
+        counters: base.counters.clone(),
         fatal,
         report_due: report_due.clone(),
     });

@@ -21,6 +21,7 @@ use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, Kind, RefusedReas
 use tokio::sync::oneshot;
 use tracing::{debug, error};
 
+use crate::counters::Counters;
 use crate::local::{Local, to_transaction};
 use crate::monitors::Wishes;
 use crate::peers::Peers;
@@ -136,6 +137,7 @@ pub(crate) struct Shared {
     pub(crate) wishes: Arc<Wishes>,
     pub(crate) slots: Slots,
     pub(crate) limits: Limits,
+    pub(crate) counters: Arc<Counters>,
     /// Told when the store failed for good: the daemon must end.
     pub(crate) fatal: tokio::sync::mpsc::UnboundedSender<String>,
     /// Told when a report to the monitors is due.
@@ -401,6 +403,14 @@ impl Shard {
             }
             Output::Release(slot) => self.release(pg, slot),
             Output::ReportChanged => self.shared.report_due.notify_one(),
+            Output::CopyDamaged => {
+                self.shared.counters.damage_found();
+                self.shared.report_due.notify_one();
+            }
+            Output::CopyRepaired => {
+                self.shared.counters.damage_repaired();
+                self.shared.report_due.notify_one();
+            }
             Output::Wake { at } => self.set_wake(pg, Some(at)),
             Output::Gone => {
                 debug!(%pg, "placement group left this OSD");

@@ -268,6 +268,13 @@ impl Pg {
         let missing = self.holding.missing.contains(key);
         let min_size = self.interval.min_size as usize;
         let Some(active) = self.active() else { return Tried::Wait(queued) };
+        if missing && active.recovery.is_unfound(key) && !self.absent_may_have() {
+            // Every copy there is has been asked for, and none can be read: waiting would be for ever.
+            let outcome = ClientOutcome::Failed { index: 0, error: OpError::Unreadable };
+            self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+            return Tried::Done;
+        }
+        let Some(active) = self.active() else { return Tried::Wait(queued) };
         if missing || active.copies_held(key) < min_size {
             // W5: what is in all logs but on one disk only must not be shown, nor confirmed to its writer.
             active.recovery.hurry(key);
@@ -323,7 +330,7 @@ impl Pg {
                 self.answer_read(key, queued, ClientOutcome::Failed { index, error }, step);
             }
             Err(Stopped::Unreadable(error)) => {
-                tracing::warn!(pg = %self.id, object = ?key, %error, "own copy unreadable, taking it from a peer");
+                self.note_damage(key, &error, step);
                 if self.mark_own_missing(key, step) {
                     return Tried::Wait(queued);
                 }
@@ -396,6 +403,7 @@ impl Pg {
             bytes_delta: done.bytes_delta,
         };
         let trim_to = self.trim_bound();
+        self.forget_damage(key, &done.effects);
         let mut ops = Vec::with_capacity(done.effects.len() + 4);
         entry_ops(key, &entry, &done.effects, &mut ops);
         self.holding.objects += entry.objects_delta;

@@ -129,6 +129,10 @@ pub enum Output {
     },
     /// The copy is gone from the store (durably): forget this placement group.
     Gone,
+    /// The local copy of an object turned out to be unreadable. Said once until that copy is written anew.
+    CopyDamaged,
+    /// A copy that was said to be damaged has been written anew from another one, durably.
+    CopyRepaired,
 }
 
 /// Where a step puts its outputs.

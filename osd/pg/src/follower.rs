@@ -292,6 +292,7 @@ impl Pg {
                 self.put_lack(&key, Lack { need: version, have: lack.have }, &mut ops);
                 ops.push(rows::put_log(&op.entry));
             } else {
+                self.forget_damage(&key, effects);
                 entry_ops(&key, &op.entry, effects, &mut ops);
             }
         } else {
@@ -337,15 +338,34 @@ impl Pg {
     pub(crate) fn serve_pull(&mut self, from: OsdId, pull: Pull, step: &mut Step<'_>) {
         let key = ObjectKey::of(&pull.object);
         let piece = transfer::read_piece(step.store, &key, pull.version, &pull.position, self.limits.piece_bytes);
-        let body = match piece {
-            Ok(Some(piece)) if !step.touched.contains(&key) => PeerBody::PullReply(piece),
-            Ok(_) => PeerBody::PullFailed(pull),
-            Err(error) => {
-                tracing::warn!(pg = %self.id, object = ?key, %error, "cannot send an object");
-                PeerBody::PullFailed(pull)
+        match piece {
+            Ok(Some(piece)) if !step.touched.contains(&key) => {
+                self.send(from, PeerBody::PullReply(piece), step);
+                return;
             }
-        };
-        self.send(from, body, step);
+            Ok(Some(_)) => {}
+            Ok(None) => self.lack_what_was_asked(&key, pull.version, step),
+            Err(error) => {
+                self.note_damage(&key, &error, step);
+                self.lack_what_was_asked(&key, pull.version, step);
+            }
+        }
+        self.send_when_durable(from, PeerBody::PullFailed(pull), step);
+    }
+
+    /// An object that should be here in this version cannot be sent: it counts as missing from now on, or the copy that
+    /// the primary sends for it would be taken for one that is not needed (R3).
+    fn lack_what_was_asked(&mut self, key: &ObjectKey, version: LogVersion, step: &mut Step<'_>) {
+        let holding = &self.holding;
+        let newest = holding.log.newest_of(&key.name()).map_or(version, |entry| entry.version);
+        let follows = holding.last_backfill.covers(key.as_bytes()) && version <= holding.log.head();
+        if !follows || newest != version || holding.missing.contains(key) {
+            return;
+        }
+        let mut ops = Vec::new();
+        self.put_lack(key, Lack { need: version, have: LogVersion::ZERO }, &mut ops);
+        ops.push(rows::put_info(&self.holding.info()));
+        self.submit(ops, None, step);
     }
 
     fn follow_push(&mut self, from: OsdId, push: Push, step: &mut Step<'_>) {
@@ -417,10 +437,13 @@ impl Pg {
             }
         }
         transfer::piece_ops(key, piece, &mut ops);
-        if last {
+        let mended = if last {
             ops.push(rows::put_info(&self.holding.info()));
-        }
-        self.submit(ops, None, step);
+            self.mend(key)
+        } else {
+            None
+        };
+        self.submit(ops, mended, step);
     }
 
     // ---- backfill ----

@@ -121,6 +121,10 @@ impl Recovery {
         self.pulls.len() + self.pushes.len()
     }
 
+    pub fn is_unfound(&self, key: &ObjectKey) -> bool {
+        self.unfound.contains(key)
+    }
+
     pub fn unfound(&self) -> usize {
         self.unfound.len()
     }
@@ -236,13 +240,20 @@ impl Pg {
     /// Asks the next OSD that may have the object; without one it is unfound.
     fn pull_from_next(&mut self, key: &ObjectKey, version: LogVersion, failed: BTreeSet<OsdId>, step: &mut Step<'_>) {
         let Some(active) = self.active() else { return };
-        let holds = active.peers.iter().filter(|(_, peer)| {
-            !peer.missing.contains(key) && peer.cursor.covers(key.as_bytes()) && peer.acked >= version
+        let holders = active.peers.iter().filter(|(osd, peer)| {
+            !peer.missing.contains(key) && peer.cursor.covers(key.as_bytes()) && !failed.contains(osd)
         });
-        let sources = holds.map(|(osd, _)| *osd).chain(active.strays.iter().copied());
-        let Some(from) = sources.into_iter().find(|osd| !failed.contains(osd)) else {
-            active.recovery.unfound.insert(key.clone());
-            step.report = true;
+        let (holds, will_hold): (Vec<_>, Vec<_>) = holders.partition(|(_, peer)| peer.acked >= version);
+        let strays = active.strays.iter().copied().filter(|osd| !failed.contains(osd));
+        let Some(from) = holds.into_iter().map(|(osd, _)| *osd).chain(strays).next() else {
+            if will_hold.is_empty() {
+                active.recovery.unfound.insert(key.clone());
+                step.report = true;
+                // Who waits for it is told, or waits on for an OSD that is down.
+                self.clients.wake(key);
+                step.rerun = true;
+            }
+            // Else the write of this version is on its way to a peer: asked for in the step that sees it acknowledged.
             return;
         };
         let position = PiecePosition::default();
@@ -350,7 +361,10 @@ impl Pg {
             }
             outcome => {
                 // The own copy is not what the log says: it is not whole either.
-                tracing::warn!(pg = %self.id, object = ?key, %version, ?outcome, "own copy cannot be sent");
+                match &outcome {
+                    Err(error) => self.note_damage(&key, error, step),
+                    Ok(_) => tracing::warn!(pg = %self.id, object = ?key, %version, "own copy has another version"),
+                }
                 if let Some(active) = self.active() {
                     active.recovery.finish_push(transfer);
                 }
