@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(crate) struct Counters {
     damaged: AtomicU64,
     repaired: AtomicU64,
+    copies_lost: AtomicU64,
 }
 
 impl Counters {
@@ -18,6 +19,16 @@ impl Counters {
     /// Such a copy has been written anew.
     pub(crate) fn damage_repaired(&self) {
         self.repaired.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A whole copy of a placement group was lost, and is filled anew.
+    pub(crate) fn copy_lost(&self) {
+        self.copies_lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Copies of placement groups lost.
+    pub(crate) fn copies_lost(&self) -> u64 {
+        self.copies_lost.load(Ordering::Relaxed)
     }
 
     /// Damaged copies found, and how many of them are whole again.

@@ -14,6 +14,7 @@ mod handler;
 mod heartbeat;
 mod identity;
 mod local;
+mod lost;
 mod maps;
 mod monitors;
 mod peers;
@@ -21,6 +22,7 @@ mod report;
 mod run;
 mod shard;
 mod slots;
+mod space;
 
 pub use config::OsdConfig;
 pub use daemon::{OsdError, OsdHandle, start};

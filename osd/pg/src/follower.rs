@@ -259,7 +259,7 @@ impl Pg {
         if op.entry.version <= head {
             if op.entry.version <= follower.durable {
                 let version = follower.durable;
-                self.send(from, PeerBody::RepOpAck { version }, step);
+                self.acknowledge_write(from, version, step);
             }
             return;
         }
@@ -284,6 +284,9 @@ impl Pg {
             return;
         }
         let mut ops = Vec::with_capacity(op.effects.as_ref().map_or(0, Vec::len) + 4);
+        if op.entry.kind == EntryKind::Delete && self.holding.missing.remove(&key).is_some() {
+            ops.push(rows::delete_missing(&key)); // nothing of it is needed any more
+        }
         if let Some(effects) = &op.effects {
             if let Some(lack) = self.holding.missing.get(&key) {
                 // The primary waits for the recovery of an object before it writes it; should it be wrong, the object
@@ -328,8 +331,13 @@ impl Pg {
         let Some(follower) = self.follower() else { return };
         follower.durable = follower.durable.max(version);
         if let Some(primary) = self.members.primary() {
-            self.send(primary, PeerBody::RepOpAck { version }, step);
+            self.acknowledge_write(primary, version, step);
         }
+    }
+
+    fn acknowledge_write(&self, to: OsdId, version: LogVersion, step: &mut Step<'_>) {
+        let full = (!step.store.has_room(0)).then_some(true);
+        self.send(to, PeerBody::RepOpAck { version, full }, step);
     }
 
     // ---- objects ----
@@ -405,6 +413,9 @@ impl Pg {
         let expected = follower.transfers.get(&transfer).cloned().unwrap_or_default();
         if piece.position != expected {
             return Some(Some(expected));
+        }
+        if !step.store.has_room(piece.data.len() as u64) {
+            return None; // no room: the primary repeats it, and there may be some then
         }
         let next = piece.next.clone();
         self.write_piece(&key, piece, step);
@@ -492,7 +503,15 @@ impl Pg {
 
     fn follow_reservation(&mut self, from: OsdId, step: &mut Step<'_>) {
         let now = step.now;
+        let has_room = step.store.has_room(0);
         let Some(follower) = self.follower() else { return };
+        if !has_room {
+            if follower.slot.take().is_some() {
+                step.out.push(Output::Release(Slot::Incoming));
+            }
+            self.send(from, PeerBody::ReservationReject, step);
+            return;
+        }
         match &mut follower.slot {
             None => {
                 follower.slot = Some(HeldSlot { granted: false, heard: now });

@@ -172,6 +172,8 @@ pub struct Pg {
     damaged: BTreeSet<ObjectKey>,
     /// Epoch of the stored history row; `None` while there is no collection.
     stored_epoch: Option<Epoch>,
+    /// Whether the store holds something under this name that is not to be used.
+    discards: bool,
     tick_at: Option<Timestamp>,
     wake_wish: Option<Timestamp>,
 }
@@ -217,9 +219,29 @@ impl Pg {
             inbox: VecDeque::new(),
             damaged: BTreeSet::new(),
             stored_epoch: None,
+            discards: false,
             tick_at: None,
             wake_wish: None,
         }
+    }
+
+    /// A placement group whose copy on this disk is lost: unreadable, or gone with the rest of an untrusted log. It begins
+    /// empty, as a copy that has yet to be filled: it is never chosen, and it does not speak for any interval that its
+    /// OSD was a member of — as if the disk had been replaced (protocol.md §2.5). `discard`: the store still holds what is
+    /// left of it. `map` as in [`Pg::create`].
+    #[must_use]
+    pub fn create_lost(
+        pg: PgId,
+        whoami: OsdId,
+        incarnation: Incarnation,
+        map: Arc<ClusterMap>,
+        limits: Limits,
+        discard: bool,
+    ) -> Pg {
+        let mut this = Pg::create(pg, whoami, incarnation, map, limits);
+        this.holding.last_backfill = BackfillCursor::START;
+        this.discards = discard;
+        this
     }
 
     /// The epoch of the map to give to [`Pg::load`]: maps after it are then fed one by one.
@@ -445,6 +467,11 @@ impl Pg {
         }
         let mut ops = Vec::new();
         if self.stored_epoch.is_none() {
+            if std::mem::take(&mut self.discards) {
+                // In one transaction with what takes its place: there is no moment at which this disk has no copy and
+                // nothing says that it had one.
+                ops.push(StoreOp::RemoveCollection);
+            }
             ops.push(StoreOp::CreateCollection);
             ops.push(rows::put_info(&self.holding.info()));
         }

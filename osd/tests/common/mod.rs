@@ -24,6 +24,8 @@ pub struct Cluster {
     pub mon_address: String,
     pub mon: Option<holdfast_mon::Handle>,
     pub osds: BTreeMap<u32, OsdHandle>,
+    /// Sizes of the devices, in bytes.
+    pub capacities: Vec<u64>,
 }
 
 pub fn socket() -> TcpListener {
@@ -45,6 +47,10 @@ pub async fn start_mon(dir: &Path, listener: TcpListener, address: &str) -> hold
 
 impl Cluster {
     pub async fn start(osds: u32) -> Cluster {
+        Cluster::start_with(&vec![256 << 20; osds as usize]).await
+    }
+
+    pub async fn start_with(capacities: &[u64]) -> Cluster {
         // Quiet unless RUST_LOG asks; the first test to come sets it up for all.
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
@@ -52,8 +58,9 @@ impl Cluster {
         let listener = socket();
         let mon_address = listener.local_addr().expect("bound").to_string();
         let mon = start_mon(dir.path(), listener, &mon_address).await;
-        let mut cluster = Cluster { dir, mon_address, mon: Some(mon), osds: BTreeMap::new() };
-        for id in 0..osds {
+        let capacities = capacities.to_vec();
+        let mut cluster = Cluster { dir, mon_address, mon: Some(mon), osds: BTreeMap::new(), capacities };
+        for id in 0..u32::try_from(cluster.capacities.len()).expect("few") {
             cluster.start_osd(id).await;
         }
         cluster
@@ -64,7 +71,7 @@ impl Cluster {
             cluster: CLUSTER,
             data_dir: self.dir.path().join(format!("osd-{id}")),
             device: None,
-            capacity_bytes: 256 << 20,
+            capacity_bytes: self.capacities[id as usize],
             monitors: vec![self.mon_address.clone()],
             advertise: None,
             location: vec![
