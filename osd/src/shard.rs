@@ -23,7 +23,7 @@ use tracing::{debug, error};
 
 use crate::local::{Local, to_transaction};
 use crate::monitors::Wishes;
-use crate::peers::Peers;
+use crate::peers::{Held, Peers};
 use crate::slots::Slots;
 
 /// Longest wait of the thread for its next event; it then looks for clients that went away.
@@ -34,6 +34,8 @@ const WAITING_FOR_MAP_MAX: usize = 4096;
 const EARLY_MESSAGES_MAX: usize = 1024;
 /// Ticks in a row that one placement group may ask for "at once" before others get their turn.
 const TICKS_AT_ONCE_MAX: usize = 16;
+/// Events handled before what they have to say is sent. More would add latency and save little.
+const EVENTS_AT_ONCE_MAX: usize = 32;
 
 /// Nanoseconds on `CLOCK_BOOTTIME`: it goes on during suspend (protocol.md §2.3).
 pub(crate) fn now() -> Timestamp {
@@ -164,6 +166,7 @@ pub(crate) struct Shard {
     early: Vec<(OsdId, Incarnation, PeerMessage)>,
     looked_for_lost_clients: Timestamp,
     outbox: Outbox,
+    held: Held,
 }
 
 impl Shard {
@@ -181,6 +184,7 @@ impl Shard {
             early: Vec::new(),
             looked_for_lost_clients: now(),
             outbox: Outbox::default(),
+            held: Held::default(),
         }
     }
 
@@ -189,10 +193,17 @@ impl Shard {
         loop {
             self.tick_due();
             let wait = self.wake_order.first().map_or(IDLE_WAIT, |(at, _)| at.since(now()).min(IDLE_WAIT));
+            self.held.flush();
             match events.recv_timeout(wait) {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(event) => self.handle(event),
                 Err(RecvTimeoutError::Timeout) => {}
+            }
+            for event in events.try_iter().take(EVENTS_AT_ONCE_MAX) {
+                match event {
+                    Event::Stop => return self.held.flush(),
+                    event => self.handle(event),
+                }
             }
             if now().since(self.looked_for_lost_clients) >= IDLE_WAIT {
                 // Nobody waits on a closed connection: its requests' memory is given back.
@@ -225,7 +236,7 @@ impl Shard {
                     epoch: self.step.map.epoch,
                     stamp: heartbeat.stamp,
                 };
-                respond(&connection, request_id, Kind::HeartbeatReply, &reply);
+                respond(&connection, request_id, Kind::HeartbeatReply, &reply, &mut self.held);
                 drop(permit);
             }
             Event::Report { reply } => {
@@ -291,7 +302,7 @@ impl Shard {
             let members = self.step.members_of(pg);
             if !members.up.contains(&self.shared.osd) && !members.acting.contains(&self.shared.osd) {
                 if let Some(message) = answer_without_copy(&message, self.step.map.epoch) {
-                    self.shared.peers.send(from, Kind::Peer, &message);
+                    self.shared.peers.send(from, Kind::Peer, &message, &mut self.held);
                 }
                 return;
             }
@@ -325,10 +336,10 @@ impl Shard {
         self.step_pg(pg, Input::Client { reply_to: ReplyTo(number), request });
     }
 
-    fn refuse(&self, arrival: &ClientArrival, reason: RefusedReason) {
+    fn refuse(&mut self, arrival: &ClientArrival, reason: RefusedReason) {
         let reply =
             ClientReply { id: arrival.request.id, epoch: self.step.map.epoch, outcome: ClientOutcome::Refused(reason) };
-        respond(&arrival.connection, arrival.request_id, Kind::ClientReply, &reply);
+        respond(&arrival.connection, arrival.request_id, Kind::ClientReply, &reply, &mut self.held);
     }
 
     /// Gives a tick to each placement group whose time has come.
@@ -385,10 +396,10 @@ impl Shard {
     fn perform(&mut self, pg: PgId, output: Output) {
         match output {
             Output::Submit { txn, ops } => self.submit(pg, txn, ops),
-            Output::Send { to, message } => self.shared.peers.send(to, Kind::Peer, &message),
+            Output::Send { to, message } => self.shared.peers.send(to, Kind::Peer, &message, &mut self.held),
             Output::Reply { reply_to, reply } => {
                 if let Some(pending) = self.replies.remove(&reply_to.0) {
-                    respond(&pending.connection, pending.request_id, Kind::ClientReply, &reply);
+                    respond(&pending.connection, pending.request_id, Kind::ClientReply, &reply, &mut self.held);
                 }
             }
             Output::AskUpThru { at_least } => self.shared.wishes.want_up_thru(at_least),
@@ -437,9 +448,11 @@ fn respond<T: minicbor::Encode<holdfast_wire::Payload>>(
     request_id: u64,
     kind: Kind,
     message: &T,
+    held: &mut Held,
 ) {
     let encoded = encode(message);
-    if let Err(error) = connection.try_reply(request_id, Message::new(kind as u16, encoded.body, encoded.payload)) {
-        debug!(%error, peer = %connection.peer(), "an answer was not sent");
+    match connection.hold_reply(request_id, Message::new(kind as u16, encoded.body, encoded.payload)) {
+        Ok(()) => held.add(connection),
+        Err(error) => debug!(%error, peer = %connection.peer(), "an answer was not sent"),
     }
 }

@@ -145,6 +145,30 @@ impl Connection {
         self.try_push(Message { request_id, ..message }, FLAG_RESPONSE)
     }
 
+    /// As [`Connection::try_send`], but written with the next [`Connection::flush`]: for a thread that sends several
+    /// messages in a row and is no task of the runtime.
+    ///
+    /// # Errors
+    /// Those of [`Connection::try_send`].
+    pub fn hold_send(&self, message: Message) -> Result<(), NetError> {
+        self.try_hold(Message { request_id: 0, ..message }, 0)
+    }
+
+    /// As [`Connection::try_reply`], but written with the next [`Connection::flush`].
+    ///
+    /// # Errors
+    /// Those of [`Connection::try_reply`].
+    pub fn hold_reply(&self, request_id: u64, message: Message) -> Result<(), NetError> {
+        self.try_hold(Message { request_id, ..message }, FLAG_RESPONSE)
+    }
+
+    /// Writes what is held, on this thread as far as the socket takes it at once; never waits.
+    pub fn flush(&self) {
+        if let Err(error) = self.outgoing.flush() {
+            self.end(CloseReason::Lost(Arc::new(error)));
+        }
+    }
+
     /// Asks, and waits for the answer until `deadline`. Dropping the future gives the request up; an answer that
     /// comes later is dropped.
     ///
@@ -215,10 +239,16 @@ impl Connection {
 
     fn try_push(&self, message: Message, flags: u16) -> Result<(), NetError> {
         let frame = OutFrame::new(message, flags).map_err(NetError::TooLarge)?;
-        self.outgoing.try_push(frame).map_err(|_| match self.is_closed() {
-            true => self.closed_error(),
-            false => NetError::QueueFull,
-        })
+        self.outgoing.try_push(frame).map_err(|_| self.no_room_error())
+    }
+
+    fn try_hold(&self, message: Message, flags: u16) -> Result<(), NetError> {
+        let frame = OutFrame::new(message, flags).map_err(NetError::TooLarge)?;
+        self.outgoing.try_hold(frame).map_err(|_| self.no_room_error())
+    }
+
+    fn no_room_error(&self) -> NetError {
+        if self.is_closed() { self.closed_error() } else { NetError::QueueFull }
     }
 
     /// Gives a response to whoever waits for it. One that nobody waits for came too late.

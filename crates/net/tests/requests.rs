@@ -32,6 +32,40 @@ async fn interleaved_requests_each_get_their_own_answer() {
     assert_eq!(within(answers).await.len(), 500);
 }
 
+/// A thread without a runtime: whatever the socket does not take at once, the connection's task must take over.
+#[tokio::test]
+async fn what_a_thread_holds_and_flushes_arrives_whole_and_in_order() {
+    const COUNT: usize = 3000;
+    let (recorder, mut events) = Recorder::new();
+    let server = endpoint(osd(1), 1);
+    let listener = Listener::bind(&server, ANY_PORT, recorder).await.unwrap();
+    let peer = peer(&client(), listener.local_address());
+    let connection = peer.connection().await.unwrap();
+    let payload = |number: usize| Bytes::from(vec![number as u8; number % 11 * 3000]);
+    let sender = std::thread::spawn(move || {
+        for number in 0..COUNT {
+            let body = Bytes::copy_from_slice(&number.to_le_bytes());
+            while let Err(error) = connection.hold_send(Message::new(40, body.clone(), vec![payload(number)])) {
+                assert!(matches!(error, NetError::QueueFull), "{error}");
+                connection.flush();
+                std::thread::yield_now();
+            }
+            // Turns of one message and of many.
+            if number % 7 == 0 || number % 64 > 40 {
+                connection.flush();
+            }
+        }
+        connection.flush();
+    });
+    for number in 0..COUNT {
+        let (_, message, permit) = events.message().await;
+        assert_eq!(message.body[..], number.to_le_bytes());
+        assert_eq!(message.payload(), payload(number));
+        drop(permit);
+    }
+    sender.join().unwrap();
+}
+
 #[tokio::test]
 async fn both_sides_of_one_connection_may_ask() {
     let (recorder, mut events) = Recorder::new();
