@@ -25,7 +25,7 @@ use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verd
 use crate::local::map_transaction;
 use crate::maps::Maps;
 use crate::monitors::{self, Wishes};
-use crate::peers::{Held, Peers};
+use crate::peers::{Held, Outbound, Peers};
 use crate::report;
 use crate::shard::{Event, MapStep, Shard, Shards, Shared, now};
 use crate::slots::Slots;
@@ -372,9 +372,11 @@ fn share_maps(run: &Run, reply: &HeartbeatReply) {
     } else if reply.epoch < mine
         && let Some(increments) = maps.after(reply.epoch)
     {
-        let mut held = Held::default();
-        run.shared.peers.send(reply.from, Kind::MapShare, &MapShare { increments, full: None }, &mut held);
-        held.flush();
+        if let Some(share) = Outbound::new(Kind::MapShare, &MapShare { increments, full: None }) {
+            let mut held = Held::default();
+            run.shared.peers.send(reply.from, &share, &mut held);
+            held.flush();
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use tracing::{debug, error};
 
 use crate::local::{Local, to_transaction};
 use crate::monitors::Wishes;
-use crate::peers::{Held, Peers};
+use crate::peers::{Held, Outbound, Peers};
 use crate::slots::Slots;
 
 /// Longest wait of the thread for its next event; it then looks for clients that went away.
@@ -167,6 +167,8 @@ pub(crate) struct Shard {
     looked_for_lost_clients: Timestamp,
     outbox: Outbox,
     held: Held,
+    /// The newest durable transaction of each placement group that the present turn was told of.
+    durable: BTreeMap<PgId, TxnId>,
 }
 
 impl Shard {
@@ -185,6 +187,7 @@ impl Shard {
             looked_for_lost_clients: now(),
             outbox: Outbox::default(),
             held: Held::default(),
+            durable: BTreeMap::new(),
         }
     }
 
@@ -205,6 +208,9 @@ impl Shard {
                     event => self.handle(event),
                 }
             }
+            for (pg, txn) in std::mem::take(&mut self.durable) {
+                self.step_pg(pg, Input::Durable(txn));
+            }
             if now().since(self.looked_for_lost_clients) >= IDLE_WAIT {
                 // Nobody waits on a closed connection: its requests' memory is given back.
                 self.looked_for_lost_clients = now();
@@ -221,7 +227,8 @@ impl Shard {
                 drop(permit);
             }
             Event::Client(arrival) => self.client(arrival),
-            Event::Durable { pg, txn } => self.step_pg(pg, Input::Durable(txn)),
+            // The store tells of them in order, and one says all that those before it say.
+            Event::Durable { pg, txn } => drop(self.durable.insert(pg, txn)),
             Event::StoreFailed { pg, txn, detail } => {
                 error!(osd = %self.shared.osd, %pg, %detail, "the store failed: this daemon ends, its disk needs a look");
                 self.step_pg(pg, Input::SubmitFailed(txn));
@@ -302,7 +309,7 @@ impl Shard {
             let members = self.step.members_of(pg);
             if !members.up.contains(&self.shared.osd) && !members.acting.contains(&self.shared.osd) {
                 if let Some(message) = answer_without_copy(&message, self.step.map.epoch) {
-                    self.shared.peers.send(from, Kind::Peer, &message, &mut self.held);
+                    self.send(from, Outbound::new(Kind::Peer, &message).as_ref());
                 }
                 return;
             }
@@ -388,15 +395,34 @@ impl Shard {
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         let view = Local::new(&self.shared.store, id);
         pg.step(now(), input, &view, &mut self.outbox);
+        let mut last_sent: Option<(Arc<PeerMessage>, Option<Outbound>)> = None;
         for output in std::mem::take(&mut self.outbox) {
-            self.perform(id, output);
+            match output {
+                Output::Send { to, message } => {
+                    let (_, outbound) = match last_sent.take() {
+                        Some(sent) if Arc::ptr_eq(&sent.0, &message) => last_sent.insert(sent),
+                        _ => {
+                            let outbound = Outbound::new(Kind::Peer, &*message);
+                            last_sent.insert((message, outbound))
+                        }
+                    };
+                    self.send(to, outbound.as_ref());
+                }
+                output => self.perform(id, output),
+            }
+        }
+    }
+
+    fn send(&mut self, to: OsdId, outbound: Option<&Outbound>) {
+        if let Some(outbound) = outbound {
+            self.shared.peers.send(to, outbound, &mut self.held);
         }
     }
 
     fn perform(&mut self, pg: PgId, output: Output) {
         match output {
             Output::Submit { txn, ops } => self.submit(pg, txn, ops),
-            Output::Send { to, message } => self.shared.peers.send(to, Kind::Peer, &message, &mut self.held),
+            Output::Send { to, message } => self.send(to, Outbound::new(Kind::Peer, &*message).as_ref()),
             Output::Reply { reply_to, reply } => {
                 if let Some(pending) = self.replies.remove(&reply_to.0) {
                     respond(&pending.connection, pending.request_id, Kind::ClientReply, &reply, &mut self.held);

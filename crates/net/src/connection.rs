@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::endpoint::Endpoint;
 use crate::error::{CloseReason, NetError};
 use crate::handshake::{Authenticated, Established};
-use crate::message::{Handler, Message, Permit};
+use crate::message::{Handler, Message, Permit, Prepared};
 use crate::outgoing::{OutFrame, Outgoing};
 
 /// Charged for each inbound message beside its bytes: the bookkeeping of a request, roughly.
@@ -150,8 +150,8 @@ impl Connection {
     ///
     /// # Errors
     /// Those of [`Connection::try_send`].
-    pub fn hold_send(&self, message: Message) -> Result<(), NetError> {
-        self.try_hold(Message { request_id: 0, ..message }, 0)
+    pub fn hold_send(&self, message: Prepared) -> Result<(), NetError> {
+        self.try_hold(message.frame)
     }
 
     /// As [`Connection::try_reply`], but written with the next [`Connection::flush`].
@@ -159,7 +159,8 @@ impl Connection {
     /// # Errors
     /// Those of [`Connection::try_reply`].
     pub fn hold_reply(&self, request_id: u64, message: Message) -> Result<(), NetError> {
-        self.try_hold(Message { request_id, ..message }, FLAG_RESPONSE)
+        let frame = OutFrame::new(Message { request_id, ..message }, FLAG_RESPONSE).map_err(NetError::TooLarge)?;
+        self.try_hold(frame)
     }
 
     /// Writes what is held, on this thread as far as the socket takes it at once; never waits.
@@ -242,8 +243,7 @@ impl Connection {
         self.outgoing.try_push(frame).map_err(|_| self.no_room_error())
     }
 
-    fn try_hold(&self, message: Message, flags: u16) -> Result<(), NetError> {
-        let frame = OutFrame::new(message, flags).map_err(NetError::TooLarge)?;
+    fn try_hold(&self, frame: OutFrame) -> Result<(), NetError> {
         self.outgoing.try_hold(frame).map_err(|_| self.no_room_error())
     }
 
@@ -271,7 +271,7 @@ impl Connection {
     pub(crate) fn try_charge(&self, frame_bytes: usize) -> Option<Permit> {
         let (own, shared) = self.charge_bytes(frame_bytes);
         let connection = Arc::clone(&self.credit).try_acquire_many_owned(own).ok()?;
-        let endpoint = Arc::clone(&self.endpoint.credit).try_acquire_many_owned(shared).ok()?;
+        let endpoint = Arc::clone(self.endpoint.credit_for(*self.peer)).try_acquire_many_owned(shared).ok()?;
         Some(Permit { connection: Some(connection), endpoint: Some(endpoint) })
     }
 
@@ -280,7 +280,7 @@ impl Connection {
     pub(crate) async fn charge(&self, frame_bytes: usize) -> Permit {
         let (own, shared) = self.charge_bytes(frame_bytes);
         let connection = Arc::clone(&self.credit).acquire_many_owned(own).await.ok();
-        let endpoint = Arc::clone(&self.endpoint.credit).acquire_many_owned(shared).await.ok();
+        let endpoint = Arc::clone(self.endpoint.credit_for(*self.peer)).acquire_many_owned(shared).await.ok();
         Permit { connection, endpoint }
     }
 

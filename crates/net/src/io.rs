@@ -29,6 +29,9 @@ pub(crate) async fn drive(
     handler: Arc<dyn Handler>,
     slot: Option<OwnedSemaphorePermit>,
 ) {
+    if let Err(error) = watch_path(&stream, connection.endpoint.config().silence_timeout) {
+        tracing::debug!(peer = %connection.peer(), %error, "the kernel does not watch the path of this connection");
+    }
     let (mut read_half, write_half) = stream.into_split();
     let write_half = Arc::new(write_half);
     connection.outgoing.attach(Arc::clone(&write_half));
@@ -50,6 +53,17 @@ pub(crate) async fn drive(
         drain(&mut read_half).await;
     }
     drop(slot);
+}
+
+/// Lets the kernel find out when the path to the peer's host has broken silently: by probes while there is nothing to
+/// send, by missing acknowledgements otherwise.
+fn watch_path(stream: &TcpStream, silence: Duration) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    let millis = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_keepidle(stream, (silence / 2).max(Duration::from_secs(1)))?;
+    sockopt::set_tcp_keepintvl(stream, (silence / 5).max(Duration::from_secs(1)))?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_user_timeout(stream, millis)
 }
 
 /// Reads until the connection ends; why it does.
@@ -246,6 +260,16 @@ pub(crate) async fn drain(stream: &mut (impl AsyncRead + Unpin)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_gives_up_a_silent_path_within_the_timeout() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let stream = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+        watch_path(&stream, Duration::from_secs(10)).expect("this kernel has the options");
+        assert_eq!(rustix::net::sockopt::tcp_user_timeout(&stream), Ok(10_000));
+        assert_eq!(rustix::net::sockopt::socket_keepalive(&stream), Ok(true));
+        assert_eq!(rustix::net::sockopt::tcp_keepidle(&stream), Ok(Duration::from_secs(5)));
+    }
 
     #[test]
     fn only_an_end_by_this_side_is_told_to_the_peer() {

@@ -33,7 +33,8 @@ const BATCH_BYTES: usize = 512 << 10;
 /// would keep it from its own work for longer than waking the task takes.
 const FLUSH_BYTES_MAX: usize = 64 << 10;
 
-/// A frame ready to be written.
+/// A frame ready to be written. Cheap to clone.
+#[derive(Clone)]
 pub(crate) struct OutFrame {
     head: Bytes,
     rest: Vec<Bytes>,
