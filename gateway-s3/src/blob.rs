@@ -278,7 +278,7 @@ pub(crate) enum Segment {
 
 impl Segment {
     /// The part of a blob or inline value that lies in `range`; `None` if it is empty.
-    pub fn cut(data: &crate::row::PartData, range: ByteRange) -> Option<Segment> {
+    pub fn cut(data: crate::row::PartData, range: ByteRange) -> Option<Segment> {
         let size = data.size();
         let end = range.start.saturating_add(range.length).min(size);
         if range.start >= end {
@@ -287,10 +287,10 @@ impl Segment {
         match data {
             crate::row::PartData::Inline(bytes) => {
                 let (start, end) = (usize::try_from(range.start).ok()?, usize::try_from(end).ok()?);
-                Some(Segment::Inline(Bytes::copy_from_slice(bytes.get(start..end)?)))
+                (end <= bytes.len()).then(|| Segment::Inline(Bytes::from(bytes).slice(start..end)))
             }
             crate::row::PartData::Blob(blob) => {
-                Some(Segment::Blob { blob: *blob, range: ByteRange { start: range.start, length: end - range.start } })
+                Some(Segment::Blob { blob, range: ByteRange { start: range.start, length: end - range.start } })
             }
         }
     }
@@ -305,7 +305,7 @@ impl Segment {
             if at < end && at.saturating_add(size) > range.start {
                 let start = range.start.saturating_sub(at);
                 let length = (end - at).min(size) - start;
-                segments.extend(Segment::cut(&part.data, ByteRange { start, length }));
+                segments.extend(Segment::cut(part.data.clone(), ByteRange { start, length }));
             }
             at = at.saturating_add(size);
         }
@@ -313,9 +313,14 @@ impl Segment {
     }
 }
 
-struct Fetch(JoinHandle<S3Result<Bytes>>);
+enum Fetch {
+    Here(Bytes),
+    Task(AbortOnDrop),
+}
 
-impl Drop for Fetch {
+struct AbortOnDrop(JoinHandle<S3Result<Bytes>>);
+
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -337,7 +342,7 @@ impl Download {
     fn start_one(&mut self) -> bool {
         let Some(segment) = self.segments.pop_front() else { return false };
         let fetch = match segment {
-            Segment::Inline(bytes) => tokio::spawn(async move { Ok(bytes) }),
+            Segment::Inline(bytes) => Fetch::Here(bytes),
             Segment::Blob { blob, range } => {
                 let gateway = self.gateway.clone();
                 let stripe_bytes = u64::from(blob.stripe_bytes.max(1));
@@ -348,7 +353,7 @@ impl Download {
                     let range = ByteRange { start: range.start + length, length: range.length - length };
                     self.segments.push_front(Segment::Blob { blob, range });
                 }
-                tokio::spawn(async move {
+                Fetch::Task(AbortOnDrop(tokio::spawn(async move {
                     let too_long = || S3Error::from(Code::InternalError);
                     let permit = gateway.send_budget.acquire(usize::try_from(length).map_err(|_| too_long())?).await?;
                     let stripe = u32::try_from(stripe).map_err(|_| too_long())?;
@@ -359,10 +364,10 @@ impl Download {
                         return Err(BackendError::NoStripe { blob: blob.id, stripe }.into());
                     }
                     Ok(permit.hold(data))
-                })
+                })))
             }
         };
-        self.fetches.push_back(Fetch(fetch));
+        self.fetches.push_back(fetch);
         true
     }
 }
@@ -370,7 +375,12 @@ impl Download {
 impl Source for Download {
     async fn next(&mut self) -> S3Result<Option<Bytes>> {
         while self.fetches.len() <= READ_AHEAD && self.start_one() {}
-        let Some(mut fetch) = self.fetches.pop_front() else { return Ok(None) };
-        (&mut fetch.0).await.map_err(|_| S3Error::from(Code::InternalError))?.map(Some)
+        match self.fetches.pop_front() {
+            None => Ok(None),
+            Some(Fetch::Here(bytes)) => Ok(Some(bytes)),
+            Some(Fetch::Task(mut task)) => {
+                (&mut task.0).await.map_err(|_| S3Error::from(Code::InternalError))?.map(Some)
+            }
+        }
     }
 }

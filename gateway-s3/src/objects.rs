@@ -10,7 +10,8 @@ use crate::conditional::WriteCondition;
 use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::Gateway;
 use crate::row::{
-    BlobRef, DataRef, DataRow, GcRow, ObjectRow, PartRef, Payload, Row as _, route, row_key, space, unique_id,
+    BlobRef, DataRef, DataRow, DataRowRef, GcRow, ObjectRow, PartRef, Payload, Row as _, route, row_key, space,
+    unique_id,
 };
 
 /// How often a change is tried against concurrent ones. Each failure means that another writer succeeded.
@@ -120,7 +121,7 @@ pub(crate) async fn commit(
     gateway: &Gateway,
     table: TableId,
     key: &str,
-    new: NewObject,
+    new: &NewObject,
     condition: &WriteCondition,
 ) -> S3Result<Outcome> {
     let route = route(key);
@@ -131,15 +132,14 @@ pub(crate) async fn commit(
         WriteCondition::Match(_) => load_row(gateway, table, key).await?.map(|(_, value)| value),
         WriteCondition::Any | WriteCondition::Absent => None,
     };
+    let object_value = new.row.to_bytes();
+    let data_value = new.payload.as_ref().map(|payload| DataRowRef { version: new.row.version, payload }.to_bytes());
     for _ in 0..ATTEMPTS_MAX {
         let old = current.as_deref().map(ObjectRow::from_bytes).transpose()?;
         condition.check(old.as_ref().map(|old| old.etag.as_str()))?;
-        let mut mutations = vec![Mutation::Put(object_key.clone(), new.row.to_bytes())];
-        match &new.payload {
-            Some(payload) => {
-                let data = DataRow { version: new.row.version, payload: payload.clone() };
-                mutations.push(Mutation::Put(data_key.clone(), data.to_bytes()));
-            }
+        let mut mutations = vec![Mutation::Put(object_key.clone(), object_value.clone())];
+        match &data_value {
+            Some(value) => mutations.push(Mutation::Put(data_key.clone(), value.clone())),
             None if old.as_ref().is_some_and(|old| !matches!(old.data, DataRef::Blob(_))) => {
                 mutations.push(Mutation::Delete(data_key.clone()));
             }

@@ -313,6 +313,45 @@ pub struct DataRow {
     pub payload: Payload,
 }
 
+/// A [`DataRow`] to be written, its payload elsewhere.
+#[derive(Debug, Encode)]
+#[cbor(map)]
+pub struct DataRowRef<'a> {
+    /// Of which write.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub version: [u8; 16],
+    /// What it holds.
+    #[n(1)]
+    pub payload: &'a Payload,
+}
+
+impl DataRowRef<'_> {
+    /// The row's value.
+    pub fn to_bytes(&self) -> Bytes {
+        let payload_bytes = match self.payload {
+            Payload::Inline(data) => data.len(),
+            Payload::Parts(parts) => parts.len() * PART_REF_BYTES,
+        };
+        encoded(self, payload_bytes + ROW_BYTES)
+    }
+}
+
+/// Bytes that are reserved to encode a row, and one part of a list: enough for most.
+const ROW_BYTES: usize = 256;
+const PART_REF_BYTES: usize = 80;
+
+fn encoded(row: &impl Encode<()>, reserve: usize) -> Bytes {
+    let mut out = Vec::with_capacity(reserve);
+    out.push(ROW_FORMAT);
+    match minicbor::encode(row, &mut out) {
+        Ok(()) => Bytes::from(out),
+        Err(error) => match error.into_write() {
+            Some(never) => match never {},
+            None => Bytes::new(),
+        },
+    }
+}
+
 /// What a data row holds.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum Payload {
@@ -416,11 +455,7 @@ macro_rules! rows {
             const WHAT: &'static str = $what;
 
             fn to_bytes(&self) -> Bytes {
-                let mut out = vec![ROW_FORMAT];
-                match minicbor::encode(self, &mut out) {
-                    Ok(()) => Bytes::from(out),
-                    Err(error) => match error.into_write() { Some(never) => match never {}, None => Bytes::new() },
-                }
+                encoded(self, ROW_BYTES)
             }
 
             fn from_bytes(bytes: &[u8]) -> Result<$row, BackendError> {
