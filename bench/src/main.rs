@@ -116,7 +116,7 @@ fn print_setting(plan: &Plan, runs: u32) -> anyhow::Result<()> {
         plan.time.as_secs_f64()
     );
     let file_system = rustix::fs::statfs(&plan.dir).with_context(|| plan.dir.display().to_string())?;
-    if i64::try_from(file_system.f_type).is_ok_and(|kind| kind == TMPFS_MAGIC) {
+    if file_system.f_type == TMPFS_MAGIC {
         println!("**The data is in memory (tmpfs): what is measured here is no disk.**");
     }
     Ok(())

@@ -8,8 +8,9 @@ use bytes::Bytes;
 use holdfast_bench::load::{Bounds, Outcome, run};
 use holdfast_bench::objects::Op;
 use holdfast_bench::s3::{S3Connection, S3Worker, fill, make_bucket};
+use holdfast_gateway_s3::clock::SystemClock;
 use holdfast_gateway_s3::testing::memory::Memory;
-use holdfast_gateway_s3::{GatewayConfig, serve};
+use holdfast_gateway_s3::{Gateway, GatewayConfig, serve};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -23,7 +24,9 @@ async fn gateway() -> (String, DropGuard) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
     let stop = CancellationToken::new();
-    tokio::spawn(serve(GatewayConfig::default(), listener, Arc::new(memory.backend()), stop.clone()));
+    let gateway = Gateway::new(GatewayConfig::default(), memory.backend(), Arc::new(SystemClock));
+    gateway.prepare().await.expect("the tables are made");
+    tokio::spawn(serve(gateway, listener, stop.clone()));
     (endpoint, stop.drop_guard())
 }
 

@@ -22,6 +22,7 @@ mod map;
 mod mapper;
 mod model;
 mod query;
+mod straw2;
 mod text;
 mod validate;
 

@@ -111,7 +111,8 @@ const fn ll() -> [u64; 256] {
 pub(crate) fn neg_ln(u: u32) -> u64 {
     let x = (u & 0xffff) + 1;
     // Shift the mantissa to 2^15..=2^16 and remember the exponent.
-    let shift = if x & 0x1_8000 == 0 { x.leading_zeros() - 16 } else { 0 };
+    // How far the mantissa is below 2^15; 0 for the largest draw, 2^16.
+    let shift = x.leading_zeros().max(16) - 16;
     let x = x << shift;
     let exponent = u64::from(15 - shift);
     let coarse = ((x >> 8) - 128) as usize; // 0..=128

@@ -10,8 +10,8 @@ use holdfast_types::OsdId;
 
 use crate::engine::{Engine, Node, Program};
 use crate::hash::{hash32_2, hash32_3};
-use crate::ln::neg_ln;
 use crate::model::{BucketAlg, ChooseMode, DEVICE_TYPE, ItemId, Step, TypeId, WEIGHT_ONE};
+use crate::straw2;
 
 /// The result of a position that stays empty: Ceph's `CRUSH_ITEM_NONE`.
 pub const ITEM_NONE: ItemId = 0x7fff_ffff;
@@ -24,9 +24,6 @@ const ITEM_UNDECIDED: ItemId = 0x7fff_fffe;
 pub const DRAWS_MAX: u64 = 1 << 24;
 /// What entering a bucket costs besides its items, in draws.
 const DRAWS_PER_BUCKET: u64 = 8;
-
-/// How many draws are hashed side by side: two vectors of 128 bits, or one of 256.
-const LANES: usize = 8;
 
 /// Buffers of a mapping, to be reused by the next one.
 #[derive(Debug, Clone, Default)]
@@ -327,38 +324,9 @@ fn decide(out: &mut [ItemId], leaves: &mut [ItemId], position: usize, item: Item
 #[inline]
 fn draw(node: &Node, x: u32, r: u32) -> usize {
     match node.alg {
-        BucketAlg::Straw2 => straw2(&node.ids, &node.weights, x, r),
+        BucketAlg::Straw2 => straw2::draw(&node.ids, &node.weights, x, r),
         BucketAlg::Uniform => uniform(node.id, node.ids.len() as u32, x, r),
     }
-}
-
-/// The longest straw: the item with the largest `ln(u) / weight`, the first of equals; item 0 when all weigh nothing.
-///
-/// Ceph divides each logarithm. Here `quotient(l, w) < best` is asked as `l < best * w`, which is the same for
-/// truncating division, so only a new best divides.
-fn straw2(ids: &[ItemId], weights: &[u32], x: u32, r: u32) -> usize {
-    let mut best = 0;
-    let mut best_quotient = u64::MAX;
-    for (chunk, (ids, weights)) in ids.chunks(LANES).zip(weights.chunks(LANES)).enumerate() {
-        let mut draws = [0; LANES];
-        // A fixed count of independent hashes is what the compiler turns into vector code; a short chunk hashes some
-        // zeros as well.
-        let mut lanes = [0; LANES];
-        for (lane, id) in lanes.iter_mut().zip(ids) {
-            *lane = id.cast_unsigned();
-        }
-        for (draw, id) in draws.iter_mut().zip(lanes) {
-            *draw = hash32_3(x, id, r);
-        }
-        for (lane, (draw, weight)) in draws.iter().zip(weights).enumerate() {
-            let ln = neg_ln(*draw);
-            if *weight != 0 && ln < best_quotient.saturating_mul(u64::from(*weight)) {
-                best_quotient = ln / u64::from(*weight);
-                best = chunk * LANES + lane;
-            }
-        }
-    }
-    best
 }
 
 /// The item at place `r` of a permutation that `x` and the bucket determine.

@@ -171,13 +171,22 @@ pub async fn handle(gateway: &Arc<Gateway>, request: Request) -> Response {
     let head = parts.method == Method::HEAD;
     let raw_path = parts.uri.path().to_owned();
     let waits_for_100 = text_header(&parts.headers, "expect").is_some_and(|e| e.eq_ignore_ascii_case("100-continue"));
+    let empty = http_body::Body::is_end_stream(&body);
     let mut response = match answer(gateway, parts, &mut body, &request_id).await {
-        Ok(response) => response,
+        Ok(mut response) => {
+            // hyper sends no `100 Continue` for an empty body. botocore, having read a final status in place of one,
+            // takes that status for the next reply on the same connection too, and hangs.
+            if waits_for_100 && empty {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        }
         Err(error) => {
             tracing::debug!(%request_id, path = %raw_path, %error, "refused");
             let mut response = error.into_response(head, &raw_path, &request_id);
-            // A client that waits for `100 Continue` reads this reply instead; hyper then closes the connection.
-            if !waits_for_100 && !http_body::Body::is_end_stream(&body) && !drain(&mut body, DRAIN_BYTES_MAX).await {
+            // A client that waits for `100 Continue` reads this reply instead; then the connection is closed.
+            let ended = http_body::Body::is_end_stream(&body);
+            if waits_for_100 || (!ended && !drain(&mut body, DRAIN_BYTES_MAX).await) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             response

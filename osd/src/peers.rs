@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use holdfast_map::ClusterMap;
@@ -29,11 +30,21 @@ pub(crate) struct Peers {
     me: OsdId,
     endpoint: Arc<Endpoint>,
     table: RwLock<BTreeMap<OsdId, Entry>>,
+    /// Messages that wait for a connection.
+    early: Arc<AtomicUsize>,
+    runtime: tokio::runtime::Handle,
 }
 
+/// Messages that may wait for connections: a query for each placement group of a large daemon.
+const EARLY_MESSAGES_MAX: usize = 4096;
+/// How long a message waits for its connection.
+const EARLY_WAIT: Duration = Duration::from_secs(1);
+
 impl Peers {
+    /// Must be called within a tokio runtime.
     pub(crate) fn new(me: OsdId, endpoint: Arc<Endpoint>) -> Peers {
-        Peers { me, endpoint, table: RwLock::default() }
+        let runtime = tokio::runtime::Handle::current();
+        Peers { me, endpoint, table: RwLock::default(), early: Arc::default(), runtime }
     }
 
     /// Connects to the OSDs that are up in this map, gives up those that are not, and remembers their runs.
@@ -67,17 +78,35 @@ impl Peers {
         self.table.read().iter().map(|(osd, entry)| (*osd, entry.incarnation)).collect()
     }
 
-    /// Sends one way, best effort.
+    /// Sends one way, best effort: what a peer's queue does not take is dropped, what comes while the connection is being
+    /// made waits for it, up to [`EARLY_MESSAGES_MAX`]. Such messages may overtake each other; receivers expect it.
     pub(crate) fn send<T: Encode<Payload>>(&self, to: OsdId, kind: Kind, message: &T) {
-        let connection = self.table.read().get(&to).and_then(|entry| entry.peer.connected());
-        let Some(connection) = connection else {
-            debug!(%to, ?kind, "no connection: message dropped");
+        let Some(peer) = self.table.read().get(&to).map(|entry| entry.peer.clone()) else {
+            debug!(%to, ?kind, "the peer is not up: message dropped");
             return;
         };
         let encoded = encode(message);
-        if let Err(error) = connection.try_send(Message::new(kind as u16, encoded.body, encoded.payload)) {
-            debug!(%to, ?kind, %error, "message dropped");
+        let message = Message::new(kind as u16, encoded.body, encoded.payload);
+        if let Some(connection) = peer.connected() {
+            if let Err(error) = connection.try_send(message) {
+                debug!(%to, ?kind, %error, "message dropped");
+            }
+            return;
         }
+        if self.early.fetch_add(1, Ordering::Relaxed) >= EARLY_MESSAGES_MAX {
+            self.early.fetch_sub(1, Ordering::Relaxed);
+            debug!(%to, ?kind, "too much waits for connections: message dropped");
+            return;
+        }
+        let early = self.early.clone();
+        self.runtime.spawn(async move {
+            // Both ends of a new interval connect at once; a peer that takes longer hears the repetition.
+            let sent = tokio::time::timeout(EARLY_WAIT, peer.send(message)).await;
+            if !matches!(sent, Ok(Ok(()))) {
+                debug!(%to, ?kind, "no connection in time: message dropped");
+            }
+            early.fetch_sub(1, Ordering::Relaxed);
+        });
     }
 
     /// Asks for a sign of life and waits for it; `None` when none came in time.

@@ -309,20 +309,19 @@ fn element(xml: &[u8], name: &str) -> Option<String> {
 
 /// All elements that hold text, in order.
 fn elements(xml: &[u8]) -> Result<Vec<(String, String)>, S3Error> {
-    let mut reader = quick_xml::Reader::from_reader(xml);
+    let mut reader = quick_xml::Reader::from_str(std::str::from_utf8(xml).map_err(unknown)?);
     let (mut open, mut text, mut found) = (String::new(), String::new(), Vec::new());
     loop {
         match reader.read_event().map_err(unknown)? {
             Event::Start(start) => {
-                open = String::from_utf8_lossy(start.name().as_ref()).into_owned();
+                open = start.local_name().as_ref().to_owned();
                 text.clear();
             }
-            Event::Text(more) => text.push_str(&more.decode().map_err(unknown)?),
+            Event::Text(more) => text.push_str(&more),
             Event::GeneralRef(entity) => match entity.resolve_char_ref().map_err(unknown)? {
                 Some(character) => text.push(character),
                 None => {
-                    let name = entity.decode().map_err(unknown)?;
-                    text.push_str(quick_xml::escape::resolve_predefined_entity(&name).unwrap_or_default());
+                    text.push_str(quick_xml::escape::resolve_predefined_entity(&entity).unwrap_or_default());
                 }
             },
             Event::End(_) if !open.is_empty() => {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use holdfast_devcluster::{DaemonName, DevCluster, Restart, Settings, Wishes};
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
 use tempfile::TempDir;
 
 use crate::s3::S3;
@@ -46,7 +48,10 @@ pub fn dose(in_ci: u64, full: u64) -> u64 {
 /// A seed for everything random in a test; printed, so that a run can be repeated in kind (not in timing).
 #[must_use]
 pub fn seed() -> u64 {
-    let seed = std::env::var("HOLDFAST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
+    let seed = std::env::var("HOLDFAST_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| SmallRng::from_os_rng().random());
     println!("   seed {seed} (HOLDFAST_SEED)");
     seed
 }

@@ -100,6 +100,15 @@ impl Config {
         Config { faults, duration: Duration::from_secs(20), ..storm }
     }
 
+    /// All OSDs lose power at once, again and again, while most syncs are slow: what was acknowledged too soon is lost.
+    #[must_use]
+    pub fn power() -> Config {
+        let storm = Config::storm();
+        let faults = Faults { power_losses_per_second: 0.4, slow_sync: 0.5, ..Faults::NONE };
+        let (duration, pause) = (Duration::from_secs(30), Duration::from_millis(20));
+        Config { osds: 3, pg_num: 2, faults, duration, pause, ..storm }
+    }
+
     /// Everything else that can strike does; knobs are tiny, so that trimming, backfill and forgetting happen all the time.
     #[must_use]
     pub fn storm() -> Config {

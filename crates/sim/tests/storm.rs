@@ -42,3 +42,9 @@ fn rotten_objects_are_found_on_read_and_repaired_from_a_peer() {
     let counts = run_all(30, &Config::rot());
     assert!(counts.rots > 0);
 }
+
+#[test]
+fn acknowledged_writes_survive_power_loss_on_all_osds_at_once() {
+    let counts = run_all(60, &Config::power());
+    assert!(counts.power_losses > 0 && counts.lost_transactions > 0);
+}

@@ -30,7 +30,7 @@ fn main() {
     let c = CollectionId { pool: 1, seed: 0 };
     store.submit_and_wait(Transaction { ops: vec![TxOp::CreateCollection { c }] }).unwrap();
 
-    let payload = Bytes::from((0..4096u32).map(|n| (n * 31 >> 3) as u8).collect::<Vec<_>>());
+    let payload = Bytes::from((0..4096u32).map(|n| ((n * 31) >> 3) as u8).collect::<Vec<_>>());
     let (done, finished) = mpsc::channel();
     let mut latencies = Vec::new();
     let started = Instant::now();

@@ -22,7 +22,9 @@ mod store;
 mod tx;
 
 pub use device::{Device, Fault, FileDevice, MemDevice, MemDeviceStats};
-pub use engine::{CleanProgress, Engine, Identity, OnDurable, Options, RowPage, SUPPORTED_SEGMENT_BYTES};
+pub use engine::{
+    BadRange, CleanProgress, Engine, Identity, OnDurable, Options, RowPage, SUPPORTED_SEGMENT_BYTES, Verified,
+};
 pub use error::{CleanError, CommitError, Excess, FormatError, OpenError, ReadError, SubmitError};
 pub use format::superblock::Superblock;
 pub use index::{Batch, Change, Index, IndexError, MemIndex, RocksIndex, Visit};

@@ -62,6 +62,11 @@ impl Extent {
         self.logical + u64::from(self.length)
     }
 
+    /// Byte in the segment of the object's byte `offset`, which lies within this extent.
+    pub(crate) fn position_of(&self, offset: u64) -> u32 {
+        self.position + self.skip + (offset - self.logical) as u32
+    }
+
     /// The object's byte at which the first kept block began when it was written.
     pub(crate) fn blocks_start(&self) -> u64 {
         self.logical.wrapping_sub(u64::from(self.skip))
@@ -104,7 +109,7 @@ pub(crate) struct Onode {
 
 /// What an extent costs beside its bytes when it is moved: its entry in the record of the move. Counted as live, so that
 /// "live" is what cleaning can not free, also with many small objects.
-const EXTENT_OVERHEAD_BYTES: u64 = 64;
+const EXTENT_OVERHEAD_BYTES: u64 = 80;
 
 /// Bytes that an extent of `o` counts as live in its segment.
 pub(crate) fn charge(o: &ObjectKey, length: u32) -> u64 {

@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::*;
-use holdfast_store::{Fault, MemDevice, MemIndex, Options, SubmitError, Transaction};
+use common::{History, IDENTITY, MemEngine, Model, random_tx, reopen, tiny};
+use holdfast_store::{Engine, Fault, MemDevice, MemIndex, Options, SubmitError, Transaction};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -14,14 +14,14 @@ fn run(engine: &MemEngine, history: &mut History, model: &mut Model, rng: &mut S
         let ok = match rng.random_range(0..16) {
             0..=8 => {
                 let mut after = model.clone();
-                let tx: Transaction = random_tx(rng, &mut after, 5000);
+                let tx: Transaction = random_tx(rng, &mut after, 2500);
                 match engine.submit(tx.clone()) {
                     Ok(receipt) => {
                         history.submitted.push((receipt.position, tx));
                         *model = after;
                         true
                     }
-                    Err(SubmitError::NoSpace { .. }) => true,
+                    Err(SubmitError::NoSpace { .. } | SubmitError::TooLarge { .. }) => true,
                     Err(_) => false,
                 }
             }
@@ -55,7 +55,7 @@ struct Crashed {
 fn recover(crashed: &Crashed, options: &Options, rng: &mut SmallRng, what: &str) -> (Crashed, MemEngine, Model) {
     let device = crashed.device.crash(rng);
     let index = crashed.index.crash(rng);
-    let engine = match holdfast_store::Engine::open(device.clone(), index.clone(), options.clone()) {
+    let engine = match Engine::open(device.clone(), index.clone(), options.clone()) {
         Ok(engine) => engine,
         Err(error) => panic!("{what}: does not open: {error:?}"),
     };
@@ -67,19 +67,38 @@ fn recover(crashed: &Crashed, options: &Options, rng: &mut SmallRng, what: &str)
     (Crashed { device, index, history }, engine, model)
 }
 
-fn crash_everywhere(seed: u64) -> u64 {
-    let options = tiny(if seed.is_multiple_of(2) { 512 } else { 4096 });
-    // Every eighth run is long enough to wrap around the device.
-    let steps = if seed.is_multiple_of(8) { 60 } else { 12 };
-    let mut crashes = 0;
+/// Segments of a few records on a device of eight: long runs use each several times.
+fn new_engine(seed: u64) -> (Options, u64, MemDevice, MemIndex, MemEngine) {
+    let sector_bytes = if seed.is_multiple_of(2) { 512 } else { 4096 };
+    let options = Options { segment_bytes: sector_bytes.max(2048) * 8, ..tiny(sector_bytes) };
+    let segments_bytes = 8 * u64::from(options.segment_bytes);
+    let (device, index) = (MemDevice::new((128 << 10) + segments_bytes), MemIndex::new());
+    let engine = Engine::format(device.clone(), index.clone(), IDENTITY, options.clone()).unwrap();
+    (options, segments_bytes, device, index, engine)
+}
+
+/// What a campaign has met; see the assertions on it.
+#[derive(Debug, Default)]
+struct Met {
+    crashes: u64,
+    /// Crashes after more was written than all segments have bytes.
+    wrapped: u64,
+    /// Reopenings that found less than was submitted, and those that found more than was acknowledged.
+    cut: u64,
+    unacknowledged_kept: u64,
+}
+
+fn crash_everywhere(seed: u64, met: &mut Met) {
+    // Some runs are long enough to go round the device.
+    let steps = if seed % 40 < 2 { 200 } else { 12 };
     let mut last_io = u64::MAX;
     let mut crash_at = None;
     loop {
-        let (device, index, engine) = new_engine(&options);
+        let (options, segments_bytes, device, index, engine) = new_engine(seed);
         let first = device.io_count();
         let at = crash_at.unwrap_or(first);
         if at > last_io {
-            return crashes;
+            return;
         }
         device.plan(at, Fault::Crash);
         let mut rng = SmallRng::seed_from_u64(seed);
@@ -89,12 +108,15 @@ fn crash_everywhere(seed: u64) -> u64 {
             last_io = device.io_count();
         }
         // A long run is sampled, a short one tried at each IO.
-        crash_at = Some(at + if steps > 12 { 1 + (seed / 8) % 7 } else { 1 });
-        crashes += 1;
+        crash_at = Some(at + if steps > 12 { 11 + (seed / 40) % 7 } else { 1 });
+        met.crashes += 1;
+        met.wrapped += u64::from(device.stats().bytes_written > segments_bytes);
 
         let mut rng = SmallRng::seed_from_u64(seed << 16 | at);
         let what = format!("seed {seed}, crash at IO {at}");
         let (mut again, engine, mut model) = recover(&crashed, &options, &mut rng, &what);
+        met.cut += u64::from(crashed.history.submitted.last().is_some_and(|(at, _)| *at > again.history.acked));
+        met.unacknowledged_kept += u64::from(crashed.history.acked < again.history.acked);
         // A second life: its records follow what the first one left behind, and it crashes too.
         again.device.plan(again.device.io_count() + rng.random_range(0..12), Fault::Crash);
         run(&engine, &mut again.history, &mut model, &mut rng, 8);
@@ -103,8 +125,11 @@ fn crash_everywhere(seed: u64) -> u64 {
 }
 
 fn crash_seeds(seeds: std::ops::Range<u64>) {
-    let crashes: u64 = seeds.map(crash_everywhere).sum();
-    assert!(crashes > 500, "only {crashes} crashes");
+    let mut met = Met::default();
+    seeds.for_each(|seed| crash_everywhere(seed, &mut met));
+    println!("{met:?}");
+    let enough = met.crashes > 2000 && met.wrapped > 20 && met.cut > 500 && met.unacknowledged_kept > 200;
+    assert!(enough, "the campaign has not met enough: {met:?}");
 }
 
 // 2,000 sequences in parts, so that they run beside each other.
@@ -131,13 +156,12 @@ fn a_crash_at_any_io_leaves_a_prefix_with_all_that_was_acknowledged_4() {
 #[test]
 fn reads_see_all_that_was_submitted_and_reopening_changes_nothing() {
     for seed in 0..150 {
-        let options = tiny(512);
-        let (device, index, engine) = new_engine(&options);
+        let (options, _, device, index, engine) = new_engine(seed);
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut model = Model::default();
         let mut history = History::default();
-        for round in 0..12 {
-            run(&engine, &mut history, &mut model, &mut rng, 6);
+        for round in 0..20 {
+            run(&engine, &mut history, &mut model, &mut rng, 10);
             model.check(&engine, &format!("seed {seed}, round {round}"));
         }
         engine.close().unwrap();

@@ -155,10 +155,7 @@ impl FromStr for PgId {
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
         let wrong = || ParseIdError { text: text.to_owned(), expected: "a placement group such as 1.1f" };
         let (pool, seed) = text.split_once('.').ok_or_else(wrong)?;
-        Ok(PgId {
-            pool: pool.parse().map_err(|_| wrong())?,
-            seed: u32::from_str_radix(seed, 16).map_err(|_| wrong())?,
-        })
+        Ok(PgId { pool: pool.parse().map_err(|_| wrong())?, seed: u32::from_str_radix(seed, 16).map_err(|_| wrong())? })
     }
 }
 

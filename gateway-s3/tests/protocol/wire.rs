@@ -77,6 +77,20 @@ async fn read_reply(stream: &mut TcpStream) -> (String, Vec<u8>) {
 }
 
 /// Trap 7: errors that need no body come instead of `100 Continue`.
+/// botocore keeps a final status that came in place of `100 Continue` for all later replies on that connection.
+#[tokio::test]
+async fn a_connection_ends_with_a_reply_that_came_in_place_of_100_continue() {
+    let served = serve().await;
+    let mut stream = served.connect().await;
+    let expecting = [("Content-Length", "0"), ("Expect", "100-continue")];
+    let empty = served.head("PUT", "/bkt/empty", &expecting, "UNSIGNED-PAYLOAD");
+    stream.write_all(empty.as_bytes()).await.unwrap();
+    let (head, _) = read_reply(&mut stream).await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    assert!(head.to_ascii_lowercase().contains("connection: close"), "{head}");
+    assert_eq!(stream.read(&mut [0; 16]).await.unwrap(), 0, "it is closed");
+}
+
 #[tokio::test]
 async fn continue_is_sent_only_after_all_checks_that_need_no_body() {
     let served = serve().await;

@@ -53,7 +53,11 @@ async fn writes_go_on_soon_after_kill_9_of_an_osd() -> anyhow::Result<()> {
     let world = World::start(3, 5).await?;
     let s3 = world.s3_with(BUCKET).await?;
     world.cluster.wait_clean(CLEAN_LIMIT).await?;
-    let (_, undisturbed) = during(&s3, async { Ok(tokio::time::sleep(WATCH).await) }).await?;
+    let (_, undisturbed) = during(&s3, async {
+        tokio::time::sleep(WATCH).await;
+        Ok(())
+    })
+    .await?;
     println!("   slowest operation with nothing killed: {undisturbed:.2?}");
     let mut stalls = Vec::new();
     for osd in 0..dose(3, 5) {
@@ -79,7 +83,11 @@ async fn reads_and_writes_go_on_while_no_monitor_is_there() -> anyhow::Result<()
     let world = World::start(3, 5).await?;
     let s3 = world.s3_with(BUCKET).await?;
     // Settled: every placement group has peered and the gateway has the map.
-    during(&s3, async { Ok(tokio::time::sleep(Duration::from_secs(2)).await) }).await?;
+    during(&s3, async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        Ok(())
+    })
+    .await?;
     world.cluster.wait_clean(CLEAN_LIMIT).await?;
     let away = Duration::from_secs(dose(20, 120));
     let outage = async {

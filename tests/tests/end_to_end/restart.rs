@@ -58,7 +58,8 @@ async fn up(data: &Path) -> anyhow::Result<(Up, S3, Duration)> {
 
 fn check(what: &str, took: Duration) -> anyhow::Result<()> {
     println!("   first S3 answer {took:.2?} after the start {what}");
-    let limit = if is_release() { LIMIT } else { LIMIT * 10 };
+    // The promise is held to on a quiet machine and a release build (`HOLDFAST_DOSE=full`); CI machines are shared.
+    let limit = if is_release() { LIMIT * u32::try_from(dose(5, 1))? } else { LIMIT * 10 };
     ensure!(took <= limit, "{took:?} {what}, more than {limit:?}");
     Ok(())
 }

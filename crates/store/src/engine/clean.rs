@@ -4,7 +4,8 @@
 //! account for all live bytes, the onodes of the whole index are searched. Extents are read and checked, and written anew by an ordinary
 //! record with `Relocate` ops, which takes effect only for extents that are still as they were when they were read. Moving
 //! is therefore resumable at any point and races with nothing. Only the bytes that are referred to are moved, with new
-//! checksum blocks, so a segment with much that is dead always shrinks.
+//! checksum blocks, so a segment with much that is dead always shrinks; and in pieces that are small against a segment, so
+//! that little is lost at the end of each.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -25,10 +26,7 @@ use crate::index::{Index, IndexError, keys};
 use crate::key::{CollectionId, ObjectKey};
 use crate::onode::Extent;
 
-/// Payload that one record of the cleaner carries at most (unless one extent has more): bounds memory and the time for
-/// which client writes wait behind it.
-const MOVE_BYTES_MAX: u64 = 1 << 20;
-/// Extents of one record at most, for the same reason.
+/// Pieces of one record at most: bounds the time for which client writes wait behind it.
 const MOVE_EXTENTS_MAX: usize = 1024;
 
 /// What a cleaning step did.
@@ -51,7 +49,7 @@ pub(super) struct Cleaner {
     searched_index: bool,
 }
 
-/// One extent that is moved.
+/// A piece of an extent that is moved.
 struct Moved {
     c: CollectionId,
     o: ObjectKey,
@@ -109,6 +107,7 @@ impl<D: Device, I: Index> Engine<D, I> {
     }
 
     fn move_out(&self, cleaner: &mut Cleaner, victim: u32, budget_bytes: u64) -> Result<u64, CleanError> {
+        let move_bytes = u64::from(self.state.read().space.move_bytes());
         let mut moved_bytes = 0;
         let mut moves: Vec<Moved> = Vec::new();
         let mut bytes = 0;
@@ -127,12 +126,18 @@ impl<D: Device, I: Index> Engine<D, I> {
             };
             if let Some((onode, _pin)) = onode {
                 for extent in onode.extents.iter().filter(|extent| extent.segment == victim) {
-                    let Some(piece) = self.load(c, &o, extent) else { continue };
-                    bytes += u64::from(extent.length);
-                    moves.push(piece);
-                    if bytes >= MOVE_BYTES_MAX || moves.len() >= MOVE_EXTENTS_MAX {
-                        self.submit_moves(&mut moves)?;
-                        moved_bytes += std::mem::take(&mut bytes);
+                    let mut from = extent.logical;
+                    while from < extent.end() {
+                        let to = extent.end().min(from + move_bytes);
+                        let piece = extent.slice(from, to);
+                        from = to;
+                        let Some(piece) = self.load(c, &o, piece) else { continue };
+                        bytes += to - piece.extent.logical;
+                        moves.push(piece);
+                        if bytes >= move_bytes || moves.len() >= MOVE_EXTENTS_MAX {
+                            self.submit_moves(&mut moves)?;
+                            moved_bytes += std::mem::take(&mut bytes);
+                        }
                     }
                 }
             }
@@ -143,14 +148,14 @@ impl<D: Device, I: Index> Engine<D, I> {
     }
 
     /// Reads and checks an extent; `None` when that fails: reads of it fail too, and its owner repairs it.
-    fn load(&self, c: CollectionId, o: &ObjectKey, extent: &Extent) -> Option<Moved> {
+    fn load(&self, c: CollectionId, o: &ObjectKey, extent: Extent) -> Option<Moved> {
         let mut bytes = vec![0; extent.length as usize];
-        if let Err(error) = self.read_extent(c, o, ObjectTag::new(c, o), extent, &mut bytes) {
+        if let Err(error) = self.read_extent(c, o, ObjectTag::new(c, o), &extent, &mut bytes) {
             tracing::warn!(collection = %c, object = %o, %error, "extent not moved");
             return None;
         }
         let sums = block_sums(&bytes, self.options.checksum_block_bytes as usize);
-        Some(Moved { c, o: o.clone(), extent: extent.clone(), bytes: bytes.into(), sums })
+        Some(Moved { c, o: o.clone(), extent, bytes: bytes.into(), sums })
     }
 
     fn submit_moves(&self, moves: &mut Vec<Moved>) -> Result<(), CleanError> {
@@ -166,8 +171,7 @@ impl<D: Device, I: Index> Engine<D, I> {
                     offset: piece.extent.logical,
                     length: piece.extent.length,
                     old_segment: piece.extent.segment,
-                    old_position: piece.extent.position,
-                    old_skip: piece.extent.skip,
+                    old_position: piece.extent.position_of(piece.extent.logical),
                     old_version: piece.extent.version,
                     sums: piece.sums.as_slice().into(),
                 });
@@ -185,8 +189,6 @@ impl<D: Device, I: Index> Engine<D, I> {
             }
             Err(error) => return Err(error.into()),
         }
-        // Committed one by one: what waits stays small, and client writes are not behind all of it.
-        self.commit()?;
         Ok(())
     }
 

@@ -14,6 +14,7 @@ mod replay;
 mod space;
 mod stage;
 mod submit;
+mod verify;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use crate::overlay::{Changes, Overlay};
 pub use clean::CleanProgress;
 pub use read::RowPage;
 use space::{NO_SEGMENT, Space};
+pub use verify::{BadRange, Verified};
 
 /// Segment sizes for devices in use. Smaller ones work, and make tests that reuse segments quick.
 pub const SUPPORTED_SEGMENT_BYTES: std::ops::RangeInclusive<u32> = (4 << 20)..=(256 << 20);

@@ -16,8 +16,10 @@ use crate::key::Position;
 const CLEANING_SEGMENTS: usize = 1;
 /// Free segments that are kept from ordinary writes at least: one for cleaning, one for deletes, one between.
 const RESERVE_SEGMENTS_MIN: usize = 3;
-/// A segment is worth cleaning when at least 1/32 of it is dead: below, headers and padding eat the gain.
-const GAIN_SHIFT: u32 = 5;
+/// Most payload of one record of the cleaner: bounds memory and what waits behind it.
+const MOVE_BYTES_MAX: u64 = 1 << 20;
+/// Header and ops of a record of the cleaner, for one piece.
+const MOVE_OVERHEAD_BYTES: u64 = 256;
 
 /// Who asks for space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,11 +109,24 @@ impl Space {
         u64::from(self.segment_bytes - self.sector_bytes)
     }
 
-    /// Most live bytes after an ordinary write: all segments but the reserve, the open one and its successor, of each
-    /// 15/16, since headers, padding and what did not fit at the end are not live.
+    /// Payload of one record of the cleaner: small against a segment, since so much is lost at its end.
+    pub(super) fn move_bytes(&self) -> u32 {
+        (self.usable_bytes() / 32).clamp(2048, MOVE_BYTES_MAX) as u32
+    }
+
+    /// A segment is worth cleaning when so many of its bytes are dead. More than a freshly cleaned segment can have, in
+    /// headers, padding and what did not fit at its end: else cleaning would go round for ever and free nothing.
+    fn gain_min(&self) -> u64 {
+        let move_bytes = u64::from(self.move_bytes());
+        let records = self.usable_bytes() / move_bytes;
+        (move_bytes + records * MOVE_OVERHEAD_BYTES + 2 * u64::from(self.sector_bytes)) * 5 / 4
+    }
+
+    /// Most live bytes after an ordinary write: all segments but the reserve, the open one and its successor, each so full
+    /// that it is not worth cleaning. So there is space until all that cleaning can gain is gained.
     pub(super) fn live_limit(&self) -> u64 {
         let segments = self.segments.len().saturating_sub(self.reserve_segments + 2) as u64;
-        segments * (self.usable_bytes() / 16 * 15)
+        segments * self.usable_bytes().saturating_sub(self.gain_min())
     }
 
     pub(super) fn used_bytes(&self) -> u64 {
@@ -211,7 +226,7 @@ impl Space {
 
     /// The segment whose cleaning gains most; all of its records must be applied.
     pub(super) fn victim(&self, applied: Position) -> Option<u32> {
-        let worth = self.usable_bytes() - (self.usable_bytes() >> GAIN_SHIFT);
+        let worth = self.usable_bytes().saturating_sub(self.gain_min());
         self.sealed()
             .filter(|(_, s)| s.live > 0 && s.live <= worth && !s.unreadable && s.touched <= applied)
             .min_by_key(|(number, s)| (s.live, *number))

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use minicbor::bytes::ByteSlice;
 
 use crate::checksum::{ObjectTag, words};
-use crate::format::record::LogOp;
+use crate::format::record::{LogMove, LogOp};
 use crate::index::{Index, IndexError, keys};
 use crate::key::{CollectionId, ObjectKey, Position};
 use crate::onode::{Extent, Onode, Sums, charge};
@@ -357,13 +357,8 @@ impl<'a> Stage<'a> {
         done
     }
 
-    /// Points extents at their moved bytes. One that was changed or removed since the cleaner looked stays as it is.
-    fn relocate(
-        &mut self,
-        c: CollectionId,
-        o: &ObjectKey,
-        moves: &[crate::format::record::LogMove<'_>],
-    ) -> Result<(), StageError> {
+    /// Points extents at their moved bytes. Bytes that were changed or removed since the cleaner looked stay as they are.
+    fn relocate(&mut self, c: CollectionId, o: &ObjectKey, moves: &[LogMove<'_>]) -> Result<(), StageError> {
         let tag = ObjectTag::new(c, o);
         let exists = self.exists(c) && self.look(c, o, &keys::onode(c, o))?.is_some();
         for piece in moves {
@@ -372,16 +367,18 @@ impl<'a> Stage<'a> {
                 continue;
             }
             self.change_bytes(c, o, |onode, live| {
-                let at = onode.extents.partition_point(|extent| extent.logical < piece.offset);
-                if let Some(extent) = onode.extents.get_mut(at)
-                    && (extent.logical, extent.length) == (piece.offset, piece.length)
-                    && (extent.segment, extent.position) == (piece.old_segment, piece.old_position)
-                    && (extent.skip, extent.version) == (piece.old_skip, piece.old_version)
-                {
-                    let mut note = note_live(live, o);
-                    note(extent, false);
-                    note(&new, true);
-                    *extent = new;
+                let end = new.end();
+                let unchanged = match onode.extents.get(onode.overlapping(piece.offset, end)) {
+                    Some([old]) => {
+                        old.logical <= piece.offset
+                            && end <= old.end()
+                            && (old.segment, old.version) == (piece.old_segment, piece.old_version)
+                            && old.position_of(piece.offset) == piece.old_position
+                    }
+                    _ => false,
+                };
+                if unchanged {
+                    onode.replace(piece.offset, end, Some(new), note_live(live, o));
                 }
             })?;
         }

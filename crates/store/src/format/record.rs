@@ -135,7 +135,8 @@ pub(crate) struct LogRow<'a> {
     pub(crate) value: &'a ByteSlice,
 }
 
-/// One extent that the cleaner moved, in [`LogOp::Relocate`]: what it was, and the checksums of its new blocks.
+/// Bytes that the cleaner moved, in [`LogOp::Relocate`]: what they are, where and of which transaction they were, and the
+/// checksums of their new blocks.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 #[cbor(map)]
 pub(crate) struct LogMove<'a> {
@@ -145,13 +146,12 @@ pub(crate) struct LogMove<'a> {
     pub(crate) length: u32,
     #[n(2)]
     pub(crate) old_segment: u32,
+    /// Byte in the segment of the first byte moved.
     #[n(3)]
     pub(crate) old_position: u32,
     #[n(4)]
-    pub(crate) old_skip: u32,
-    #[n(5)]
     pub(crate) old_version: Position,
-    #[b(6)]
+    #[b(5)]
     pub(crate) sums: &'a ByteSlice,
 }
 

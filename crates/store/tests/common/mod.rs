@@ -224,7 +224,7 @@ fn random_op(rng: &mut impl Rng, model: &Model, bytes_max: usize) -> TxOp {
 /// Sizes for tests: segments that fill after a few transactions.
 pub fn tiny(sector_bytes: u32) -> Options {
     Options {
-        segment_bytes: 32 << 10,
+        segment_bytes: 64 << 10,
         sector_bytes,
         checksum_block_bytes: 1024,
         reserve_percent: 2,
@@ -232,7 +232,7 @@ pub fn tiny(sector_bytes: u32) -> Options {
     }
 }
 
-pub const DEVICE_BYTES: u64 = (128 << 10) + 24 * (32 << 10);
+pub const DEVICE_BYTES: u64 = (128 << 10) + 20 * (64 << 10);
 
 pub type MemEngine = Engine<MemDevice, MemIndex>;
 
