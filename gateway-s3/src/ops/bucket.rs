@@ -219,11 +219,11 @@ pub(crate) async fn delete(call: &Arc<Call>) -> S3Result<Response> {
         Ok(_) => {
             discard_uploads(gateway, table).await?;
             // Garbage stays in the dropped table. Writes in progress fail from now on; what they write is garbage, too.
-            let spaces = [space::OBJECTS, space::DATA, space::UPLOADS, space::PARTS];
+            let spaces = [space::OBJECTS, space::DATA, space::EXTERNAL, space::UPLOADS, space::PARTS];
             match gateway.backend.tables.drop_table_if_empty(table, &spaces).await {
                 Ok(()) => true,
                 Err(DropError::Backend(BackendError::NoTable(_))) => false,
-                Err(DropError::NotEmpty { space: space::OBJECTS | space::DATA }) => {
+                Err(DropError::NotEmpty { space: space::OBJECTS | space::DATA | space::EXTERNAL }) => {
                     return Err(S3Error::from(Code::BucketNotEmpty).detail("BucketName", name));
                 }
                 Err(DropError::NotEmpty { .. }) => return Err(Code::OperationAborted.into()),

@@ -77,8 +77,8 @@ pub(crate) async fn publish(
     let guards: Vec<Condition> = stored.intent().map(|intent| intent.condition()).into_iter().collect();
     let also: Vec<Mutation> = stored.intent().map(|intent| intent.removal()).into_iter().collect();
     let (payload, stored) = match stored {
-        Stored::Inline(data) => (Some(Payload::Inline(data)), None),
-        blob @ Stored::Blob(..) => (None, Some(blob)),
+        Stored::Inline(data) => (Payload::Inline(data), None),
+        Stored::Blob(blob, intent) => (Payload::Blob(blob), Some(Stored::Blob(blob, intent))),
     };
     let new = NewObject { row, payload, guards, also };
     let abandon_blob = async || {
@@ -206,7 +206,13 @@ pub(crate) async fn get(call: &Arc<Call>, with_body: bool) -> S3Result<Response>
     let bucket = call.bucket().await?;
     check_version(call.query.get("versionId"))?;
     let gateway = &call.gateway;
-    let mut object = load(gateway, bucket.table(), call.key()?).await?.ok_or(Code::NoSuchKey)?;
+    let (table, key) = (bucket.table(), call.key()?);
+    let found = if with_body || call.query.has("partNumber") {
+        load(gateway, table, key).await?
+    } else {
+        load_row(gateway, table, key).await?.map(|(row, _)| Loaded { row, payload: None })
+    };
+    let mut object = found.ok_or(Code::NoSuchKey)?;
     let row = &object.row;
     let verdict =
         ReadConditions::of_read(&call.headers).evaluate(&row.etag, row.modified_ms, gateway.clock.now_ms())?;
