@@ -4,8 +4,8 @@
 //! [`receive`] reads a source to its end. Up to [`INLINE_BYTES_MAX`] the bytes are returned, to be put in a row. Above, they
 //! go to a fresh blob, stripe by stripe, while an *intent* row (a [`GcRow`] with `intent`) says that the blob is being
 //! written. The intent is durable before the first stripe is sent, so no crash leaves a blob that nobody knows. The commit
-//! must remove the intent row under the condition that it is unchanged: the collector takes an old intent away first and
-//! deletes stripes afterwards, so either the commit or the collector wins, never both.
+//! must remove the intent row under the condition that it is unchanged: the collector, and whoever gives a blob up, takes
+//! the intent away first and deletes stripes afterwards, so either the commit or the deletion wins, never both.
 //!
 //! # Reading
 //! [`Download`] fetches piece by piece with a little read-ahead.
@@ -123,17 +123,26 @@ pub(crate) async fn receive(
     }
 }
 
-/// Deletes the blob of a commit that certainly did not happen. All its stripes are known to be written.
+/// Gives up a blob whose commit failed. All its stripes are known to be written.
+///
+/// Safe whatever became of the commit: as the collector does, it takes the intent away before it deletes anything, so
+/// the blob of a commit that did happen stays, and one that is still on its way fails.
 pub(crate) async fn abandon(gateway: &Gateway, table: TableId, route: &[u8], stored: &Stored) {
     if let Stored::Blob(blob, intent) = stored {
         abandon_intent(gateway, table, route, *blob, intent).await;
     }
 }
 
-/// The intent row goes only when the stripes are gone; what fails here the collector does later.
+/// What fails here the collector does later.
 async fn abandon_intent(gateway: &Gateway, table: TableId, route: &[u8], blob: BlobRef, intent: &Intent) {
-    if gateway.backend.blobs.delete(blob.id, blob.stripes()).await.is_ok() {
-        let _ = gateway.backend.tables.batch(table, route, vec![], vec![intent.removal()]).await;
+    let tables = &gateway.backend.tables;
+    let garbage = GcRow { blobs: vec![blob], since_ms: gateway.clock.now_ms(), intent: false }.to_bytes();
+    let put = vec![Mutation::Put(intent.key.clone(), garbage.clone())];
+    if tables.batch(table, route, vec![intent.condition()], put).await.is_ok()
+        && gateway.backend.blobs.delete(blob.id, blob.stripes()).await.is_ok()
+    {
+        let unchanged = vec![Condition::Equals(intent.key.clone(), garbage)];
+        let _ = tables.batch(table, route, unchanged, vec![intent.removal()]).await;
     }
 }
 

@@ -128,6 +128,14 @@ impl Seen {
         }
     }
 
+    /// Whether this write is what is there: the storage repeated a batch that it had executed, because its answer was
+    /// lost, and took the first execution for somebody else's.
+    fn is_written_by(&self, version: [u8; 16]) -> S3Result<bool> {
+        let object = self.object.as_deref().map(ObjectRow::from_bytes).transpose()?;
+        let external = self.external.as_deref().map(DataRow::from_bytes).transpose()?;
+        Ok(object.is_some_and(|row| row.version == version) || external.is_some_and(|row| row.version == version))
+    }
+
     /// Judges the client's condition.
     fn check(&self, condition: &WriteCondition) -> S3Result<()> {
         if *condition == WriteCondition::Any {
@@ -203,6 +211,9 @@ pub(crate) async fn commit(
             Ok(()) => return Ok(Outcome::Done),
             Err(BatchError::ConditionFailed { index: 0, current }) => {
                 seen = Seen::after(current, gateway, table, &route, condition).await?;
+                if seen.is_written_by(new.row.version)? {
+                    return Ok(Outcome::Done);
+                }
             }
             Err(BatchError::ConditionFailed { .. }) => return Ok(Outcome::GuardFailed),
             Err(BatchError::Backend(error)) => return Err(error.into()),

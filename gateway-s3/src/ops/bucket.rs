@@ -132,14 +132,17 @@ pub(crate) async fn create(call: &Arc<Call>, body: &mut Body) -> S3Result<Respon
     let put = vec![Mutation::Put(key.clone(), row.to_bytes())];
     let mut changes = put.clone();
     let mut condition = Condition::Absent(key.clone());
+    let made = || {
+        gateway.forget_bucket(name);
+        let mut response = empty(StatusCode::OK);
+        set(response.headers_mut(), "location", &format!("/{name}"));
+        Ok(response)
+    };
     for _ in 0..4 {
         match gateway.backend.tables.batch(GLOBAL_TABLE, &route, vec![condition], changes).await {
-            Ok(()) => {
-                gateway.forget_bucket(name);
-                let mut response = empty(StatusCode::OK);
-                set(response.headers_mut(), "location", &format!("/{name}"));
-                return Ok(response);
-            }
+            Ok(()) => return made(),
+            // It is our own: the batch was executed, its answer lost, and the batch repeated.
+            Err(BatchError::ConditionFailed { current: Some(current), .. }) if current == row.to_bytes() => return made(),
             Err(BatchError::ConditionFailed { current: Some(current), .. }) => {
                 let there = BucketRow::from_bytes(&current)?;
                 if table_exists(gateway, there.table).await? {

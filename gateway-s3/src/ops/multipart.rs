@@ -208,6 +208,7 @@ pub(crate) async fn keep_part(
         modified_ms: gateway.clock.now_ms(),
     };
     let part = part_key(&route, upload.id, number);
+    let value = row.to_bytes();
     let mut current: Option<Bytes> = None;
     let mut upload_value = upload.value.clone();
     for _ in 0..ATTEMPTS_MAX {
@@ -218,7 +219,7 @@ pub(crate) async fn keep_part(
         let open = Condition::Equals(upload_key(&route, upload.id), upload_value.clone());
         let mut conditions = vec![open, seen];
         conditions.extend(stored.intent().map(|intent| intent.condition()));
-        let mut mutations = vec![Mutation::Put(part.clone(), row.to_bytes())];
+        let mut mutations = vec![Mutation::Put(part.clone(), value.clone())];
         mutations.extend(stored.intent().map(|intent| intent.removal()));
         if let Some(old) = current.as_deref().map(PartRow::from_bytes).transpose()? {
             mutations.extend(collect(gateway, &route, old.data.blob().into_iter().collect()));
@@ -236,6 +237,8 @@ pub(crate) async fn keep_part(
                 }
                 upload_value = now; // it was frozen and opened again
             }
+            // The batch was executed, its answer lost, and the batch repeated.
+            Err(BatchError::ConditionFailed { index: 1, current: Some(now) }) if now == value => return Ok(row),
             Err(BatchError::ConditionFailed { index: 1, current: now }) => current = now,
             Err(BatchError::ConditionFailed { .. }) => {
                 abandon(gateway, table, &route, &stored).await;

@@ -32,6 +32,17 @@ pub struct Memory {
     pub hold_batches: AtomicBool,
     /// Lets held batches go.
     pub release: Notify,
+    /// Batches are executed twice and answered as the second time, as if the first answer had been lost and the storage
+    /// had forgotten that it gave one.
+    pub repeat_batches: AtomicBool,
+    /// Repeated batches wait between the two times until they are let go.
+    pub hold_repeats: AtomicBool,
+    /// Lets repeated batches go.
+    pub repeat: Notify,
+    /// Batches that came.
+    pub batches: AtomicUsize,
+    /// Gets that came.
+    pub gets: AtomicUsize,
     /// Rows that scans have returned.
     pub rows_scanned: AtomicUsize,
 }
@@ -83,6 +94,63 @@ impl Memory {
     fn with<T>(&self, table: TableId, f: impl FnOnce(&mut Rows) -> T) -> Result<T, BackendError> {
         self.up()?;
         self.tables.lock().get_mut(&table).map(f).ok_or(BackendError::NoTable(table))
+    }
+
+    fn apply(
+        &self,
+        table: TableId,
+        route: &[u8],
+        conditions: Vec<Condition>,
+        mutations: Vec<Mutation>,
+    ) -> Result<(), BatchError> {
+        if self.full.load(Ordering::SeqCst) && mutations.iter().any(|m| matches!(m, Mutation::Put(..))) {
+            return Err(BackendError::Full.into());
+        }
+        let keys = conditions
+            .iter()
+            .map(|condition| match condition {
+                Condition::Absent(key) | Condition::Present(key) | Condition::Equals(key, _) => &key.key,
+            })
+            .chain(mutations.iter().map(|mutation| match mutation {
+                Mutation::Put(key, _) | Mutation::Delete(key) => &key.key,
+                Mutation::DeleteRange { start, .. } => start,
+            }));
+        assert!(keys.into_iter().all(|key| key.starts_with(route)), "a batch is within its route");
+        self.with(table, |rows| {
+            for (index, condition) in conditions.iter().enumerate() {
+                let (key, holds): (_, fn(Option<&Bytes>, &Bytes) -> bool) = match condition {
+                    Condition::Absent(key) => (key, |current, _| current.is_none()),
+                    Condition::Present(key) => (key, |current, _| current.is_some()),
+                    Condition::Equals(key, _) => (key, |current, wanted| current == Some(wanted)),
+                };
+                let wanted = match condition {
+                    Condition::Equals(_, wanted) => wanted.clone(),
+                    Condition::Absent(_) | Condition::Present(_) => Bytes::new(),
+                };
+                let current = rows.get(&place(key));
+                if !holds(current, &wanted) {
+                    return Err(BatchError::ConditionFailed { index, current: current.cloned() });
+                }
+            }
+            for mutation in mutations {
+                match mutation {
+                    Mutation::Put(key, value) => {
+                        rows.insert((key.space, key.key), value);
+                    }
+                    Mutation::Delete(key) => {
+                        rows.remove(&(key.space, key.key));
+                    }
+                    Mutation::DeleteRange { space, start, end } => {
+                        let gone: Vec<_> =
+                            rows.range((space, start)..(space, end)).map(|(key, _)| key.clone()).collect();
+                        for key in gone {
+                            rows.remove(&key);
+                        }
+                    }
+                }
+            }
+            Ok(())
+        })?
     }
 }
 
@@ -161,60 +229,21 @@ impl Tables for Memory {
         conditions: Vec<Condition>,
         mutations: Vec<Mutation>,
     ) -> Result<(), BatchError> {
+        self.batches.fetch_add(1, Ordering::SeqCst);
         if self.hold_batches.load(Ordering::SeqCst) {
             self.release.notified().await;
         }
-        if self.full.load(Ordering::SeqCst) && mutations.iter().any(|m| matches!(m, Mutation::Put(..))) {
-            return Err(BackendError::Full.into());
+        if self.repeat_batches.load(Ordering::SeqCst) {
+            let _ = self.apply(table, route, conditions.clone(), mutations.clone());
+            if self.hold_repeats.load(Ordering::SeqCst) {
+                self.repeat.notified().await;
+            }
         }
-        let keys = conditions
-            .iter()
-            .map(|condition| match condition {
-                Condition::Absent(key) | Condition::Present(key) | Condition::Equals(key, _) => &key.key,
-            })
-            .chain(mutations.iter().map(|mutation| match mutation {
-                Mutation::Put(key, _) | Mutation::Delete(key) => &key.key,
-                Mutation::DeleteRange { start, .. } => start,
-            }));
-        assert!(keys.into_iter().all(|key| key.starts_with(route)), "a batch is within its route");
-        self.with(table, |rows| {
-            for (index, condition) in conditions.iter().enumerate() {
-                let (key, holds): (_, fn(Option<&Bytes>, &Bytes) -> bool) = match condition {
-                    Condition::Absent(key) => (key, |current, _| current.is_none()),
-                    Condition::Present(key) => (key, |current, _| current.is_some()),
-                    Condition::Equals(key, _) => (key, |current, wanted| current == Some(wanted)),
-                };
-                let wanted = match condition {
-                    Condition::Equals(_, wanted) => wanted.clone(),
-                    Condition::Absent(_) | Condition::Present(_) => Bytes::new(),
-                };
-                let current = rows.get(&place(key));
-                if !holds(current, &wanted) {
-                    return Err(BatchError::ConditionFailed { index, current: current.cloned() });
-                }
-            }
-            for mutation in mutations {
-                match mutation {
-                    Mutation::Put(key, value) => {
-                        rows.insert((key.space, key.key), value);
-                    }
-                    Mutation::Delete(key) => {
-                        rows.remove(&(key.space, key.key));
-                    }
-                    Mutation::DeleteRange { space, start, end } => {
-                        let gone: Vec<_> =
-                            rows.range((space, start)..(space, end)).map(|(key, _)| key.clone()).collect();
-                        for key in gone {
-                            rows.remove(&key);
-                        }
-                    }
-                }
-            }
-            Ok(())
-        })?
+        self.apply(table, route, conditions, mutations)
     }
 
     async fn get(&self, table: TableId, route: &[u8], keys: Vec<RowKey>) -> Result<Vec<Option<Bytes>>, BackendError> {
+        self.gets.fetch_add(1, Ordering::SeqCst);
         assert!(keys.iter().all(|key| key.key.starts_with(route)), "a get is within its route");
         self.with(table, |rows| keys.iter().map(|key| rows.get(&place(key)).cloned()).collect())
     }
