@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 
-use crate::backend::{BatchError, Condition, Mutation, TableId};
+use crate::backend::{BackendError, BatchError, Condition, Mutation, TableId};
 use crate::conditional::WriteCondition;
 use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::Gateway;
@@ -216,6 +216,13 @@ pub(crate) async fn commit(
                 }
             }
             Err(BatchError::ConditionFailed { .. }) => return Ok(Outcome::GuardFailed),
+            Err(BatchError::Backend(error @ BackendError::Unavailable(_))) => {
+                // Perhaps it happened. A client that is told "perhaps" of a put-if-absent would lose to itself.
+                return match Seen::read(gateway, table, &route).await {
+                    Ok(seen) if seen.is_written_by(new.row.version)? => Ok(Outcome::Done),
+                    Ok(_) | Err(_) => Err(error.into()),
+                };
+            }
             Err(BatchError::Backend(error)) => return Err(error.into()),
         }
     }

@@ -142,7 +142,7 @@ pub(crate) async fn create(call: &Arc<Call>, body: &mut Body) -> S3Result<Respon
         match gateway.backend.tables.batch(GLOBAL_TABLE, &route, vec![condition], changes).await {
             Ok(()) => return made(),
             // It is our own: the batch was executed, its answer lost, and the batch repeated.
-            Err(BatchError::ConditionFailed { current: Some(current), .. }) if current == row.to_bytes() => return made(),
+            Err(error) if error.shows(&row.to_bytes()) => return made(),
             Err(BatchError::ConditionFailed { current: Some(current), .. }) => {
                 let there = BucketRow::from_bytes(&current)?;
                 if table_exists(gateway, there.table).await? {

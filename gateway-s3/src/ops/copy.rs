@@ -66,7 +66,10 @@ async fn open_source(call: &Call) -> S3Result<(CopySource, Arc<Bucket>, Loaded)>
     let loaded = match load(&call.gateway, bucket.table(), &source.key).await {
         Err(error) if error.table_gone => {
             call.gateway.forget_bucket(&source.bucket);
-            return Err(S3Error::from(Code::NoSuchBucket).detail("BucketName", source.bucket.clone()));
+            return Err(match call.gateway.bucket_fresh(&source.bucket).await? {
+                None => S3Error::from(Code::NoSuchBucket).detail("BucketName", source.bucket.clone()),
+                Some(_) => Code::SlowDown.into(),
+            });
         }
         other => other?,
     };

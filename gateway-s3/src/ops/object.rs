@@ -10,7 +10,7 @@ use crate::blob::{Download, Segment, Stored, abandon, receive};
 use crate::body;
 use crate::checksum::{Algorithm, Digests};
 use crate::clock::http_date;
-use crate::conditional::{ReadConditions, Verdict, WriteCondition};
+use crate::conditional::{ReadConditions, Verdict, WriteCondition, range_counts};
 use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::{Bucket, Gateway};
 use crate::objects::{Loaded, NewObject, Outcome, commit, load, load_row};
@@ -159,7 +159,7 @@ struct Selection {
 
 fn select(call: &Call, object: &Loaded) -> S3Result<Selection> {
     let size = object.row.size;
-    let range = call.header("range");
+    let range = call.header("range").filter(|_| range_counts(&call.headers, &object.row.etag, object.row.modified_ms));
     let Some(number) = call.query.get("partNumber") else {
         let range = range.map(|range| resolve(range, size)).transpose()?.flatten();
         return Ok(Selection { range, partial: range.is_some() });

@@ -14,6 +14,7 @@ use crate::backend::{
     Backend, BackendError, BatchError, BlobId, Blobs, Condition, DropError, KeyInfo, Keys, Mutation, Page, RowKey,
     ScanLimit, ScanRange, TableId, Tables,
 };
+use crate::row::GLOBAL_TABLE;
 
 type Rows = BTreeMap<(u8, Vec<u8>), Bytes>;
 
@@ -39,6 +40,8 @@ pub struct Memory {
     pub hold_repeats: AtomicBool,
     /// Lets repeated batches go.
     pub repeat: Notify,
+    /// Batches are executed and answered as if the answer had not come.
+    pub lose_answers: AtomicBool,
     /// Batches that came.
     pub batches: AtomicUsize,
     /// Gets that came.
@@ -93,7 +96,35 @@ impl Memory {
 
     fn with<T>(&self, table: TableId, f: impl FnOnce(&mut Rows) -> T) -> Result<T, BackendError> {
         self.up()?;
-        self.tables.lock().get_mut(&table).map(f).ok_or(BackendError::NoTable(table))
+        self.tables.lock().get_mut(&table).map(f).ok_or_else(|| self.no_table(table))
+    }
+
+    fn no_table(&self, table: TableId) -> BackendError {
+        let dropped = self.dropped.lock().contains_key(&table);
+        if dropped { BackendError::NoTable(table) } else { BackendError::TableMissing(table) }
+    }
+
+    /// Hides the tables of all buckets, as if nothing of them could be found.
+    pub fn hide_buckets(&self) -> Hidden {
+        let mut tables = self.tables.lock();
+        let global = tables.remove(&GLOBAL_TABLE);
+        let hidden = Hidden(std::mem::take(&mut *tables));
+        tables.extend(global.map(|rows| (GLOBAL_TABLE, rows)));
+        hidden
+    }
+
+    /// Shows them again.
+    pub fn show_buckets(&self, hidden: Hidden) {
+        self.tables.lock().extend(hidden.0);
+    }
+
+    /// Replaces the value of each row of a space by bytes that mean nothing.
+    pub fn damage(&self, space: u8) {
+        for rows in self.tables.lock().values_mut() {
+            rows.iter_mut()
+                .filter(|((of, _), _)| *of == space)
+                .for_each(|(_, value)| *value = Bytes::from_static(b"?"));
+        }
     }
 
     fn apply(
@@ -103,7 +134,15 @@ impl Memory {
         conditions: Vec<Condition>,
         mutations: Vec<Mutation>,
     ) -> Result<(), BatchError> {
-        if self.full.load(Ordering::SeqCst) && mutations.iter().any(|m| matches!(m, Mutation::Put(..))) {
+        let (mut puts, mut deletes) = (false, false);
+        for mutation in &mutations {
+            match mutation {
+                Mutation::Put(..) => puts = true,
+                Mutation::Delete(_) | Mutation::DeleteRange { .. } => deletes = true,
+            }
+        }
+        // What deletes something is let in, with the rows that belong to it.
+        if self.full.load(Ordering::SeqCst) && puts && !deletes {
             return Err(BackendError::Full.into());
         }
         let keys = conditions
@@ -154,6 +193,10 @@ impl Memory {
     }
 }
 
+/// Tables that are hidden.
+#[derive(Debug)]
+pub struct Hidden(BTreeMap<TableId, Rows>);
+
 fn page(rows: &Rows, range: ScanRange, limit: ScanLimit) -> Page {
     let mut page = Page::default();
     let mut bytes = 0;
@@ -190,7 +233,7 @@ impl Tables for Memory {
     async fn drop_table_if_empty(&self, table: TableId, spaces: &[u8]) -> Result<(), DropError> {
         self.up()?;
         let mut tables = self.tables.lock();
-        let rows = tables.get(&table).ok_or(BackendError::NoTable(table))?;
+        let rows = tables.get(&table).ok_or_else(|| self.no_table(table))?;
         if let Some((space, _)) = rows.keys().find(|(space, _)| spaces.contains(space)) {
             return Err(DropError::NotEmpty { space: *space });
         }
@@ -212,7 +255,7 @@ impl Tables for Memory {
             return Err(BackendError::Unavailable("it is not dropped".into()));
         }
         let dropped = self.dropped.lock();
-        let rows = dropped.get(&table).ok_or(BackendError::NoTable(table))?;
+        let rows = dropped.get(&table).ok_or(BackendError::TableMissing(table))?;
         Ok(page(rows, ScanRange { space, start, end: None }, limit))
     }
 
@@ -239,7 +282,11 @@ impl Tables for Memory {
                 self.repeat.notified().await;
             }
         }
-        self.apply(table, route, conditions, mutations)
+        let result = self.apply(table, route, conditions, mutations);
+        if self.lose_answers.load(Ordering::SeqCst) {
+            return Err(BackendError::Unavailable("the answer was lost".into()).into());
+        }
+        result
     }
 
     async fn get(&self, table: TableId, route: &[u8], keys: Vec<RowKey>) -> Result<Vec<Option<Bytes>>, BackendError> {
