@@ -187,7 +187,12 @@ impl Layout {
             None => self.osds.len(),
         };
         let added = wanted.saturating_sub(self.osds.len());
-        let ports = ports::free(IpAddr::V4(Ipv4Addr::LOCALHOST), 2 * added)?;
+        // Daemons that are not started yet hold no port: what the layout has given must not be given again.
+        let places = self.mons.iter().chain([&self.s3]).flat_map(|place| [place.address, place.admin]);
+        let given: Vec<_> = places.chain(self.osds.iter().flat_map(|osd| [osd.address, osd.admin])).collect();
+        let mut ports = ports::free(IpAddr::V4(Ipv4Addr::LOCALHOST), 2 * added + given.len())?;
+        ports.retain(|port| !given.contains(port));
+        ports.truncate(2 * added);
         let capacity_bytes = match wishes.capacity_bytes {
             Some(bytes) => bytes,
             None => default_capacity(dir, wanted)?,
