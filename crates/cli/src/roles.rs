@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::num::NonZero;
 use std::pin::Pin;
 
-use holdfast_gateway_s3::cluster_backend::Pools;
+use holdfast_gateway_s3::cluster_backend::{KEYS_FRESH, Pools};
 use holdfast_gateway_s3::{GatewayConfig, S3Config};
 use holdfast_mon::{Listen, MonConfig};
 use holdfast_osd::OsdConfig;
@@ -103,6 +103,7 @@ pub async fn start_s3(file: S3File, stop: CancellationToken) -> Result<Role, Fai
         advertise: file.advertise,
         name: file.name,
         pools: Pools { index: file.index_pool, data: file.data_pool },
+        keys_fresh: KEYS_FRESH,
         gateway,
     };
     let handle =
