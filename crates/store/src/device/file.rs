@@ -8,7 +8,7 @@ use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
 use super::Device;
@@ -109,6 +109,13 @@ impl Device for FileDevice {
         match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, length) {
             Err(Errno::OPNOTSUPP) => Ok(()), // only a help; the write allocates
             result => Ok(result?),
+        }
+    }
+
+    fn drop_cache(&self) {
+        // Pages that a failed writeback left behind are clean and yet not what the device holds.
+        if let Err(error) = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed) {
+            tracing::warn!(%error, "the page cache of the device was not dropped");
         }
     }
 

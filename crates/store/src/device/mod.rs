@@ -46,6 +46,10 @@ pub trait Device: Send + Sync {
         Ok(())
     }
 
+    /// Makes later reads come from the device itself, not from a cache of it. Called after a sync, before what is read is
+    /// taken for durable.
+    fn drop_cache(&self) {}
+
     /// Bytes of the device.
     ///
     /// # Errors
