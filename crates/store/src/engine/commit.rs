@@ -1,7 +1,7 @@
 //! Committing: one write for each contiguous run of records, one sync, then the index.
 //!
 //! Failure of a write or of the sync poisons the store. A write is not tried again either: what the device then holds is
-//! not known, and the replay of the next open finds out.
+//! not known. The store goes into quarantine; see there.
 
 use std::sync::Arc;
 
@@ -156,6 +156,9 @@ impl<D: Device, I: Index> Engine<D, I> {
     /// Stops the store for good and tells all who wait.
     fn poison(&self, error: CommitError, mut told: Vec<OnDurable>) -> CommitError {
         tracing::error!(disk = %self.layout.disk, %error, "the store has failed");
+        if error.doubts_the_device() {
+            self.quarantine(&error);
+        }
         let error = Arc::new(error);
         {
             let mut state = self.state.write();

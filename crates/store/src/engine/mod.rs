@@ -10,6 +10,7 @@
 pub(crate) mod blank;
 mod clean;
 mod commit;
+mod quarantine;
 mod read;
 mod replay;
 mod space;
@@ -18,7 +19,7 @@ mod submit;
 mod verify;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use holdfast_types::{ClusterId, DiskUuid, OsdId};
@@ -34,6 +35,8 @@ use crate::key::{CollectionId, Position, Usage};
 use crate::overlay::{Changes, Overlay};
 
 pub use clean::CleanProgress;
+pub use quarantine::OnQuarantine;
+pub(crate) use quarantine::release;
 pub use read::RowPage;
 use space::{NO_SEGMENT, Space};
 pub use verify::{BadRange, Verified};
@@ -183,6 +186,7 @@ pub struct Engine<D, I> {
     release_turn: Mutex<()>,
     commit_turn: Mutex<CommitSide>,
     state: RwLock<State>,
+    on_quarantine: OnceLock<OnQuarantine>,
 }
 
 impl<D, I> std::fmt::Debug for Engine<D, I> {
@@ -252,6 +256,7 @@ impl<D: Device, I: Index> Engine<D, I> {
                 generation,
                 durable: Position(0),
                 clean: true,
+                quarantined: false,
             };
             superblock.write(&device)?;
             device.sync()?;
