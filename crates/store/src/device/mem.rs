@@ -54,6 +54,7 @@ struct Inner {
     /// Sectors that cannot be read until they are written anew.
     unreadable: BTreeSet<u64>,
     crashed: bool,
+    no_blocks: bool,
     stats: MemDeviceStats,
 }
 
@@ -128,6 +129,11 @@ impl MemDevice {
     /// Makes the sector with the byte at `offset` unreadable until it is written, as a bad sector is.
     pub fn spoil(&self, offset: u64) {
         self.inner.lock().unreadable.insert(offset / SECTOR_BYTES as u64);
+    }
+
+    /// Lets the file system that the device is a file of be full, or not: [`Device::allocate`] fails with ENOSPC.
+    pub fn set_no_blocks(&self, no_blocks: bool) {
+        self.inner.lock().no_blocks = no_blocks;
     }
 
     /// What the device looks like after the power failed now: a new device in which each un-synced sector is kept (one of
@@ -280,6 +286,10 @@ impl Device for MemDevice {
         inner.durable.retain(|number, _| !(first..end).contains(number));
         inner.pending.retain(|number, _| !(first..end).contains(number));
         Ok(())
+    }
+
+    fn allocate(&self, _offset: u64, _length: u64) -> io::Result<()> {
+        if self.inner.lock().no_blocks { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -63,10 +63,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             return Err(self.poison(CommitError::Index(error), Vec::new()));
         }
         if let Some(segment) = opened_next {
-            let start = self.layout.segment_start(segment);
-            if let Err(error) = self.device.allocate(start, u64::from(self.layout.segment_bytes)) {
-                tracing::debug!(segment, %error, "segment not allocated ahead");
-            }
+            self.allocate_next(segment);
         }
         Ok(Receipt { position: last })
     }

@@ -8,6 +8,7 @@
 //! during device IO. They are taken in the order clean, release, commit, state.
 
 pub(crate) mod blank;
+mod blocks;
 mod clean;
 mod commit;
 mod quarantine;
@@ -319,10 +320,11 @@ impl<D: Device, I: Index> Engine<D, I> {
         state.applied > state.flushed
     }
 
-    /// True when there are few free segments and cleaning would make more.
+    /// True when there are few free segments and cleaning would make more, or the next one has no blocks yet.
     pub fn wants_cleaning(&self) -> bool {
         let state = self.state.read();
-        state.space.free.len() < state.space.free_target() && state.space.cleaning_helps()
+        state.space.next_has_no_blocks
+            || (state.space.free.len() < state.space.free_target() && state.space.cleaning_helps())
     }
 
     /// Makes the index durable up to what is applied, and frees the segments that this makes free.
@@ -368,19 +370,16 @@ impl<D: Device, I: Index> Engine<D, I> {
         let (released, surplus) = {
             let state = self.state.read();
             let released = state.space.released(state.flushed);
-            (released, state.space.free.len() >= WARM_SEGMENTS)
+            (released, state.space.free.len() >= WARM_SEGMENTS || state.space.next_has_no_blocks)
         };
         for segment in &released {
             // A few free segments keep their blocks: writing to allocated blocks spares the sync a journal commit.
             if surplus {
-                let start = self.layout.segment_start(*segment);
-                let discarded = self.device.discard(start, u64::from(self.layout.segment_bytes));
-                if let Err(error) = discarded {
-                    tracing::debug!(segment, %error, "segment not discarded");
-                }
+                self.discard_segment(*segment);
             }
         }
         self.state.write().space.free.extend(released);
+        self.allocate_again();
     }
 }
 

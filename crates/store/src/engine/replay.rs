@@ -376,6 +376,8 @@ impl<D: Device, I: Index> Engine<D, I> {
         }
         engine.layout = superblock.clone();
         *engine.superblock.get_mut() = superblock;
+        let next = engine.state.get_mut().space.head.next_segment;
+        engine.allocate_next(next);
         Ok(engine)
     }
 
