@@ -76,3 +76,36 @@ fn remove(path: &Path) -> io::Result<()> {
         Ok(()) => sync_parent(path),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::device::MemDevice;
+    use crate::engine::{Engine, Identity, Options};
+    use crate::error::CommitError;
+    use crate::index::MemIndex;
+    use holdfast_types::{ClusterId, DiskUuid, OsdId};
+
+    #[test]
+    fn a_marked_store_stays_marked_until_the_wish_is_there_and_then_its_device_opens() {
+        let directory = tempfile::tempdir().unwrap();
+        let index = directory.path().join("index");
+        let identity = Identity { cluster: ClusterId([1; 16]), disk: DiskUuid([2; 16]), osd: OsdId(3) };
+        let options = Options { segment_bytes: 64 << 10, ..Options::default() };
+        let (device, rows) = (MemDevice::new(2 << 20), MemIndex::new());
+        let engine = Engine::format(device.clone(), rows.clone(), identity, options.clone()).unwrap();
+        check(&index, &device).unwrap();
+        let error = CommitError::Sync(io::Error::from_raw_os_error(5));
+        marking(&index)(&error);
+        engine.quarantine(&error);
+        drop(engine);
+        let marked = check(&index, &device);
+        assert!(matches!(&marked, Err(OpenError::Marked { reason, .. }) if reason.contains("os error 5")), "{marked:?}");
+        assert!(Engine::open(device.clone(), rows.clone(), options.clone()).is_err(), "the superblock says so too");
+        std::fs::write(directory.path().join(RELEASE_FILE), "").unwrap();
+        check(&index, &device).unwrap();
+        check(&index, &device).unwrap();
+        Engine::open(device, rows, options).unwrap();
+    }
+}

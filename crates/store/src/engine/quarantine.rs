@@ -40,7 +40,7 @@ impl<D: Device, I: Index> Engine<D, I> {
     }
 
     /// Writes down that the device is in doubt.
-    pub(super) fn quarantine(&self, error: &CommitError) {
+    pub(crate) fn quarantine(&self, error: &CommitError) {
         if let Some(told) = self.on_quarantine.get() {
             told(error);
         }
