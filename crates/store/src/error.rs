@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use holdfast_types::DiskUuid;
 
+use crate::engine::Identity;
 use crate::index::IndexError;
 use crate::key::{CollectionId, ObjectKey, Position};
 
@@ -154,6 +155,10 @@ pub enum ReadError {
     Index(#[from] IndexError),
 }
 
+fn describe_owner(found: &Option<Identity>) -> String {
+    found.map_or_else(String::new, |of| format!(" (OSD {} of cluster {}, disk {})", of.osd, of.cluster, of.disk))
+}
+
 /// Why a device cannot be formatted.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
@@ -186,6 +191,17 @@ pub enum FormatError {
         segments: u64,
         /// Segments that are needed.
         needed: u64,
+    },
+    /// Somebody's data is, or may be, on the device.
+    #[error(
+        "the device is not blank: {reason}{}; if nothing on it is needed, overwrite its first 128 KiB with zeros and try again",
+        describe_owner(found)
+    )]
+    InUse {
+        /// Whose it is, where that can be read.
+        found: Option<Identity>,
+        /// What was seen.
+        reason: String,
     },
     /// The device failed.
     #[error("cannot write the device")]

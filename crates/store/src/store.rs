@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::device::{Device, FileDevice};
+use crate::engine::blank::check_blank;
 use crate::engine::{Engine, Identity, Options, SUPPORTED_SEGMENT_BYTES};
 use crate::error::{CleanError, CommitError, FormatError, OpenError, SubmitError};
 use crate::index::{Index, RocksIndex};
@@ -103,8 +104,8 @@ impl<D: Device, I: Index> std::fmt::Debug for Store<D, I> {
 }
 
 impl Store {
-    /// Makes a new store. The device exists, or is made as a sparse file of `device_bytes`; an index in the directory is
-    /// removed.
+    /// Makes a new store. The device exists and is blank, or is made as a sparse file of `device_bytes`; an index in the
+    /// directory is removed.
     ///
     /// # Errors
     /// [`FormatError`].
@@ -118,6 +119,7 @@ impl Store {
             });
         }
         let device = FileDevice::create(&config.device, device_bytes)?;
+        check_blank(&device, identity)?; // before the index goes too
         RocksIndex::destroy(&config.index)?;
         let index = RocksIndex::open(&config.index, config.memory_target)?;
         Ok(Store::run(Engine::format(device, index, identity, config.options.clone())?))

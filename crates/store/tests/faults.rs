@@ -335,3 +335,140 @@ fn what_cannot_be_read_is_left_by_the_cleaner_and_all_else_moves() {
     engine.commit().unwrap();
     assert_eq!(engine.read(collection(0), &object("bad"), 0, 2000).unwrap(), bad);
 }
+
+/// Opens, stores something without flushing the index, and dies, after a life that was closed properly.
+fn second_life(options: &holdfast_store::Options) -> (MemDevice, holdfast_store::MemIndex, Model, u64) {
+    let (device, index, engine) = new_engine(options);
+    create(&engine);
+    write(&engine, "first life", 0, Bytes::from_static(b"one")).unwrap();
+    engine.close().unwrap();
+    drop(engine);
+    let engine = reopen(&device, &index, options);
+    write(&engine, "second life", 0, Bytes::from_static(b"two")).unwrap();
+    engine.commit().unwrap();
+    let model = Model::read(&engine);
+    let generation = engine.superblock().generation;
+    (device, index, model, generation)
+}
+
+#[test]
+fn a_lost_newest_superblock_loses_nothing_that_was_acknowledged() {
+    let options = tiny(512);
+    let (device, index, model, generation) = second_life(&options);
+    let newest = (generation % 2) * (64 << 10);
+    let mut rng = SmallRng::seed_from_u64(21);
+    let unflushed = index.crash(&mut rng);
+    for damage in 0..128 * 8 + 1 {
+        let device = device.restart();
+        match damage {
+            0 => device.spoil(newest),
+            bit => device.flip(newest + (bit - 1) / 8, ((bit - 1) % 8) as u8),
+        }
+        let engine = reopen(&device, &unflushed.crash(&mut rng), &options);
+        model.check(&engine, &format!("damage {damage}"));
+        assert!(engine.superblock().generation > generation, "a generation is never used twice");
+    }
+    // Nor does it when the one of before is lost, or neither.
+    for damaged in [Some((64 << 10) - newest), None] {
+        let device = device.restart();
+        if let Some(at) = damaged {
+            device.flip(at, 0);
+        }
+        let engine = reopen(&device, &unflushed.crash(&mut rng), &options);
+        model.check(&engine, "older copy");
+        // Whatever happened, an opening that is cut off leaves a copy to go on from.
+        let again = reopen(&device.restart(), &unflushed.crash(&mut rng), &options);
+        model.check(&again, "opened again");
+    }
+}
+
+#[test]
+fn what_follows_a_clean_superblock_is_replayed_all_the_same() {
+    // The write of the newer superblock was lost without an error: both copies are there, and look closed.
+    let options = tiny(512);
+    let (device, index, engine) = new_engine(&options);
+    create(&engine);
+    engine.close().unwrap();
+    let generation = engine.superblock().generation + 1;
+    drop(engine);
+    let mut before = vec![0; 128];
+    let place = ((generation + 1) % 2) * (64 << 10);
+    holdfast_store::Device::read_at(&device, place, &mut before).unwrap();
+    let engine = reopen(&device, &index, &options);
+    write(&engine, "a", 0, Bytes::from_static(b"acknowledged")).unwrap();
+    engine.commit().unwrap();
+    let model = Model::read(&engine);
+    let crashed = device.restart();
+    holdfast_store::Device::write_at(&crashed, place, &[&before]).unwrap();
+    let mut rng = SmallRng::seed_from_u64(22);
+    model.check(&reopen(&crashed, &index.crash(&mut rng), &options), "lost superblock write");
+}
+
+#[test]
+fn a_device_with_data_is_never_formatted() {
+    use holdfast_store::{Device, FormatError, Identity, MemIndex};
+    let options = tiny(512);
+    let format =
+        |device: &MemDevice, identity| Engine::format(device.clone(), MemIndex::new(), identity, options.clone());
+    let other = Identity { disk: holdfast_types::DiskUuid([1; 16]), ..IDENTITY };
+    // Cut off before anything was stored: may be repeated, by the same disk alone.
+    let (device, _, engine) = new_engine(&options);
+    drop(format(&device.restart(), IDENTITY).unwrap());
+    assert!(matches!(format(&device, other), Err(FormatError::InUse { found: Some(IDENTITY), .. })));
+    // In use, by whatever sign.
+    create(&engine);
+    let crashed = device.restart();
+    for identity in [IDENTITY, other] {
+        let refused = format(&crashed, identity);
+        assert!(matches!(refused, Err(FormatError::InUse { found: Some(IDENTITY), .. })), "{refused:?}");
+    }
+    engine.close().unwrap();
+    assert!(matches!(format(&device, IDENTITY), Err(FormatError::InUse { .. })));
+    // Both superblocks bad, or another system's data.
+    device.flip(0, 0);
+    device.flip(64 << 10, 0);
+    assert!(matches!(format(&device, IDENTITY), Err(FormatError::InUse { found: None, .. })));
+    device.flip(0, 0);
+    let foreign = MemDevice::new(DEVICE_BYTES);
+    foreign.write_at(1024, &[b"\x53\xef"]).unwrap();
+    assert!(matches!(format(&foreign, IDENTITY), Err(FormatError::InUse { found: None, .. })));
+}
+
+#[test]
+fn a_bad_sector_behind_the_end_of_the_log_does_not_keep_it_from_opening() {
+    let options = tiny(512);
+    let (device, index, engine) = new_engine(&options);
+    create(&engine);
+    write(&engine, "a", 0, Bytes::from_static(b"acknowledged")).unwrap();
+    engine.commit().unwrap();
+    let model = Model::read(&engine);
+    let end = find(&device, b"HFrc").last().copied().unwrap() / 512 * 512;
+    let mut rng = SmallRng::seed_from_u64(23);
+    for sector in [2, 3, 9, 60] {
+        let device = device.restart();
+        device.spoil(end + sector * 512);
+        model.check(&reopen(&device, &index.crash(&mut rng), &options), &format!("bad sector {sector} behind the end"));
+    }
+}
+
+#[test]
+fn a_segment_whose_records_cannot_be_read_is_cleaned_by_the_index() {
+    let options = tiny(512);
+    let (device, _, engine) = new_engine(&options);
+    create(&engine);
+    let mut rng = SmallRng::seed_from_u64(24);
+    let good = data(&mut rng, 2000);
+    write(&engine, "good", 0, good.clone()).unwrap();
+    engine.commit().unwrap();
+    for _ in 0..40 {
+        write(&engine, "filler", 0, data(&mut rng, 3000)).unwrap();
+        engine.commit().unwrap();
+    }
+    device.spoil(SEGMENTS_START + 512); // the first record of the first segment, in which "good" is
+    let mut moved = 0;
+    for _ in 0..20 {
+        moved += engine.clean_step(1 << 20).unwrap().moved_bytes;
+    }
+    assert!(moved >= 2000, "the segment is emptied all the same");
+    assert_eq!(engine.read(collection(0), &object("good"), 0, 2000).unwrap(), good);
+}

@@ -78,8 +78,15 @@ impl<D: Device, I: Index> Engine<D, I> {
                 state.space.victim(state.applied)
             };
             if let Some(victim) = victim {
-                *cleaner =
-                    Cleaner { victim: Some(victim), objects: self.objects_in_records(victim)?, searched_index: false };
+                let (objects, searched_index) = match self.objects_in_records(victim) {
+                    Ok(objects) => (objects, false),
+                    Err(CleanError::Device(error)) => {
+                        tracing::warn!(segment = victim, %error, "records cannot be read, the index is searched instead");
+                        (self.objects_in_index(victim)?, true)
+                    }
+                    Err(error) => return Err(error),
+                };
+                *cleaner = Cleaner { victim: Some(victim), objects, searched_index };
             }
         }
         if let Some(victim) = cleaner.victim {

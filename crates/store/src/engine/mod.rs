@@ -7,6 +7,7 @@
 //! Locks: `commit_turn` is held through a commit, `clean_turn` through a cleaning step, `state` only for moments and never
 //! during device IO. They are taken in the order clean, release, commit, state.
 
+pub(crate) mod blank;
 mod clean;
 mod commit;
 mod read;
@@ -211,12 +212,15 @@ fn check_options(options: &Options) -> Result<(), FormatError> {
 }
 
 impl<D: Device, I: Index> Engine<D, I> {
-    /// Makes an empty store of `device` and `index`, whatever they hold, and opens it.
+    /// Makes an empty store of `device` and `index`, and opens it. The index may hold anything. The device must be blank,
+    /// or cut off while it was formatted for the same `identity`.
     ///
     /// # Errors
-    /// [`FormatError`]; the device may then be neither the old store nor a new one.
+    /// [`FormatError`]; after [`InUse`](FormatError::InUse) nothing has changed, after others the device may be neither
+    /// blank nor a new store: formatting can be repeated.
     pub fn format(device: D, index: I, identity: Identity, options: Options) -> Result<Engine<D, I>, FormatError> {
         check_options(&options)?;
+        blank::check_blank(&device, identity)?;
         let device_bytes = device.len()?;
         let segments = device_bytes.saturating_sub(SEGMENTS_START) / u64::from(options.segment_bytes);
         if segments < space::SEGMENTS_MIN {

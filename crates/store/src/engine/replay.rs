@@ -12,9 +12,13 @@
 //!
 //! A payload block that is bad in a group known to be durable is no reason to stop: reading it fails, alone.
 //!
-//! The device is synced first: records that only the page cache has must not be taken for durable. The generation of the
-//! superblock is raised before anything is written, so that a record which is lost now and written again has another
-//! checksum than in its first life.
+//! The device is synced first and its cache dropped: records that only a cache has must not be taken for durable, and
+//! after a failed sync the page cache holds pages that never reached the device and are not dirty any more. The generation
+//! of the superblock is raised before anything is written, so that a record which is lost now and written again has
+//! another checksum than in its first life.
+//!
+//! Replay is left out only when both copies of the superblock are there, the newer one says that the store was closed
+//! where the index ends, and no record follows: an older copy that stands in for a lost one tells of an earlier life.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
@@ -72,9 +76,17 @@ impl<'a> LogReader<'a> {
         let inside = segment == self.segment && offset >= self.start && u64::from(offset + length) <= held;
         if !inside {
             let wanted = length.max(READ_AHEAD_BYTES).min(segment_bytes - offset);
-            self.window.resize(wanted as usize, 0);
             self.segment = NO_SEGMENT; // the window is nothing should the read fail
-            self.device.read_at(self.layout.segment_start(segment) + u64::from(offset), &mut self.window)?;
+            let start = self.layout.segment_start(segment) + u64::from(offset);
+            self.window.resize(wanted as usize, 0);
+            if let Err(error) = self.device.read_at(start, &mut self.window) {
+                if wanted == length {
+                    return Err(error.into());
+                }
+                // A bad sector further on is no reason to fail: it may hold nothing.
+                self.window.resize(length as usize, 0);
+                self.device.read_at(start, &mut self.window)?;
+            }
             (self.segment, self.start) = (segment, offset);
         }
         let from = (offset - self.start) as usize;
@@ -120,7 +132,7 @@ impl<'a> LogReader<'a> {
     /// an earlier opening cut off because its payload was torn, and the one written in its stead. That of the later
     /// generation is the right one.
     fn next_record(&mut self, at: &LogRow) -> Result<Option<Found>, OpenError> {
-        let newest = self.layout.generation.saturating_sub(1); // ours is one more, and has written nothing yet
+        let newest = self.layout.generation.saturating_sub(1); // ours is at least one more, and has written nothing yet
         let mut best: Option<Found> = None;
         if at.segment != NO_SEGMENT {
             for offset in next_starts(at.offset, self.layout.sector_bytes) {
@@ -185,6 +197,19 @@ impl<'a> LogReader<'a> {
         Ok(true)
     }
 
+    /// True when this place has a record that was written after `missing` was durable. A place that cannot be read tells
+    /// nothing.
+    fn proves(&mut self, segment: u32, offset: u32, sequence: u64, missing: Position) -> Result<bool, OpenError> {
+        match self.record_header(segment, offset, sequence) {
+            Ok(found) => Ok(found.is_some_and(|(header, _)| header.group_first > missing)),
+            Err(OpenError::Device(error)) => {
+                tracing::warn!(segment, offset, %error, "a sector behind the end of the log cannot be read");
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// True when a record exists that was written after `missing` was durable. Looks at each sector after the end of the
     /// log, where such a record's group would begin, in this segment and those after it.
     fn was_durable(&mut self, end: &LogRow, missing: Position) -> Result<bool, OpenError> {
@@ -196,9 +221,7 @@ impl<'a> LogReader<'a> {
         // Each turn is one segment of the log; a stale chain of headers cannot make more than there are segments.
         for _ in 0..=self.layout.segment_count {
             while offset < self.layout.segment_bytes {
-                if let Some((header, _)) = self.record_header(segment, offset, sequence)?
-                    && header.group_first > missing
-                {
+                if self.proves(segment, offset, sequence, missing)? {
                     return Ok(true);
                 }
                 offset = offset.saturating_add(sector);
@@ -211,10 +234,10 @@ impl<'a> LogReader<'a> {
                 _ => {
                     // Its header may be what is bad; the records in it tell.
                     while offset < self.layout.segment_bytes {
-                        match self.record_header(segment, offset, sequence)? {
-                            Some((header, _)) if header.group_first > missing => return Ok(true),
-                            _ => offset = offset.saturating_add(sector),
+                        if self.proves(segment, offset, sequence, missing)? {
+                            return Ok(true);
                         }
+                        offset = offset.saturating_add(sector);
                     }
                     return Ok(false);
                 }
@@ -282,7 +305,7 @@ impl<D: Device, I: Index> Engine<D, I> {
     /// [`OpenError`]. Nothing that is needed later has then been changed.
     pub fn open(device: D, index: I, options: Options) -> Result<Engine<D, I>, OpenError> {
         device.sync()?;
-        let (found, _both_copies) = Superblock::read(&device)?;
+        let (found, both_copies) = Superblock::read(&device)?;
         let device_bytes = device.len()?;
         if device_bytes < found.device_bytes() {
             return Err(OpenError::Shrunk { device_bytes, expected_bytes: found.device_bytes() });
@@ -291,12 +314,12 @@ impl<D: Device, I: Index> Engine<D, I> {
         let options = if check_options(&options).is_ok() { options } else { Options::default() };
         let loaded = load(&index, &found)?;
         let mut superblock = found.clone();
-        superblock.generation += 1;
+        superblock.generation = found.next_generation(both_copies);
         superblock.clean = false;
 
         let mut engine = Engine::assemble(device, index, superblock.clone(), options, loaded);
-        let was_closed_here = found.clean && found.durable == engine.state.get_mut().durable;
-        if !was_closed_here {
+        let was_closed_here = both_copies && found.clean && found.durable == engine.state.get_mut().durable;
+        if !was_closed_here || engine.something_follows()? {
             engine.replay(found.durable)?;
         }
         engine.state.get_mut().space.begin_group();
@@ -367,8 +390,15 @@ impl<D: Device, I: Index> Engine<D, I> {
         }
     }
 
+    /// True when the log has a record beyond the index.
+    fn something_follows(&self) -> Result<bool, OpenError> {
+        let mut reader = LogReader::new(&self.device, &self.layout);
+        Ok(reader.next_record(&self.log_end())?.is_some())
+    }
+
     /// Applies all that the log has beyond the index. `durable` is what the superblock says.
     fn replay(&self, durable: Position) -> Result<(), OpenError> {
+        self.device.drop_cache();
         let mut reader = LogReader::new(&self.device, &self.layout);
         let mut at = self.log_end();
         let first = at.position;

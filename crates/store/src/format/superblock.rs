@@ -106,8 +106,8 @@ impl Superblock {
             .filter(|s| s.sector_bytes.is_power_of_two() && s.segment_bytes >= s.sector_bytes && s.segment_count > 0))
     }
 
-    /// Reads the newest valid copy. The flag says whether the other copy is as it should be (one generation older, or of
-    /// the same).
+    /// Reads the newest valid copy. The flag says whether the other copy is as it should be, one generation older. If it
+    /// is not, a newer copy than the one found may have been lost.
     ///
     /// # Errors
     /// [`OpenError`] when there is none, it is of a later version, or the device fails.
@@ -121,11 +121,21 @@ impl Superblock {
                 Err(error) => failure = Some(error), // the other copy may do
             }
         }
-        let whole = copies.iter().all(Option::is_some);
+        let whole = match &copies {
+            [Some(one), Some(other)] => one.generation.abs_diff(other.generation) == 1,
+            _ => false,
+        };
         match copies.into_iter().flatten().max_by_key(|superblock| superblock.generation) {
             Some(superblock) => Ok((superblock, whole)),
             None => Err(failure.map_or(OpenError::NoSuperblock, OpenError::Device)),
         }
+    }
+
+    /// The generation to write next, to the place of the copy that is not this one. Greater than any that can have been
+    /// used: when the other copy is not as it should be, the newest one may have been lost, and records may have its
+    /// generation.
+    pub(crate) fn next_generation(&self, both_copies: bool) -> u64 {
+        self.generation + if both_copies { 1 } else { 3 }
     }
 
     /// Writes the copy that belongs to this generation. Durable after the next sync.
