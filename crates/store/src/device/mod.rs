@@ -3,6 +3,7 @@
 //! All IO of the store's log goes through [`Device`]. A write is durable only after the next [`Device::sync`] that began
 //! after it returned; without one, each sector of it may be there, be missing or be torn after a crash.
 
+mod direct;
 mod file;
 mod mem;
 
