@@ -130,6 +130,14 @@ impl Store {
         Ok(Store::run(engine))
     }
 
+    /// Passes a device that [`Store::format`] would take for `identity`, or that does not exist yet. Changes nothing.
+    ///
+    /// # Errors
+    /// [`FormatError::InUse`] and [`FormatError::Device`].
+    pub fn check_device(config: &StoreConfig, identity: Identity) -> Result<(), FormatError> {
+        if config.device.try_exists()? { check_blank(&FileDevice::open(&config.device)?, identity) } else { Ok(()) }
+    }
+
     /// Opens a store.
     ///
     /// # Errors
