@@ -121,8 +121,8 @@ impl Store {
                 max: u64::from(*SUPPORTED_SEGMENT_BYTES.end()),
             });
         }
+        Store::check_device(config, identity)?; // before a file is made longer or the index goes
         let device = FileDevice::create(&config.device, device_bytes)?;
-        check_blank(&device, identity)?; // before the index goes too
         RocksIndex::destroy(&config.index)?;
         let index = RocksIndex::open(&config.index, config.memory_target)?;
         let engine = Engine::format(device, index, identity, config.options.clone())?;

@@ -682,3 +682,33 @@ fn used_bytes_count_the_index() {
     assert!(usage.used_bytes_with_index() >= before + 50_000, "{before}: {usage:?}");
     assert!(usage.used_bytes_with_index() <= usage.total_bytes);
 }
+
+#[test]
+fn one_wrong_read_cuts_no_acknowledged_record_off_the_end_of_the_log() {
+    let options = tiny(512);
+    let (device, index, engine) = new_engine(&options);
+    create(&engine);
+    engine.flush_index().unwrap();
+    write(&engine, "a", 0, Bytes::from(vec![1; 3000])).unwrap();
+    engine.commit().unwrap();
+    let model = Model::read(&engine);
+    let flushed = {
+        let mut rng = SmallRng::seed_from_u64(31);
+        let mut found = index.crash(&mut rng);
+        while holdfast_store::Index::persisted_position(&found) > Position(1) {
+            found = index.crash(&mut rng);
+        }
+        found
+    };
+    // Whichever read of the opening it is.
+    for read in 0..12 {
+        for fault in [Fault::FlipBit, Fault::Eio] {
+            let device = device.restart();
+            device.plan(device.io_count() + read, fault);
+            match Engine::open(device, flushed.clone(), options.clone()) {
+                Ok(engine) => model.check(&engine, &format!("{fault:?} at read {read}")),
+                Err(error) => assert!(matches!(error, OpenError::Device(_) | OpenError::CorruptMiddle { .. }), "{error:?}"),
+            }
+        }
+    }
+}

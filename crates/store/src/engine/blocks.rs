@@ -15,18 +15,23 @@ impl<D: Device, I: Index> Engine<D, I> {
         let start = self.layout.segment_start(segment);
         let missing = match self.device.allocate(start, u64::from(self.layout.segment_bytes)) {
             Ok(()) => false,
-            Err(error) if is_no_space(&error) => {
-                tracing::warn!(disk = %self.layout.disk, segment, "no space for the next segment: the file system is full");
-                true
-            }
+            Err(error) if is_no_space(&error) => true,
             Err(error) => {
                 tracing::debug!(segment, %error, "segment not allocated ahead");
                 false
             }
         };
         let mut state = self.state.write();
-        if state.space.head.next_segment == segment {
-            state.space.next_has_no_blocks = missing;
+        if state.space.head.next_segment != segment {
+            return;
+        }
+        if std::mem::replace(&mut state.space.next_has_no_blocks, missing) != missing {
+            drop(state);
+            if missing {
+                tracing::warn!(disk = %self.layout.disk, segment, "no blocks for the next segment: the file system is full");
+            } else {
+                tracing::info!(disk = %self.layout.disk, segment, "the next segment has its blocks");
+            }
         }
     }
 

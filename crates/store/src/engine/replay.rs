@@ -79,6 +79,11 @@ impl<'a> LogReader<'a> {
         LogReader { device, layout, segment: NO_SEGMENT, start: 0, window, ahead: READ_AHEAD_BYTES, unreadable: 0 }
     }
 
+    /// Makes the next look read the device again.
+    fn forget(&mut self) {
+        self.segment = NO_SEGMENT;
+    }
+
     /// `length` bytes at `offset` of `segment`; `None` when they are not all within it.
     pub(super) fn bytes(&mut self, segment: u32, offset: u32, length: u32) -> Result<Option<&[u8]>, OpenError> {
         let segment_bytes = self.layout.segment_bytes;
@@ -458,7 +463,14 @@ impl<D: Device, I: Index> Engine<D, I> {
         let mut newest = 0;
         let mut held: VecDeque<Found> = VecDeque::new();
         let mut effects: Vec<Effect> = Vec::new();
-        while let Some(found) = reader.next_record(&at)? {
+        // The end is looked at twice: what is not found is lost, and a bus or a cache may err once.
+        while let Some(found) = match reader.next_record(&at)? {
+            None => {
+                reader.forget();
+                reader.next_record(&at)?
+            }
+            found => found,
+        } {
             at = found.after.clone();
             newest = newest.max(found.header.generation);
             let group_first = found.header.group_first;
@@ -469,7 +481,9 @@ impl<D: Device, I: Index> Engine<D, I> {
         }
         // The last group: nothing proves that it was durable. It is cut at the first record that is not whole.
         while let Some(last) = held.pop_front() {
-            if last.header.position > durable && !reader.payload_is_whole(&last)? {
+            if last.header.position > durable && !self.is_whole(&mut reader, &last)? {
+                let records = held.len() + 1;
+                tracing::warn!(disk = %self.layout.disk, at = %last.header.position, records, "torn end of the log cut off");
                 break;
             }
             self.replay_record(&last, &mut effects)?;
@@ -483,6 +497,16 @@ impl<D: Device, I: Index> Engine<D, I> {
         self.state.write().durable = end.position;
         tracing::info!(disk = %self.layout.disk, from = %first, to = %end.position, "replayed the log");
         Ok(newest)
+    }
+
+    /// Reads twice before it says no, as above.
+    fn is_whole(&self, reader: &mut LogReader<'_>, last: &Found) -> Result<bool, OpenError> {
+        if reader.payload_is_whole(last)? {
+            return Ok(true);
+        }
+        self.device.drop_cache();
+        reader.forget();
+        reader.payload_is_whole(last)
     }
 
     /// Where the log ends, as far as it is known.
