@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use holdfast_map::ClusterMap;
 use holdfast_net::mon_session::{MonSession, MonSessionError};
 use holdfast_pg::{Limits, LoadError, Pg};
-use holdfast_store::{Identity, Options as StoreOptions, Store, StoreConfig};
+use holdfast_store::{FormatError, Identity, Options as StoreOptions, Store, StoreConfig};
 use holdfast_types::{ClientId, DiskUuid, Epoch, Incarnation, OsdId, PgId};
 use holdfast_wire::mon::{MapUpdate, MonCommand, MonError, MonReply};
 use tokio::sync::watch;
@@ -184,7 +184,7 @@ pub async fn start(config: OsdConfig, listener: TcpListener, stop: CancellationT
     let no_address = |source| OsdError::Listen { address: "the given socket".to_owned(), source };
     listener.set_nonblocking(true).map_err(no_address)?;
     let address = listener.local_addr().map_err(no_address)?;
-    let disk = identity::load_or_create(&config.data_dir, config.cluster)?;
+    let disk = known_disk(&config)?;
     let caller = ClientId(rand::random());
     let session = MonSession::new(config.cluster, &config.monitors, caller, Incarnation(unix_millis()))?;
     let id = register(&config, disk, &session, &stop).await?;
@@ -243,27 +243,56 @@ async fn open_store(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<Sto
     opened.unwrap_or_else(|panic| Err(OsdError::StoreFailed { detail: format!("opening the store panicked: {panic}") }))
 }
 
-fn open_store_blocking(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<Store, OsdError> {
-    let path = config.data_dir.display().to_string();
-    let identity = Identity { cluster: config.cluster, disk, osd: id };
-    let store_config = StoreConfig {
+fn store_config(config: &OsdConfig) -> StoreConfig {
+    StoreConfig {
         device: config.device.clone().unwrap_or_else(|| config.data_dir.join("block")),
         index: config.data_dir.join("index"),
         memory_target: config.memory_target,
         options: StoreOptions { segment_bytes: config.segment_bytes, ..StoreOptions::default() },
-    };
-    let formatted = config.data_dir.join(FORMATTED);
-    if !formatted.exists() {
-        // Nothing was ever acknowledged from a store whose formatting was not completed.
-        let store = Store::format(&store_config, identity, config.capacity_bytes)
-            .map_err(|source| OsdError::Format { path: path.clone(), source })?;
-        let marked = std::fs::File::create(&formatted)
-            .and_then(|file| file.sync_all())
-            .and_then(|()| std::fs::File::open(&config.data_dir)?.sync_all());
-        marked.map_err(|source| OsdError::Mark { path, source })?;
-        return Ok(store);
     }
-    let store = Store::open(&store_config).map_err(|source| OsdError::Store { path: path.clone(), source })?;
+}
+
+/// The disk's uuid; drawn at the first start. Not for a device that holds something: then it is the directory with the
+/// identity that is missing (not mounted, on a system disk that was made anew), and neither may the device be formatted
+/// nor the monitors hear of a new disk.
+fn known_disk(config: &OsdConfig) -> Result<DiskUuid, OsdError> {
+    if let Some(disk) = identity::load(&config.data_dir, config.cluster)? {
+        return Ok(disk);
+    }
+    let disk = DiskUuid(rand::random());
+    let drawn = Identity { cluster: config.cluster, disk, osd: config.wanted_id.unwrap_or_default() };
+    Store::check_device(&store_config(config), drawn)
+        .map_err(|source| OsdError::Format { path: config.data_dir.display().to_string(), source })?;
+    identity::create(&config.data_dir, config.cluster, disk)?;
+    Ok(disk)
+}
+
+fn open_store_blocking(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<Store, OsdError> {
+    let path = config.data_dir.display().to_string();
+    let identity = Identity { cluster: config.cluster, disk, osd: id };
+    let store_config = store_config(config);
+    let formatted = config.data_dir.join(FORMATTED);
+    if formatted.exists() {
+        return open_store_of(&store_config, identity, path);
+    }
+    // Nothing was ever acknowledged from a store whose formatting was not completed. Whether it was, the device knows best.
+    let store = match Store::format(&store_config, identity, config.capacity_bytes) {
+        Ok(store) => store,
+        Err(FormatError::InUse { found: Some(found), .. }) if found == identity => {
+            warn!(osd = %id, %path, "the mark of the formatted store is gone, the store is not");
+            open_store_of(&store_config, identity, path.clone())?
+        }
+        Err(source) => return Err(OsdError::Format { path, source }),
+    };
+    let marked = std::fs::File::create(&formatted)
+        .and_then(|file| file.sync_all())
+        .and_then(|()| std::fs::File::open(&config.data_dir)?.sync_all());
+    marked.map_err(|source| OsdError::Mark { path, source })?;
+    Ok(store)
+}
+
+fn open_store_of(store_config: &StoreConfig, identity: Identity, path: String) -> Result<Store, OsdError> {
+    let store = Store::open(store_config).map_err(|source| OsdError::Store { path: path.clone(), source })?;
     let superblock = store.engine().superblock();
     let found = Identity { cluster: superblock.cluster, disk: superblock.disk, osd: superblock.osd };
     if found != identity {
@@ -396,4 +425,70 @@ fn take_up(base: &Base, incarnation: Incarnation, maps: &CaughtUp) -> Result<BTr
         pgs.insert(pg, load().map_err(|source| OsdError::PlacementGroup { pg, source })?);
     }
     Ok(pgs)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn config(data: &Path, device: Option<&Path>) -> OsdConfig {
+        OsdConfig {
+            cluster: holdfast_types::ClusterId([1; 16]),
+            data_dir: data.to_owned(),
+            device: device.map(Path::to_owned),
+            capacity_bytes: 64 << 20,
+            monitors: Vec::new(),
+            advertise: None,
+            location: Vec::new(),
+            class: None,
+            wanted_id: None,
+            memory_target: 16 << 20,
+            segment_bytes: 4 << 20,
+            shards: 1,
+        }
+    }
+
+    /// Starts as the daemon does, writes something and closes.
+    fn use_store(config: &OsdConfig) -> DiskUuid {
+        let disk = known_disk(config).expect("an identity");
+        let store = open_store_blocking(config, disk, OsdId(3)).expect("a store");
+        let own = own_collection(&store.engine().collections());
+        store.submit_and_wait(own.expect("it is new")).expect("written");
+        store.close().expect("closed");
+        disk
+    }
+
+    #[test]
+    fn a_lost_data_directory_never_gets_the_device_formatted() {
+        let (data, elsewhere) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+        let device = elsewhere.path().join("device");
+        let before = config(data.path(), Some(&device));
+        let disk = use_store(&before);
+        let unmounted = tempfile::tempdir().expect("a directory");
+        let lost = config(unmounted.path(), Some(&device));
+        for _ in 0..2 {
+            let refused = known_disk(&lost);
+            let Err(OsdError::Format { source: FormatError::InUse { found: Some(found), .. }, .. }) = refused else {
+                panic!("not refused: {refused:?}");
+            };
+            assert_eq!((found.disk, found.osd), (disk, OsdId(3)));
+        }
+        assert!(!unmounted.path().join("identity").exists(), "no new disk is made known");
+        let store = open_store_blocking(&before, disk, OsdId(3)).expect("untouched");
+        assert_eq!(own_collection(&store.engine().collections()), None);
+    }
+
+    #[test]
+    fn a_lost_mark_beside_the_store_costs_nothing() {
+        let data = tempfile::tempdir().expect("a directory");
+        let config = config(data.path(), None);
+        let disk = use_store(&config);
+        std::fs::remove_file(data.path().join(FORMATTED)).expect("removed");
+        assert_eq!(known_disk(&config).expect("its identity"), disk);
+        let store = open_store_blocking(&config, disk, OsdId(3)).expect("opened");
+        assert_eq!(own_collection(&store.engine().collections()), None, "what it held is there");
+        assert!(data.path().join(FORMATTED).exists());
+    }
 }

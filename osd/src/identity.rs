@@ -45,20 +45,22 @@ pub enum IdentityError {
 const FILE: &str = "identity";
 const FORMAT: &str = "holdfast-osd-identity 1";
 
-/// The uuid of the disk in `data_dir`; drawn and made durable at the first call.
-pub(crate) fn load_or_create(data_dir: &Path, cluster: ClusterId) -> Result<DiskUuid, IdentityError> {
+/// The uuid of the disk in `data_dir`; `None` before [`create`].
+pub(crate) fn load(data_dir: &Path, cluster: ClusterId) -> Result<Option<DiskUuid>, IdentityError> {
     let path = data_dir.join(FILE);
     let shown = path.display().to_string();
     match std::fs::read_to_string(&path) {
-        Ok(text) => parse(&text, &shown, cluster),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let disk = DiskUuid(rand::random());
-            write_durably(data_dir, &format!("{FORMAT}\ncluster {cluster}\ndisk {disk}\n"))
-                .map_err(|source| IdentityError::Io { act: "write", path: shown, source })?;
-            Ok(disk)
-        }
+        Ok(text) => parse(&text, &shown, cluster).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(IdentityError::Io { act: "read", path: shown, source }),
     }
+}
+
+/// Makes the uuid `disk` of the disk in `data_dir` durable.
+pub(crate) fn create(data_dir: &Path, cluster: ClusterId, disk: DiskUuid) -> Result<(), IdentityError> {
+    write_durably(data_dir, &format!("{FORMAT}\ncluster {cluster}\ndisk {disk}\n")).map_err(|source| {
+        IdentityError::Io { act: "write", path: data_dir.join(FILE).display().to_string(), source }
+    })
 }
 
 fn parse(text: &str, path: &str, ours: ClusterId) -> Result<DiskUuid, IdentityError> {
@@ -96,9 +98,11 @@ mod tests {
     fn a_disk_keeps_its_uuid_and_its_cluster() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let cluster = ClusterId([1; 16]);
-        let disk = load_or_create(dir.path(), cluster).expect("first start");
-        assert_eq!(load_or_create(dir.path(), cluster).expect("restart"), disk);
-        let other = load_or_create(dir.path(), ClusterId([2; 16]));
+        let disk = DiskUuid([3; 16]);
+        assert_eq!(load(dir.path(), cluster).expect("first start"), None);
+        create(dir.path(), cluster, disk).expect("written");
+        assert_eq!(load(dir.path(), cluster).expect("restart"), Some(disk));
+        let other = load(dir.path(), ClusterId([2; 16]));
         assert!(matches!(other, Err(IdentityError::OtherCluster { .. })), "{other:?}");
     }
 
@@ -106,6 +110,6 @@ mod tests {
     fn a_damaged_identity_is_an_error_not_a_new_disk() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         std::fs::write(dir.path().join(FILE), "holdfast-osd-identity 1\ncluster x\n").expect("written");
-        assert!(matches!(load_or_create(dir.path(), ClusterId([1; 16])), Err(IdentityError::Damaged { .. })));
+        assert!(matches!(load(dir.path(), ClusterId([1; 16])), Err(IdentityError::Damaged { .. })));
     }
 }

@@ -16,6 +16,7 @@ mod error;
 mod format;
 mod index;
 mod key;
+mod marker;
 mod onode;
 mod overlay;
 mod store;
@@ -23,7 +24,7 @@ mod tx;
 
 pub use device::{Device, Fault, FileDevice, MemDevice, MemDeviceStats};
 pub use engine::{
-    BadRange, CleanProgress, Engine, Identity, OnDurable, Options, RowPage, SUPPORTED_SEGMENT_BYTES, Verified,
+    BadRange, CleanProgress, Engine, Identity, OnDurable, OnQuarantine, Options, RowPage, SUPPORTED_SEGMENT_BYTES, Verified,
 };
 pub use error::{CleanError, CommitError, Excess, FormatError, OpenError, ReadError, SubmitError};
 pub use format::superblock::Superblock;

@@ -3,15 +3,16 @@
 
 mod common;
 
+use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
 use common::*;
 use holdfast_store::{
-    Fault, FormatError, MemDevice, MemIndex, Options, Store, StoreConfig, SubmitError, Transaction, TxOp,
+    Device, Fault, FormatError, MemDevice, MemIndex, OpenError, Options, Store, StoreConfig, SubmitError, Transaction, TxOp,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -152,6 +153,110 @@ fn a_callback_may_submit_and_may_hold_the_last_handle() {
         .unwrap();
     assert!(receiver.recv().unwrap());
     drop(store);
+}
+
+/// A device whose syncs wait while it hangs.
+struct Hanging {
+    device: MemDevice,
+    hangs: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl Device for Hanging {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.device.read_at(offset, buffer)
+    }
+    fn write_at(&self, offset: u64, data: &[&[u8]]) -> io::Result<()> {
+        self.device.write_at(offset, data)
+    }
+    fn sync(&self) -> io::Result<()> {
+        let (hangs, changed) = &*self.hangs;
+        let hangs = changed.wait_while(hangs.lock().unwrap(), |hangs| *hangs).unwrap();
+        drop(hangs);
+        self.device.sync()
+    }
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.device.discard(offset, length)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.device.len()
+    }
+}
+
+#[test]
+fn a_device_that_hangs_is_seen_by_the_age_of_what_waits() {
+    let hangs = Arc::new((Mutex::new(false), Condvar::new()));
+    let device = Hanging { device: MemDevice::new(DEVICE_BYTES), hangs: Arc::clone(&hangs) };
+    let engine = holdfast_store::Engine::format(device, MemIndex::new(), IDENTITY, tiny(512)).unwrap();
+    let store = Store::run(engine);
+    store.submit_and_wait(Transaction { ops: vec![TxOp::CreateCollection { c: collection(0) }] }).unwrap();
+    while !store.stalled_for().is_zero() {
+        std::thread::yield_now(); // the commit tells its callers before it is through
+    }
+    *hangs.0.lock().unwrap() = true;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    store.submit(put("a", Bytes::from(vec![1; 100])), move |result| sender.send(result.is_ok()).unwrap()).unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        let age = store.stalled_for();
+        if seen.last().map_or(!age.is_zero(), |last| age > *last) {
+            seen.push(age);
+        }
+        std::thread::yield_now();
+    }
+    assert!(receiver.try_recv().is_err(), "nobody was told");
+    *hangs.0.lock().unwrap() = false;
+    hangs.1.notify_all();
+    assert!(receiver.recv().unwrap());
+    while !store.stalled_for().is_zero() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_quarantined_store_opens_only_when_a_person_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path());
+    let store = Store::format(&config, IDENTITY, DEVICE).unwrap();
+    let model = fill(&store, 3, 20);
+    store.close().unwrap();
+    drop(store);
+    let (marker, wish) = (directory.path().join("quarantined"), directory.path().join("release-quarantine"));
+    std::fs::write(&marker, "cannot sync the device\n").unwrap();
+    for _ in 0..2 {
+        let error = Store::open(&config).unwrap_err();
+        assert!(matches!(&error, OpenError::Marked { reason, .. } if reason == "cannot sync the device"), "{error:?}");
+        assert!(error.to_string().contains("release-quarantine"), "says what to do: {error}");
+    }
+    std::fs::write(&wish, "").unwrap();
+    let store = Store::open(&config).unwrap();
+    model.check(&store, "released");
+    assert!(!marker.exists() && !wish.exists());
+    store.close().unwrap();
+    drop(store);
+    drop(Store::open(&config).unwrap());
+}
+
+#[test]
+fn the_device_has_the_last_word_on_whether_it_is_formatted() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path());
+    let store = Store::format(&config, IDENTITY, DEVICE).unwrap();
+    let model = fill(&store, 4, 20);
+    store.close().unwrap();
+    drop(store);
+    // A directory that is not mounted, or one of before: index and identity are others or gone, the device is not.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = holdfast_store::Identity { disk: holdfast_types::DiskUuid([1; 16]), ..IDENTITY };
+    for (identity, index) in [(other, elsewhere.path().join("index")), (IDENTITY, config.index.clone())] {
+        let lost = StoreConfig { index, ..config.clone() };
+        let refused = Store::format(&lost, identity, DEVICE).unwrap_err();
+        assert!(matches!(refused, FormatError::InUse { found: Some(IDENTITY), .. }), "{refused:?}");
+        let text = refused.to_string();
+        for part in [IDENTITY.cluster.to_string(), IDENTITY.disk.to_string(), IDENTITY.osd.to_string()] {
+            assert!(text.contains(&part), "names {part}: {text}");
+        }
+    }
+    model.check(&Store::open(&config).unwrap(), "untouched");
 }
 
 #[test]
