@@ -334,7 +334,7 @@ async fn live(base: Base) -> Result<(), OsdError> {
             Err(error) => break Err(error),
         };
         let last = maps.newest().osds.get(&base.id).map_or(0, |info| info.incarnation.0);
-        let incarnation = Incarnation(unix_millis().max(last + 1));
+        let incarnation = identity::next_run(&base.config.data_dir, unix_millis().max(last.saturating_add(1)))?;
         let pgs = match take_up(&base, incarnation, &maps) {
             Ok(pgs) => pgs,
             Err(error) => break Err(error),

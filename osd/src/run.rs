@@ -146,7 +146,7 @@ pub(crate) async fn run(
         base.id,
         incarnation,
         run.newest.subscribe(),
-        run.clone().asker(base, updates),
+        run.clone().asker(base, updates.clone()),
         stop.clone(),
     ));
     tasks.spawn(report::run(shared.clone(), base.session.clone(), run.newest.subscribe(), report_due, stop.clone()));
@@ -166,9 +166,13 @@ pub(crate) async fn run(
             }
             Some(detail) = fatal_seen.recv() => break Err(OsdError::StoreFailed { detail }),
             Some(update) = updates_seen.recv() => {
-                if let Err(error) = run.take(&update) {
-                    warn!(%error, "map update not used; the full map is asked for");
-                    refetch(base, &run).await;
+                match (run.take(&update), &update.full) {
+                    (Ok(()), _) => {}
+                    (Err(error), Some(_)) => warn!(%error, "the full map cannot be used either"),
+                    (Err(error), None) => {
+                        warn!(%error, "map update not used; the full map is asked for");
+                        tasks.spawn(refetch(base.session.clone(), updates.clone(), stop.clone()));
+                    }
                 }
             }
             _ = map_seen.changed() => {
@@ -264,15 +268,18 @@ impl Run {
     }
 }
 
-/// After an update that did not apply: the newest full map.
-async fn refetch(base: &Base, run: &Run) {
-    match ask_maps(&base.session, Epoch::ZERO).await {
-        Ok(update) => {
-            if let Err(error) = run.take(&update) {
-                warn!(error = %crate::describe(&error), "the full map cannot be used either");
-            }
+/// After an update that did not apply: the newest full map, handed in like any other update.
+async fn refetch(session: MonSession, updates: mpsc::Sender<MapUpdate>, stop: CancellationToken) {
+    let fetch = async {
+        match ask_maps(&session, Epoch::ZERO).await {
+            // A run that is ending takes no more maps.
+            Ok(update) => drop(updates.send(update).await),
+            Err(error) => debug!(error = %crate::describe(&error), "the full map could not be fetched"),
         }
-        Err(error) => debug!(error = %crate::describe(&error), "the full map could not be fetched"),
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = fetch => {}
     }
 }
 
