@@ -1,7 +1,7 @@
 //! Object data into and out of storage, in bounded memory.
 //!
 //! # Writing
-//! [`receive`] reads a source to its end. Up to [`INLINE_BYTES_MAX`] the bytes are returned, to be put in a row. Above, they
+//! [`receive`] reads a source to its end. Few bytes are returned, to be put in a row. More of them
 //! go to a fresh blob, stripe by stripe, while an *intent* row (a [`GcRow`] with `intent`) says that the blob is being
 //! written. The intent is durable before the first stripe is sent, so no crash leaves a blob that nobody knows. The commit
 //! must remove the intent row under the condition that it is unchanged: the collector, and whoever gives a blob up, takes
@@ -27,6 +27,8 @@ use crate::row::{BlobRef, GcRow, PartRef, Row as _, row_key, space, unique_id};
 
 /// Largest object that lives in a row.
 pub const INLINE_BYTES_MAX: u64 = 16 * 1024;
+/// Largest part that lives in a row: all parts of a key are in one group of at most 32 MiB, and there may be 10,000.
+pub const PART_INLINE_BYTES_MAX: u64 = 1024;
 /// Bytes of a stripe: one object of the pool.
 pub const STRIPE_BYTES: u32 = 4 * 1024 * 1024;
 /// Stripes of one upload that are being stored while the next is received.
@@ -77,17 +79,18 @@ impl Stored {
     }
 }
 
-/// Reads `source`, which must give exactly `length` bytes, into storage, and verifies it.
+/// Reads `source`, which must give exactly `length` bytes, into storage, and verifies it. Up to `inline_max` bytes are kept
+/// in memory.
 pub(crate) async fn receive(
     gateway: &Arc<Gateway>,
     table: TableId,
     route: &[u8],
     source: &mut impl Source,
-    length: u64,
+    (length, inline_max): (u64, u64),
     expected: &Expectations,
 ) -> S3Result<(Stored, Digests)> {
     let mut pipe = HashPipe::new(expected);
-    if length <= INLINE_BYTES_MAX {
+    if length <= inline_max {
         let mut data = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
         while let Some(piece) = source.next().await? {
             if (data.len() + piece.len()) as u64 > length {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::response::Response;
 
-use crate::blob::{Download, receive};
+use crate::blob::{Download, INLINE_BYTES_MAX, PART_INLINE_BYTES_MAX, receive};
 use crate::checksum::{Algorithm, Expectations};
 use crate::clock::iso_date;
 use crate::conditional::{ReadConditions, Verdict, WriteCondition};
@@ -141,7 +141,8 @@ pub(crate) async fn object(call: &Arc<Call>) -> S3Result<Response> {
         let _slot = gateway.copies.acquire().await.map_err(|_| Code::ServiceUnavailable)?;
         let expected = Expectations { store: Some(algorithm), ..Expectations::default() };
         let mut download = Download::new(gateway, segments(&mut object, ByteRange { start: 0, length: size })?);
-        let (stored, digests) = receive(gateway, bucket.table(), &route(&key), &mut download, size, &expected).await?;
+        let (stored, digests) =
+            receive(gateway, bucket.table(), &route(&key), &mut download, (size, INLINE_BYTES_MAX), &expected).await?;
         let received = Received { stored, digests, described, algorithm, condition: &condition };
         let row = publish(gateway, &bucket, &key, received).await?;
         Ok(result("CopyObjectResult", row.modified_ms, &row.etag, row.checksum.as_ref()))
@@ -168,7 +169,8 @@ pub(crate) async fn part(call: &Arc<Call>) -> S3Result<Response> {
         let algorithm = upload.algorithm()?;
         let expected = Expectations { store: Some(algorithm), ..Expectations::default() };
         let mut download = Download::new(gateway, segments(&mut object, range)?);
-        let received = receive(gateway, bucket.table(), &route(&key), &mut download, range.length, &expected).await?;
+        let length = (range.length, PART_INLINE_BYTES_MAX);
+        let received = receive(gateway, bucket.table(), &route(&key), &mut download, length, &expected).await?;
         let row = keep_part(gateway, bucket.table(), &key, &upload, number, received).await?;
         let checksum = upload.row.checksum_asked.then(|| ChecksumRow {
             algorithm: algorithm.code(),

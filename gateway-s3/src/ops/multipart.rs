@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::StatusCode;
 
 use crate::backend::{BackendError, BatchError, Condition, Mutation, RowKey, ScanLimit, ScanRange, TableId};
-use crate::blob::{Stored, abandon, receive};
+use crate::blob::{PART_INLINE_BYTES_MAX, Stored, abandon, receive};
 use crate::body;
 use crate::checksum::{Algorithm, Digests, base64};
 use crate::clock::iso_date;
@@ -179,6 +179,7 @@ pub(crate) async fn upload_part(call: &Arc<Call>, body: &mut Body) -> S3Result<R
     }
     expected.store = Some(algorithm);
     let claimed = expected.claim.as_ref().map(|claim| claim.algorithm);
+    let length = (length, PART_INLINE_BYTES_MAX);
     let (stored, digests) = receive(gateway, bucket.table(), &route(key), &mut reader, length, &expected).await?;
     let shown = claimed.or(upload.row.checksum_asked.then_some(algorithm));
     let shown = shown.and_then(|shown| Some((shown, base64(digests.checksum(shown)?))));

@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
 
-use crate::blob::{Download, Segment, Stored, abandon, receive};
+use crate::blob::{Download, INLINE_BYTES_MAX, Segment, Stored, abandon, receive};
 use crate::body;
 use crate::checksum::{Algorithm, Digests};
 use crate::clock::http_date;
@@ -142,6 +142,7 @@ pub(crate) async fn put(call: &Arc<Call>, body: &mut Body) -> S3Result<Response>
         let there = load_row(gateway, bucket.table(), key).await?;
         condition.check(there.as_ref().map(|(row, _)| row.etag.as_str()))?;
     }
+    let length = (length, INLINE_BYTES_MAX);
     let (stored, digests) = receive(gateway, bucket.table(), &route(key), &mut reader, length, &expected).await?;
     let received = Received { stored, digests, described, algorithm, condition: &condition };
     let row = publish(gateway, &bucket, key, received).await?;
