@@ -60,9 +60,8 @@ pub(crate) fn load(data_dir: &Path, cluster: ClusterId) -> Result<Option<DiskUui
 
 /// Makes the uuid `disk` of the disk in `data_dir` durable.
 pub(crate) fn create(data_dir: &Path, cluster: ClusterId, disk: DiskUuid) -> Result<(), IdentityError> {
-    write_durably(data_dir, &format!("{FORMAT}\ncluster {cluster}\ndisk {disk}\n")).map_err(|source| {
-        IdentityError::Io { act: "write", path: data_dir.join(FILE).display().to_string(), source }
-    })
+    write_durably(data_dir, &format!("{FORMAT}\ncluster {cluster}\ndisk {disk}\n"))
+        .map_err(|source| IdentityError::Io { act: "write", path: data_dir.join(FILE).display().to_string(), source })
 }
 
 fn parse(text: &str, path: &str, ours: ClusterId) -> Result<DiskUuid, IdentityError> {
@@ -100,8 +99,11 @@ pub(crate) fn next_run(data_dir: &Path, at_least: u64) -> Result<Incarnation, Id
         Err(source) => return Err(IdentityError::Io { act: "read", path: shown, source }),
     };
     let next = at_least.max(last.saturating_add(1));
-    replace_durably(data_dir, RUN_FILE, &format!("{RUN_FORMAT} {next}\n"))
-        .map_err(|source| IdentityError::Io { act: "write", path: shown, source })?;
+    replace_durably(data_dir, RUN_FILE, &format!("{RUN_FORMAT} {next}\n")).map_err(|source| IdentityError::Io {
+        act: "write",
+        path: shown,
+        source,
+    })?;
     Ok(Incarnation(next))
 }
 

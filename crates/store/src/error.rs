@@ -108,6 +108,9 @@ pub enum CommitError {
     /// An earlier failure stopped the store.
     #[error("the store has failed")]
     Poisoned(#[source] Arc<CommitError>),
+    /// A defect: the commit, or what was told of it, panicked. What became of its group is found out when opened anew.
+    #[error("the commit panicked")]
+    Panicked,
     /// The store was dropped before the transaction was durable; it may or may not be found when opened.
     #[error("the store was closed before the transaction was durable")]
     Closed,

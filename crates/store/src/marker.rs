@@ -101,7 +101,10 @@ mod tests {
         engine.quarantine(&error);
         drop(engine);
         let marked = check(&index, &device);
-        assert!(matches!(&marked, Err(OpenError::Marked { reason, .. }) if reason.contains("os error 5")), "{marked:?}");
+        assert!(
+            matches!(&marked, Err(OpenError::Marked { reason, .. }) if reason.contains("os error 5")),
+            "{marked:?}"
+        );
         assert!(Engine::open(device.clone(), rows.clone(), options.clone()).is_err(), "the superblock says so too");
         std::fs::write(directory.path().join(RELEASE_FILE), "").unwrap();
         check(&index, &device).unwrap();

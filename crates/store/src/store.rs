@@ -317,7 +317,13 @@ impl<D: Device, I: Index> Shared<D, I> {
                 }
             }
             *self.committing_since.lock() = Some(Instant::now());
-            let committed = self.engine.commit();
+            let committed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.engine.commit()));
+            let Ok(committed) = committed else {
+                // A defect, told to all but those of the group that it hit; `committing_since` stays for these.
+                self.engine.fail_after_panic();
+                self.note_progress();
+                return;
+            };
             *self.committing_since.lock() = None;
             if let Err(error) = committed {
                 // Those who wait have been told; later submits are refused.

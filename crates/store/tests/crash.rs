@@ -182,7 +182,12 @@ fn a_rotten_superblock_copy_after_a_crash_loses_nothing_that_was_acknowledged() 
             let copy = (whole.0.generation + u64::from(!newest)) % 2;
             rotten[usize::from(newest)] += 1;
             crashed.device.flip(copy * (64 << 10) + rng.random_range(0..128), rng.random_range(0..8));
-            life = recover(&life.0, &options, &mut rng, &format!("seed {seed}, round {round}, newest copy rotten: {newest}"));
+            life = recover(
+                &life.0,
+                &options,
+                &mut rng,
+                &format!("seed {seed}, round {round}, newest copy rotten: {newest}"),
+            );
         }
     }
     assert!(rotten.iter().all(|count| *count > 300), "{rotten:?}");

@@ -707,7 +707,9 @@ fn one_wrong_read_cuts_no_acknowledged_record_off_the_end_of_the_log() {
             device.plan(device.io_count() + read, fault);
             match Engine::open(device, flushed.clone(), options.clone()) {
                 Ok(engine) => model.check(&engine, &format!("{fault:?} at read {read}")),
-                Err(error) => assert!(matches!(error, OpenError::Device(_) | OpenError::CorruptMiddle { .. }), "{error:?}"),
+                Err(error) => {
+                    assert!(matches!(error, OpenError::Device(_) | OpenError::CorruptMiddle { .. }), "{error:?}")
+                }
             }
         }
     }

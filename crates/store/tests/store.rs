@@ -5,14 +5,15 @@ mod common;
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
 use common::*;
 use holdfast_store::{
-    Device, Fault, FormatError, MemDevice, MemIndex, OpenError, Options, Store, StoreConfig, SubmitError, Transaction, TxOp,
+    Device, Fault, FormatError, MemDevice, MemIndex, OpenError, Options, ReadError, Store, StoreConfig, SubmitError,
+    Transaction, TxOp,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -257,6 +258,74 @@ fn the_device_has_the_last_word_on_whether_it_is_formatted() {
         }
     }
     model.check(&Store::open(&config).unwrap(), "untouched");
+}
+
+#[test]
+fn a_panic_in_the_commit_thread_is_told_and_not_a_silence() {
+    let engine =
+        holdfast_store::Engine::format(MemDevice::new(DEVICE_BYTES), MemIndex::new(), IDENTITY, tiny(512)).unwrap();
+    let store = Store::run(engine);
+    store.submit_and_wait(Transaction { ops: vec![TxOp::CreateCollection { c: collection(0) }] }).unwrap();
+    store.submit(put("a", Bytes::new()), |_| panic!("planned")).unwrap();
+    loop {
+        // Taken before it is known, and then told or dropped; or refused.
+        let (sender, told) = std::sync::mpsc::channel();
+        match store.submit(put("b", Bytes::new()), move |result| sender.send(result.is_err()).unwrap()) {
+            Ok(()) => drop(told.recv()),
+            Err(error) => {
+                assert!(matches!(error, SubmitError::Poisoned(_)), "{error:?}");
+                break;
+            }
+        }
+    }
+    assert!(!store.stalled_for().is_zero(), "the group that it hit waits for ever");
+}
+
+#[test]
+fn a_flipped_bit_in_an_index_file_fails_the_objects_that_it_hit_and_they_can_be_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path());
+    let store = Store::format(&config, IDENTITY, DEVICE).unwrap();
+    store.submit_and_wait(Transaction { ops: vec![TxOp::CreateCollection { c: collection(0) }] }).unwrap();
+    let content = Bytes::from(vec![7; 300]);
+    for number in 0..3000 {
+        store.submit(put(&format!("{number:06}"), content.clone()), |result| result.unwrap()).unwrap();
+    }
+    store.close().unwrap();
+    drop(store);
+    let files = std::fs::read_dir(&config.index).unwrap().map(|entry| entry.unwrap().path());
+    let tables = files.filter(|path| path.extension().is_some_and(|extension| extension == "sst"));
+    let table = tables.max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&table).unwrap();
+    let middle = bytes.len() / 2; // onodes; the rows that opening needs are at the beginning
+    bytes[middle] ^= 1;
+    std::fs::write(&table, bytes).unwrap();
+
+    let store = Store::open(&config).unwrap();
+    let c = collection(0);
+    let mut bad = Vec::new();
+    for number in 0..3000 {
+        let o = object(&format!("{number:06}"));
+        match store.read(c, &o, 0, 300) {
+            Ok(read) => assert_eq!(read, content),
+            Err(ReadError::Index(_)) => bad.push(o),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    assert!(!bad.is_empty() && bad.len() < 500, "one block of the index: {}", bad.len());
+    for o in &bad {
+        let write = TxOp::Write { c, o: o.clone(), offset: 0, data: content.clone() };
+        let changed = store.submit(Transaction { ops: vec![write.clone()] }, |_| ());
+        assert!(matches!(changed, Err(SubmitError::CorruptObject { .. })), "{changed:?}");
+        let anew = Transaction { ops: vec![TxOp::Remove { c, o: o.clone() }, write] };
+        store.submit(anew, |result| result.unwrap()).unwrap();
+    }
+    store.close().unwrap();
+    drop(store);
+    let store = Store::open(&config).unwrap();
+    for o in &bad {
+        assert_eq!(store.read(c, o, 0, 300).unwrap(), content);
+    }
 }
 
 #[test]

@@ -150,6 +150,13 @@ impl<D: Device, I: Index> Engine<D, I> {
         Ok(())
     }
 
+    /// After a panic in [`Engine::commit`] or in what it called: nobody knows how far it came.
+    pub(crate) fn fail_after_panic(&self) {
+        if self.state.read().failed.is_none() {
+            self.poison(CommitError::Panicked, Vec::new());
+        }
+    }
+
     /// Stops the store for good and tells all who wait.
     fn poison(&self, error: CommitError, mut told: Vec<OnDurable>) -> CommitError {
         tracing::error!(disk = %self.layout.disk, %error, "the store has failed");

@@ -28,7 +28,7 @@ impl CommitError {
             // Even one for want of space: pages were dropped.
             CommitError::Sync(_) => true,
             CommitError::Poisoned(error) => error.doubts_the_device(),
-            CommitError::Index(_) | CommitError::Closed => false,
+            CommitError::Index(_) | CommitError::Panicked | CommitError::Closed => false,
         }
     }
 }
