@@ -138,6 +138,7 @@ fn clean_report(map: &ClusterMap, osd: &FakeOsd) -> OsdReport {
         pgs: pgs.map(report).collect(),
         checksum_errors: 0,
         repaired: 0,
+        copies_lost: None,
     }
 }
 

@@ -317,6 +317,28 @@ pub enum OpenError {
     Index(#[from] IndexError),
 }
 
+impl OpenError {
+    /// Whether what is on this disk is certainly not all that it acknowledged: its copies must not be used. Not for
+    /// what may be a mistake of an operator (another disk, none at all) or may pass (the device is out of reach), nor for a
+    /// quarantined device: that must not be filled again but looked at.
+    #[must_use]
+    pub fn copy_is_lost(&self) -> bool {
+        match self {
+            OpenError::CorruptMiddle { .. } => true,
+            OpenError::Index(error) => error.is_corruption(),
+            OpenError::NoSuperblock
+            | OpenError::Version { .. }
+            | OpenError::Shrunk { .. }
+            | OpenError::ForeignIndex { .. }
+            | OpenError::BadRecord { .. }
+            | OpenError::Quarantined { .. }
+            | OpenError::Marked { .. }
+            | OpenError::Marker { .. }
+            | OpenError::Device(_) => false,
+        }
+    }
+}
+
 /// Why cleaning or a checkpoint stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum CleanError {

@@ -135,6 +135,13 @@ pub(crate) struct PriorSet {
     pub blocked_by: BTreeSet<OsdId>,
 }
 
+/// The intervals of which a primary must hear: writes may have been acknowledged in them, and no later activation has
+/// superseded them.
+pub(crate) fn needed(history: &PgHistory) -> impl Iterator<Item = &PastInterval> {
+    let started = history.last_epoch_started;
+    history.past.iter().filter(move |past| past.maybe_rw && past.last >= started)
+}
+
 /// Computes the prior set. An OSD that is in no map any more was removed by an operator: that is the explicit "lost".
 pub(crate) fn prior_set(history: &PgHistory, interval: &Interval, map: &ClusterMap, whoami: OsdId) -> PriorSet {
     let mut prior = PriorSet::default();
@@ -142,10 +149,7 @@ pub(crate) fn prior_set(history: &PgHistory, interval: &Interval, map: &ClusterM
     if !is_known(history) {
         return ask_everyone(prior, history, map, whoami);
     }
-    for past in &history.past {
-        if !past.maybe_rw || past.last < history.last_epoch_started {
-            continue;
-        }
+    for past in needed(history) {
         let mut live = past.acting.iter().filter(|osd| map.is_up(**osd)).peekable();
         if live.peek().is_none() {
             prior.blocked_by.extend(past.acting.iter().filter(|osd| map.osds.contains_key(osd)));

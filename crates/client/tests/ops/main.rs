@@ -98,7 +98,7 @@ async fn an_op_ends_at_its_deadline_and_the_watermark_passes_it() {
     pool.write_full(&name("o"), "connected from here on").await.unwrap();
     cluster.osds[primary].request().await;
     cluster.osds[primary].react([Reaction::Ignore]);
-    let options = OpOptions { timeout: Some(Duration::from_millis(200)), trace_id: 0 };
+    let options = OpOptions { timeout: Some(Duration::from_millis(200)), ..OpOptions::default() };
     let outcome = within(pool.operate_with(&name("o"), vec![ObjectOp::Stat], options)).await;
     assert!(
         matches!(outcome, Err(OperateError::Timeout { last_cause: Cause::NoAnswer, .. })),
@@ -129,7 +129,7 @@ async fn more_ops_than_the_budget_wait_for_their_turn() {
     for _ in 0..2 {
         cluster.osds[primary].request().await;
     }
-    let options = OpOptions { timeout: Some(Duration::from_millis(50)), trace_id: 0 };
+    let options = OpOptions { timeout: Some(Duration::from_millis(50)), ..OpOptions::default() };
     let third = pool.operate_with(&name("o"), vec![ObjectOp::Stat], options).await;
     assert!(matches!(third, Err(OperateError::Timeout { last_cause: Cause::NotSent, .. })), "{third:?}");
     // Giving up gives the place back.

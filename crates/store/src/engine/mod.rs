@@ -294,6 +294,12 @@ impl<D: Device, I: Index> Engine<D, I> {
         }
     }
 
+    /// Live bytes, and how many there may be at most; cheaper than [`Engine::usage`].
+    pub fn live_bytes(&self) -> (u64, u64) {
+        let state = self.state.read();
+        (state.space.live, state.space.live_limit())
+    }
+
     /// All positions up to this one are durable.
     pub fn durable_position(&self) -> Position {
         self.state.read().durable
