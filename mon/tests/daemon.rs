@@ -91,7 +91,7 @@ struct FakeOsd {
 async fn boot_osd(session: &MonSession, id: u8) -> FakeOsd {
     let disk = DiskUuid([id + 1; 16]);
     let location = vec![LocationStep { kind: "host".into(), name: "this".into() }];
-    let register = MonCommand::OsdRegister { disk, location, class: None, capacity_bytes: 1 << 30, wanted: None };
+    let register = MonCommand::OsdRegister { disk, location, class: None, capacity_bytes: 1 << 30, wanted: None, blank: None };
     let MonReply::OsdId(osd) = ask(session, register).await.unwrap() else { panic!() };
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let incarnation = Incarnation(1_000 + u64::from(id));

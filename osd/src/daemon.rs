@@ -184,10 +184,18 @@ pub async fn start(config: OsdConfig, listener: TcpListener, stop: CancellationT
     let no_address = |source| OsdError::Listen { address: "the given socket".to_owned(), source };
     listener.set_nonblocking(true).map_err(no_address)?;
     let address = listener.local_addr().map_err(no_address)?;
-    let disk = identity::load_or_create(&config.data_dir, config.cluster)?;
+    let mut disk = identity::load_or_create(&config.data_dir, config.cluster)?;
     let caller = ClientId(rand::random());
     let session = MonSession::new(config.cluster, &config.monitors, caller, Incarnation(unix_millis()))?;
-    let id = register(&config, disk, &session, &stop).await?;
+    let id = match register(&config, disk, &session, &stop).await {
+        Err(OsdError::Refused(MonError::Exists { .. })) => {
+            // The disk has served and its store is gone: what is made now is a new disk, without a say about the past.
+            disk = identity::draw_anew(&config.data_dir, config.cluster)?;
+            warn!(data_dir = %config.data_dir.display(), %disk, "the store is lost: joining as a new disk");
+            register(&config, disk, &session, &stop).await?
+        }
+        registered => registered?,
+    };
     let store = open_store(&config, disk, id).await?;
     make_own_collection(&store).await?;
     info!(osd = %id, %address, data_dir = %config.data_dir.display(), "storage daemon starts");
@@ -215,6 +223,7 @@ async fn register(
         class: config.class.clone(),
         capacity_bytes: config.capacity_bytes,
         wanted: config.wanted_id,
+        blank: Some(!config.data_dir.join(FORMATTED).exists()),
     };
     loop {
         let answer = tokio::select! {

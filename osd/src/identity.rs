@@ -1,7 +1,8 @@
 //! Who this daemon is: the disk's uuid, drawn once and kept beside the store.
 //!
 //! The uuid is durable before the monitors hear of it, and they give a known disk its id again: a crash at any point of
-//! the first start neither loses nor doubles an OSD id.
+//! the first start neither loses nor doubles an OSD id. A store that is made anew after it has served gets another
+//! uuid: it must not pass for the disk that held what is lost.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -51,14 +52,18 @@ pub(crate) fn load_or_create(data_dir: &Path, cluster: ClusterId) -> Result<Disk
     let shown = path.display().to_string();
     match std::fs::read_to_string(&path) {
         Ok(text) => parse(&text, &shown, cluster),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let disk = DiskUuid(rand::random());
-            write_durably(data_dir, &format!("{FORMAT}\ncluster {cluster}\ndisk {disk}\n"))
-                .map_err(|source| IdentityError::Io { act: "write", path: shown, source })?;
-            Ok(disk)
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => draw_anew(data_dir, cluster),
         Err(source) => Err(IdentityError::Io { act: "read", path: shown, source }),
     }
+}
+
+/// Draws another uuid and makes it durable: the store of the one before is lost.
+pub(crate) fn draw_anew(data_dir: &Path, cluster: ClusterId) -> Result<DiskUuid, IdentityError> {
+    let disk = DiskUuid(rand::random());
+    write_durably(data_dir, &format!("{FORMAT}\ncluster {cluster}\ndisk {disk}\n")).map_err(|source| {
+        IdentityError::Io { act: "write", path: data_dir.join(FILE).display().to_string(), source }
+    })?;
+    Ok(disk)
 }
 
 fn parse(text: &str, path: &str, ours: ClusterId) -> Result<DiskUuid, IdentityError> {

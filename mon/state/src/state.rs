@@ -195,13 +195,14 @@ impl State {
     fn request(&mut self, map: &mut ClusterMap, at_ms: u64, command: &MonCommand) -> Result<Answer, MonError> {
         let notes = &mut self.notes;
         match command {
-            MonCommand::OsdRegister { disk, location, class, capacity_bytes, wanted } => {
+            MonCommand::OsdRegister { disk, location, class, capacity_bytes, wanted, blank } => {
                 let disk = osds::Registration {
                     disk: *disk,
                     location,
                     class: class.as_deref(),
                     capacity_bytes: *capacity_bytes,
                     wanted: *wanted,
+                    blank: blank.unwrap_or(false),
                 };
                 return Ok(Answer::OsdId(osds::register(map, notes, &disk)?));
             }
