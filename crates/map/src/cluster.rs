@@ -6,6 +6,15 @@ use holdfast_crush::CrushMap;
 use holdfast_types::{ClientId, ClusterId, DiskUuid, Epoch, Incarnation, MonId, OsdId, PgId, PoolId};
 use minicbor::{Decode, Encode};
 
+/// The highest OSD id: placement tables are dense.
+pub const OSD_ID_MAX: u32 = 65_535;
+/// Most members of a temporary acting set.
+pub const PG_TEMP_MEMBERS_MAX: usize = 32;
+/// Most fenced sessions. Each map holder keeps all of them.
+pub const BLOCKLIST_MAX: usize = 100_000;
+/// Most registered services.
+pub const SERVICES_MAX: usize = 10_000;
+
 /// All that every daemon and client must agree on, as of one epoch.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 #[cbor(map)]

@@ -85,6 +85,14 @@ pub enum ApplyError {
         /// Here.
         computed: u32,
     },
+    /// The result is no valid map.
+    #[error("map {epoch} is not valid: {detail}")]
+    Invalid {
+        /// Of the result.
+        epoch: Epoch,
+        /// What is wrong.
+        detail: String,
+    },
 }
 
 fn set_each<K: Ord + Clone, V: Clone>(table: &mut BTreeMap<K, V>, changes: &BTreeMap<K, Option<V>>) {
@@ -189,6 +197,7 @@ impl ClusterMap {
         if computed != increment.checksum {
             return Err(ApplyError::Diverged { epoch: next.epoch, expected: increment.checksum, computed });
         }
+        next.validate().map_err(|detail| ApplyError::Invalid { epoch: next.epoch, detail })?;
         Ok(next)
     }
 }

@@ -6,15 +6,13 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_map::{ClusterMap, OsdInfo};
+use holdfast_map::{ClusterMap, OSD_ID_MAX, OsdInfo, PG_TEMP_MEMBERS_MAX};
 use holdfast_types::{DiskUuid, Epoch, Incarnation, OsdId};
 use holdfast_wire::mon::{LocationStep, MonError, PgTempWish};
 use minicbor::{Decode, Encode};
 
 use crate::hierarchy;
 
-/// The highest OSD id: placement tables are dense.
-const OSD_ID_MAX: u32 = 65_535;
 /// Markdowns for silence within [`FLAP_WINDOW_MS`] that a run may have before its boots are held off.
 const FLAPS_MAX: usize = 5;
 /// See [`FLAPS_MAX`].
@@ -28,8 +26,6 @@ const HOLD_OFF_DOUBLINGS_MAX: u32 = 4;
 const WANTED_GAP_MAX: u32 = 1_024;
 /// Full reweight.
 const REWEIGHT_ONE: u32 = 0x1_0000;
-/// Members that a wish for an acting set may name.
-const WISH_MEMBERS_MAX: usize = 32;
 
 /// Why an OSD is out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -153,7 +149,15 @@ pub(crate) fn boot(map: &mut ClusterMap, notes: &mut OsdNotes, at_ms: u64, boot:
     if info.up && info.incarnation == boot.incarnation && info.address == boot.address {
         return Ok(());
     }
+    let (ran, runs) = (info.incarnation, boot.incarnation);
+    if runs < ran || (runs == ran && !info.up && info.up_from > Epoch::ZERO) {
+        // A boot that was long under way: that run has ended, or was marked down and has to come back as a new one.
+        return Err(stale(format!("{} was up as run {ran} already, this is run {runs}", boot.osd)));
+    }
     let note = notes.entry(boot.osd).or_default();
+    if note.held_until_ms > at_ms.saturating_add(HOLD_OFF_MS << HOLD_OFF_DOUBLINGS_MAX) {
+        note.held_until_ms = 0; // set by a leader whose clock was ahead
+    }
     if at_ms < note.held_until_ms {
         let seconds = (note.held_until_ms - at_ms).div_ceil(1000);
         let reason = format!(
@@ -297,7 +301,7 @@ pub(crate) fn pg_temp(
         if map.pools.get(&wish.pg.pool).is_none_or(|pool| wish.pg.seed >= pool.pg_num) {
             return Err(MonError::NotFound { what: "placement group".into(), name: wish.pg.to_string() });
         }
-        if wish.acting.len() > WISH_MEMBERS_MAX {
+        if wish.acting.len() > PG_TEMP_MEMBERS_MAX {
             return Err(MonError::Invalid { reason: format!("{} members for {}", wish.acting.len(), wish.pg) });
         }
         if let Some(unknown) = wish.acting.iter().find(|member| !map.osds.contains_key(*member)) {
