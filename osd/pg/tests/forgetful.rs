@@ -63,9 +63,8 @@ fn members(map: &ClusterMap) -> PgMembers {
 
 impl World {
     fn new() -> World {
-        let nodes = [A, B, C].map(|osd| {
-            (osd, Node { running: true, incarnation: Incarnation(u64::from(osd.0)), ..Node::default() })
-        });
+        let nodes = [A, B, C]
+            .map(|osd| (osd, Node { running: true, incarnation: Incarnation(u64::from(osd.0)), ..Node::default() }));
         let mut world = World {
             maps: vec![Arc::new(ClusterMap::empty(ClusterId([1; 16])))],
             nodes: nodes.into(),
