@@ -190,10 +190,19 @@ pub async fn start(config: OsdConfig, listener: TcpListener, stop: CancellationT
     let no_address = |source| OsdError::Listen { address: "the given socket".to_owned(), source };
     listener.set_nonblocking(true).map_err(no_address)?;
     let address = listener.local_addr().map_err(no_address)?;
-    let disk = known_disk(&config)?;
+    let mut disk = known_disk(&config)?;
     let caller = ClientId(rand::random());
     let session = MonSession::new(config.cluster, &config.monitors, caller, Incarnation(unix_millis()))?;
-    let id = register(&config, disk, &session, &stop).await?;
+    let id = match register(&config, disk, &session, &stop).await {
+        Err(OsdError::Refused(MonError::Exists { .. })) => {
+            // The disk has served and its store is gone: what is made now is a new disk, without a say about the past.
+            disk = DiskUuid(rand::random());
+            identity::create(&config.data_dir, config.cluster, disk)?;
+            warn!(data_dir = %config.data_dir.display(), %disk, "the store is lost: joining as a new disk");
+            register(&config, disk, &session, &stop).await?
+        }
+        registered => registered?,
+    };
     let (store, lost_now) = open_store(&config, disk, id).await?;
     make_own_collection(&store).await?;
     info!(osd = %id, %address, data_dir = %config.data_dir.display(), "storage daemon starts");
@@ -222,6 +231,7 @@ async fn register(
         class: config.class.clone(),
         capacity_bytes: config.capacity_bytes,
         wanted: config.wanted_id,
+        blank: Some(is_blank(config, disk)?),
     };
     loop {
         let answer = tokio::select! {
@@ -273,6 +283,24 @@ fn known_disk(config: &OsdConfig) -> Result<DiskUuid, OsdError> {
         .map_err(|source| OsdError::Format { path: config.data_dir.display().to_string(), source })?;
     identity::create(&config.data_dir, config.cluster, disk)?;
     Ok(disk)
+}
+
+/// Whether the store of this disk is yet to be made. One that was given up has a memory of that in its data directory, and
+/// speaks for nothing that it lost.
+fn is_blank(config: &OsdConfig, disk: DiskUuid) -> Result<bool, OsdError> {
+    let path = config.data_dir.display().to_string();
+    let mark = |source| OsdError::Mark { path: path.clone(), source };
+    if Lost::read(&config.data_dir).map_err(mark)?.life > 0
+        || config.data_dir.join(FORMATTED).try_exists().map_err(mark)?
+    {
+        return Ok(false);
+    }
+    let own = Identity { cluster: config.cluster, disk, osd: config.wanted_id.unwrap_or_default() };
+    match Store::check_device(&store_config(config), own) {
+        Ok(()) => Ok(true),
+        Err(FormatError::InUse { found: Some(found), .. }) if found.disk == disk => Ok(false),
+        Err(source) => Err(OsdError::Format { path, source }),
+    }
 }
 
 fn open_store_blocking(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<(Store, bool), OsdError> {

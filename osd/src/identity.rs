@@ -1,7 +1,8 @@
 //! Who this daemon is: the disk's uuid, drawn once and kept beside the store.
 //!
 //! The uuid is durable before the monitors hear of it, and they give a known disk its id again: a crash at any point of
-//! the first start neither loses nor doubles an OSD id.
+//! the first start neither loses nor doubles an OSD id. A store that is made anew after it has served gets another
+//! uuid: it must not pass for the disk that held what is lost.
 
 use std::io::Write as _;
 use std::path::Path;

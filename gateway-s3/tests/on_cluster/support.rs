@@ -74,6 +74,7 @@ impl Cluster {
             data: dir.path().join("mon-0"),
             listen: Listen::Bound(listener),
             members: BTreeMap::from([(MonId(0), mon_address.clone())]),
+            bootstrap: true,
         };
         let mon = holdfast_mon::run(config, CancellationToken::new()).await.unwrap();
         mon.ready().await;

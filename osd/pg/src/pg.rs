@@ -403,12 +403,19 @@ impl Pg {
         if map.epoch <= self.map.epoch || matches!(self.role, Role::Removing) {
             return;
         }
+        let deleted = map.is_deleted(self.id.pool);
+        if !deleted && !map.pools.contains_key(&self.id.pool) {
+            // No map after the one that created the pool can lack it but by its deletion: these monitors have
+            // forgotten. What they do not know is kept as it is.
+            tracing::error!(pg = %self.id, osd = %self.whoami, epoch = %map.epoch, "a map without this pool is ignored");
+            return;
+        }
         let gap = map.epoch != self.map.epoch.next();
         let next = Interval::beginning(&map, self.id, &members);
         let continues = self.interval.continues_as(&next) && !gap;
         let last_map = std::mem::replace(&mut self.map, map);
         self.members = members;
-        if !self.map.pools.contains_key(&self.id.pool) {
+        if deleted {
             self.clients.refuse_all(RefusedReason::PoolGone, self.map.epoch, step.out);
             self.remove_copy(step);
         } else if continues {
