@@ -1,11 +1,11 @@
 //! Object data into and out of storage, in bounded memory.
 //!
 //! # Writing
-//! [`receive`] reads a source to its end. Up to [`INLINE_BYTES_MAX`] the bytes are returned, to be put in a row. Above, they
+//! [`receive`] reads a source to its end. Few bytes are returned, to be put in a row. More of them
 //! go to a fresh blob, stripe by stripe, while an *intent* row (a [`GcRow`] with `intent`) says that the blob is being
 //! written. The intent is durable before the first stripe is sent, so no crash leaves a blob that nobody knows. The commit
-//! must remove the intent row under the condition that it is unchanged: the collector takes an old intent away first and
-//! deletes stripes afterwards, so either the commit or the collector wins, never both.
+//! must remove the intent row under the condition that it is unchanged: the collector, and whoever gives a blob up, takes
+//! the intent away first and deletes stripes afterwards, so either the commit or the deletion wins, never both.
 //!
 //! # Reading
 //! [`Download`] fetches piece by piece with a little read-ahead.
@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt as _;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::backend::{BackendError, BatchError, BlobId, Condition, Mutation, RowKey, TableId};
@@ -26,15 +27,17 @@ use crate::row::{BlobRef, GcRow, PartRef, Row as _, row_key, space, unique_id};
 
 /// Largest object that lives in a row.
 pub const INLINE_BYTES_MAX: u64 = 16 * 1024;
+/// Largest part that lives in a row: all parts of a key are in one group of at most 32 MiB, and there may be 10,000.
+pub const PART_INLINE_BYTES_MAX: u64 = 1024;
 /// Bytes of a stripe: one object of the pool.
 pub const STRIPE_BYTES: u32 = 4 * 1024 * 1024;
 /// Stripes of one upload that are being stored while the next is received.
 const STRIPES_IN_FLIGHT_MAX: usize = 2;
 /// Bytes fetched at once for a download, and when memory is tight.
-const PIECE_BYTES: u64 = 2 * 1024 * 1024;
+const PIECE_BYTES: u64 = 1024 * 1024;
 const PIECE_BYTES_TIGHT: u64 = 256 * 1024;
-/// Pieces fetched ahead of the one being sent.
-const READ_AHEAD: usize = 1;
+/// Pieces of one download that are fetched or wait to be sent, the one being sent included: a stripe.
+const PIECES_IN_FLIGHT_MAX: usize = 4;
 
 /// The row that protects a blob while it is written.
 #[derive(Debug, Clone)]
@@ -76,17 +79,18 @@ impl Stored {
     }
 }
 
-/// Reads `source`, which must give exactly `length` bytes, into storage, and verifies it.
+/// Reads `source`, which must give exactly `length` bytes, into storage, and verifies it. Up to `inline_max` bytes are kept
+/// in memory.
 pub(crate) async fn receive(
     gateway: &Arc<Gateway>,
     table: TableId,
     route: &[u8],
     source: &mut impl Source,
-    length: u64,
+    (length, inline_max): (u64, u64),
     expected: &Expectations,
 ) -> S3Result<(Stored, Digests)> {
     let mut pipe = HashPipe::new(expected);
-    if length <= INLINE_BYTES_MAX {
+    if length <= inline_max {
         let mut data = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
         while let Some(piece) = source.next().await? {
             if (data.len() + piece.len()) as u64 > length {
@@ -123,17 +127,49 @@ pub(crate) async fn receive(
     }
 }
 
-/// Deletes the blob of a commit that certainly did not happen. All its stripes are known to be written.
+/// Gives up a blob whose commit failed. All its stripes are known to be written.
+///
+/// Safe whatever became of the commit: as the collector does, it takes the intent away before it deletes anything, so
+/// the blob of a commit that did happen stays, and one that is still on its way fails.
 pub(crate) async fn abandon(gateway: &Gateway, table: TableId, route: &[u8], stored: &Stored) {
     if let Stored::Blob(blob, intent) = stored {
         abandon_intent(gateway, table, route, *blob, intent).await;
     }
 }
 
-/// The intent row goes only when the stripes are gone; what fails here the collector does later.
+/// What fails here the collector does later.
 async fn abandon_intent(gateway: &Gateway, table: TableId, route: &[u8], blob: BlobRef, intent: &Intent) {
+    let since_ms = gateway.clock.now_ms();
+    let Ok(Some(garbage)) = condemn(gateway, table, route, &intent.key, &intent.value, vec![blob], since_ms).await
+    else {
+        return;
+    };
     if gateway.backend.blobs.delete(blob.id, blob.stripes()).await.is_ok() {
-        let _ = gateway.backend.tables.batch(table, route, vec![], vec![intent.removal()]).await;
+        let (key, value) = garbage;
+        let unchanged = vec![Condition::Equals(key.clone(), value)];
+        let _ = gateway.backend.tables.batch(table, route, unchanged, vec![Mutation::Delete(key)]).await;
+    }
+}
+
+/// Turns an intent into plain garbage: from then on the write that it belongs to cannot commit. `None`: the intent is not
+/// what it was. The new row has another key, because a full cluster takes only what deletes something.
+pub(crate) async fn condemn(
+    gateway: &Gateway,
+    table: TableId,
+    route: &[u8],
+    intent: &RowKey,
+    seen: &Bytes,
+    blobs: Vec<BlobRef>,
+    since_ms: u64,
+) -> Result<Option<(RowKey, Bytes)>, BackendError> {
+    let key = row_key(space::GC, route, &unique_id());
+    let value = GcRow { blobs, since_ms, intent: false }.to_bytes();
+    let unchanged = vec![Condition::Equals(intent.clone(), seen.clone())];
+    let changes = vec![Mutation::Delete(intent.clone()), Mutation::Put(key.clone(), value.clone())];
+    match gateway.backend.tables.batch(table, route, unchanged, changes).await {
+        Ok(()) => Ok(Some((key, value))),
+        Err(BatchError::ConditionFailed { .. }) => Ok(None),
+        Err(BatchError::Backend(error)) => Err(error),
     }
 }
 
@@ -161,8 +197,11 @@ impl Writer {
         let intent = Intent { key: key.clone(), value: value.clone(), written_ms, blob };
         let (tables, owned_route) = (gateway.backend.tables.clone(), route.to_vec());
         let write = tokio::spawn(async move {
-            let put = vec![Mutation::Put(key.clone(), value)];
-            tables.batch(table, &owned_route, vec![Condition::Absent(key)], put).await
+            let put = vec![Mutation::Put(key.clone(), value.clone())];
+            match tables.batch(table, &owned_route, vec![Condition::Absent(key)], put).await {
+                Err(error) if !error.shows(&value) => Err(error),
+                Ok(()) | Err(_) => Ok(()),
+            }
         });
         Ok(Writer {
             gateway: gateway.clone(),
@@ -224,7 +263,10 @@ impl Writer {
             let value = GcRow { blobs: vec![self.blob], since_ms: now_ms, intent: true }.to_bytes();
             let put = vec![Mutation::Put(self.intent.key.clone(), value.clone())];
             let unchanged = vec![self.intent.condition()];
-            self.gateway.backend.tables.batch(self.table, &self.route, unchanged, put).await?;
+            match self.gateway.backend.tables.batch(self.table, &self.route, unchanged, put).await {
+                Err(error) if !error.shows(&value) => return Err(error.into()),
+                Ok(()) | Err(_) => {}
+            }
             self.intent = Intent { value, written_ms: now_ms, ..self.intent.clone() };
         }
         Ok(())
@@ -278,7 +320,7 @@ pub(crate) enum Segment {
 
 impl Segment {
     /// The part of a blob or inline value that lies in `range`; `None` if it is empty.
-    pub fn cut(data: &crate::row::PartData, range: ByteRange) -> Option<Segment> {
+    pub fn cut(data: crate::row::PartData, range: ByteRange) -> Option<Segment> {
         let size = data.size();
         let end = range.start.saturating_add(range.length).min(size);
         if range.start >= end {
@@ -287,10 +329,10 @@ impl Segment {
         match data {
             crate::row::PartData::Inline(bytes) => {
                 let (start, end) = (usize::try_from(range.start).ok()?, usize::try_from(end).ok()?);
-                Some(Segment::Inline(Bytes::copy_from_slice(bytes.get(start..end)?)))
+                (end <= bytes.len()).then(|| Segment::Inline(Bytes::from(bytes).slice(start..end)))
             }
             crate::row::PartData::Blob(blob) => {
-                Some(Segment::Blob { blob: *blob, range: ByteRange { start: range.start, length: end - range.start } })
+                Some(Segment::Blob { blob, range: ByteRange { start: range.start, length: end - range.start } })
             }
         }
     }
@@ -305,7 +347,7 @@ impl Segment {
             if at < end && at.saturating_add(size) > range.start {
                 let start = range.start.saturating_sub(at);
                 let length = (end - at).min(size) - start;
-                segments.extend(Segment::cut(&part.data, ByteRange { start, length }));
+                segments.extend(Segment::cut(part.data.clone(), ByteRange { start, length }));
             }
             at = at.saturating_add(size);
         }
@@ -313,9 +355,20 @@ impl Segment {
     }
 }
 
-struct Fetch(JoinHandle<S3Result<Bytes>>);
+/// Something to send.
+enum Piece {
+    Here(Bytes),
+    There { blob: BlobId, stripe: u64, offset: u64, length: u64 },
+}
 
-impl Drop for Fetch {
+enum Fetch {
+    Here(Bytes),
+    Task(AbortOnDrop),
+}
+
+struct AbortOnDrop(JoinHandle<S3Result<Bytes>>);
+
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -325,52 +378,83 @@ impl Drop for Fetch {
 pub(crate) struct Download {
     gateway: Arc<Gateway>,
     segments: VecDeque<Segment>,
+    /// The next piece, for which there was no memory.
+    waiting: Option<Piece>,
     fetches: VecDeque<Fetch>,
 }
 
 impl Download {
     /// A download of some segments.
     pub fn new(gateway: &Arc<Gateway>, segments: Vec<Segment>) -> Download {
-        Download { gateway: gateway.clone(), segments: segments.into(), fetches: VecDeque::new() }
+        Download { gateway: gateway.clone(), segments: segments.into(), waiting: None, fetches: VecDeque::new() }
     }
 
-    fn start_one(&mut self) -> bool {
-        let Some(segment) = self.segments.pop_front() else { return false };
-        let fetch = match segment {
-            Segment::Inline(bytes) => tokio::spawn(async move { Ok(bytes) }),
-            Segment::Blob { blob, range } => {
-                let gateway = self.gateway.clone();
-                let stripe_bytes = u64::from(blob.stripe_bytes.max(1));
-                let (stripe, offset) = (range.start / stripe_bytes, range.start % stripe_bytes);
-                let piece_max = if gateway.send_budget.is_tight() { PIECE_BYTES_TIGHT } else { PIECE_BYTES };
-                let length = range.length.min(stripe_bytes - offset).min(piece_max);
-                if length < range.length {
-                    let range = ByteRange { start: range.start + length, length: range.length - length };
-                    self.segments.push_front(Segment::Blob { blob, range });
-                }
-                tokio::spawn(async move {
+    /// The next piece to be fetched.
+    fn next_piece(&mut self) -> Option<Piece> {
+        let (blob, range) = match self.segments.pop_front()? {
+            Segment::Inline(bytes) => return Some(Piece::Here(bytes)),
+            Segment::Blob { blob, range } => (blob, range),
+        };
+        let stripe_bytes = u64::from(blob.stripe_bytes.max(1));
+        let (stripe, offset) = (range.start / stripe_bytes, range.start % stripe_bytes);
+        let piece_max = if self.gateway.send_budget.is_tight() { PIECE_BYTES_TIGHT } else { PIECE_BYTES };
+        let length = range.length.min(stripe_bytes - offset).min(piece_max);
+        if length < range.length {
+            let range = ByteRange { start: range.start + length, length: range.length - length };
+            self.segments.push_front(Segment::Blob { blob, range });
+        }
+        Some(Piece::There { blob: blob.id, stripe, offset, length })
+    }
+
+    /// Begins to fetch pieces, at most [`PIECES_IN_FLIGHT_MAX`]. Memory is waited for with nothing in hand only: whoever
+    /// held a piece and waited for another could wait for a request that does the same.
+    async fn fetch_ahead(&mut self) -> S3Result<()> {
+        while self.fetches.len() < PIECES_IN_FLIGHT_MAX {
+            let fetch = match self.waiting.take().or_else(|| self.next_piece()) {
+                None => return Ok(()),
+                Some(Piece::Here(bytes)) => Fetch::Here(bytes),
+                Some(Piece::There { blob, stripe, offset, length }) => {
                     let too_long = || S3Error::from(Code::InternalError);
-                    let permit = gateway.send_budget.acquire(usize::try_from(length).map_err(|_| too_long())?).await?;
+                    let bytes = usize::try_from(length).map_err(|_| too_long())?;
+                    let permit = if self.fetches.is_empty() {
+                        self.gateway.send_budget.acquire(bytes).await?
+                    } else {
+                        match self.gateway.send_budget.acquire(bytes).now_or_never() {
+                            Some(Ok(permit)) => permit,
+                            Some(Err(_)) | None => {
+                                self.waiting = Some(Piece::There { blob, stripe, offset, length });
+                                return Ok(());
+                            }
+                        }
+                    };
                     let stripe = u32::try_from(stripe).map_err(|_| too_long())?;
                     let offset = u32::try_from(offset).map_err(|_| too_long())?;
                     let wanted = u32::try_from(length).map_err(|_| too_long())?;
-                    let data = gateway.backend.blobs.get(blob.id, stripe, offset, wanted).await?;
-                    if data.len() as u64 != length {
-                        return Err(BackendError::NoStripe { blob: blob.id, stripe }.into());
-                    }
-                    Ok(permit.hold(data))
-                })
-            }
-        };
-        self.fetches.push_back(Fetch(fetch));
-        true
+                    let blobs = self.gateway.backend.blobs.clone();
+                    Fetch::Task(AbortOnDrop(tokio::spawn(async move {
+                        let data = blobs.get(blob, stripe, offset, wanted).await?;
+                        if data.len() as u64 != length {
+                            return Err(BackendError::NoStripe { blob, stripe }.into());
+                        }
+                        Ok(permit.hold(data))
+                    })))
+                }
+            };
+            self.fetches.push_back(fetch);
+        }
+        Ok(())
     }
 }
 
 impl Source for Download {
     async fn next(&mut self) -> S3Result<Option<Bytes>> {
-        while self.fetches.len() <= READ_AHEAD && self.start_one() {}
-        let Some(mut fetch) = self.fetches.pop_front() else { return Ok(None) };
-        (&mut fetch.0).await.map_err(|_| S3Error::from(Code::InternalError))?.map(Some)
+        self.fetch_ahead().await?;
+        match self.fetches.pop_front() {
+            None => Ok(None),
+            Some(Fetch::Here(bytes)) => Ok(Some(bytes)),
+            Some(Fetch::Task(mut task)) => {
+                (&mut task.0).await.map_err(|_| S3Error::from(Code::InternalError))?.map(Some)
+            }
+        }
     }
 }

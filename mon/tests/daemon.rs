@@ -30,7 +30,8 @@ struct Quorum {
 }
 
 async fn start(id: MonId, members: &BTreeMap<MonId, String>, listen: Listen, disks: &Path) -> Handle {
-    let config = MonConfig { id, cluster: CLUSTER, data: disks.join(id.to_string()), listen, members: members.clone() };
+    let (data, members) = (disks.join(id.to_string()), members.clone());
+    let config = MonConfig { id, cluster: CLUSTER, data, listen, members, bootstrap: true };
     run(config, CancellationToken::new()).await.unwrap()
 }
 
@@ -91,7 +92,8 @@ struct FakeOsd {
 async fn boot_osd(session: &MonSession, id: u8) -> FakeOsd {
     let disk = DiskUuid([id + 1; 16]);
     let location = vec![LocationStep { kind: "host".into(), name: "this".into() }];
-    let register = MonCommand::OsdRegister { disk, location, class: None, capacity_bytes: 1 << 30, wanted: None };
+    let register =
+        MonCommand::OsdRegister { disk, location, class: None, capacity_bytes: 1 << 30, wanted: None, blank: None };
     let MonReply::OsdId(osd) = ask(session, register).await.unwrap() else { panic!() };
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let incarnation = Incarnation(1_000 + u64::from(id));

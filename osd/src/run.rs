@@ -26,7 +26,7 @@ use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verd
 use crate::local::map_transaction;
 use crate::maps::Maps;
 use crate::monitors::{self, Wishes};
-use crate::peers::Peers;
+use crate::peers::{Held, Outbound, Peers};
 use crate::report;
 use crate::shard::{Event, Fatal, MapStep, Shard, Shards, Shared, now};
 use crate::slots::Slots;
@@ -159,7 +159,7 @@ pub(crate) async fn run(
         base.id,
         incarnation,
         run.newest.subscribe(),
-        run.clone().asker(base, updates),
+        run.clone().asker(base, updates.clone()),
         stop.clone(),
     ));
     tasks.spawn(report::run(shared.clone(), base.session.clone(), run.newest.subscribe(), report_due, stop.clone()));
@@ -182,9 +182,13 @@ pub(crate) async fn run(
                 }
             },
             Some(update) = updates_seen.recv() => {
-                if let Err(error) = run.take(&update) {
-                    warn!(%error, "map update not used; the full map is asked for");
-                    refetch(base, &run).await;
+                match (run.take(&update), &update.full) {
+                    (Ok(()), _) => {}
+                    (Err(error), Some(_)) => warn!(%error, "the full map cannot be used either"),
+                    (Err(error), None) => {
+                        warn!(%error, "map update not used; the full map is asked for");
+                        tasks.spawn(refetch(base.session.clone(), updates.clone(), stop.clone()));
+                    }
                 }
             }
             _ = map_seen.changed() => {
@@ -300,15 +304,18 @@ impl Run {
     }
 }
 
-/// After an update that did not apply: the newest full map.
-async fn refetch(base: &Base, run: &Run) {
-    match ask_maps(&base.session, Epoch::ZERO).await {
-        Ok(update) => {
-            if let Err(error) = run.take(&update) {
-                warn!(error = %crate::describe(&error), "the full map cannot be used either");
-            }
+/// After an update that did not apply: the newest full map, handed in like any other update.
+async fn refetch(session: MonSession, updates: mpsc::Sender<MapUpdate>, stop: CancellationToken) {
+    let fetch = async {
+        match ask_maps(&session, Epoch::ZERO).await {
+            // A run that is ending takes no more maps.
+            Ok(update) => drop(updates.send(update).await),
+            Err(error) => debug!(error = %crate::describe(&error), "the full map could not be fetched"),
         }
-        Err(error) => debug!(error = %crate::describe(&error), "the full map could not be fetched"),
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = fetch => {}
     }
 }
 
@@ -409,7 +416,11 @@ fn share_maps(run: &Run, reply: &HeartbeatReply) {
     } else if reply.epoch < mine
         && let Some(increments) = maps.after(reply.epoch)
     {
-        run.shared.peers.send(reply.from, Kind::MapShare, &MapShare { increments, full: None });
+        if let Some(share) = Outbound::new(Kind::MapShare, &MapShare { increments, full: None }) {
+            let mut held = Held::default();
+            run.shared.peers.send(reply.from, &share, &mut held);
+            held.flush();
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use tracing::{debug, error, warn};
 use crate::counters::Counters;
 use crate::local::{Local, to_transaction};
 use crate::monitors::Wishes;
-use crate::peers::Peers;
+use crate::peers::{Held, Outbound, Peers};
 use crate::slots::Slots;
 use crate::space::{self, PeerSpace};
 
@@ -37,6 +37,8 @@ const WAITING_FOR_MAP_MAX: usize = 4096;
 const EARLY_MESSAGES_MAX: usize = 1024;
 /// Ticks in a row that one placement group may ask for "at once" before others get their turn.
 const TICKS_AT_ONCE_MAX: usize = 16;
+/// Events handled before what they have to say is sent. More would add latency and save little.
+const EVENTS_AT_ONCE_MAX: usize = 32;
 
 /// Nanoseconds on `CLOCK_BOOTTIME`: it goes on during suspend (protocol.md §2.3).
 pub(crate) fn now() -> Timestamp {
@@ -185,6 +187,9 @@ pub(crate) struct Shard {
     stopped: BTreeSet<PgId>,
     looked_for_lost_clients: Timestamp,
     outbox: Outbox,
+    held: Held,
+    /// The newest durable transaction of each placement group that the present turn was told of.
+    durable: BTreeMap<PgId, TxnId>,
 }
 
 impl Shard {
@@ -203,6 +208,8 @@ impl Shard {
             stopped: BTreeSet::new(),
             looked_for_lost_clients: now(),
             outbox: Outbox::default(),
+            held: Held::default(),
+            durable: BTreeMap::new(),
         }
     }
 
@@ -211,10 +218,20 @@ impl Shard {
         loop {
             self.tick_due();
             let wait = self.wake_order.first().map_or(IDLE_WAIT, |(at, _)| at.since(now()).min(IDLE_WAIT));
+            self.held.flush();
             match events.recv_timeout(wait) {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(event) => self.handle(event),
                 Err(RecvTimeoutError::Timeout) => {}
+            }
+            for event in events.try_iter().take(EVENTS_AT_ONCE_MAX) {
+                match event {
+                    Event::Stop => return self.held.flush(),
+                    event => self.handle(event),
+                }
+            }
+            for (pg, txn) in std::mem::take(&mut self.durable) {
+                self.step_pg(pg, Input::Durable(txn));
             }
             if now().since(self.looked_for_lost_clients) >= IDLE_WAIT {
                 // Nobody waits on a closed connection: its requests' memory is given back.
@@ -235,7 +252,8 @@ impl Shard {
                 drop(permit);
             }
             Event::Client(arrival) => self.client(arrival),
-            Event::Durable { pg, txn } => self.step_pg(pg, Input::Durable(txn)),
+            // The store tells of them in order, and one says all that those before it say.
+            Event::Durable { pg, txn } => drop(self.durable.insert(pg, txn)),
             Event::StoreFailed { pg, txn, detail } => {
                 error!(osd = %self.shared.osd, %pg, %detail, "the store failed: this daemon ends, its disk needs a look");
                 self.step_pg(pg, Input::SubmitFailed(txn));
@@ -254,7 +272,7 @@ impl Shard {
                     stamp: heartbeat.stamp,
                     full: (!space::has_room(&self.shared.store, 0)).then_some(true),
                 };
-                respond(&connection, request_id, Kind::HeartbeatReply, &reply);
+                respond(&connection, request_id, Kind::HeartbeatReply, &reply, &mut self.held);
                 drop(permit);
             }
             Event::Report { reply } => {
@@ -330,7 +348,7 @@ impl Shard {
             let members = self.step.members_of(pg);
             if !members.up.contains(&self.shared.osd) && !members.acting.contains(&self.shared.osd) {
                 if let Some(message) = answer_without_copy(&message, self.step.map.epoch) {
-                    self.shared.peers.send(from, Kind::Peer, &message);
+                    self.send(from, Outbound::new(Kind::Peer, &message).as_ref());
                 }
                 return;
             }
@@ -364,10 +382,10 @@ impl Shard {
         self.step_pg(pg, Input::Client { reply_to: ReplyTo(number), request });
     }
 
-    fn refuse(&self, arrival: &ClientArrival, reason: RefusedReason) {
+    fn refuse(&mut self, arrival: &ClientArrival, reason: RefusedReason) {
         let reply =
             ClientReply { id: arrival.request.id, epoch: self.step.map.epoch, outcome: ClientOutcome::Refused(reason) };
-        respond(&arrival.connection, arrival.request_id, Kind::ClientReply, &reply);
+        respond(&arrival.connection, arrival.request_id, Kind::ClientReply, &reply, &mut self.held);
     }
 
     /// Gives a tick to each placement group whose time has come.
@@ -419,21 +437,40 @@ impl Shard {
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         let view = Local::new(&self.shared.store, id, &self.shared.space);
         pg.step(now(), input, &view, &mut self.outbox);
+        let mut last_sent: Option<(Arc<PeerMessage>, Option<Outbound>)> = None;
         for output in std::mem::take(&mut self.outbox) {
             if self.stopped.contains(&id) {
                 return;
             }
-            self.perform(id, output);
+            match output {
+                Output::Send { to, message } => {
+                    let (_, outbound) = match last_sent.take() {
+                        Some(sent) if Arc::ptr_eq(&sent.0, &message) => last_sent.insert(sent),
+                        _ => {
+                            let outbound = Outbound::new(Kind::Peer, &*message);
+                            last_sent.insert((message, outbound))
+                        }
+                    };
+                    self.send(to, outbound.as_ref());
+                }
+                output => self.perform(id, output),
+            }
+        }
+    }
+
+    fn send(&mut self, to: OsdId, outbound: Option<&Outbound>) {
+        if let Some(outbound) = outbound {
+            self.shared.peers.send(to, outbound, &mut self.held);
         }
     }
 
     fn perform(&mut self, pg: PgId, output: Output) {
         match output {
             Output::Submit { txn, ops } => self.submit(pg, txn, ops),
-            Output::Send { to, message } => self.shared.peers.send(to, Kind::Peer, &message),
+            Output::Send { to, message } => self.send(to, Outbound::new(Kind::Peer, &*message).as_ref()),
             Output::Reply { reply_to, reply } => {
                 if let Some(pending) = self.replies.remove(&reply_to.0) {
-                    respond(&pending.connection, pending.request_id, Kind::ClientReply, &reply);
+                    respond(&pending.connection, pending.request_id, Kind::ClientReply, &reply, &mut self.held);
                 }
             }
             Output::AskUpThru { at_least } => self.shared.wishes.want_up_thru(at_least),
@@ -499,10 +536,13 @@ fn respond<T: minicbor::Encode<holdfast_wire::Payload>>(
     request_id: u64,
     kind: Kind,
     message: &T,
+    held: &mut Held,
 ) {
     let encoded = encode(message);
-    if let Err(error) = connection.try_reply(request_id, Message::new(kind as u16, encoded.body, encoded.payload)) {
-        if !matches!(error, NetError::Closed(_)) {
+    match connection.hold_reply(request_id, Message::new(kind as u16, encoded.body, encoded.payload)) {
+        Ok(()) => held.add(connection),
+        Err(NetError::Closed(_)) => {}
+        Err(error) => {
             warn!(%error, peer = %connection.peer(), "connection closed: it does not take an answer");
             connection.close(GoodbyeReason::Shutdown);
         }

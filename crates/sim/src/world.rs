@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_pg::{Input, Outbox, Output, ReplyTo, Slot, answer_without_copy};
@@ -392,7 +393,7 @@ impl World {
                         self.schedule(after, Event::Sync { osd, run });
                     }
                 }
-                Output::Send { to, message } => self.send(osd, to, message),
+                Output::Send { to, message } => self.send(osd, to, Arc::unwrap_or_clone(message)),
                 Output::Reply { reply_to, reply } => {
                     let client = usize::try_from(reply_to.0).unwrap_or(usize::MAX);
                     if !self.cut_off.contains(&osd) {

@@ -78,6 +78,10 @@ pub enum MonCommand {
         /// The id that a new disk would like, if it is free.
         #[n(4)]
         wanted: Option<OsdId>,
+        /// Whether its store is yet to be made. [`MonError::Exists`] when this disk has served already: a store that
+        /// was made anew is a new disk, under a new uuid.
+        #[n(5)]
+        blank: Option<bool>,
     },
     /// A process serves an OSD from now on.
     #[n(1)]

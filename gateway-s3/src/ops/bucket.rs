@@ -132,14 +132,17 @@ pub(crate) async fn create(call: &Arc<Call>, body: &mut Body) -> S3Result<Respon
     let put = vec![Mutation::Put(key.clone(), row.to_bytes())];
     let mut changes = put.clone();
     let mut condition = Condition::Absent(key.clone());
+    let made = || {
+        gateway.forget_bucket(name);
+        let mut response = empty(StatusCode::OK);
+        set(response.headers_mut(), "location", &format!("/{name}"));
+        Ok(response)
+    };
     for _ in 0..4 {
         match gateway.backend.tables.batch(GLOBAL_TABLE, &route, vec![condition], changes).await {
-            Ok(()) => {
-                gateway.forget_bucket(name);
-                let mut response = empty(StatusCode::OK);
-                set(response.headers_mut(), "location", &format!("/{name}"));
-                return Ok(response);
-            }
+            Ok(()) => return made(),
+            // It is our own: the batch was executed, its answer lost, and the batch repeated.
+            Err(error) if error.shows(&row.to_bytes()) => return made(),
             Err(BatchError::ConditionFailed { current: Some(current), .. }) => {
                 let there = BucketRow::from_bytes(&current)?;
                 if table_exists(gateway, there.table).await? {
@@ -219,11 +222,11 @@ pub(crate) async fn delete(call: &Arc<Call>) -> S3Result<Response> {
         Ok(_) => {
             discard_uploads(gateway, table).await?;
             // Garbage stays in the dropped table. Writes in progress fail from now on; what they write is garbage, too.
-            let spaces = [space::OBJECTS, space::DATA, space::UPLOADS, space::PARTS];
+            let spaces = [space::OBJECTS, space::DATA, space::EXTERNAL, space::UPLOADS, space::PARTS];
             match gateway.backend.tables.drop_table_if_empty(table, &spaces).await {
                 Ok(()) => true,
                 Err(DropError::Backend(BackendError::NoTable(_))) => false,
-                Err(DropError::NotEmpty { space: space::OBJECTS | space::DATA }) => {
+                Err(DropError::NotEmpty { space: space::OBJECTS | space::DATA | space::EXTERNAL }) => {
                     return Err(S3Error::from(Code::BucketNotEmpty).detail("BucketName", name));
                 }
                 Err(DropError::NotEmpty { .. }) => return Err(Code::OperationAborted.into()),

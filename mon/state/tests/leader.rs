@@ -31,8 +31,14 @@ impl World {
         for (id, host) in (0u32..).zip(hosts) {
             let disk = DiskUuid([u8::try_from(id).unwrap() + 1; 16]);
             let location = vec![LocationStep { kind: "host".into(), name: format!("h{host}") }];
-            let register =
-                MonCommand::OsdRegister { disk, location, class: None, capacity_bytes: 1 << 40, wanted: None };
+            let register = MonCommand::OsdRegister {
+                disk,
+                location,
+                class: None,
+                capacity_bytes: 1 << 40,
+                wanted: None,
+                blank: None,
+            };
             apply(&mut state, Change::Request(register));
             let address = format!("127.0.0.1:{}", 7000 + id);
             let boot = MonCommand::OsdBoot { osd: OsdId(id), disk, incarnation: run_of(id), address };

@@ -472,15 +472,13 @@ impl Pg {
         }
         let committed_to = active.committed_to;
         active.uncommitted.insert(key.clone(), version);
-        let rep_op = |effects| RepOp { previous, entry: entry.clone(), effects, committed_to, trim_to };
-        let rep_ops: Vec<(OsdId, RepOp)> = active
-            .peers
-            .iter()
-            .map(|(osd, peer)| {
-                let effects = active.takes_effects(*osd, peer, key).then(|| done.effects.clone());
-                (*osd, rep_op(effects))
-            })
-            .collect();
+        let (filled, unfilled): (Vec<_>, Vec<_>) =
+            active.peers.iter().partition(|(osd, peer)| active.takes_effects(**osd, peer, key));
+        let osds = |peers: Vec<(&OsdId, &Peer)>| peers.into_iter().map(|(osd, _)| *osd).collect::<Vec<OsdId>>();
+        let (filled, unfilled) = (osds(filled), osds(unfilled));
+        let rep_op = |entry, effects| PeerBody::RepOp(RepOp { previous, entry, effects, committed_to, trim_to });
+        let without_effects = (!unfilled.is_empty()).then(|| rep_op(entry.clone(), None));
+        let with_effects = (!filled.is_empty()).then(|| rep_op(entry, Some(done.effects.clone())));
         let own = Held { queued, outcome, logged: true };
         active.held += 1;
         active.held_bytes += own.bytes();
@@ -492,8 +490,10 @@ impl Pg {
             answers: vec![own],
             sent: step.now,
         });
-        for (osd, rep_op) in rep_ops {
-            self.send(osd, PeerBody::RepOp(rep_op), step);
+        for (osds, body) in [(filled, with_effects), (unfilled, without_effects)] {
+            if let Some(body) = body {
+                self.send_each(osds, body, step);
+            }
         }
         self.submit(ops, Some(AfterDurable::Logged(version)), step);
         self.tick_within(TICK, step);

@@ -90,8 +90,8 @@ pub enum Output {
     Send {
         /// To whom.
         to: OsdId,
-        /// What.
-        message: PeerMessage,
+        /// What. The same `Arc` when the same goes to several: a shell encodes it once.
+        message: Arc<PeerMessage>,
     },
     /// Answer a client.
     Reply {

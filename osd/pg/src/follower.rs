@@ -316,9 +316,9 @@ impl Pg {
     pub(crate) fn trim_log(&mut self, trim_to: LogVersion, ops: &mut Vec<StoreOp>) {
         let bound = trim_to.min(self.holding.last_complete());
         if bound > self.holding.log.tail()
-            && let Some(dropped) = self.holding.log.trim_to(bound, self.limits.dups_max)
+            && let Some((before, dropped)) = self.holding.log.trim_to(bound, self.limits.dups_max)
         {
-            ops.push(rows::delete_log_to(dropped));
+            ops.push(rows::delete_log_between(before, dropped));
         }
     }
 

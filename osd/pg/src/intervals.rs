@@ -3,7 +3,8 @@
 //!
 //! Invariants: I1 two holders of the same maps compute the same intervals; I2 an interval in which writes may have been
 //! acknowledged is forgotten only when a later activation (`les`) or a clean state (`lec`) has superseded it; I3 a holder
-//! that does not know the past back to `lec` says so (`known_from`) and never goes active on its own word.
+//! that does not know the past back to `lec` says so (`known_from`) and never goes active on its own word; I4 of a past
+//! interval speaks only who still has the disk that it had then.
 
 use std::collections::BTreeSet;
 
@@ -143,6 +144,7 @@ pub(crate) fn needed(history: &PgHistory) -> impl Iterator<Item = &PastInterval>
 }
 
 /// Computes the prior set. An OSD that is in no map any more was removed by an operator: that is the explicit "lost".
+/// One whose disk was formatted since is asked, but what it had is not heard by that: it blocks until it is removed.
 pub(crate) fn prior_set(history: &PgHistory, interval: &Interval, map: &ClusterMap, whoami: OsdId) -> PriorSet {
     let mut prior = PriorSet::default();
     prior.probe.extend(interval.up.iter().chain(&interval.acting).map(|member| member.osd));
@@ -150,11 +152,11 @@ pub(crate) fn prior_set(history: &PgHistory, interval: &Interval, map: &ClusterM
         return ask_everyone(prior, history, map, whoami);
     }
     for past in needed(history) {
-        let mut live = past.acting.iter().filter(|osd| map.is_up(**osd)).peekable();
-        if live.peek().is_none() {
+        let live = || past.acting.iter().filter(|osd| map.is_up(**osd));
+        if !live().any(|osd| map.has_disk_of(*osd, past.first)) {
             prior.blocked_by.extend(past.acting.iter().filter(|osd| map.osds.contains_key(osd)));
         }
-        prior.probe.extend(live);
+        prior.probe.extend(live());
     }
     prior.probe.remove(&whoami);
     prior

@@ -403,12 +403,19 @@ impl Pg {
         if map.epoch <= self.map.epoch || matches!(self.role, Role::Removing) {
             return;
         }
+        let deleted = map.is_deleted(self.id.pool);
+        if !deleted && !map.pools.contains_key(&self.id.pool) {
+            // No map after the one that created the pool can lack it but by its deletion: these monitors have
+            // forgotten. What they do not know is kept as it is.
+            tracing::error!(pg = %self.id, osd = %self.whoami, epoch = %map.epoch, "a map without this pool is ignored");
+            return;
+        }
         let gap = map.epoch != self.map.epoch.next();
         let next = Interval::beginning(&map, self.id, &members);
         let continues = self.interval.continues_as(&next) && !gap;
         let last_map = std::mem::replace(&mut self.map, map);
         self.members = members;
-        if !self.map.pools.contains_key(&self.id.pool) {
+        if deleted {
             self.clients.refuse_all(RefusedReason::PoolGone, self.map.epoch, step.out);
             self.remove_copy(step);
         } else if continues {
@@ -599,8 +606,14 @@ impl Pg {
     }
 
     pub(crate) fn send(&self, to: OsdId, body: PeerBody, step: &mut Step<'_>) {
+        self.send_each(std::iter::once(to), body, step);
+    }
+
+    /// Sends the same to several: encoded once.
+    pub(crate) fn send_each(&self, to: impl IntoIterator<Item = OsdId>, body: PeerBody, step: &mut Step<'_>) {
         let message = PeerMessage { pg: self.id, epoch: self.map.epoch, interval_start: self.interval.first, body };
-        step.out.push(Output::Send { to, message });
+        let message = Arc::new(message);
+        step.out.extend(to.into_iter().map(|to| Output::Send { to, message: message.clone() }));
     }
 
     /// Sends when all that was submitted so far is durable: nobody may act on what a crash can take back.
@@ -684,18 +697,23 @@ impl Pg {
     }
 
     fn on_durable(&mut self, txn: TxnId, step: &mut Step<'_>) {
+        // Of the entries that became durable together only the newest is spoken of: it stands for those before it.
+        let mut logged = None;
         while self.pending.front().is_some_and(|front| front.txn <= txn) {
-            let Some(front) = self.pending.pop_front() else { return };
+            let Some(front) = self.pending.pop_front() else { break };
             for then in front.then {
                 match then {
                     AfterDurable::Gone => step.out.push(Output::Gone),
                     AfterDurable::Repaired => step.out.push(Output::CopyRepaired),
                     _ if front.interval != self.interval_number => {}
                     AfterDurable::Send(to, body) => self.send(to, *body, step),
-                    AfterDurable::Logged(version) => self.on_logged(version, step),
+                    AfterDurable::Logged(version) => logged = logged.max(Some(version)),
                     AfterDurable::OwnActivation => self.own_activation_durable(),
                 }
             }
+        }
+        if let Some(version) = logged {
+            self.on_logged(version, step);
         }
     }
 

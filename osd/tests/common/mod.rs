@@ -39,6 +39,7 @@ pub async fn start_mon(dir: &Path, listener: TcpListener, address: &str) -> hold
         data: dir.join("mon-0"),
         listen: Listen::Bound(listener),
         members: BTreeMap::from([(MonId(0), address.to_owned())]),
+        bootstrap: true,
     };
     let mon = holdfast_mon::run(config, CancellationToken::new()).await.expect("the monitor starts");
     mon.ready().await;

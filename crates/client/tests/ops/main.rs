@@ -1,13 +1,13 @@
 //! Ops against fake OSDs and a fake monitor over the real network.
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod cluster;
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::*;
+use cluster::*;
 use futures::{StreamExt, TryStreamExt};
 use holdfast_client::*;
 use holdfast_types::Epoch;
