@@ -9,14 +9,13 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::BodyExt as _;
+use tokio::time::Instant;
 
 use crate::checksum::{Algorithm, Claim, Expectations, Hasher, unbase64};
 use crate::error::{Code, S3Error, S3Result};
+use crate::paced::Pace;
 use crate::sigv4::chunked::{Decoder, Event};
 use crate::sigv4::{Authenticated, BodyVerifier, header};
-
-/// Longest pause within a body.
-const IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// Something that gives bytes piece by piece and may have trailers after them.
 pub(crate) trait Source: Send {
@@ -35,6 +34,7 @@ pub(crate) struct BodyReader<'a> {
     pending: Bytes,
     length: Option<u64>,
     received: u64,
+    pace: Pace,
     done: bool,
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn open<'a>(auth: &Authenticated, body: &'a mut Body, headers: &Heade
         }
         BodyVerifier::Sha256(_) | BodyVerifier::Unsigned => (None, number("content-length")?),
     };
-    Ok(BodyReader { body, decoder, pending: Bytes::new(), length, received: 0, done: false })
+    Ok(BodyReader { body, decoder, pending: Bytes::new(), length, received: 0, pace: Pace::default(), done: false })
 }
 
 impl BodyReader<'_> {
@@ -68,7 +68,11 @@ impl BodyReader<'_> {
 
     async fn frame(&mut self) -> S3Result<Option<Bytes>> {
         loop {
-            let frame = tokio::time::timeout(IDLE_MAX, self.body.frame()).await.map_err(|_| Code::RequestTimeout)?;
+            let asked = Instant::now();
+            let frame = tokio::time::timeout(self.pace.patience(), self.body.frame()).await;
+            let frame = frame.map_err(|_| Code::RequestTimeout)?;
+            let bytes = frame.as_ref().and_then(|frame| Some(frame.as_ref().ok()?.data_ref()?.len()));
+            self.pace.moved(bytes.unwrap_or(0), asked.elapsed());
             match frame {
                 None => return Ok(None),
                 Some(Ok(frame)) => {

@@ -22,6 +22,7 @@ use crate::body::drain;
 use crate::error::{Code, S3Result};
 use crate::gateway::Gateway;
 use crate::ops;
+use crate::paced::Paced;
 use crate::request::{Query, Resource};
 use crate::router::{Operation, route};
 use crate::sigv4::{Authenticated, SignedRequest, authenticate, header as text_header};
@@ -137,7 +138,7 @@ fn connection(
     gateway: &Gateway,
     stream: TcpStream,
     router: Router,
-) -> hyper::server::conn::http1::Connection<TokioIo<TcpStream>, S3Service> {
+) -> hyper::server::conn::http1::Connection<TokioIo<Paced<TcpStream>>, S3Service> {
     let _ = stream.set_nodelay(true);
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -145,7 +146,7 @@ fn connection(
         .max_headers(HEADERS_MAX)
         .max_header_size(HEAD_BYTES_MAX)
         .max_buf_size(BUFFER_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .serve_connection(TokioIo::new(Paced::new(stream)), TowerToHyperService::new(router))
 }
 
 /// The gateway as a service.
