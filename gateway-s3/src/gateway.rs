@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::backend::{Backend, BackendError, TableId};
-use crate::budget::{Budget, COPIES_MAX};
+use crate::budget::{Budget, COPIES_MAX, RESERVED_BYTES};
 use crate::clock::Clock;
 use crate::error::{Code, S3Result};
 use crate::row::{BucketRow, GLOBAL_TABLE, Row as _, route, row_key, space};
@@ -27,7 +27,7 @@ pub struct GatewayConfig {
     pub base_domains: Vec<String>,
     /// Bytes of request bodies in memory, over all requests.
     pub receive_budget_bytes: usize,
-    /// Bytes of replies in memory, over all requests.
+    /// Bytes of replies in memory, over all requests; 16 KiB for each connection come on top when that is used up.
     pub send_budget_bytes: usize,
     /// Connections served at once; further ones wait to be accepted.
     pub connections_max: usize,
@@ -89,6 +89,7 @@ pub struct Gateway {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) receive_budget: Budget,
     pub(crate) send_budget: Budget,
+    pub(crate) send_reserve: Budget,
     pub(crate) copies: Semaphore,
     buckets: Mutex<HashMap<String, (Arc<Bucket>, u64)>>,
 }
@@ -99,6 +100,7 @@ impl Gateway {
         Arc::new(Gateway {
             receive_budget: Budget::new(config.receive_budget_bytes),
             send_budget: Budget::new(config.send_budget_bytes),
+            send_reserve: Budget::new(config.connections_max.saturating_mul(RESERVED_BYTES)),
             copies: Semaphore::new(COPIES_MAX),
             buckets: Mutex::new(HashMap::new()),
             config,

@@ -241,6 +241,20 @@ impl Blobs for Memory {
         Ok(())
     }
 
+    async fn put_range(&self, blob: BlobId, stripe: u32, offset: u32, data: Bytes) -> Result<(), BackendError> {
+        self.up()?;
+        if self.full.load(Ordering::SeqCst) {
+            return Err(BackendError::Full);
+        }
+        let mut blobs = self.blobs.lock();
+        let mut whole = blobs.get(&(blob, stripe)).map_or(Vec::new(), |whole| whole.to_vec());
+        let end = offset as usize + data.len();
+        whole.resize(whole.len().max(end), 0);
+        whole[offset as usize..end].copy_from_slice(&data);
+        blobs.insert((blob, stripe), whole.into());
+        Ok(())
+    }
+
     async fn get(&self, blob: BlobId, stripe: u32, offset: u32, length: u32) -> Result<Bytes, BackendError> {
         self.up()?;
         let blobs = self.blobs.lock();

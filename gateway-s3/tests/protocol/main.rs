@@ -7,5 +7,6 @@ mod collector;
 mod listing;
 mod multipart;
 mod objects;
+mod slow_clients;
 mod support;
 mod wire;
