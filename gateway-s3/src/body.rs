@@ -11,11 +11,18 @@ use http::HeaderMap;
 use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 
+use crate::budget::{Budget, Permit};
 use crate::checksum::{Algorithm, Claim, Expectations, Hasher, unbase64};
 use crate::error::{Code, S3Error, S3Result};
 use crate::paced::Pace;
 use crate::sigv4::chunked::{Decoder, Event};
 use crate::sigv4::{Authenticated, BodyVerifier, header};
+
+/// A document and what is made of it: its body and the list read from it, then the list and the reply.
+const DOCUMENT_COPIES: usize = 2;
+/// Time for a document to arrive, beside its length at [`DOCUMENT_BYTES_PER_S_MIN`].
+const DOCUMENT_TIME: Duration = Duration::from_secs(10);
+const DOCUMENT_BYTES_PER_S_MIN: usize = 64 * 1024;
 
 /// Something that gives bytes piece by piece and may have trailers after them.
 pub(crate) trait Source: Send {
@@ -109,28 +116,65 @@ impl BodyReader<'_> {
         }
     }
 
-    /// Reads a small body whole and holds it against all that the client stated of it.
+    /// Reads a small body whole and holds it against all that the client stated of it. Its memory is taken when its first
+    /// bytes are there, and it must be complete soon.
     pub async fn read_document(
         mut self,
+        budget: &Budget,
         auth: &Authenticated,
         headers: &HeaderMap,
         bytes_max: usize,
-    ) -> S3Result<Vec<u8>> {
+    ) -> S3Result<Document> {
         let expected = expectations(auth, headers)?;
-        if self.length.is_some_and(|length| length > bytes_max as u64) {
+        let length = self.length.map_or(bytes_max, |length| usize::try_from(length).unwrap_or(usize::MAX));
+        if length > bytes_max {
             return Err(Code::MaxMessageLengthExceeded.into());
         }
-        let mut document = Vec::new();
-        while let Some(piece) = self.next().await? {
-            if document.len() + piece.len() > bytes_max {
-                return Err(Code::MaxMessageLengthExceeded.into());
-            }
-            document.extend_from_slice(&piece);
+        let mut document = Document::default();
+        if let Some(first) = self.next().await? {
+            document.permit = Some(budget.acquire(length * DOCUMENT_COPIES).await?);
+            document.bytes.reserve_exact(length);
+            document.add(&first, bytes_max)?;
+            let in_time = DOCUMENT_TIME + Duration::from_secs((length / DOCUMENT_BYTES_PER_S_MIN) as u64);
+            let rest = async {
+                while let Some(piece) = self.next().await? {
+                    document.add(&piece, bytes_max)?;
+                }
+                Ok(())
+            };
+            tokio::time::timeout(in_time, rest).await.unwrap_or_else(|_| Err(Code::RequestTimeout.into()))?;
         }
         let mut hasher = Hasher::new(&expected);
-        hasher.update(&document);
+        hasher.update(&document.bytes);
         hasher.finish().verify(&expected, self.trailers())?;
         Ok(document)
+    }
+}
+
+/// A small body, whole, and leave to hold it and what is made of it.
+#[derive(Debug, Default)]
+pub(crate) struct Document {
+    bytes: Vec<u8>,
+    permit: Option<Permit>,
+}
+
+impl Document {
+    fn add(&mut self, piece: &[u8], bytes_max: usize) -> S3Result<()> {
+        if self.bytes.len() + piece.len() > bytes_max {
+            return Err(Code::MaxMessageLengthExceeded.into());
+        }
+        self.bytes.extend_from_slice(piece);
+        Ok(())
+    }
+
+    /// The body.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Drops the body; the leave is for what was made of it, as long as that lives. None for an empty one.
+    pub fn into_permit(self) -> Option<Permit> {
+        self.permit
     }
 }
 

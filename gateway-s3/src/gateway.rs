@@ -29,6 +29,10 @@ pub struct GatewayConfig {
     pub receive_budget_bytes: usize,
     /// Bytes of replies in memory, over all requests; 16 KiB for each connection come on top when that is used up.
     pub send_budget_bytes: usize,
+    /// Bytes of request documents (XML) in memory, with what is made of them, over all requests.
+    pub document_budget_bytes: usize,
+    /// Bytes of listings in memory, over all requests.
+    pub listing_budget_bytes: usize,
     /// Connections served at once; further ones wait to be accepted.
     pub connections_max: usize,
     /// Time for a client to send a request's head.
@@ -50,6 +54,8 @@ impl Default for GatewayConfig {
             base_domains: Vec::new(),
             receive_budget_bytes: 80 << 20,
             send_budget_bytes: 48 << 20,
+            document_budget_bytes: 32 << 20,
+            listing_budget_bytes: 24 << 20,
             connections_max: 1024,
             header_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(20),
@@ -90,6 +96,8 @@ pub struct Gateway {
     pub(crate) receive_budget: Budget,
     pub(crate) send_budget: Budget,
     pub(crate) send_reserve: Budget,
+    pub(crate) document_budget: Budget,
+    pub(crate) listing_budget: Budget,
     pub(crate) copies: Semaphore,
     buckets: Mutex<HashMap<String, (Arc<Bucket>, u64)>>,
 }
@@ -101,6 +109,8 @@ impl Gateway {
             receive_budget: Budget::new(config.receive_budget_bytes),
             send_budget: Budget::new(config.send_budget_bytes),
             send_reserve: Budget::new(config.connections_max.saturating_mul(RESERVED_BYTES)),
+            document_budget: Budget::new(config.document_budget_bytes),
+            listing_budget: Budget::new(config.listing_budget_bytes),
             copies: Semaphore::new(COPIES_MAX),
             buckets: Mutex::new(HashMap::new()),
             config,

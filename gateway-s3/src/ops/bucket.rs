@@ -107,9 +107,10 @@ pub(crate) async fn create(call: &Arc<Call>, body: &mut Body) -> S3Result<Respon
         Some(_) => return Err(Code::NotImplemented.into()),
     }
     let reader = body::open(&call.auth, body, &call.headers)?;
-    let document = reader.read_document(&call.auth, &call.headers, CONFIGURATION_BYTES_MAX).await?;
+    let budget = &call.gateway.document_budget;
+    let document = reader.read_document(budget, &call.auth, &call.headers, CONFIGURATION_BYTES_MAX).await?;
     let region = &call.gateway.config.region;
-    if let Some(location) = parse_create_bucket(&document)?
+    if let Some(location) = parse_create_bucket(document.bytes())?
         && location != *region
     {
         let message = format!(
