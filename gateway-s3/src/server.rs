@@ -68,9 +68,22 @@ impl Call {
     /// The bucket addressed.
     pub async fn bucket(&self) -> S3Result<Arc<crate::gateway::Bucket>> {
         let bucket = self.gateway.bucket(self.bucket_name()?).await?;
+        self.check_owner(&bucket)?;
+        Ok(bucket)
+    }
+
+    /// The same, past the cache.
+    pub async fn bucket_fresh(&self) -> S3Result<Arc<crate::gateway::Bucket>> {
+        let bucket = self.gateway.bucket_fresh(self.bucket_name()?).await?.ok_or(Code::NoSuchBucket)?;
+        self.check_owner(&bucket)?;
+        Ok(bucket)
+    }
+
+    /// A client may say whose bucket it expects.
+    fn check_owner(&self, bucket: &crate::gateway::Bucket) -> S3Result<()> {
         match text_header(&self.headers, "x-amz-expected-bucket-owner") {
             Some(owner) if owner != bucket.row.owner => Err(Code::AccessDenied.into()),
-            _ => Ok(bucket),
+            _ => Ok(()),
         }
     }
 

@@ -30,7 +30,11 @@ pub struct Memory {
     pub full: AtomicBool,
     /// Batches wait until they are let go.
     pub hold_batches: AtomicBool,
-    /// Lets held batches go.
+    /// Drops wait until they are let go.
+    pub hold_drops: AtomicBool,
+    /// Drops that wait.
+    pub drops_held: AtomicUsize,
+    /// Lets what is held go.
     pub release: Notify,
     /// Rows that scans have returned.
     pub rows_scanned: AtomicUsize,
@@ -120,6 +124,10 @@ impl Tables for Memory {
     }
 
     async fn drop_table_if_empty(&self, table: TableId, spaces: &[u8]) -> Result<(), DropError> {
+        if self.hold_drops.load(Ordering::SeqCst) {
+            self.drops_held.fetch_add(1, Ordering::SeqCst);
+            self.release.notified().await;
+        }
         self.up()?;
         let mut tables = self.tables.lock();
         let rows = tables.get(&table).ok_or(BackendError::NoTable(table))?;
