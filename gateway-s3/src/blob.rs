@@ -333,6 +333,7 @@ impl Writer {
     }
 
     async fn give_up(mut self) {
+        self.filling = None;
         while !self.in_flight.is_empty() {
             let _ = self.one_done().await;
         }

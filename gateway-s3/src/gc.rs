@@ -131,12 +131,7 @@ async fn garbage_of_dropped(gateway: &Gateway, table: TableId, done: &mut Round)
     Ok(())
 }
 
-async fn blobs_of_dropped(
-    gateway: &Gateway,
-    table: TableId,
-    space: u8,
-    done: &mut Round,
-) -> Result<(), BackendError> {
+async fn blobs_of_dropped(gateway: &Gateway, table: TableId, space: u8, done: &mut Round) -> Result<(), BackendError> {
     let limit = ScanLimit { rows: PAGE_ROWS, bytes: 1 << 20 };
     let mut start = Vec::new();
     loop {

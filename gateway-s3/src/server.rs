@@ -25,7 +25,7 @@ use crate::ops;
 use crate::paced::Paced;
 use crate::request::{Query, Resource};
 use crate::router::{Operation, route};
-use crate::sigv4::{Authenticated, SignedRequest, authenticate, header as text_header};
+use crate::sigv4::{Authenticated, SignedRequest, authenticate, header as text_header, presigned};
 
 /// Largest head of a request: S3 allows 8 KB of headers, of which 2 KB metadata; keys are up to 3 KB when encoded.
 const HEAD_BYTES_MAX: usize = 32 * 1024;
@@ -217,7 +217,7 @@ pub async fn handle(gateway: &Arc<Gateway>, request: Request) -> Response {
 
 async fn answer(
     gateway: &Arc<Gateway>,
-    parts: http::request::Parts,
+    mut parts: http::request::Parts,
     body: &mut Body,
     request_id: &str,
 ) -> S3Result<Response> {
@@ -240,6 +240,9 @@ async fn answer(
     let keys = gateway.backend.keys.as_ref();
     let auth = authenticate(signed, keys, &gateway.config.region, gateway.clock.now_ms()).await?;
     let (resource, query) = (resource?, query?);
+    if auth.is_presigned() {
+        presigned::restore_headers(&query, &mut parts.headers)?;
+    }
     let operation = route(&parts.method, &resource, &query, &parts.headers)?;
     authorize(auth.principal(), operation, &resource)?;
     let bucket = resource.bucket.clone();

@@ -130,3 +130,74 @@ async fn downloads_that_nobody_reads_leave_enough_for_the_others() {
     let last = replies.pop().unwrap().into_body().collect().await.unwrap().to_bytes();
     assert!(last == data);
 }
+
+fn delete_head(world: &World, document: &[u8]) -> HeaderMap {
+    use base64::Engine as _;
+    use md5::Digest as _;
+    let md5 = base64::engine::general_purpose::STANDARD.encode(md5::Md5::digest(document));
+    let all = headers(&[("host", HOST), ("content-md5", &md5)]);
+    let mut head = world.signer().sign_literal("POST", "/bkt?delete", all, "UNSIGNED-PAYLOAD").headers;
+    head.insert("content-length", document.len().to_string().parse().unwrap());
+    head
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_documents_wait_for_memory_and_do_not_hold_it_for_long() {
+    let world = world(GatewayConfig { document_budget_bytes: 300 << 10, ..config() }).await;
+    let keys: String = (0..900).map(|n| format!("<Object><Key>{n}-{}</Key></Object>", "k".repeat(100))).collect();
+    let document = format!("<Delete><Quiet>true</Quiet>{keys}</Delete>").into_bytes();
+    let half = document.len() / 2;
+    let send = |pauses: [u64; 2]| {
+        let pieces = [&document[..half], &document[half..]].into_iter().zip(pauses);
+        let pieces = pieces.map(|(piece, pause)| (Duration::from_secs(pause), Bytes::copy_from_slice(piece))).collect();
+        let (world, head) = (world.clone(), delete_head(&world, &document));
+        tokio::spawn(async move { world.raw("POST", "/bkt?delete", head, paused(pieces)).await })
+    };
+    let first = send([0, 8]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let second = send([0, 0]);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(!second.is_finished(), "there is memory for one");
+    first.await.unwrap().ok();
+    second.await.unwrap().ok();
+    // One that does not arrive within seconds gives its memory back.
+    let stalled = send([0, 40]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let started = Instant::now();
+    send([0, 0]).await.unwrap().ok();
+    assert!(started.elapsed() < Duration::from_secs(20));
+    stalled.await.unwrap().is(400, "RequestTimeout");
+
+    let huge = vec![b' '; (3 << 20) + 1];
+    let head = delete_head(&world, &huge);
+    world.raw("POST", "/bkt?delete", head, huge).await.is(400, "MaxMessageLengthExceeded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn listings_wait_for_memory_until_others_are_read() {
+    let world = world(GatewayConfig { listing_budget_bytes: 3 << 20, ..config() }).await;
+    world.put("/bkt/k", b"data").await.ok();
+    let list = || {
+        let head = world.signer().sign("GET", "/bkt", headers(&[("host", HOST)]), b"").headers;
+        let mut request = http::Request::builder().method("GET").uri("/bkt").body(Body::empty()).unwrap();
+        *request.headers_mut() = head;
+        let gateway = world.gateway.clone();
+        async move { holdfast_gateway_s3::server::handle(&gateway, request).await }
+    };
+    // A reply that is made takes its own length: many that nobody reads yet fit, but not any number.
+    let mut unread = Vec::new();
+    loop {
+        let started = Instant::now();
+        let reply = list().await;
+        if reply.status() == 503 {
+            assert_eq!(started.elapsed().as_secs(), 30);
+            break;
+        }
+        assert_eq!(reply.status(), 200);
+        unread.push(reply);
+        assert!(unread.len() < 100);
+    }
+    assert!(unread.len() > 10);
+    unread.clear();
+    assert_eq!(list().await.status(), 200);
+}
