@@ -34,11 +34,13 @@ pub(crate) fn has_room(engine: &OwnEngine, bytes: u64) -> bool {
     live.saturating_add(bytes) < admission_limit(limit)
 }
 
-/// What is told of the store. Garbage does not count: it is cleaned as soon as its room is needed.
+/// What is told of the store. Garbage does not count: it is cleaned as soon as its room is needed. The index does: rows
+/// are nowhere else, and its files share a file system with the device file, as a rule.
 pub(crate) fn usage(engine: &OwnEngine) -> StoreUsage {
     let usage = engine.usage();
     let room = u128::from(admission_limit(usage.live_bytes_limit)).max(1);
-    let used = u128::from(usage.live_bytes) * u128::from(usage.total_bytes) / room;
+    let held = u128::from(usage.live_bytes) + u128::from(usage.index_bytes);
+    let used = held * u128::from(usage.total_bytes) / room;
     StoreUsage {
         total_bytes: usage.total_bytes,
         used_bytes: u64::try_from(used).unwrap_or(u64::MAX).min(usage.total_bytes),

@@ -293,6 +293,12 @@ impl Pg {
     }
 
     fn try_request(&mut self, key: &ObjectKey, queued: Queued, step: &mut Step<'_>) -> Tried {
+        let (client, incarnation) = (queued.request.id.client, queued.request.id.incarnation);
+        if self.map.is_blocklisted(client, incarnation) {
+            // It may have been fenced while it waited.
+            self.refuse(&queued, RefusedReason::Blocklisted, step);
+            return Tried::Done;
+        }
         let writes = queued.request.is_write();
         let missing = self.holding.missing.contains(key);
         let min_size = self.interval.min_size as usize;
