@@ -138,6 +138,33 @@ async fn more_ops_than_the_budget_wait_for_their_turn() {
 }
 
 #[tokio::test]
+async fn a_placement_group_that_does_not_answer_leaves_the_budget_to_the_others() {
+    let mut cluster = Cluster::start().await;
+    let config = ClientConfig { bytes_in_flight_max: 64 << 20, ..cluster.config() };
+    let pool = Client::connect(config).await.unwrap().pool(POOL).await.unwrap();
+    let stuck = cluster.acting(&name("o"))[0];
+    // The stuck group's primary hears four stripes and answers none; many more want to follow.
+    cluster.osds[stuck].react((0..4).map(|_| Reaction::Ignore));
+    let stripe = Bytes::from(vec![7; 4 << 20]);
+    let writes: Vec<_> = (0..24)
+        .map(|_| {
+            let (pool, stripe) = (pool.clone(), stripe.clone());
+            tokio::spawn(async move { pool.write_full(&name("o"), stripe).await })
+        })
+        .collect();
+    for _ in 0..4 {
+        cluster.osds[stuck].request().await;
+    }
+    let other = (0..1000).map(|number| name(&format!("other-{number}")));
+    let other = other.into_iter().find(|object| cluster.acting(object)[0] != stuck).unwrap();
+    let at_once = OpOptions { timeout: Some(Duration::from_secs(10)), ..OpOptions::default() };
+    let write = vec![ObjectOp::WriteFull { data: holdfast_wire::Blob(stripe) }];
+    within(pool.operate_with(&other, write, at_once)).await.unwrap();
+    assert!(writes.iter().all(|write| !write.is_finished()));
+    writes.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
 async fn a_request_larger_than_a_message_is_refused_at_once() {
     let cluster = Cluster::start().await;
     let pool = cluster.pool().await;
