@@ -49,7 +49,8 @@ impl Answered {
 
     /// Remembers the answer of a request.
     pub(crate) fn put(&mut self, id: RequestId, reply: MonReply) {
-        if minicbor::len(&reply) > REPLY_BYTES_MAX && matches!(reply, MonReply::Failed(_)) {
+        let refusal = matches!(reply, MonReply::Failed(_));
+        if refusal && minicbor::to_vec(&reply).is_ok_and(|bytes| bytes.len() > REPLY_BYTES_MAX) {
             return;
         }
         self.clock += 1;
