@@ -617,7 +617,8 @@ pub struct StoreUsage {
     /// Capacity in bytes.
     #[n(0)]
     pub total_bytes: u64,
-    /// In use, garbage that is not yet cleaned included.
+    /// In use, in terms of the capacity: all of it when writes are refused for want of room. Garbage that is not yet
+    /// cleaned does not count.
     #[n(1)]
     pub used_bytes: u64,
     /// Payload that is referred to.
@@ -650,6 +651,9 @@ pub struct OsdReport {
     /// Of these, repaired from a peer.
     #[n(6)]
     pub repaired: u64,
+    /// Copies of placement groups that could not be used any more and were given up since boot: they are filled anew.
+    #[n(7)]
+    pub copies_lost: Option<u64>,
 }
 
 /// How bad.

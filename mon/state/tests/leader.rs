@@ -125,6 +125,7 @@ impl World {
             pgs: pgs.collect(),
             checksum_errors: 0,
             repaired: 0,
+            copies_lost: None,
         };
         self.leader.on_report(self.now, &map, report)
     }
@@ -329,6 +330,7 @@ fn a_new_leader_asks_for_all_placement_groups() {
         pgs: Vec::new(),
         checksum_errors: 0,
         repaired: 0,
+        copies_lost: None,
     };
     let answer = world.leader.on_report(world.now, &map, nothing_new.clone());
     assert!(matches!(answer, Err(MonError::Stale { .. })));
@@ -342,6 +344,7 @@ fn a_new_leader_asks_for_all_placement_groups() {
         pgs: Vec::new(),
         checksum_errors: 0,
         repaired: 0,
+        copies_lost: None,
     };
     assert!(matches!(world.leader.on_report(world.now, &map, dead), Err(MonError::Stale { .. })));
 }
@@ -410,6 +413,7 @@ fn a_full_disk_sets_the_flag_and_room_clears_it_without_flicker() {
             pgs: Vec::new(),
             checksum_errors: 0,
             repaired: 0,
+            copies_lost: None,
         };
         let _ = world.leader.on_report(world.now, &map, report);
         for change in world.proposals() {

@@ -136,6 +136,13 @@ pub(crate) struct PriorSet {
     pub blocked_by: BTreeSet<OsdId>,
 }
 
+/// The intervals of which a primary must hear: writes may have been acknowledged in them, and no later activation has
+/// superseded them.
+pub(crate) fn needed(history: &PgHistory) -> impl Iterator<Item = &PastInterval> {
+    let started = history.last_epoch_started;
+    history.past.iter().filter(move |past| past.maybe_rw && past.last >= started)
+}
+
 /// Computes the prior set. An OSD that is in no map any more was removed by an operator: that is the explicit "lost".
 /// One whose disk was formatted since is asked, but what it had is not heard by that: it blocks until it is removed.
 pub(crate) fn prior_set(history: &PgHistory, interval: &Interval, map: &ClusterMap, whoami: OsdId) -> PriorSet {
@@ -144,10 +151,7 @@ pub(crate) fn prior_set(history: &PgHistory, interval: &Interval, map: &ClusterM
     if !is_known(history) {
         return ask_everyone(prior, history, map, whoami);
     }
-    for past in &history.past {
-        if !past.maybe_rw || past.last < history.last_epoch_started {
-            continue;
-        }
+    for past in needed(history) {
         let live = || past.acting.iter().filter(|osd| map.is_up(**osd));
         if !live().any(|osd| map.has_disk_of(*osd, past.first)) {
             prior.blocked_by.extend(past.acting.iter().filter(|osd| map.osds.contains_key(osd)));

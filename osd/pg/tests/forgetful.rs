@@ -133,7 +133,9 @@ impl World {
                         self.nodes.get_mut(&osd).unwrap().disk.apply(&ops);
                         inputs.push_back(Input::Durable(txn));
                     }
-                    Output::Send { to, message } => self.mail.push_back((osd, to, message)),
+                    Output::Send { to, message } => {
+                        self.mail.push_back((osd, to, std::sync::Arc::unwrap_or_clone(message)))
+                    }
                     Output::Reply { reply, .. } => self.replies.push(reply),
                     Output::Reserve(slot) => inputs.push_back(Input::Reserved(slot)),
                     wish @ (Output::AskUpThru { .. } | Output::AskPgTemp { .. }) => self.wishes.push((osd, wish)),
@@ -208,7 +210,8 @@ impl World {
         let id = RequestId { client: ClientId(1), incarnation: Incarnation(1), tid: self.tid };
         let object = ObjectName::new("object".to_owned()).unwrap();
         let epoch = self.newest().epoch;
-        let request = ClientRequest { id, epoch, pg: PG, object, ops, lowest_outstanding_tid: self.tid };
+        let request =
+            ClientRequest { id, epoch, pg: PG, object, ops, lowest_outstanding_tid: self.tid, frees_space: None };
         let primary = members(&self.newest()).acting[0];
         self.step(primary, Input::Client { reply_to: ReplyTo(0), request });
         self.settle();

@@ -1,6 +1,5 @@
 //! A cluster made of fakes: a monitor that serves the maps it is given, OSDs that keep objects in memory. The network
 //! between them and the client is the real one.
-#![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
