@@ -140,9 +140,9 @@ impl BodyReader<'_> {
                 while let Some(piece) = self.next().await? {
                     document.add(&piece, bytes_max)?;
                 }
-                Ok(())
+                S3Result::Ok(())
             };
-            tokio::time::timeout(in_time, rest).await.unwrap_or_else(|_| Err(Code::RequestTimeout.into()))?;
+            tokio::time::timeout(in_time, rest).await.map_err(|_| Code::RequestTimeout)??;
         }
         let mut hasher = Hasher::new(&expected);
         hasher.update(&document.bytes);
