@@ -5,11 +5,11 @@
 //! ([`STRIPE_FILL_MAX`]) keeps it only while nobody waits for memory: otherwise what is there is stored as a part of the
 //! stripe, and the client gets pieces of the size that it can fill.
 //!
-//! [`receive`] reads a source to its end. Up to [`INLINE_BYTES_MAX`] the bytes are returned, to be put in a row. Above, they
+//! [`receive`] reads a source to its end. Few bytes are returned, to be put in a row. More of them
 //! go to a fresh blob, stripe by stripe, while an *intent* row (a [`GcRow`] with `intent`) says that the blob is being
 //! written. The intent is durable before the first stripe is sent, so no crash leaves a blob that nobody knows. The commit
-//! must remove the intent row under the condition that it is unchanged: the collector takes an old intent away first and
-//! deletes stripes afterwards, so either the commit or the collector wins, never both.
+//! must remove the intent row under the condition that it is unchanged: the collector, and whoever gives a blob up, takes
+//! the intent away first and deletes stripes afterwards, so either the commit or the deletion wins, never both.
 //!
 //! # Reading
 //! [`Download`] fetches piece by piece with a little read-ahead.
@@ -34,6 +34,8 @@ use crate::row::{BlobRef, GcRow, PartRef, Row as _, row_key, space, unique_id};
 
 /// Largest object that lives in a row.
 pub const INLINE_BYTES_MAX: u64 = 16 * 1024;
+/// Largest part that lives in a row: all parts of a key are in one group of at most 32 MiB, and there may be 10,000.
+pub const PART_INLINE_BYTES_MAX: u64 = 1024;
 /// Bytes of a stripe: one object of the pool.
 pub const STRIPE_BYTES: u32 = 4 * 1024 * 1024;
 /// Stripes of one upload that are being stored while the next is received.
@@ -45,12 +47,12 @@ const WANTED_EVERY: Duration = Duration::from_secs(1);
 /// Smallest buffer of an upload.
 const BUFFER_BYTES_MIN: usize = 64 * 1024;
 /// Bytes fetched at once for a download, and when memory is tight.
-const PIECE_BYTES: u64 = 2 * 1024 * 1024;
+const PIECE_BYTES: u64 = 1024 * 1024;
 const PIECE_BYTES_TIGHT: u64 = 256 * 1024;
 /// A download that gets no memory for this long lives on the reserve.
 const RESERVE_AFTER: Duration = Duration::from_secs(1);
-/// Pieces fetched ahead of the one being sent.
-const READ_AHEAD: usize = 1;
+/// Pieces fetched ahead of the one being sent: with it, a stripe.
+const READ_AHEAD: usize = 3;
 
 /// The row that protects a blob while it is written.
 #[derive(Debug, Clone)]
@@ -92,17 +94,18 @@ impl Stored {
     }
 }
 
-/// Reads `source`, which must give exactly `length` bytes, into storage, and verifies it.
+/// Reads `source`, which must give exactly `length` bytes, into storage, and verifies it. Up to `inline_max` bytes are kept
+/// in memory.
 pub(crate) async fn receive(
     gateway: &Arc<Gateway>,
     table: TableId,
     route: &[u8],
     source: &mut impl Source,
-    length: u64,
+    (length, inline_max): (u64, u64),
     expected: &Expectations,
 ) -> S3Result<(Stored, Digests)> {
     let mut pipe = HashPipe::new(expected);
-    if length <= INLINE_BYTES_MAX {
+    if length <= inline_max {
         let mut data = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
         while let Some(piece) = source.next().await? {
             if (data.len() + piece.len()) as u64 > length {
@@ -139,17 +142,49 @@ pub(crate) async fn receive(
     }
 }
 
-/// Deletes the blob of a commit that certainly did not happen. All its stripes are known to be written.
+/// Gives up a blob whose commit failed. All its stripes are known to be written.
+///
+/// Safe whatever became of the commit: as the collector does, it takes the intent away before it deletes anything, so
+/// the blob of a commit that did happen stays, and one that is still on its way fails.
 pub(crate) async fn abandon(gateway: &Gateway, table: TableId, route: &[u8], stored: &Stored) {
     if let Stored::Blob(blob, intent) = stored {
         abandon_intent(gateway, table, route, *blob, intent).await;
     }
 }
 
-/// The intent row goes only when the stripes are gone; what fails here the collector does later.
+/// What fails here the collector does later.
 async fn abandon_intent(gateway: &Gateway, table: TableId, route: &[u8], blob: BlobRef, intent: &Intent) {
+    let since_ms = gateway.clock.now_ms();
+    let Ok(Some(garbage)) = condemn(gateway, table, route, &intent.key, &intent.value, vec![blob], since_ms).await
+    else {
+        return;
+    };
     if gateway.backend.blobs.delete(blob.id, blob.stripes()).await.is_ok() {
-        let _ = gateway.backend.tables.batch(table, route, vec![], vec![intent.removal()]).await;
+        let (key, value) = garbage;
+        let unchanged = vec![Condition::Equals(key.clone(), value)];
+        let _ = gateway.backend.tables.batch(table, route, unchanged, vec![Mutation::Delete(key)]).await;
+    }
+}
+
+/// Turns an intent into plain garbage: from then on the write that it belongs to cannot commit. `None`: the intent is not
+/// what it was. The new row has another key, because a full cluster takes only what deletes something.
+pub(crate) async fn condemn(
+    gateway: &Gateway,
+    table: TableId,
+    route: &[u8],
+    intent: &RowKey,
+    seen: &Bytes,
+    blobs: Vec<BlobRef>,
+    since_ms: u64,
+) -> Result<Option<(RowKey, Bytes)>, BackendError> {
+    let key = row_key(space::GC, route, &unique_id());
+    let value = GcRow { blobs, since_ms, intent: false }.to_bytes();
+    let unchanged = vec![Condition::Equals(intent.clone(), seen.clone())];
+    let changes = vec![Mutation::Delete(intent.clone()), Mutation::Put(key.clone(), value.clone())];
+    match gateway.backend.tables.batch(table, route, unchanged, changes).await {
+        Ok(()) => Ok(Some((key, value))),
+        Err(BatchError::ConditionFailed { .. }) => Ok(None),
+        Err(BatchError::Backend(error)) => Err(error),
     }
 }
 
@@ -192,8 +227,11 @@ impl Writer {
         let intent = Intent { key: key.clone(), value: value.clone(), written_ms, blob };
         let (tables, owned_route) = (gateway.backend.tables.clone(), route.to_vec());
         let write = tokio::spawn(async move {
-            let put = vec![Mutation::Put(key.clone(), value)];
-            tables.batch(table, &owned_route, vec![Condition::Absent(key)], put).await
+            let put = vec![Mutation::Put(key.clone(), value.clone())];
+            match tables.batch(table, &owned_route, vec![Condition::Absent(key)], put).await {
+                Err(error) if !error.shows(&value) => Err(error),
+                Ok(()) | Err(_) => Ok(()),
+            }
         });
         Ok(Writer {
             gateway: gateway.clone(),
@@ -309,7 +347,10 @@ impl Writer {
             let value = GcRow { blobs: vec![self.blob], since_ms: now_ms, intent: true }.to_bytes();
             let put = vec![Mutation::Put(self.intent.key.clone(), value.clone())];
             let unchanged = vec![self.intent.condition()];
-            self.gateway.backend.tables.batch(self.table, &self.route, unchanged, put).await?;
+            match self.gateway.backend.tables.batch(self.table, &self.route, unchanged, put).await {
+                Err(error) if !error.shows(&value) => return Err(error.into()),
+                Ok(()) | Err(_) => {}
+            }
             self.intent = Intent { value, written_ms: now_ms, ..self.intent.clone() };
         }
         Ok(())
@@ -365,7 +406,7 @@ pub(crate) enum Segment {
 
 impl Segment {
     /// The part of a blob or inline value that lies in `range`; `None` if it is empty.
-    pub fn cut(data: &crate::row::PartData, range: ByteRange) -> Option<Segment> {
+    pub fn cut(data: crate::row::PartData, range: ByteRange) -> Option<Segment> {
         let size = data.size();
         let end = range.start.saturating_add(range.length).min(size);
         if range.start >= end {
@@ -374,10 +415,10 @@ impl Segment {
         match data {
             crate::row::PartData::Inline(bytes) => {
                 let (start, end) = (usize::try_from(range.start).ok()?, usize::try_from(end).ok()?);
-                Some(Segment::Inline(Bytes::copy_from_slice(bytes.get(start..end)?)))
+                (end <= bytes.len()).then(|| Segment::Inline(Bytes::from(bytes).slice(start..end)))
             }
             crate::row::PartData::Blob(blob) => {
-                Some(Segment::Blob { blob: *blob, range: ByteRange { start: range.start, length: end - range.start } })
+                Some(Segment::Blob { blob, range: ByteRange { start: range.start, length: end - range.start } })
             }
         }
     }
@@ -392,7 +433,7 @@ impl Segment {
             if at < end && at.saturating_add(size) > range.start {
                 let start = range.start.saturating_sub(at);
                 let length = (end - at).min(size) - start;
-                segments.extend(Segment::cut(&part.data, ByteRange { start, length }));
+                segments.extend(Segment::cut(part.data.clone(), ByteRange { start, length }));
             }
             at = at.saturating_add(size);
         }
@@ -400,9 +441,15 @@ impl Segment {
     }
 }
 
-struct Fetch(JoinHandle<S3Result<Bytes>>);
+/// A piece on its way to the one who sends it.
+enum Fetch {
+    Here(Bytes),
+    Task(AbortOnDrop),
+}
 
-impl Drop for Fetch {
+struct AbortOnDrop(JoinHandle<S3Result<Bytes>>);
+
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -485,23 +532,26 @@ impl Download {
     }
 
     fn fetch(&mut self, segment: Segment, permit: Option<Permit>) {
-        let gateway = self.gateway.clone();
-        self.fetches.push_back(Fetch(tokio::spawn(async move {
-            let (blob, range) = match segment {
-                Segment::Inline(bytes) => return Ok(bytes),
-                Segment::Blob { blob, range } => (blob, range),
-            };
+        let (blob, range) = match segment {
+            Segment::Inline(bytes) => return self.fetches.push_back(Fetch::Here(bytes)),
+            Segment::Blob { blob, range } => (blob, range),
+        };
+        let blobs = self.gateway.backend.blobs.clone();
+        self.fetches.push_back(Fetch::Task(AbortOnDrop(tokio::spawn(async move {
             let broken = |_| S3Error::from(Code::InternalError);
             let stripe_bytes = u64::from(blob.stripe_bytes.max(1));
             let stripe = u32::try_from(range.start / stripe_bytes).map_err(broken)?;
             let offset = u32::try_from(range.start % stripe_bytes).map_err(broken)?;
             let wanted = u32::try_from(range.length).map_err(broken)?;
-            let data = gateway.backend.blobs.get(blob.id, stripe, offset, wanted).await?;
+            let data = blobs.get(blob.id, stripe, offset, wanted).await?;
             if data.len() as u64 != range.length {
                 return Err(BackendError::NoStripe { blob: blob.id, stripe }.into());
             }
-            Ok(permit.map_or(data.clone(), |permit| permit.hold(data)))
-        })));
+            Ok(match permit {
+                Some(permit) => permit.hold(data),
+                None => data,
+            })
+        }))));
     }
 }
 
@@ -515,7 +565,12 @@ impl Source for Download {
             self.start().await?;
         }
         while self.fetches.len() <= READ_AHEAD && self.start_ahead()? {}
-        let Some(mut fetch) = self.fetches.pop_front() else { return Ok(None) };
-        (&mut fetch.0).await.map_err(|_| S3Error::from(Code::InternalError))?.map(Some)
+        match self.fetches.pop_front() {
+            None => Ok(None),
+            Some(Fetch::Here(bytes)) => Ok(Some(bytes)),
+            Some(Fetch::Task(mut task)) => {
+                (&mut task.0).await.map_err(|_| S3Error::from(Code::InternalError))?.map(Some)
+            }
+        }
     }
 }

@@ -262,7 +262,7 @@ async fn answer(
             let Some(bucket) = bucket else { return Err(error) };
             gateway.forget_bucket(&bucket);
             match gateway.bucket_fresh(&bucket).await? {
-                None => Err(error.detail("BucketName", bucket)),
+                None => Err(crate::error::S3Error::from(Code::NoSuchBucket).detail("BucketName", bucket)),
                 Some(_) => Err(Code::SlowDown.into()),
             }
         }

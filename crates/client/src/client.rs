@@ -32,6 +32,9 @@ pub struct OpOptions {
     pub timeout: Option<Duration>,
     /// Follows the op through all daemons; 0: none.
     pub trace_id: u64,
+    /// Whether this serves to free space, and is to be let in on a full cluster: it brings no bytes of objects, and few
+    /// of rows.
+    pub frees_space: bool,
 }
 
 /// A client of one cluster; clones share it. When the last one is dropped, its connections end.
@@ -194,7 +197,8 @@ impl Shared {
             .await
             .map_err(|_| OperateError::Timeout { after: timeout, last_cause: Cause::NotSent })?;
         let outstanding = Outstanding { session: &self.session, id: self.session.lock().begin() };
-        let op = Op::new(outstanding.id, pool, object.clone(), ops, started, started + timeout);
+        let op = Op::new(outstanding.id, pool, object.clone(), ops, started, started + timeout)
+            .freeing_space(options.frees_space);
         let mut performed = pin!(self.perform(op, options.trace_id));
         tokio::select! {
             biased;

@@ -130,14 +130,17 @@ pub(crate) async fn create(call: &Arc<Call>, body: &mut Body) -> S3Result<Respon
     let put = vec![Mutation::Put(key.clone(), row.to_bytes())];
     let mut changes = put.clone();
     let mut condition = Condition::Absent(key.clone());
+    let made = || {
+        gateway.forget_bucket(name);
+        let mut response = empty(StatusCode::OK);
+        set(response.headers_mut(), "location", &format!("/{name}"));
+        Ok(response)
+    };
     for _ in 0..4 {
         match gateway.backend.tables.batch(GLOBAL_TABLE, &route, vec![condition], changes).await {
-            Ok(()) => {
-                gateway.forget_bucket(name);
-                let mut response = empty(StatusCode::OK);
-                set(response.headers_mut(), "location", &format!("/{name}"));
-                return Ok(response);
-            }
+            Ok(()) => return made(),
+            // It is our own: the batch was executed, its answer lost, and the batch repeated.
+            Err(error) if error.shows(&row.to_bytes()) => return made(),
             Err(BatchError::ConditionFailed { current: Some(current), .. }) => {
                 let there = BucketRow::from_bytes(&current)?;
                 if table_exists(gateway, there.table).await? {
@@ -217,7 +220,7 @@ pub(crate) async fn delete(call: &Arc<Call>) -> S3Result<Response> {
         Ok(_) => {
             // Garbage stays in the dropped table, and with it uploads in progress, which do not keep a bucket from being
             // deleted. If it is not dropped, they go on. Writes in progress fail from now on; what they write is garbage.
-            let spaces = [space::OBJECTS, space::DATA];
+            let spaces = [space::OBJECTS, space::DATA, space::EXTERNAL];
             match gateway.backend.tables.drop_table_if_empty(table, &spaces).await {
                 Ok(()) => true,
                 Err(DropError::Backend(BackendError::NoTable(_))) => false,

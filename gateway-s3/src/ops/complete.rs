@@ -216,9 +216,9 @@ async fn attempt(
     ];
     also.extend(collect(gateway, &route, unused));
     let guards = vec![Condition::Equals(upload_key(&route, upload.id), upload.value.clone())];
-    let new = NewObject { row: row.clone(), payload: Some(Payload::Parts(refs)), guards, also };
-    match commit(gateway, table, key, new, &stated.condition).await? {
-        Outcome::Done => Ok(Some(row)),
+    let new = NewObject { row, payload: Payload::Parts(refs), guards, also };
+    match commit(gateway, table, key, &new, &stated.condition).await? {
+        Outcome::Done => Ok(Some(new.row)),
         Outcome::GuardFailed => Ok(None),
     }
 }

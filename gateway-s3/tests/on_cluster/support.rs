@@ -75,6 +75,7 @@ impl Cluster {
             data: dir.path().join("mon-0"),
             listen: Listen::Bound(listener),
             members: BTreeMap::from([(MonId(0), mon_address.clone())]),
+            bootstrap: true,
         };
         let mon = holdfast_mon::run(config, CancellationToken::new()).await.unwrap();
         mon.ready().await;
@@ -98,7 +99,14 @@ impl Cluster {
     }
 
     pub async fn gateway_with(&self, gateway: GatewayConfig) -> S3 {
-        let config = S3Config { gateway, ..S3Config::new(CLUSTER, vec![self.mon_address.clone()]) };
+        self.start_gateway(S3Config { gateway, ..self.gateway_config() }).await
+    }
+
+    pub fn gateway_config(&self) -> S3Config {
+        S3Config::new(CLUSTER, vec![self.mon_address.clone()])
+    }
+
+    pub async fn start_gateway(&self, config: S3Config) -> S3 {
         let handle = holdfast_gateway_s3::start(config, socket(), CancellationToken::new()).await.unwrap();
         S3 { gateway: handle.gateway().clone(), handle }
     }

@@ -4,6 +4,7 @@
 mod auth;
 mod bad_input;
 mod collector;
+mod faults;
 mod listing;
 mod multipart;
 mod objects;
