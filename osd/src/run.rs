@@ -415,12 +415,11 @@ fn share_maps(run: &Run, reply: &HeartbeatReply) {
         run.shared.wishes.want_map(reply.epoch);
     } else if reply.epoch < mine
         && let Some(increments) = maps.after(reply.epoch)
+        && let Some(share) = Outbound::new(Kind::MapShare, &MapShare { increments, full: None })
     {
-        if let Some(share) = Outbound::new(Kind::MapShare, &MapShare { increments, full: None }) {
-            let mut held = Held::default();
-            run.shared.peers.send(reply.from, &share, &mut held);
-            held.flush();
-        }
+        let mut held = Held::default();
+        run.shared.peers.send(reply.from, &share, &mut held);
+        held.flush();
     }
 }
 

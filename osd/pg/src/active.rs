@@ -704,8 +704,11 @@ impl Pg {
     /// known: then no other copy can be told to be the right one.
     pub(crate) fn mark_own_missing(&mut self, key: &ObjectKey, step: &mut Step<'_>) -> bool {
         let stored = exec::stored_version(step.store, key).unwrap_or(LogVersion::ZERO);
-        let logged = self.holding.log.newest_of(&key.name()).map(|entry| entry.version);
-        let need = logged.unwrap_or(stored);
+        let logged = self.holding.log.newest_of(&key.name());
+        if logged.is_some_and(|entry| entry.kind == EntryKind::Delete) {
+            return false; // it is gone, and nobody is to have it
+        }
+        let need = logged.map_or(stored, |entry| entry.version);
         if need == LogVersion::ZERO {
             return false;
         }

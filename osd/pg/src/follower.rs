@@ -363,11 +363,19 @@ impl Pg {
 
     /// An object that should be here in this version cannot be sent: it counts as missing from now on, or the copy that
     /// the primary sends for it would be taken for one that is not needed (R3).
+    ///
+    /// Only when it is certain that it should be here: a question may come late, when the object has long been written
+    /// anew or deleted, and the log does not tell of it any more.
     fn lack_what_was_asked(&mut self, key: &ObjectKey, version: LogVersion, step: &mut Step<'_>) {
         let holding = &self.holding;
-        let newest = holding.log.newest_of(&key.name()).map_or(version, |entry| entry.version);
-        let follows = holding.last_backfill.covers(key.as_bytes()) && version <= holding.log.head();
-        if !follows || newest != version || holding.missing.contains(key) {
+        let newest = holding.log.newest_of(&key.name()).map(|entry| entry.version);
+        let stored = exec::stored_version(step.store, key).unwrap_or(LogVersion::ZERO);
+        let is_newest = newest.map_or(stored == version, |newest| newest == version);
+        if version == LogVersion::ZERO
+            || !is_newest
+            || !holding.last_backfill.covers(key.as_bytes())
+            || holding.missing.contains(key)
+        {
             return;
         }
         let mut ops = Vec::new();
