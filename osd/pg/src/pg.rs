@@ -697,8 +697,6 @@ impl Pg {
     }
 
     fn on_durable(&mut self, txn: TxnId, step: &mut Step<'_>) {
-        // Of the entries that became durable together only the newest is spoken of: it stands for those before it.
-        let mut logged = None;
         while self.pending.front().is_some_and(|front| front.txn <= txn) {
             let Some(front) = self.pending.pop_front() else { break };
             for then in front.then {
@@ -707,13 +705,10 @@ impl Pg {
                     AfterDurable::Repaired => step.out.push(Output::CopyRepaired),
                     _ if front.interval != self.interval_number => {}
                     AfterDurable::Send(to, body) => self.send(to, *body, step),
-                    AfterDurable::Logged(version) => logged = logged.max(Some(version)),
+                    AfterDurable::Logged(version) => self.on_logged(version, step),
                     AfterDurable::OwnActivation => self.own_activation_durable(),
                 }
             }
-        }
-        if let Some(version) = logged {
-            self.on_logged(version, step);
         }
     }
 
