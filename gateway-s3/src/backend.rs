@@ -242,6 +242,10 @@ pub trait Blobs: Send + Sync + 'static {
     /// Writes one stripe durably. Writing the same bytes again is a success.
     async fn put_stripe(&self, blob: BlobId, stripe: u32, data: Bytes) -> Result<(), BackendError>;
 
+    /// Writes a part of one stripe durably; what is not written of it yet is undefined. Writing the same bytes again is a
+    /// success.
+    async fn put_range(&self, blob: BlobId, stripe: u32, offset: u32, data: Bytes) -> Result<(), BackendError>;
+
     /// Reads `length` bytes at `offset` of one stripe; exactly that many or an error.
     async fn get(&self, blob: BlobId, stripe: u32, offset: u32, length: u32) -> Result<Bytes, BackendError>;
 

@@ -1,6 +1,10 @@
 //! Object data into and out of storage, in bounded memory.
 //!
 //! # Writing
+//! Memory for a stripe is taken when its first bytes are there. A client that does not fill it soon
+//! ([`STRIPE_FILL_MAX`]) keeps it only while nobody waits for memory: otherwise what is there is stored as a part of the
+//! stripe, and the client gets pieces of the size that it can fill.
+//!
 //! [`receive`] reads a source to its end. Few bytes are returned, to be put in a row. More of them
 //! go to a fresh blob, stripe by stripe, while an *intent* row (a [`GcRow`] with `intent`) says that the blob is being
 //! written. The intent is durable before the first stripe is sent, so no crash leaves a blob that nobody knows. The commit
@@ -11,14 +15,17 @@
 //! [`Download`] fetches piece by piece with a little read-ahead.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures::FutureExt as _;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::backend::{BackendError, BatchError, BlobId, Condition, Mutation, RowKey, TableId};
 use crate::body::Source;
+use crate::budget::{Permit, RESERVED_BYTES};
 use crate::checksum::{Digests, Expectations, HashPipe};
 use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::Gateway;
@@ -33,11 +40,19 @@ pub const PART_INLINE_BYTES_MAX: u64 = 1024;
 pub const STRIPE_BYTES: u32 = 4 * 1024 * 1024;
 /// Stripes of one upload that are being stored while the next is received.
 const STRIPES_IN_FLIGHT_MAX: usize = 2;
+/// How long an upload may take to fill its buffer while others wait for memory.
+const STRIPE_FILL_MAX: Duration = Duration::from_secs(5);
+/// How often it is looked whether others wait, from then on.
+const WANTED_EVERY: Duration = Duration::from_secs(1);
+/// Smallest buffer of an upload.
+const BUFFER_BYTES_MIN: usize = 64 * 1024;
 /// Bytes fetched at once for a download, and when memory is tight.
 const PIECE_BYTES: u64 = 1024 * 1024;
 const PIECE_BYTES_TIGHT: u64 = 256 * 1024;
-/// Pieces of one download that are fetched or wait to be sent, the one being sent included: a stripe.
-const PIECES_IN_FLIGHT_MAX: usize = 4;
+/// A download that gets no memory for this long lives on the reserve.
+const RESERVE_AFTER: Duration = Duration::from_secs(1);
+/// Pieces fetched ahead of the one being sent: with it, a stripe.
+const READ_AHEAD: usize = 3;
 
 /// The row that protects a blob while it is written.
 #[derive(Debug, Clone)]
@@ -173,6 +188,16 @@ pub(crate) async fn condemn(
     }
 }
 
+/// A buffer being filled.
+struct Filling {
+    permit: Permit,
+    data: BytesMut,
+    /// When it is full.
+    bytes: usize,
+    /// Until when it may be kept though others wait.
+    until: Instant,
+}
+
 struct Writer {
     gateway: Arc<Gateway>,
     table: TableId,
@@ -183,6 +208,11 @@ struct Writer {
     intent_write: Option<JoinHandle<Result<(), BatchError>>>,
     in_flight: JoinSet<Result<(), BackendError>>,
     stripe: u32,
+    /// Bytes of that stripe that were sent.
+    offset: u32,
+    filling: Option<Filling>,
+    /// Size of the next buffer.
+    buffer_bytes: usize,
     /// A stripe may still be written later on: deleting the blob now could leave that stripe behind.
     uncertain: bool,
 }
@@ -212,27 +242,42 @@ impl Writer {
             intent_write: Some(write),
             in_flight: JoinSet::new(),
             stripe: 0,
+            offset: 0,
+            filling: None,
+            buffer_bytes: STRIPE_BYTES as usize,
             uncertain: false,
         })
     }
 
     async fn fill(&mut self, source: &mut impl Source, pipe: &mut HashPipe, length: u64) -> S3Result<()> {
-        let mut left = length;
+        let mut left = usize::try_from(length).map_err(|_| Code::EntityTooLarge)?;
         let mut piece = Bytes::new();
         while left > 0 {
-            let want = left.min(u64::from(STRIPE_BYTES));
-            let want_bytes = usize::try_from(want).unwrap_or(STRIPE_BYTES as usize);
-            let permit = self.gateway.receive_budget.acquire(want_bytes).await?;
-            let mut buffer = BytesMut::with_capacity(want_bytes);
-            while buffer.len() < want_bytes {
-                if piece.is_empty() {
-                    piece = source.next().await?.ok_or(Code::IncompleteBody)?;
-                }
-                let take = piece.len().min(want_bytes - buffer.len());
-                buffer.extend_from_slice(&piece.split_to(take));
+            if piece.is_empty() {
+                piece = self.next(source, pipe).await?;
             }
-            self.send(permit.hold_buffer(buffer), pipe).await?;
-            left -= want;
+            let mut filling = match self.filling.take() {
+                Some(filling) => filling,
+                None => {
+                    let bytes = left.min((STRIPE_BYTES - self.offset) as usize).min(self.buffer_bytes);
+                    let permit = self.gateway.receive_budget.acquire(bytes).await?;
+                    let until = Instant::now() + STRIPE_FILL_MAX;
+                    Filling { permit, data: BytesMut::with_capacity(bytes), bytes, until }
+                }
+            };
+            let take = piece.len().min(filling.bytes - filling.data.len());
+            filling.data.extend_from_slice(&piece.split_to(take));
+            left -= take;
+            let full = filling.data.len() == filling.bytes;
+            // Four times as much would have been filled in time, too.
+            let quick = filling.until.saturating_duration_since(Instant::now()) >= STRIPE_FILL_MAX * 3 / 4;
+            self.filling = Some(filling);
+            if full {
+                if quick {
+                    self.buffer_bytes = (self.buffer_bytes * 4).min(STRIPE_BYTES as usize);
+                }
+                self.store(pipe).await?;
+            }
         }
         // The source's own end: trailers, signatures, and that there is no byte more.
         if !piece.is_empty() || source.next().await?.is_some() {
@@ -241,15 +286,54 @@ impl Writer {
         Ok(())
     }
 
-    async fn send(&mut self, stripe: Bytes, pipe: &mut HashPipe) -> S3Result<()> {
+    /// The next bytes of the source. While they do not come, others may get the memory.
+    async fn next(&mut self, source: &mut impl Source, pipe: &mut HashPipe) -> S3Result<Bytes> {
+        let mut next = pin!(source.next());
+        loop {
+            let Some(filling) = &mut self.filling else {
+                return next.await?.ok_or_else(|| Code::IncompleteBody.into());
+            };
+            tokio::select! {
+                biased;
+                piece = &mut next => return piece?.ok_or_else(|| Code::IncompleteBody.into()),
+                () = sleep_until(filling.until) => {}
+            }
+            if self.gateway.receive_budget.is_wanted() {
+                let filled = filling.data.len();
+                self.buffer_bytes = filled.next_multiple_of(BUFFER_BYTES_MIN).max(BUFFER_BYTES_MIN);
+                filling.permit.shrink(filled);
+                filling.data = BytesMut::from(filling.data.as_ref());
+                self.store(pipe).await?;
+            } else {
+                filling.until = Instant::now() + WANTED_EVERY;
+            }
+        }
+    }
+
+    /// Stores the buffer.
+    async fn store(&mut self, pipe: &mut HashPipe) -> S3Result<()> {
+        let Some(filling) = self.filling.take() else { return Ok(()) };
         self.protect().await?;
-        pipe.push(stripe.clone()).await?;
+        let data = filling.permit.hold_buffer(filling.data);
+        pipe.push(data.clone()).await?;
         while self.in_flight.len() >= STRIPES_IN_FLIGHT_MAX {
             self.one_done().await?;
         }
-        let (blobs, id, index) = (self.gateway.backend.blobs.clone(), self.blob.id, self.stripe);
-        self.in_flight.spawn(async move { blobs.put_stripe(id, index, stripe).await });
-        self.stripe += 1;
+        let (blobs, id, stripe, offset) = (self.gateway.backend.blobs.clone(), self.blob.id, self.stripe, self.offset);
+        let stripe_bytes = self.blob.bytes - u64::from(stripe) * u64::from(STRIPE_BYTES);
+        let stripe_bytes = u32::try_from(stripe_bytes).unwrap_or(u32::MAX).min(STRIPE_BYTES);
+        let whole = data.len() as u64 == u64::from(stripe_bytes);
+        self.offset += u32::try_from(data.len()).map_err(|_| Code::InternalError)?;
+        if self.offset >= stripe_bytes {
+            (self.stripe, self.offset) = (self.stripe + 1, 0);
+        }
+        self.in_flight.spawn(async move {
+            if whole {
+                blobs.put_stripe(id, stripe, data).await
+            } else {
+                blobs.put_range(id, stripe, offset, data).await
+            }
+        });
         Ok(())
     }
 
@@ -294,6 +378,7 @@ impl Writer {
     }
 
     async fn give_up(mut self) {
+        self.filling = None;
         while !self.in_flight.is_empty() {
             let _ = self.one_done().await;
         }
@@ -304,7 +389,8 @@ impl Writer {
             return; // the intent stays: the collector deletes the blob when nothing can be on its way any more
         }
         // What was never sent needs no deletion.
-        self.intent.blob.bytes = self.intent.blob.bytes.min(u64::from(self.stripe) * u64::from(STRIPE_BYTES));
+        let begun = u64::from(self.stripe) + u64::from(self.offset > 0);
+        self.intent.blob.bytes = self.intent.blob.bytes.min(begun * u64::from(STRIPE_BYTES));
         abandon_intent(&self.gateway, self.table, &self.route, self.intent.blob, &self.intent).await;
     }
 }
@@ -355,12 +441,7 @@ impl Segment {
     }
 }
 
-/// Something to send.
-enum Piece {
-    Here(Bytes),
-    There { blob: BlobId, stripe: u64, offset: u64, length: u64 },
-}
-
+/// A piece on its way to the one who sends it.
 enum Fetch {
     Here(Bytes),
     Task(AbortOnDrop),
@@ -378,77 +459,112 @@ impl Drop for AbortOnDrop {
 pub(crate) struct Download {
     gateway: Arc<Gateway>,
     segments: VecDeque<Segment>,
-    /// The next piece, for which there was no memory.
-    waiting: Option<Piece>,
     fetches: VecDeque<Fetch>,
+    /// The last piece was of the reserve.
+    starved: bool,
 }
 
 impl Download {
     /// A download of some segments.
     pub fn new(gateway: &Arc<Gateway>, segments: Vec<Segment>) -> Download {
-        Download { gateway: gateway.clone(), segments: segments.into(), waiting: None, fetches: VecDeque::new() }
+        Download { gateway: gateway.clone(), segments: segments.into(), fetches: VecDeque::new(), starved: false }
     }
 
-    /// The next piece to be fetched.
-    fn next_piece(&mut self) -> Option<Piece> {
-        let (blob, range) = match self.segments.pop_front()? {
-            Segment::Inline(bytes) => return Some(Piece::Here(bytes)),
-            Segment::Blob { blob, range } => (blob, range),
-        };
+    /// Cuts off what is to be fetched next.
+    fn cut(&mut self, bytes_max: u64) -> Option<Segment> {
+        let segment = self.segments.pop_front()?;
+        let Segment::Blob { blob, range } = segment else { return Some(segment) };
         let stripe_bytes = u64::from(blob.stripe_bytes.max(1));
-        let (stripe, offset) = (range.start / stripe_bytes, range.start % stripe_bytes);
-        let piece_max = if self.gateway.send_budget.is_tight() { PIECE_BYTES_TIGHT } else { PIECE_BYTES };
-        let length = range.length.min(stripe_bytes - offset).min(piece_max);
+        let length = range.length.min(stripe_bytes - range.start % stripe_bytes).min(bytes_max);
         if length < range.length {
-            let range = ByteRange { start: range.start + length, length: range.length - length };
-            self.segments.push_front(Segment::Blob { blob, range });
+            let rest = ByteRange { start: range.start + length, length: range.length - length };
+            self.segments.push_front(Segment::Blob { blob, range: rest });
         }
-        Some(Piece::There { blob: blob.id, stripe, offset, length })
+        Some(Segment::Blob { blob, range: ByteRange { start: range.start, length } })
     }
 
-    /// Begins to fetch pieces, at most [`PIECES_IN_FLIGHT_MAX`]. Memory is waited for with nothing in hand only: whoever
-    /// held a piece and waited for another could wait for a request that does the same.
-    async fn fetch_ahead(&mut self) -> S3Result<()> {
-        while self.fetches.len() < PIECES_IN_FLIGHT_MAX {
-            let fetch = match self.waiting.take().or_else(|| self.next_piece()) {
-                None => return Ok(()),
-                Some(Piece::Here(bytes)) => Fetch::Here(bytes),
-                Some(Piece::There { blob, stripe, offset, length }) => {
-                    let too_long = || S3Error::from(Code::InternalError);
-                    let bytes = usize::try_from(length).map_err(|_| too_long())?;
-                    let permit = if self.fetches.is_empty() {
-                        self.gateway.send_budget.acquire(bytes).await?
-                    } else {
-                        match self.gateway.send_budget.acquire(bytes).now_or_never() {
-                            Some(Ok(permit)) => permit,
-                            Some(Err(_)) | None => {
-                                self.waiting = Some(Piece::There { blob, stripe, offset, length });
-                                return Ok(());
-                            }
-                        }
-                    };
-                    let stripe = u32::try_from(stripe).map_err(|_| too_long())?;
-                    let offset = u32::try_from(offset).map_err(|_| too_long())?;
-                    let wanted = u32::try_from(length).map_err(|_| too_long())?;
-                    let blobs = self.gateway.backend.blobs.clone();
-                    Fetch::Task(AbortOnDrop(tokio::spawn(async move {
-                        let data = blobs.get(blob, stripe, offset, wanted).await?;
-                        if data.len() as u64 != length {
-                            return Err(BackendError::NoStripe { blob, stripe }.into());
-                        }
-                        Ok(permit.hold(data))
-                    })))
+    fn piece_max(&self) -> u64 {
+        if self.gateway.send_budget.is_tight() { PIECE_BYTES_TIGHT } else { PIECE_BYTES }
+    }
+
+    /// Starts the fetch of the piece that is due; waits for memory.
+    async fn start(&mut self) -> S3Result<()> {
+        let Some(segment) = self.cut(self.piece_max()) else { return Ok(()) };
+        let Segment::Blob { range, .. } = &segment else {
+            self.fetch(segment, None);
+            return Ok(());
+        };
+        let (gateway, bytes) = (self.gateway.clone(), bytes_of(*range)?);
+        let patience = if self.starved { Duration::ZERO } else { RESERVE_AFTER };
+        match timeout(patience, gateway.send_budget.acquire(bytes)).await {
+            Ok(permit) => {
+                self.starved = false;
+                self.fetch(segment, Some(permit?));
+            }
+            Err(_) => {
+                self.starved = true;
+                self.segments.push_front(segment);
+                let permit = gateway.send_reserve.acquire(RESERVED_BYTES).await?;
+                if let Some(segment) = self.cut(RESERVED_BYTES as u64) {
+                    self.fetch(segment, Some(permit));
                 }
-            };
-            self.fetches.push_back(fetch);
+            }
         }
         Ok(())
     }
+
+    /// Starts the fetch of a later piece, if there is memory: pieces that nobody can send yet must not take it from those
+    /// that are due, nor wait for it.
+    fn start_ahead(&mut self) -> S3Result<bool> {
+        let Some(segment) = self.cut(self.piece_max()) else { return Ok(false) };
+        let permit = match &segment {
+            Segment::Inline(_) => None,
+            Segment::Blob { range, .. } => match self.gateway.send_budget.try_acquire(bytes_of(*range)?) {
+                Some(permit) => Some(permit),
+                None => {
+                    self.segments.push_front(segment);
+                    return Ok(false);
+                }
+            },
+        };
+        self.fetch(segment, permit);
+        Ok(true)
+    }
+
+    fn fetch(&mut self, segment: Segment, permit: Option<Permit>) {
+        let (blob, range) = match segment {
+            Segment::Inline(bytes) => return self.fetches.push_back(Fetch::Here(bytes)),
+            Segment::Blob { blob, range } => (blob, range),
+        };
+        let blobs = self.gateway.backend.blobs.clone();
+        self.fetches.push_back(Fetch::Task(AbortOnDrop(tokio::spawn(async move {
+            let broken = |_| S3Error::from(Code::InternalError);
+            let stripe_bytes = u64::from(blob.stripe_bytes.max(1));
+            let stripe = u32::try_from(range.start / stripe_bytes).map_err(broken)?;
+            let offset = u32::try_from(range.start % stripe_bytes).map_err(broken)?;
+            let wanted = u32::try_from(range.length).map_err(broken)?;
+            let data = blobs.get(blob.id, stripe, offset, wanted).await?;
+            if data.len() as u64 != range.length {
+                return Err(BackendError::NoStripe { blob: blob.id, stripe }.into());
+            }
+            Ok(match permit {
+                Some(permit) => permit.hold(data),
+                None => data,
+            })
+        }))));
+    }
+}
+
+fn bytes_of(range: ByteRange) -> S3Result<usize> {
+    usize::try_from(range.length).map_err(|_| Code::InternalError.into())
 }
 
 impl Source for Download {
     async fn next(&mut self) -> S3Result<Option<Bytes>> {
-        self.fetch_ahead().await?;
+        if self.fetches.is_empty() {
+            self.start().await?;
+        }
+        while self.fetches.len() <= READ_AHEAD && self.start_ahead()? {}
         match self.fetches.pop_front() {
             None => Ok(None),
             Some(Fetch::Here(bytes)) => Ok(Some(bytes)),

@@ -8,8 +8,8 @@
 //! 2. for plain garbage it is looked up again whether any row of the key refers to the blob (it never should);
 //! 3. the stripes are deleted, then the row. A crash between repeats the deletion.
 //!
-//! The table of a deleted bucket is dropped with its garbage rows in it and noted in the global table. When the note is old
-//! enough, all of its garbage is deleted, then the table purged, then the note.
+//! The table of a deleted bucket is dropped with its garbage rows and the parts of unfinished uploads in it and noted in the
+//! global table. When the note is old enough, all of their blobs are deleted, then the table purged, then the note.
 //!
 //! Rounds of several gateways do not disturb each other: every step may be done twice. What cannot be collected does not
 //! keep the rest from it.
@@ -161,12 +161,23 @@ async fn one_dropped_table(
 
 /// Deletes all blobs that a dropped table knows. None of them can be part of anything any more.
 async fn garbage_of_dropped(gateway: &Gateway, table: TableId, done: &mut Round) -> Result<(), BackendError> {
+    for space in [space::GC, space::PARTS] {
+        blobs_of_dropped(gateway, table, space, done).await?;
+    }
+    Ok(())
+}
+
+async fn blobs_of_dropped(gateway: &Gateway, table: TableId, space: u8, done: &mut Round) -> Result<(), BackendError> {
     let limit = ScanLimit { rows: PAGE_ROWS, bytes: 1 << 20 };
     let mut start = Vec::new();
     loop {
-        let page = gateway.backend.tables.dropped_rows(table, space::GC, start, limit).await?;
+        let page = gateway.backend.tables.dropped_rows(table, space, start, limit).await?;
         for (_, value) in page.rows {
-            for blob in GcRow::from_bytes(&value)?.blobs {
+            let blobs = match space {
+                space::PARTS => PartRow::from_bytes(&value)?.data.blob().into_iter().collect(),
+                _ => GcRow::from_bytes(&value)?.blobs,
+            };
+            for blob in blobs {
                 gateway.backend.blobs.delete(blob.id, blob.stripes()).await?;
                 done.blobs += 1;
             }

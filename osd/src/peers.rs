@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use holdfast_map::ClusterMap;
-use holdfast_net::{Endpoint, Handler, Message, Peer, PeerMode, Target};
+use holdfast_net::{Connection, Endpoint, Handler, Message, Peer, PeerMode, Prepared, Target};
 use holdfast_types::{Incarnation, OsdId};
 use holdfast_wire::frame::PeerIdentity;
 use holdfast_wire::peer::{Heartbeat, HeartbeatReply};
 use holdfast_wire::{Kind, Payload, decode, encode};
 use minicbor::Encode;
 use parking_lot::RwLock;
-use tracing::debug;
+use tracing::{debug, error};
 
 struct Entry {
     incarnation: Incarnation,
@@ -33,6 +33,49 @@ pub(crate) struct Peers {
     /// Messages that wait for a connection.
     early: Arc<AtomicUsize>,
     runtime: tokio::runtime::Handle,
+}
+
+/// A message to one peer or several, encoded once.
+pub(crate) struct Outbound {
+    kind: Kind,
+    message: Message,
+    frame: Prepared,
+}
+
+impl Outbound {
+    /// `None`: it is larger than any message may be, which its maker has to prevent.
+    pub(crate) fn new<T: Encode<Payload>>(kind: Kind, message: &T) -> Option<Outbound> {
+        let encoded = encode(message);
+        let message = Message::new(kind as u16, encoded.body, encoded.payload);
+        match message.clone().prepare() {
+            Ok(frame) => Some(Outbound { kind, message, frame }),
+            Err(error) => {
+                error!(?kind, %error, "message dropped");
+                None
+            }
+        }
+    }
+}
+
+/// Connections that hold messages back until they are flushed: what one turn of a thread has to say goes out together.
+#[derive(Default)]
+pub(crate) struct Held(Vec<Arc<Connection>>);
+
+impl Held {
+    /// This one holds something.
+    pub(crate) fn add(&mut self, connection: &Arc<Connection>) {
+        // A handful at most: the peers of a few placement groups and the clients of one turn.
+        if !self.0.iter().any(|held| Arc::ptr_eq(held, connection)) {
+            self.0.push(connection.clone());
+        }
+    }
+
+    /// Writes what they hold.
+    pub(crate) fn flush(&mut self) {
+        for connection in self.0.drain(..) {
+            connection.flush();
+        }
+    }
 }
 
 /// Messages that may wait for connections: a query for each placement group of a large daemon.
@@ -80,16 +123,18 @@ impl Peers {
 
     /// Sends one way, best effort: what a peer's queue does not take is dropped, what comes while the connection is being
     /// made waits for it, up to [`EARLY_MESSAGES_MAX`]. Such messages may overtake each other; receivers expect it.
-    pub(crate) fn send<T: Encode<Payload>>(&self, to: OsdId, kind: Kind, message: &T) {
+    ///
+    /// `held`: where messages wait for a [`Connection::flush`], which is the caller's to do.
+    pub(crate) fn send(&self, to: OsdId, outbound: &Outbound, held: &mut Held) {
+        let Outbound { kind, message, frame } = outbound;
         let Some(peer) = self.table.read().get(&to).map(|entry| entry.peer.clone()) else {
             debug!(%to, ?kind, "the peer is not up: message dropped");
             return;
         };
-        let encoded = encode(message);
-        let message = Message::new(kind as u16, encoded.body, encoded.payload);
         if let Some(connection) = peer.connected() {
-            if let Err(error) = connection.try_send(message) {
-                debug!(%to, ?kind, %error, "message dropped");
+            match connection.hold_send(frame.clone()) {
+                Ok(()) => held.add(&connection),
+                Err(error) => debug!(%to, ?kind, %error, "message dropped"),
             }
             return;
         }
@@ -98,7 +143,7 @@ impl Peers {
             debug!(%to, ?kind, "too much waits for connections: message dropped");
             return;
         }
-        let early = self.early.clone();
+        let (early, kind, message) = (self.early.clone(), *kind, message.clone());
         self.runtime.spawn(async move {
             // Both ends of a new interval connect at once; a peer that takes longer hears the repetition.
             let sent = tokio::time::timeout(EARLY_WAIT, peer.send(message)).await;

@@ -11,20 +11,23 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use holdfast_map::{ClusterMap, PgMembers};
-use holdfast_net::{Connection, Message, Permit};
+use holdfast_net::{Connection, Message, NetError, Permit};
 use holdfast_pg::{Input, Limits, Outbox, Output, Pg, ReplyTo, Slot, StoreOp, TxnId, answer_without_copy};
-use holdfast_store::Store;
-use holdfast_types::{Incarnation, OsdId, PgId, Timestamp};
+use holdfast_store::{Store, SubmitError};
+use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
+use holdfast_wire::frame::GoodbyeReason;
 use holdfast_wire::mon::PgReport;
-use holdfast_wire::peer::{Heartbeat, HeartbeatReply, PeerMessage};
+use holdfast_wire::peer::{Heartbeat, HeartbeatReply, PeerBody, PeerMessage};
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, Kind, RefusedReason, encode};
 use tokio::sync::oneshot;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
+use crate::counters::Counters;
 use crate::local::{Local, to_transaction};
 use crate::monitors::Wishes;
-use crate::peers::Peers;
+use crate::peers::{Held, Outbound, Peers};
 use crate::slots::Slots;
+use crate::space::{self, PeerSpace};
 
 /// Longest wait of the thread for its next event; it then looks for clients that went away.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
@@ -34,6 +37,8 @@ const WAITING_FOR_MAP_MAX: usize = 4096;
 const EARLY_MESSAGES_MAX: usize = 1024;
 /// Ticks in a row that one placement group may ask for "at once" before others get their turn.
 const TICKS_AT_ONCE_MAX: usize = 16;
+/// Events handled before what they have to say is sent. More would add latency and save little.
+const EVENTS_AT_ONCE_MAX: usize = 32;
 
 /// Nanoseconds on `CLOCK_BOOTTIME`: it goes on during suspend (protocol.md §2.3).
 pub(crate) fn now() -> Timestamp {
@@ -85,7 +90,7 @@ pub(crate) enum Event {
     StoreFailed { pg: PgId, txn: TxnId, detail: String },
     /// A recovery slot became free and is this placement group's.
     Reserved { pg: PgId, slot: Slot },
-    /// Are you alive?
+    /// Are you alive? Passed from shard to shard; the last one answers.
     Heartbeat { connection: Arc<Connection>, request_id: u64, heartbeat: Heartbeat, permit: Permit },
     /// What do you lead, and how is it?
     Report { reply: oneshot::Sender<Vec<PgReport>> },
@@ -136,10 +141,26 @@ pub(crate) struct Shared {
     pub(crate) wishes: Arc<Wishes>,
     pub(crate) slots: Slots,
     pub(crate) limits: Limits,
+    pub(crate) counters: Arc<Counters>,
+    /// Up to this epoch the disk has lost all that it held.
+    pub(crate) lost_before: Option<Epoch>,
+    /// Whether that was found by this process.
+    pub(crate) lost_now: bool,
     /// Told when the store failed for good: the daemon must end.
-    pub(crate) fatal: tokio::sync::mpsc::UnboundedSender<String>,
+    pub(crate) fatal: tokio::sync::mpsc::UnboundedSender<Fatal>,
+    /// Who has no room.
+    pub(crate) space: PeerSpace,
     /// Told when a report to the monitors is due.
     pub(crate) report_due: Arc<tokio::sync::Notify>,
+}
+
+/// Why a run cannot go on.
+#[derive(Debug)]
+pub(crate) enum Fatal {
+    /// The store is not to be used any more.
+    Store(String),
+    /// The store had no room for what had been let in. The next run peers anew.
+    NoSpace(String),
 }
 
 struct Pending {
@@ -162,8 +183,13 @@ pub(crate) struct Shard {
     next_reply: u64,
     waiting_for_map: Vec<ClientArrival>,
     early: Vec<(OsdId, Incarnation, PeerMessage)>,
+    /// Placement groups of which the store refused a transaction: nothing of them is done any more in this run.
+    stopped: BTreeSet<PgId>,
     looked_for_lost_clients: Timestamp,
     outbox: Outbox,
+    held: Held,
+    /// The newest durable transaction of each placement group that the present turn was told of.
+    durable: BTreeMap<PgId, TxnId>,
 }
 
 impl Shard {
@@ -179,8 +205,11 @@ impl Shard {
             next_reply: 0,
             waiting_for_map: Vec::new(),
             early: Vec::new(),
+            stopped: BTreeSet::new(),
             looked_for_lost_clients: now(),
             outbox: Outbox::default(),
+            held: Held::default(),
+            durable: BTreeMap::new(),
         }
     }
 
@@ -189,10 +218,20 @@ impl Shard {
         loop {
             self.tick_due();
             let wait = self.wake_order.first().map_or(IDLE_WAIT, |(at, _)| at.since(now()).min(IDLE_WAIT));
+            self.held.flush();
             match events.recv_timeout(wait) {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(event) => self.handle(event),
                 Err(RecvTimeoutError::Timeout) => {}
+            }
+            for event in events.try_iter().take(EVENTS_AT_ONCE_MAX) {
+                match event {
+                    Event::Stop => return self.held.flush(),
+                    event => self.handle(event),
+                }
+            }
+            for (pg, txn) in std::mem::take(&mut self.durable) {
+                self.step_pg(pg, Input::Durable(txn));
             }
             if now().since(self.looked_for_lost_clients) >= IDLE_WAIT {
                 // Nobody waits on a closed connection: its requests' memory is given back.
@@ -206,17 +245,24 @@ impl Shard {
         match event {
             Event::Map(step) => self.advance_map(&step),
             Event::Peer { from, incarnation, message, permit } => {
+                if let PeerBody::RepOpAck { full, .. } = &message.body {
+                    self.shared.space.note(from, full.unwrap_or(false));
+                }
                 self.peer(from, incarnation, message);
                 drop(permit);
             }
             Event::Client(arrival) => self.client(arrival),
-            Event::Durable { pg, txn } => self.step_pg(pg, Input::Durable(txn)),
+            // The store tells of them in order, and one says all that those before it say.
+            Event::Durable { pg, txn } => drop(self.durable.insert(pg, txn)),
             Event::StoreFailed { pg, txn, detail } => {
                 error!(osd = %self.shared.osd, %pg, %detail, "the store failed: this daemon ends, its disk needs a look");
                 self.step_pg(pg, Input::SubmitFailed(txn));
-                let _ = self.shared.fatal.send(detail);
+                let _ = self.shared.fatal.send(Fatal::Store(detail));
             }
             Event::Reserved { pg, slot } => self.reserved(pg, slot),
+            Event::Heartbeat { .. } if self.index + 1 < self.shared.shards.count() => {
+                self.shared.shards.send_to(self.index + 1, event);
+            }
             Event::Heartbeat { connection, request_id, heartbeat, permit } => {
                 let Shared { osd, incarnation, .. } = &*self.shared;
                 let reply = HeartbeatReply {
@@ -224,8 +270,9 @@ impl Shard {
                     incarnation: *incarnation,
                     epoch: self.step.map.epoch,
                     stamp: heartbeat.stamp,
+                    full: (!space::has_room(&self.shared.store, 0)).then_some(true),
                 };
-                respond(&connection, request_id, Kind::HeartbeatReply, &reply);
+                respond(&connection, request_id, Kind::HeartbeatReply, &reply, &mut self.held);
                 drop(permit);
             }
             Event::Report { reply } => {
@@ -268,8 +315,18 @@ impl Shard {
     /// Makes the placement group as of the present map, without a copy on this disk.
     fn create(&mut self, pg: PgId) {
         debug!(%pg, epoch = %self.step.map.epoch, "placement group starts on this OSD");
-        let Shared { osd, incarnation, limits, .. } = &*self.shared;
-        let made = Pg::create(pg, *osd, *incarnation, self.step.map.clone(), *limits);
+        let Shared { osd, incarnation, limits, lost_before, lost_now, .. } = &*self.shared;
+        let map = self.step.map.clone();
+        let created = map.pools.get(&pg.pool).map_or(Epoch::ZERO, |pool| pool.created);
+        let made = if lost_before.is_some_and(|before| created <= before) {
+            // It may have been here in the disk's earlier life.
+            if *lost_now {
+                self.shared.counters.copy_lost();
+            }
+            Pg::create_lost(pg, *osd, *incarnation, map, *limits, false)
+        } else {
+            Pg::create(pg, *osd, *incarnation, map, *limits)
+        };
         self.pgs.insert(pg, made);
         self.step_pg(pg, Input::Tick);
     }
@@ -291,7 +348,7 @@ impl Shard {
             let members = self.step.members_of(pg);
             if !members.up.contains(&self.shared.osd) && !members.acting.contains(&self.shared.osd) {
                 if let Some(message) = answer_without_copy(&message, self.step.map.epoch) {
-                    self.shared.peers.send(from, Kind::Peer, &message);
+                    self.send(from, Outbound::new(Kind::Peer, &message).as_ref());
                 }
                 return;
             }
@@ -325,10 +382,10 @@ impl Shard {
         self.step_pg(pg, Input::Client { reply_to: ReplyTo(number), request });
     }
 
-    fn refuse(&self, arrival: &ClientArrival, reason: RefusedReason) {
+    fn refuse(&mut self, arrival: &ClientArrival, reason: RefusedReason) {
         let reply =
             ClientReply { id: arrival.request.id, epoch: self.step.map.epoch, outcome: ClientOutcome::Refused(reason) };
-        respond(&arrival.connection, arrival.request_id, Kind::ClientReply, &reply);
+        respond(&arrival.connection, arrival.request_id, Kind::ClientReply, &reply, &mut self.held);
     }
 
     /// Gives a tick to each placement group whose time has come.
@@ -374,21 +431,46 @@ impl Shard {
     }
 
     fn step_pg(&mut self, id: PgId, input: Input) {
+        if self.stopped.contains(&id) {
+            return;
+        }
         let Some(pg) = self.pgs.get_mut(&id) else { return };
-        let view = Local::new(&self.shared.store, id);
+        let view = Local::new(&self.shared.store, id, &self.shared.space);
         pg.step(now(), input, &view, &mut self.outbox);
+        let mut last_sent: Option<(Arc<PeerMessage>, Option<Outbound>)> = None;
         for output in std::mem::take(&mut self.outbox) {
-            self.perform(id, output);
+            if self.stopped.contains(&id) {
+                return;
+            }
+            match output {
+                Output::Send { to, message } => {
+                    let (_, outbound) = match last_sent.take() {
+                        Some(sent) if Arc::ptr_eq(&sent.0, &message) => last_sent.insert(sent),
+                        _ => {
+                            let outbound = Outbound::new(Kind::Peer, &*message);
+                            last_sent.insert((message, outbound))
+                        }
+                    };
+                    self.send(to, outbound.as_ref());
+                }
+                output => self.perform(id, output),
+            }
+        }
+    }
+
+    fn send(&mut self, to: OsdId, outbound: Option<&Outbound>) {
+        if let Some(outbound) = outbound {
+            self.shared.peers.send(to, outbound, &mut self.held);
         }
     }
 
     fn perform(&mut self, pg: PgId, output: Output) {
         match output {
             Output::Submit { txn, ops } => self.submit(pg, txn, ops),
-            Output::Send { to, message } => self.shared.peers.send(to, Kind::Peer, &message),
+            Output::Send { to, message } => self.send(to, Outbound::new(Kind::Peer, &*message).as_ref()),
             Output::Reply { reply_to, reply } => {
                 if let Some(pending) = self.replies.remove(&reply_to.0) {
-                    respond(&pending.connection, pending.request_id, Kind::ClientReply, &reply);
+                    respond(&pending.connection, pending.request_id, Kind::ClientReply, &reply, &mut self.held);
                 }
             }
             Output::AskUpThru { at_least } => self.shared.wishes.want_up_thru(at_least),
@@ -401,6 +483,14 @@ impl Shard {
             }
             Output::Release(slot) => self.release(pg, slot),
             Output::ReportChanged => self.shared.report_due.notify_one(),
+            Output::CopyDamaged => {
+                self.shared.counters.damage_found();
+                self.shared.report_due.notify_one();
+            }
+            Output::CopyRepaired => {
+                self.shared.counters.damage_repaired();
+                self.shared.report_due.notify_one();
+            }
             Output::Wake { at } => self.set_wake(pg, Some(at)),
             Output::Gone => {
                 debug!(%pg, "placement group left this OSD");
@@ -412,7 +502,7 @@ impl Shard {
         }
     }
 
-    fn submit(&self, pg: PgId, txn: TxnId, ops: Vec<StoreOp>) {
+    fn submit(&mut self, pg: PgId, txn: TxnId, ops: Vec<StoreOp>) {
         let transaction = to_transaction(&self.shared.store, pg, ops);
         let shards = self.shared.shards.clone();
         let submitted = self.shared.store.submit(transaction, move |result| {
@@ -422,24 +512,39 @@ impl Shard {
             };
             shards.send(pg, event);
         });
-        if let Err(error) = submitted {
-            // Space was checked at admission; what is left is a broken device.
-            let detail = crate::describe(&error);
-            self.shared.shards.send(pg, Event::StoreFailed { pg, txn, detail });
-        }
+        let Err(error) = submitted else { return };
+        // What a placement group does next builds on this: it must not reach the store without it.
+        self.stopped.insert(pg);
+        let detail = crate::describe(&error);
+        let fatal = if matches!(error, SubmitError::NoSpace { .. }) {
+            // More was let in at the same time than is kept free for that. Nothing of it was stored: the copy on the disk
+            // is whole, as of the write before, and comes back as a member that lacks an object.
+            error!(osd = %self.shared.osd, %pg, %detail, "no room for a write that was let in: this run ends");
+            Fatal::NoSpace(detail)
+        } else {
+            error!(osd = %self.shared.osd, %pg, %detail, "the store failed: this daemon ends, its disk needs a look");
+            Fatal::Store(detail)
+        };
+        let _ = self.shared.fatal.send(fatal);
     }
 }
 
-/// Sends an answer. Where it cannot be sent, nobody waits for it any more: the connection has closed, or its queue is
-/// full because the client does not read, and then the client's own deadline and resend take over.
+/// Sends an answer. A connection that cannot take it is closed, if it is not already: whoever waits for the answer then
+/// knows at once and asks again over a new one, where it would wait on this one to its deadline.
 fn respond<T: minicbor::Encode<holdfast_wire::Payload>>(
     connection: &Arc<Connection>,
     request_id: u64,
     kind: Kind,
     message: &T,
+    held: &mut Held,
 ) {
     let encoded = encode(message);
-    if let Err(error) = connection.try_reply(request_id, Message::new(kind as u16, encoded.body, encoded.payload)) {
-        debug!(%error, peer = %connection.peer(), "an answer was not sent");
+    match connection.hold_reply(request_id, Message::new(kind as u16, encoded.body, encoded.payload)) {
+        Ok(()) => held.add(connection),
+        Err(NetError::Closed(_)) => {}
+        Err(error) => {
+            warn!(%error, peer = %connection.peer(), "connection closed: it does not take an answer");
+            connection.close(GoodbyeReason::Shutdown);
+        }
     }
 }

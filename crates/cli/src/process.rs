@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::io::{Read, Write};
+use std::num::NonZero;
 use std::path::Path;
 
 use holdfast_devcluster::{READY_MARK, SUPERVISED_ENV};
@@ -16,24 +17,24 @@ use crate::config::{MonFile, OsdFile, S3File, load};
 use crate::failure::{Exit, Failure};
 use crate::roles::{self, Role};
 
-/// `holdfast mon --config FILE`.
-pub fn run_mon(args: &RunArgs) -> Result<(), Failure> {
+/// `holdfast mon [--bootstrap] --config FILE`.
+pub fn run_mon(args: &RunArgs, bootstrap: bool) -> Result<(), Failure> {
     let file: MonFile = load(file(args, "mon")?)?;
     crash_on_panic();
-    run(|stop| roles::start_mon(file, stop))
+    run(runtime()?, |stop| roles::start_mon(file, bootstrap, stop))
 }
 
 /// `holdfast osd --config FILE`.
 pub fn run_osd(args: &RunArgs) -> Result<(), Failure> {
     let file: OsdFile = load(file(args, "osd")?)?;
     crash_on_panic();
-    run(|stop| roles::start_osd(file, stop))
+    run(network_runtime()?, |stop| roles::start_osd(file, stop))
 }
 
 /// `holdfast s3 --config FILE`.
 pub fn run_s3(args: &RunArgs) -> Result<(), Failure> {
     let file: S3File = load(file(args, "s3")?)?;
-    run(|stop| roles::start_s3(file, stop))
+    run(runtime()?, |stop| roles::start_s3(file, stop))
 }
 
 fn file<'a>(args: &'a RunArgs, role: &str) -> Result<&'a Path, Failure> {
@@ -59,20 +60,28 @@ fn crash_on_panic() {
     }));
 }
 
-/// The runtime of daemons.
+/// The runtime of daemons: a worker for each core.
 pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new(Exit::Error, "cannot start the runtime").because(&error))
+    build(&mut tokio::runtime::Builder::new_multi_thread())
 }
 
-fn run<F>(start: impl FnOnce(CancellationToken) -> F) -> Result<(), Failure>
+/// The runtime of a daemon whose work is done by threads of its own, so that its tasks only move bytes. More workers
+/// than that takes would hand the same bytes to each other; a host has many such daemons.
+fn network_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    build(tokio::runtime::Builder::new_multi_thread().worker_threads((cores / 4).clamp(1, 4)))
+}
+
+fn build(builder: &mut tokio::runtime::Builder) -> Result<tokio::runtime::Runtime, Failure> {
+    let built = builder.enable_all().build();
+    built.map_err(|error| Failure::new(Exit::Error, "cannot start the runtime").because(&error))
+}
+
+fn run<F>(runtime: tokio::runtime::Runtime, start: impl FnOnce(CancellationToken) -> F) -> Result<(), Failure>
 where
     F: Future<Output = Result<Role, Failure>>,
 {
     init_logging("info,openraft=warn")?;
-    let runtime = runtime()?;
     let outcome = runtime.block_on(async {
         let stop = CancellationToken::new();
         watch_signals(stop.clone())?;

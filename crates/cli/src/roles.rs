@@ -28,8 +28,9 @@ pub struct Role {
     pub end: Boxed<Result<(), Failure>>,
 }
 
-/// Starts a monitor. It is ready when it listens: whether there is a quorum depends on the others.
-pub async fn start_mon(file: MonFile, stop: CancellationToken) -> Result<Role, Failure> {
+/// Starts a monitor; with `bootstrap`, one of a cluster that is being formed. It is ready when it listens: whether there
+/// is a quorum depends on the others.
+pub async fn start_mon(file: MonFile, bootstrap: bool, stop: CancellationToken) -> Result<Role, Failure> {
     let name = file.id.to_string();
     let admin = admin::start(file.admin, "mon", name.clone(), stop.clone()).await?;
     let config = MonConfig {
@@ -38,12 +39,11 @@ pub async fn start_mon(file: MonFile, stop: CancellationToken) -> Result<Role, F
         data: file.data,
         listen: Listen::Address(file.listen),
         members: file.monitors,
+        bootstrap,
     };
-    let handle = holdfast_mon::run(config, stop.clone()).await.map_err(|error| cannot_start(&name, &error))?;
+    let handle = holdfast_mon::run(config, stop).await.map_err(|error| cannot_start(&name, &error))?;
     let end = async move {
-        stop.cancelled().await;
-        handle.shutdown().await;
-        Ok(())
+        handle.join().await.map_err(|error| Failure::new(Exit::Error, format!("{name} had to end")).because(&error))
     };
     Ok(Role { admin, ready: Box::pin(std::future::ready(())), end: Box::pin(end) })
 }
@@ -53,7 +53,7 @@ pub async fn start_osd(file: OsdFile, stop: CancellationToken) -> Result<Role, F
     let name = file.id.map_or_else(|| "osd".to_owned(), |id| id.to_string());
     let admin = admin::start(file.admin, "osd", name.clone(), stop.clone()).await?;
     let listener = listen(file.listen)?;
-    let shards = file.shards.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get));
+    let shards = file.shards.unwrap_or_else(default_shards);
     let segment_bytes = u32::try_from(file.segment.0).map_err(|_| {
         Failure::usage("a segment cannot be 4 GiB or more").next("segment = \"64 MiB\" suits most disks")
     })?;
@@ -83,6 +83,12 @@ pub async fn start_osd(file: OsdFile, stop: CancellationToken) -> Result<Role, F
         osd.join().await.map_err(|error| Failure::new(Exit::Error, format!("{name} had to end")).because(&error))
     };
     Ok(Role { admin, ready: Box::pin(ready), end: Box::pin(end) })
+}
+
+/// Half the cores, the other half being the store's, the network's and the other daemons' of the host. One thread that
+/// is busy answers several requests in a turn; eight keep up with any disk of today.
+fn default_shards() -> usize {
+    (std::thread::available_parallelism().map_or(1, NonZero::get) / 2).clamp(1, 8)
 }
 
 /// Starts a gateway; returns when it serves.

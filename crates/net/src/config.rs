@@ -10,7 +10,7 @@ pub struct NetConfig {
     /// Bytes of messages handed to the handler and not yet given back, for one connection. A larger message passes
     /// when it is alone.
     pub inbound_bytes_max: usize,
-    /// The same for all connections of the endpoint together.
+    /// The same for all connections of clients together, and for all of daemons.
     pub inbound_bytes_total_max: usize,
     /// Accepted connections at one time. Each costs a read buffer of 64 KiB.
     pub connections_max: usize,
@@ -22,6 +22,9 @@ pub struct NetConfig {
     pub stall_timeout: Duration,
     /// A connection with nothing outstanding and nothing said is closed after this, and at most `stall_timeout` more.
     pub idle_timeout: Duration,
+    /// A peer whose host acknowledges nothing for this long, or takes nothing of what waits for it, is lost: the path may
+    /// have broken without either end being told. Requests then fail and go to a new connection.
+    pub silence_timeout: Duration,
     /// How long a closing connection may take to write what is queued.
     pub linger_timeout: Duration,
     /// First pause between two attempts to connect.
@@ -43,6 +46,7 @@ impl Default for NetConfig {
             connect_timeout: Duration::from_secs(3),
             stall_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(300),
+            silence_timeout: Duration::from_secs(10),
             linger_timeout: Duration::from_secs(1),
             backoff_min: Duration::from_millis(20),
             backoff_max: Duration::from_secs(1),

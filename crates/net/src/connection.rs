@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::endpoint::Endpoint;
 use crate::error::{CloseReason, NetError};
 use crate::handshake::{Authenticated, Established};
-use crate::message::{Handler, Message, Permit};
+use crate::message::{Handler, Message, Permit, Prepared};
 use crate::outgoing::{OutFrame, Outgoing};
 
 /// Charged for each inbound message beside its bytes: the bookkeeping of a request, roughly.
@@ -145,6 +145,31 @@ impl Connection {
         self.try_push(Message { request_id, ..message }, FLAG_RESPONSE)
     }
 
+    /// As [`Connection::try_send`], but written with the next [`Connection::flush`]: for a thread that sends several
+    /// messages in a row and is no task of the runtime.
+    ///
+    /// # Errors
+    /// Those of [`Connection::try_send`].
+    pub fn hold_send(&self, message: Prepared) -> Result<(), NetError> {
+        self.try_hold(message.frame)
+    }
+
+    /// As [`Connection::try_reply`], but written with the next [`Connection::flush`].
+    ///
+    /// # Errors
+    /// Those of [`Connection::try_reply`].
+    pub fn hold_reply(&self, request_id: u64, message: Message) -> Result<(), NetError> {
+        let frame = OutFrame::new(Message { request_id, ..message }, FLAG_RESPONSE).map_err(NetError::TooLarge)?;
+        self.try_hold(frame)
+    }
+
+    /// Writes what is held, on this thread as far as the socket takes it at once; never waits.
+    pub fn flush(&self) {
+        if let Err(error) = self.outgoing.flush() {
+            self.end(CloseReason::Lost(Arc::new(error)));
+        }
+    }
+
     /// Asks, and waits for the answer until `deadline`. Dropping the future gives the request up; an answer that
     /// comes later is dropped.
     ///
@@ -215,10 +240,15 @@ impl Connection {
 
     fn try_push(&self, message: Message, flags: u16) -> Result<(), NetError> {
         let frame = OutFrame::new(message, flags).map_err(NetError::TooLarge)?;
-        self.outgoing.try_push(frame).map_err(|_| match self.is_closed() {
-            true => self.closed_error(),
-            false => NetError::QueueFull,
-        })
+        self.outgoing.try_push(frame).map_err(|_| self.no_room_error())
+    }
+
+    fn try_hold(&self, frame: OutFrame) -> Result<(), NetError> {
+        self.outgoing.try_hold(frame).map_err(|_| self.no_room_error())
+    }
+
+    fn no_room_error(&self) -> NetError {
+        if self.is_closed() { self.closed_error() } else { NetError::QueueFull }
     }
 
     /// Gives a response to whoever waits for it. One that nobody waits for came too late.
@@ -241,7 +271,7 @@ impl Connection {
     pub(crate) fn try_charge(&self, frame_bytes: usize) -> Option<Permit> {
         let (own, shared) = self.charge_bytes(frame_bytes);
         let connection = Arc::clone(&self.credit).try_acquire_many_owned(own).ok()?;
-        let endpoint = Arc::clone(&self.endpoint.credit).try_acquire_many_owned(shared).ok()?;
+        let endpoint = Arc::clone(self.endpoint.credit_for(*self.peer)).try_acquire_many_owned(shared).ok()?;
         Some(Permit { connection: Some(connection), endpoint: Some(endpoint) })
     }
 
@@ -250,7 +280,7 @@ impl Connection {
     pub(crate) async fn charge(&self, frame_bytes: usize) -> Permit {
         let (own, shared) = self.charge_bytes(frame_bytes);
         let connection = Arc::clone(&self.credit).acquire_many_owned(own).await.ok();
-        let endpoint = Arc::clone(&self.endpoint.credit).acquire_many_owned(shared).await.ok();
+        let endpoint = Arc::clone(self.endpoint.credit_for(*self.peer)).acquire_many_owned(shared).await.ok();
         Permit { connection, endpoint }
     }
 

@@ -38,8 +38,10 @@ pub struct Endpoint {
     next_connection_id: AtomicU64,
     /// Accepted connections, those in their handshake included.
     pub(crate) slots: Arc<Semaphore>,
-    /// Bytes of messages with handlers, over all connections.
-    pub(crate) credit: Arc<Semaphore>,
+    /// Bytes of messages with handlers, over all connections of clients, and over all of daemons. They are apart because
+    /// a client's request may hold its bytes until other daemons have answered.
+    client_credit: Arc<Semaphore>,
+    daemon_credit: Arc<Semaphore>,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
 }
@@ -65,13 +67,22 @@ impl Endpoint {
         Arc::new(Endpoint {
             local,
             slots: permits(config.connections_max),
-            credit: permits(config.inbound_bytes_total_max),
+            client_credit: permits(config.inbound_bytes_total_max),
+            daemon_credit: permits(config.inbound_bytes_total_max),
             config,
             known: Mutex::new(Known::default()),
             next_connection_id: AtomicU64::new(1),
             tasks: TaskTracker::new(),
             shutdown: shutdown.child_token(),
         })
+    }
+
+    /// The credit that messages of this peer are charged to.
+    pub(crate) fn credit_for(&self, peer: PeerIdentity) -> &Arc<Semaphore> {
+        match peer {
+            PeerIdentity::Client(_) => &self.client_credit,
+            PeerIdentity::Osd(_) | PeerIdentity::Mon(_) => &self.daemon_credit,
+        }
     }
 
     /// What it says of itself.

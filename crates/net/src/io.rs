@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_wire::frame::{Frame, FrameDecoder, GoodbyeReason, Step};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
@@ -14,7 +15,7 @@ use crate::connection::Connection;
 use crate::error::CloseReason;
 use crate::handshake::{KIND_GOODBYE, KIND_HELLO, decode_goodbye, encode_goodbye};
 use crate::message::{Handler, Message, Permit};
-use crate::outgoing::Batch;
+use crate::outgoing::{Outgoing, Written};
 
 /// How much of an unwanted stream is read away before it is reset, and for how long.
 const DRAIN_BYTES: u64 = 64 << 10;
@@ -28,7 +29,12 @@ pub(crate) async fn drive(
     handler: Arc<dyn Handler>,
     slot: Option<OwnedSemaphorePermit>,
 ) {
+    if let Err(error) = watch_path(&stream, connection.endpoint.config().silence_timeout) {
+        tracing::debug!(peer = %connection.peer(), %error, "the kernel does not watch the path of this connection");
+    }
     let (mut read_half, write_half) = stream.into_split();
+    let write_half = Arc::new(write_half);
+    connection.outgoing.attach(Arc::clone(&write_half));
     let writer = tokio::spawn(write_loop(Arc::clone(&connection), write_half));
     handler.on_connected(&connection);
     let reason = read_loop(&connection, &mut read_half, decoder, &*handler).await;
@@ -47,6 +53,17 @@ pub(crate) async fn drive(
         drain(&mut read_half).await;
     }
     drop(slot);
+}
+
+/// Lets the kernel find out when the path to the peer's host has broken silently: by probes while there is nothing to
+/// send, by missing acknowledgements otherwise.
+fn watch_path(stream: &TcpStream, silence: Duration) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    let millis = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_keepidle(stream, (silence / 2).max(Duration::from_secs(1)))?;
+    sockopt::set_tcp_keepintvl(stream, (silence / 5).max(Duration::from_secs(1)))?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_user_timeout(stream, millis)
 }
 
 /// Reads until the connection ends; why it does.
@@ -168,40 +185,54 @@ impl Watch {
 }
 
 /// Writes what is queued until the connection ends, then a goodbye if this side ended it.
-async fn write_loop(connection: Arc<Connection>, mut stream: impl AsyncWrite + Unpin) {
+async fn write_loop(connection: Arc<Connection>, stream: Arc<OwnedWriteHalf>) {
     let outgoing = &connection.outgoing;
-    let mut batch = Batch::default();
     {
         let mut cancelled = pin!(connection.closing.cancelled());
-        loop {
-            let written = tokio::select! {
-                biased;
-                () = &mut cancelled => break,
-                written = async {
-                    while !batch.take(outgoing) {
-                        outgoing.ready().await;
-                    }
-                    batch.write(outgoing, &mut stream).await
-                } => written,
-            };
-            if let Err(error) = written {
-                return connection.end(CloseReason::Lost(Arc::new(error)));
-            }
+        let written = tokio::select! {
+            biased;
+            () = &mut cancelled => Ok(()),
+            written = write_on(outgoing, &stream, true) => written,
+        };
+        if let Err(error) = written {
+            connection.end(CloseReason::Lost(Arc::new(error)));
         }
     }
     connection.end(CloseReason::Local(GoodbyeReason::Shutdown)); // a reason given earlier takes precedence
     let reason = connection.close_reason();
-    let Some(goodbye) = goodbye_for(&reason) else { return };
     let last_words = async {
-        batch.write(outgoing, &mut stream).await?; // a frame that was begun must be ended first
-        while goodbye == GoodbyeReason::Shutdown && batch.take(outgoing) {
-            batch.write(outgoing, &mut stream).await?;
+        let Some(goodbye) = goodbye_for(&reason) else {
+            outgoing.detach();
+            return Ok(());
+        };
+        if goodbye != GoodbyeReason::Shutdown {
+            outgoing.discard();
         }
-        stream.write_all(&encode_goodbye(&goodbye)).await?;
-        stream.shutdown().await
+        write_on(outgoing, &stream, false).await?; // a frame that was begun must be ended first
+        outgoing.detach();
+        match Arc::into_inner(stream) {
+            Some(mut stream) => {
+                stream.write_all(&encode_goodbye(&goodbye)).await?;
+                stream.shutdown().await
+            }
+            None => Ok(()),
+        }
     };
     // Best effort: the peer may be gone, or not read.
     let _ = tokio::time::timeout(connection.endpoint.config().linger_timeout, last_words).await;
+    outgoing.detach();
+}
+
+/// Writes what is queued; `forever`: and what will be, else until nothing is left.
+async fn write_on(outgoing: &Outgoing, stream: &OwnedWriteHalf, forever: bool) -> std::io::Result<()> {
+    loop {
+        match outgoing.write()? {
+            Written::All if forever => outgoing.ready().await,
+            Written::All => return Ok(()),
+            Written::Some => tokio::task::yield_now().await,
+            Written::Blocked => stream.writable().await?,
+        }
+    }
 }
 
 /// What to tell the peer at the end, if there is anybody to tell.
@@ -229,6 +260,16 @@ pub(crate) async fn drain(stream: &mut (impl AsyncRead + Unpin)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_gives_up_a_silent_path_within_the_timeout() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let stream = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+        watch_path(&stream, Duration::from_secs(10)).expect("this kernel has the options");
+        assert_eq!(rustix::net::sockopt::tcp_user_timeout(&stream), Ok(10_000));
+        assert_eq!(rustix::net::sockopt::socket_keepalive(&stream), Ok(true));
+        assert_eq!(rustix::net::sockopt::tcp_keepidle(&stream), Ok(Duration::from_secs(5)));
+    }
 
     #[test]
     fn only_an_end_by_this_side_is_told_to_the_peer() {

@@ -16,7 +16,8 @@
 //!
 //! **Rule for daemons:** the permit of a message from a daemon must depend on local progress alone (a disk write, a
 //! queue of this process), never on another answer from the network. Otherwise two daemons that wait for each other's
-//! answers stop reading them.
+//! answers stop reading them. The permit of a client's request may wait for other daemons: clients have a pool of their
+//! own, so that what they hold never keeps a daemon from being heard.
 
 mod backoff;
 mod config;
@@ -40,5 +41,5 @@ pub use error::{CloseReason, ConnectError, NetError};
 pub use handshake::{AuthMethod, Authenticated};
 pub use holdfast_wire::frame::{GoodbyeReason, PeerIdentity};
 pub use listener::Listener;
-pub use message::{Handler, Message, NoHandler, Permit};
+pub use message::{Handler, Message, NoHandler, Permit, Prepared};
 pub use peer::{Peer, PeerMode, PeerState, PeerStatus, Target};

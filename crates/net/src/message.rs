@@ -7,7 +7,8 @@ use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::connection::Connection;
-use crate::error::{CloseReason, ConnectError};
+use crate::error::{CloseReason, ConnectError, NetError};
+use crate::outgoing::OutFrame;
 use crate::peer::Target;
 
 /// A message to send, or a received one.
@@ -32,6 +33,15 @@ impl Message {
         Message { kind, request_id: 0, trace_id: 0, body, payload }
     }
 
+    /// Makes the frame of a one-way message, to send the same to several connections.
+    ///
+    /// # Errors
+    /// [`NetError::TooLarge`].
+    pub fn prepare(self) -> Result<Prepared, NetError> {
+        let frame = OutFrame::new(Message { request_id: 0, ..self }, 0).map_err(NetError::TooLarge)?;
+        Ok(Prepared { frame })
+    }
+
     /// With this trace id.
     #[must_use]
     pub fn traced(self, trace_id: u64) -> Message {
@@ -43,6 +53,12 @@ impl Message {
     pub fn payload(&self) -> Bytes {
         self.payload.first().cloned().unwrap_or_default()
     }
+}
+
+/// A one-way message with its checksums computed. Clones share its bytes.
+#[derive(Clone)]
+pub struct Prepared {
+    pub(crate) frame: OutFrame,
 }
 
 impl fmt::Debug for Message {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use common::*;
 use futures::future::join_all;
 use holdfast_net::*;
+use holdfast_types::ClientId;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn interleaved_requests_each_get_their_own_answer() {
@@ -30,6 +31,41 @@ async fn interleaved_requests_each_get_their_own_answer() {
         }
     }));
     assert_eq!(within(answers).await.len(), 500);
+}
+
+/// A thread without a runtime: whatever the socket does not take at once, the connection's task must take over.
+#[tokio::test]
+async fn what_a_thread_holds_and_flushes_arrives_whole_and_in_order() {
+    const COUNT: usize = 3000;
+    let (recorder, mut events) = Recorder::new();
+    let server = endpoint(osd(1), 1);
+    let listener = Listener::bind(&server, ANY_PORT, recorder).await.unwrap();
+    let peer = peer(&client(), listener.local_address());
+    let connection = peer.connection().await.unwrap();
+    let payload = |number: usize| Bytes::from(vec![number as u8; number % 11 * 3000]);
+    let sender = std::thread::spawn(move || {
+        for number in 0..COUNT {
+            let body = Bytes::copy_from_slice(&number.to_le_bytes());
+            let message = Message::new(40, body, vec![payload(number)]).prepare().unwrap();
+            while let Err(error) = connection.hold_send(message.clone()) {
+                assert!(matches!(error, NetError::QueueFull), "{error}");
+                connection.flush();
+                std::thread::yield_now();
+            }
+            // Turns of one message and of many.
+            if number % 7 == 0 || number % 64 > 40 {
+                connection.flush();
+            }
+        }
+        connection.flush();
+    });
+    for number in 0..COUNT {
+        let (_, message, permit) = events.message().await;
+        assert_eq!(message.body[..], number.to_le_bytes());
+        assert_eq!(message.payload(), payload(number));
+        drop(permit);
+    }
+    sender.join().unwrap();
 }
 
 #[tokio::test]
@@ -90,6 +126,33 @@ async fn a_slow_handler_stops_the_sender_instead_of_growing_memory() {
         }
     }
     within(sender).await.unwrap();
+}
+
+/// A request of a client may end only by what another daemon says: that must get through however much clients wait for.
+#[tokio::test]
+async fn requests_that_wait_never_keep_a_daemon_from_being_heard() {
+    const BYTES: usize = 4000;
+    let (recorder, mut events) = Recorder::new();
+    let config = NetConfig { inbound_bytes_total_max: 3 * BYTES, ..NetConfig::default() };
+    let server = endpoint_with(identity(osd(1), 1), config);
+    let listener = Listener::bind(&server, ANY_PORT, recorder).await.unwrap();
+    let mut clients = Vec::new();
+    let mut held = Vec::new();
+    for id in 1..=3 {
+        let peer = peer(&endpoint(PeerIdentity::Client(ClientId(id)), 1), listener.local_address());
+        peer.send(Message::new(40, Bytes::new(), vec![Bytes::from(vec![1; BYTES])])).await.unwrap();
+        clients.push(peer);
+        if id < 3 {
+            held.push(events.message().await);
+        }
+    }
+    // The third client's message needs more than is left; the daemon's goes past it.
+    let daemon = peer(&endpoint(osd(2), 1), listener.local_address());
+    daemon.send(message(41, "what they wait for")).await.unwrap();
+    let (_, heard, permit) = events.message().await;
+    assert_eq!(heard.kind, 41);
+    drop((permit, held));
+    assert_eq!(events.message().await.1.kind, 40);
 }
 
 #[tokio::test]

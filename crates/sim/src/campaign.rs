@@ -27,8 +27,18 @@ impl Summary {
         self.simulated_ms += report.simulated_ms;
         self.operations += report.operations;
         self.stale_reads += report.stale_reads;
-        let FaultCounts { losses, duplicates, crashes, lost_transactions, power_losses, partitions, remaps, rots } =
-            report.faults;
+        let FaultCounts {
+            losses,
+            duplicates,
+            crashes,
+            lost_transactions,
+            power_losses,
+            partitions,
+            remaps,
+            map_lags,
+            skipped_maps,
+            rots,
+        } = report.faults;
         self.faults.losses += losses;
         self.faults.duplicates += duplicates;
         self.faults.crashes += crashes;
@@ -36,6 +46,8 @@ impl Summary {
         self.faults.power_losses += power_losses;
         self.faults.partitions += partitions;
         self.faults.remaps += remaps;
+        self.faults.map_lags += map_lags;
+        self.faults.skipped_maps += skipped_maps;
         self.faults.rots += rots;
     }
 }

@@ -21,6 +21,9 @@ pub struct Faults {
     pub partitions_per_second: f64,
     /// Placement changes (an OSD goes out or comes in) per second.
     pub remaps_per_second: f64,
+    /// OSDs, per second, that maps do not reach for a while. Afterwards most of them take the newest map as a whole, and
+    /// never see those in between.
+    pub map_lags_per_second: f64,
     /// Objects whose bytes rot on one OSD, per second.
     pub rots_per_second: f64,
     /// Probability that a sync takes a hundred times longer.
@@ -37,6 +40,7 @@ impl Faults {
         power_losses_per_second: 0.0,
         partitions_per_second: 0.0,
         remaps_per_second: 0.0,
+        map_lags_per_second: 0.0,
         rots_per_second: 0.0,
         slow_sync: 0.0,
     };
@@ -109,6 +113,22 @@ impl Config {
         Config { osds: 3, pg_num: 2, faults, duration, pause, ..storm }
     }
 
+    /// Maps reach OSDs late or never, one by one, while members crash and placement changes: each OSD has its own idea of
+    /// when an interval began.
+    #[must_use]
+    pub fn gaps() -> Config {
+        let storm = Config::storm();
+        let faults = Faults {
+            map_lags_per_second: 0.5,
+            remaps_per_second: 0.1,
+            crashes_per_second: 0.15,
+            power_losses_per_second: 0.02,
+            partitions_per_second: 0.0,
+            ..storm.faults
+        };
+        Config { faults, pause: Duration::from_millis(60), ..storm }
+    }
+
     /// Everything else that can strike does; knobs are tiny, so that trimming, backfill and forgetting happen all the time.
     #[must_use]
     pub fn storm() -> Config {
@@ -125,6 +145,7 @@ impl Config {
                 power_losses_per_second: 0.01,
                 partitions_per_second: 0.04,
                 remaps_per_second: 0.05,
+                map_lags_per_second: 0.0,
                 rots_per_second: 0.0,
                 slow_sync: 0.1,
             },
@@ -134,6 +155,7 @@ impl Config {
                 log_trim_batch: 4,
                 dups_max: 400,
                 backfill_batch: 3,
+                effects_bytes_max: 1 << 20,
                 transfers_max: 2,
                 piece_bytes: 48,
                 ..Limits::default()

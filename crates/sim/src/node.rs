@@ -19,6 +19,10 @@ pub(crate) struct Node {
     pub pgs: BTreeMap<PgId, Pg>,
     /// Newest map that this node has applied; kept over restarts.
     pub epoch: Epoch,
+    /// No map reaches this node before this time.
+    pub lags_until: Timestamp,
+    /// Whether the next map is taken as a whole, without those before it.
+    pub skips: bool,
     /// When each placement group wants to be woken; older wishes are void.
     pub wakes: BTreeMap<PgId, Timestamp>,
     limits: Limits,
@@ -33,6 +37,8 @@ impl Node {
             disk: Disk::default(),
             pgs: BTreeMap::new(),
             epoch: Epoch(0),
+            lags_until: Timestamp::ZERO,
+            skips: false,
             wakes: BTreeMap::new(),
             limits,
         }
@@ -51,7 +57,8 @@ impl Node {
 
     /// The placement groups that exist, or must exist now, at the next epoch; and the inputs for it.
     pub fn next_map(&mut self, monitor: &Monitor) -> Option<Vec<(PgId, Option<Input>)>> {
-        let epoch = self.epoch.next();
+        let newest = monitor.newest().epoch;
+        let epoch = if std::mem::take(&mut self.skips) && newest > self.epoch { newest } else { self.epoch.next() };
         let map = monitor.map(epoch)?.clone();
         self.epoch = epoch;
         let mut inputs = Vec::new();
@@ -78,7 +85,8 @@ impl Node {
         self.wakes.clear();
         for (pg, collection) in self.disk.collections() {
             let stored = Pg::stored_epoch(collection).map_err(|error| format!("{}: {pg}: {error}", self.id))?;
-            let Some(map) = stored.and_then(|epoch| monitor.map(epoch)) else {
+            let oldest = stored.map(|epoch| if self.skips { epoch.max(self.epoch) } else { epoch });
+            let Some(map) = oldest.and_then(|epoch| monitor.map(epoch)) else {
                 return Err(format!("{}: {pg} has no stored epoch", self.id));
             };
             let members = members(map, *pg);

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_pg::{Input, Outbox, Output, ReplyTo, Slot, answer_without_copy};
@@ -43,6 +44,10 @@ pub struct FaultCounts {
     pub partitions: u64,
     /// Placement changes.
     pub remaps: u64,
+    /// OSDs that maps did not reach for a while.
+    pub map_lags: u64,
+    /// Maps that an OSD has never seen.
+    pub skipped_maps: u64,
     /// Objects spoilt.
     pub rots: u64,
 }
@@ -203,7 +208,7 @@ impl World {
         }
         self.settle()?;
         self.check_copies()?;
-        let partitioned = self.counts.partitions > 0;
+        let partitioned = self.counts.partitions + self.counts.map_lags > 0;
         let checked = check::check(&self.history, partitioned)?;
         Ok(Report {
             hash: self.hash,
@@ -392,7 +397,7 @@ impl World {
                         self.schedule(after, Event::Sync { osd, run });
                     }
                 }
-                Output::Send { to, message } => self.send(osd, to, message),
+                Output::Send { to, message } => self.send(osd, to, Arc::unwrap_or_clone(message)),
                 Output::Reply { reply_to, reply } => {
                     let client = usize::try_from(reply_to.0).unwrap_or(usize::MAX);
                     if !self.cut_off.contains(&osd) {
@@ -419,7 +424,7 @@ impl World {
                 }
                 Output::Reserve(slot) => self.reserve(osd, pg, slot),
                 Output::Release(slot) => self.release(osd, pg, slot),
-                Output::ReportChanged => {}
+                Output::ReportChanged | Output::CopyDamaged | Output::CopyRepaired => {}
                 Output::Gone => {
                     self.node(osd).pgs.remove(&pg);
                     self.node(osd).wakes.remove(&pg);
@@ -513,9 +518,18 @@ impl World {
         if !self.node(osd).running || self.cut_off.contains(&osd) {
             return;
         }
+        let late = self.node(osd).lags_until.since(self.now);
+        if !late.is_zero() {
+            self.schedule(late, Event::MapArrives { osd });
+            return;
+        }
         loop {
             let node = &mut self.nodes[osd.0 as usize];
+            let before = node.epoch;
             let Some(inputs) = node.next_map(&self.monitor) else { break };
+            if before > Epoch(0) {
+                self.counts.skipped_maps += node.epoch.0 - before.next().0;
+            }
             for (pg, input) in inputs {
                 self.step(osd, pg, input.unwrap_or(Input::Tick));
             }
@@ -542,6 +556,8 @@ impl World {
         let (crash, power) = (strikes(faults.crashes_per_second), strikes(faults.power_losses_per_second));
         let (cut, remap) = (strikes(faults.partitions_per_second), strikes(faults.remaps_per_second));
         let rot = strikes(faults.rots_per_second);
+        // Not drawn where it cannot strike: the seeds of the older worlds stay what they were.
+        let lag = faults.map_lags_per_second > 0.0 && strikes(faults.map_lags_per_second);
         let victim = OsdId(self.rng.random_range(0..self.config.osds));
         if power {
             self.counts.power_losses += 1;
@@ -570,6 +586,16 @@ impl World {
         }
         if rot {
             self.rot(victim);
+        }
+        let now = self.now;
+        if lag && self.node(victim).lags_until <= now {
+            self.counts.map_lags += 1;
+            let (length, skips) = (self.rng.random_range(100..4_000), self.rng.random_bool(0.8));
+            let until = now + Duration::from_millis(length);
+            let node = self.node(victim);
+            node.lags_until = until;
+            node.skips |= skips;
+            self.schedule(Duration::from_millis(length), Event::MapArrives { osd: victim });
         }
     }
 
@@ -697,6 +723,7 @@ impl World {
         self.working = false;
         self.faults = Faults { delay_max: Duration::from_millis(2), ..Faults::NONE };
         self.cut_off.clear();
+        self.nodes.iter_mut().for_each(|node| node.lags_until = Timestamp::ZERO);
         for osd in 0..self.config.osds {
             self.restart(OsdId(osd));
             self.schedule(Duration::from_millis(5), Event::MapArrives { osd: OsdId(osd) });

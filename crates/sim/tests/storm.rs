@@ -38,6 +38,12 @@ fn acknowledged_writes_survive_everything_at_once() {
 }
 
 #[test]
+fn acknowledged_writes_survive_maps_that_never_reach_some_osds() {
+    let counts = run_all(60, &Config::gaps());
+    assert!(counts.map_lags > 0 && counts.skipped_maps > 0);
+}
+
+#[test]
 fn rotten_objects_are_found_on_read_and_repaired_from_a_peer() {
     let counts = run_all(30, &Config::rot());
     assert!(counts.rots > 0);

@@ -31,7 +31,11 @@ pub struct Memory {
     pub full: AtomicBool,
     /// Batches wait until they are let go.
     pub hold_batches: AtomicBool,
-    /// Lets held batches go.
+    /// Drops wait until they are let go.
+    pub hold_drops: AtomicBool,
+    /// Drops that wait.
+    pub drops_held: AtomicUsize,
+    /// Lets what is held go.
     pub release: Notify,
     /// Batches are executed twice and answered as the second time, as if the first answer had been lost and the storage
     /// had forgotten that it gave one.
@@ -249,6 +253,10 @@ impl Tables for Memory {
     }
 
     async fn drop_table_if_empty(&self, table: TableId, spaces: &[u8]) -> Result<(), DropError> {
+        if self.hold_drops.load(Ordering::SeqCst) {
+            self.drops_held.fetch_add(1, Ordering::SeqCst);
+            self.release.notified().await;
+        }
         self.up()?;
         let mut tables = self.tables.lock();
         let rows = tables.get(&table).ok_or_else(|| self.no_table(table))?;
@@ -332,6 +340,20 @@ impl Blobs for Memory {
             return Err(BackendError::Full);
         }
         self.blobs.lock().insert((blob, stripe), Bytes::copy_from_slice(&data));
+        Ok(())
+    }
+
+    async fn put_range(&self, blob: BlobId, stripe: u32, offset: u32, data: Bytes) -> Result<(), BackendError> {
+        self.up()?;
+        if self.full.load(Ordering::SeqCst) {
+            return Err(BackendError::Full);
+        }
+        let mut blobs = self.blobs.lock();
+        let mut whole = blobs.get(&(blob, stripe)).map_or(Vec::new(), |whole| whole.to_vec());
+        let end = offset as usize + data.len();
+        whole.resize(whole.len().max(end), 0);
+        whole[offset as usize..end].copy_from_slice(&data);
+        blobs.insert((blob, stripe), whole.into());
         Ok(())
     }
 

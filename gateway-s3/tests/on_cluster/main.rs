@@ -87,6 +87,38 @@ async fn what_was_put_outlives_the_gateway_and_what_was_deleted_gives_its_space_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stalled_upload_is_stored_in_pieces_and_others_pass() {
+    let cluster = Cluster::start().await;
+    let config = GatewayConfig { gc_every: None, receive_budget_bytes: 4 << 20, ..GatewayConfig::default() };
+    let s3 = Arc::new(cluster.gateway_with(config).await);
+    s3.put("/bkt", "").await.ok();
+    let data = pattern((6 << 20) + 5, 7);
+    let (go, wait) = tokio::sync::oneshot::channel::<()>();
+    let (first, rest) = (data.slice(..1_234_567), data.slice(1_234_567..));
+    let body = futures::stream::iter([Ok::<Bytes, std::io::Error>(first)]).chain(futures::stream::once(async move {
+        let _ = wait.await;
+        Ok(rest)
+    }));
+    let stalled = tokio::spawn({
+        let (s3, length) = (s3.clone(), data.len());
+        async move { s3.put_stream("/bkt/stalled", length, axum::body::Body::from_stream(body)).await }
+    });
+    // There is memory for one stripe, and the stalled client has taken it or will have to wait.
+    for number in 0..3 {
+        s3.put(&format!("/bkt/{number}"), pattern(5 << 20, number)).await.ok();
+    }
+    go.send(()).unwrap();
+    stalled.await.unwrap().ok();
+    assert!(s3.get("/bkt/stalled").await.ok().body == data);
+    for number in 0..3 {
+        assert!(s3.get(&format!("/bkt/{number}")).await.ok().body == pattern(5 << 20, number));
+    }
+    cluster.wait_objects("s3-data", |count| count == 4 * 2).await;
+    Arc::into_inner(s3).unwrap().stop().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_eight_racing_writers_one_wins_and_counting_by_compare_and_swap_loses_nothing() {
     let cluster = Cluster::start().await;
     let first = Arc::new(cluster.gateway().await);

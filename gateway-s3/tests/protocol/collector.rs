@@ -137,7 +137,7 @@ async fn a_deleted_buckets_garbage_outlives_it_and_is_collected() {
     let id = world.call("POST", "/bkt/u?uploads", &[], b"").await.ok().element("UploadId");
     world.put(&format!("/bkt/u?partNumber=1&uploadId={id}"), &data).await.ok();
     world.delete("/bkt").await.ok();
-    assert_eq!((world.memory.stripes(), world.memory.rows(b'g')), (2, 2));
+    assert_eq!((world.memory.stripes(), world.memory.rows(b'g')), (2, 1), "the upload's part is still its part");
     // The name is free at once, and its next life has nothing to do with that garbage.
     world.put("/bkt", &[]).await.ok();
     world.put("/bkt/k", &data).await.ok();
@@ -273,4 +273,30 @@ async fn a_part_that_is_put_again_after_its_upload_was_completed_keeps_its_data(
     world.memory.repeat.notify_one();
     assert!(!put.await.unwrap().status.is_success(), "it cannot know");
     is_there(&world, "parts", Some(&data)).await;
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_not_deleted_after_all_keeps_its_uploads() {
+    let world = std::sync::Arc::new(World::with_bucket().await);
+    let data = pattern(50_000);
+    let id = world.call("POST", "/bkt/u?uploads", &[], b"").await.ok().element("UploadId");
+    let part = world.put(&format!("/bkt/u?partNumber=1&uploadId={id}"), &data).await.ok();
+    world.memory.hold_drops.store(true, std::sync::atomic::Ordering::SeqCst);
+    let deleting = tokio::spawn({
+        let world = world.clone();
+        async move { world.delete("/bkt").await }
+    });
+    while world.memory.drops_held.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    // It was empty when the deletion looked, and is not when it decides.
+    world.put("/bkt/k", &data).await.ok();
+    world.memory.release.notify_one();
+    deleting.await.unwrap().is(409, "BucketNotEmpty");
+    let list = format!(
+        "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{}</ETag></Part></CompleteMultipartUpload>",
+        part.header("etag").replace('"', "&quot;")
+    );
+    world.call("POST", &format!("/bkt/u?uploadId={id}"), &[], list.as_bytes()).await.ok();
+    assert!(world.get("/bkt/u").await.ok().body == data);
 }

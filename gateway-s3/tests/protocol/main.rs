@@ -8,5 +8,6 @@ mod faults;
 mod listing;
 mod multipart;
 mod objects;
+mod slow_clients;
 mod support;
 mod wire;

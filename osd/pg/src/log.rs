@@ -34,6 +34,8 @@ struct Session {
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Log {
+    /// No row at or before this version is on disk any more.
+    forgotten: LogVersion,
     tail: LogVersion,
     head: LogVersion,
     entries: VecDeque<LogEntry>,
@@ -164,9 +166,9 @@ impl Log {
         dropped
     }
 
-    /// Makes the entries up to `version` dups, and drops the oldest dups beyond `dups_max`. Gives the version up to
-    /// which rows are to be deleted, if any.
-    pub fn trim_to(&mut self, version: LogVersion, dups_max: usize) -> Option<LogVersion> {
+    /// Makes the entries up to `version` dups, and drops the oldest dups beyond `dups_max`. Gives between which versions
+    /// rows are to be deleted, if any: after the first, up to and with the second.
+    pub fn trim_to(&mut self, version: LogVersion, dups_max: usize) -> Option<(LogVersion, LogVersion)> {
         while let Some(entry) = self.entries.front().filter(|entry| entry.version <= version) {
             self.bytes -= entry_bytes(entry);
             self.tail = entry.version;
@@ -178,7 +180,7 @@ impl Log {
             self.unindex(dup.request, dup.version);
             dropped = Some(dup.version);
         }
-        dropped
+        dropped.map(|to| (std::mem::replace(&mut self.forgotten, to), to))
     }
 
     /// What is known of a request.

@@ -17,7 +17,8 @@
 //!
 //! Invariants: P1 the chosen log is of a complete copy (`last_backfill = MAX`) with `info_les ≥ M`; P2 the placement
 //! group goes active for writes only after the map shows `up_thru ≥ interval start` and every member, backfill targets
-//! included, has the activation durable; P3 `history.les` is set only after that.
+//! included, has the activation durable; P3 `history.les` is set only after that; P4 a copy that was lost speaks for no
+//! interval and never counts as "there is nothing".
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -154,6 +155,9 @@ impl Pg {
             self.enter(Phase::GetInfo, step);
         } else if !prior.blocked_by.is_empty() {
             self.enter(Phase::Down { blocked_by: prior.blocked_by }, step);
+        } else if let Some(absent) = self.unheard_interval() {
+            let phase = if absent.is_empty() { Phase::Incomplete } else { Phase::Down { blocked_by: absent } };
+            self.enter(phase, step);
         } else if intervals::is_known(&self.history) {
             self.choose(step);
         } else if self.nobody_has_data() {
@@ -165,8 +169,31 @@ impl Pg {
         }
     }
 
+    /// P4: an interval in which writes may have been acknowledged is heard only through a member that still has its copy.
+    /// Members take part in an interval with complete copies: one that is not complete now has lost it, and does not
+    /// know what it acknowledged. Gives the members of the first interval that nobody speaks for who are down (and may
+    /// still have it); `None` when all intervals are heard.
+    fn unheard_interval(&self) -> Option<BTreeSet<OsdId>> {
+        let Role::Peering(peering) = &self.role else { return None };
+        let speaks = |osd: &OsdId| {
+            if *osd == self.whoami {
+                return self.holding.last_backfill.is_complete();
+            }
+            let info = peering.notices.get(osd).and_then(|notice| notice.info.as_ref());
+            info.is_some_and(|info| info.last_backfill.is_complete())
+        };
+        let unheard = intervals::needed(&self.history).find(|past| !past.acting.iter().any(speaks))?;
+        let down = unheard.acting.iter().filter(|osd| self.map.osds.get(osd).is_some_and(|info| !info.up));
+        Some(down.copied().collect())
+    }
+
     fn nobody_has_data(&self) -> bool {
-        let blank = |info: &PgInfo| info.last_update == LogVersion::ZERO && info.last_epoch_started == Epoch::ZERO;
+        // A copy that was lost is no proof that there never was one.
+        let blank = |info: &PgInfo| {
+            info.last_update == LogVersion::ZERO
+                && info.last_epoch_started == Epoch::ZERO
+                && info.last_backfill.is_complete()
+        };
         let Role::Peering(peering) = &self.role else { return false };
         blank(&self.holding.info()) && peering.notices.values().all(|notice| notice.info.as_ref().is_none_or(blank))
     }

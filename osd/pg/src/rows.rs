@@ -88,10 +88,11 @@ pub(crate) fn delete_log_after(version: LogVersion) -> StoreOp {
     }
 }
 
-/// Deletes all log rows up to and with `version`.
-pub(crate) fn delete_log_to(version: LogVersion) -> StoreOp {
+/// Deletes the log rows after `before`, up to and with `version`. It begins where the last deletion ended: a store
+/// walks over what was deleted and not yet compacted.
+pub(crate) fn delete_log_between(before: LogVersion, version: LogVersion) -> StoreOp {
     StoreOp::DeleteMetaRange {
-        start: Bytes::copy_from_slice(&[LOG]),
+        start: Bytes::copy_from_slice(&log_key_after(before)),
         end: Bytes::copy_from_slice(&log_key_after(version)),
     }
 }

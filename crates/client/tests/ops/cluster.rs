@@ -380,5 +380,6 @@ fn info(osd: &FakeOsd) -> OsdInfo {
         up_thru: Epoch(1),
         down_at: Epoch::ZERO,
         dead_epoch: Epoch::ZERO,
+        formatted_at: Epoch::ZERO,
     }
 }
