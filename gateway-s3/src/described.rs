@@ -32,7 +32,8 @@ fn text(value: &http::HeaderValue) -> String {
 pub(crate) fn read(headers: &HeaderMap) -> S3Result<Described> {
     let mut described = Described::default();
     for name in STORED {
-        let Some(value) = headers.get(name).map(text) else { continue };
+        // Several lines of one header are one list (RFC 9110 §5.3).
+        let value = headers.get_all(name).iter().map(text).collect::<Vec<_>>().join(", ");
         // `aws-chunked` is how the body travelled, not what it is.
         let value = if name == "content-encoding" {
             let kept: Vec<&str> =

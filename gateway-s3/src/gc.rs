@@ -199,7 +199,7 @@ async fn table(gateway: &Gateway, table: TableId, done: &mut Round) -> S3Result<
             .map(|(key, value)| async move {
                 let row = GcRow::from_bytes(&value)?;
                 let age_ms = gateway.clock.now_ms().saturating_sub(row.since_ms);
-                if age_ms < gateway.config.gc_min_age_ms() {
+                if age_ms < min_age_ms(gateway, &row) {
                     return Ok(Round::default());
                 }
                 collect_row(gateway, table, key, value, row).await
@@ -215,6 +215,13 @@ async fn table(gateway: &Gateway, table: TableId, done: &mut Round) -> S3Result<
             None => return failures.first.map_or(Ok(()), Err),
         }
     }
+}
+
+/// The age at which garbage is deleted: once more the minimum for each GiB, so that whoever began to read it when it was
+/// an object can end at 1.2 MB/s.
+fn min_age_ms(gateway: &Gateway, row: &GcRow) -> u64 {
+    let bytes = row.blobs.iter().fold(0u64, |sum, blob| sum.saturating_add(blob.bytes));
+    gateway.config.gc_min_age_ms().saturating_mul(1 + (bytes >> 30))
 }
 
 async fn collect_row(gateway: &Gateway, table: TableId, key: Vec<u8>, value: Bytes, row: GcRow) -> S3Result<Round> {

@@ -134,6 +134,10 @@ pub fn valid_bucket_name(name: &str) -> bool {
         && !["-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-s3"].iter().any(|suffix| name.ends_with(suffix))
 }
 
+/// Storage classes that a client may ask for: those whose objects can be read at any time. All are kept as STANDARD.
+const STORAGE_CLASSES: [&str; 6] =
+    ["STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR"];
+
 /// Refuses what would need a feature that is not there, rather than drop it in silence: a client that asks for encryption
 /// must not believe that it got it.
 ///
@@ -156,7 +160,7 @@ pub fn refuse_unsupported_headers(headers: &HeaderMap) -> S3Result<()> {
         }
     }
     if let Some(class) = header(headers, "x-amz-storage-class")
-        && class != "STANDARD"
+        && !STORAGE_CLASSES.contains(&class)
     {
         return Err(S3Error::from(Code::InvalidStorageClass).detail("StorageClassRequested", class));
     }

@@ -47,6 +47,7 @@ pub enum Operation {
 
 /// Everything that S3 has as `?name`.
 const SUB_RESOURCES: &[&str] = &[
+    "abac",
     "accelerate",
     "acl",
     "analytics",
@@ -61,6 +62,8 @@ const SUB_RESOURCES: &[&str] = &[
     "lifecycle",
     "location",
     "logging",
+    "metadataInventoryTable",
+    "metadataJournalTable",
     "metadataTable",
     "metadataConfiguration",
     "metrics",

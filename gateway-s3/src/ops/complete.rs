@@ -206,7 +206,7 @@ async fn attempt(
         .collect();
     let unused = there
         .iter()
-        .filter(|(number, _)| !chosen.iter().any(|(chosen, _)| chosen == number))
+        .filter(|(number, _)| chosen.binary_search_by_key(number, |(chosen, _)| *chosen).is_err()) // both are in order
         .filter_map(|(_, part)| part.data.blob())
         .collect();
     let (start, end) = part_range(&route, upload.id);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::response::Response;
 
 use crate::blob::{Download, INLINE_BYTES_MAX, PART_INLINE_BYTES_MAX, receive};
-use crate::checksum::{Algorithm, Expectations};
+use crate::checksum::{Algorithm, Claim, Expectations};
 use crate::clock::iso_date;
 use crate::conditional::{ReadConditions, Verdict, WriteCondition};
 use crate::described;
@@ -18,7 +18,7 @@ use crate::ops::object::{Received, check_size, publish, segments};
 use crate::range::{ByteRange, resolve_copy};
 use crate::reply::{SlowReply, patient, quoted};
 use crate::request::{Query, check_key_length, refuse_unsupported_headers};
-use crate::row::{ChecksumRow, route};
+use crate::row::{ChecksumRow, ObjectRow, route};
 use crate::server::Call;
 use crate::sigv4::canonical::decode;
 use crate::xml::response::XmlWriter;
@@ -99,6 +99,18 @@ fn result(name: &str, modified_ms: u64, etag: &str, checksum: Option<&ChecksumRo
     SlowReply { document, headers: http::HeaderMap::new() }
 }
 
+/// What is known of the bytes of a stored object: a copy must have the same.
+fn known_of(row: &ObjectRow) -> Expectations {
+    let mut md5 = [0; 16];
+    let md5 = hex::decode_to_slice(&row.etag, &mut md5).is_ok().then_some(md5); // not of one made of parts
+    let claim = row
+        .checksum
+        .as_ref()
+        .filter(|checksum| checksum.composite_parts.is_none())
+        .and_then(|checksum| Some(Claim { algorithm: checksum.known()?, value: Some(checksum.value.clone()) }));
+    Expectations { md5, claim, ..Expectations::default() }
+}
+
 pub(crate) async fn object(call: &Arc<Call>) -> S3Result<Response> {
     let bucket = call.bucket().await?;
     let key = call.key()?.to_owned();
@@ -139,10 +151,17 @@ pub(crate) async fn object(call: &Arc<Call>) -> S3Result<Response> {
     patient(call, async move {
         let gateway = &inner.gateway;
         let _slot = gateway.copies.acquire().await.map_err(|_| Code::ServiceUnavailable)?;
-        let expected = Expectations { store: Some(algorithm), ..Expectations::default() };
+        let expected = Expectations { store: Some(algorithm), ..known_of(&object.row) };
         let mut download = Download::new(gateway, segments(&mut object, ByteRange { start: 0, length: size })?);
-        let (stored, digests) =
-            receive(gateway, bucket.table(), &route(&key), &mut download, (size, INLINE_BYTES_MAX), &expected).await?;
+        let length = (size, INLINE_BYTES_MAX);
+        let received = receive(gateway, bucket.table(), &route(&key), &mut download, length, &expected).await;
+        let (stored, digests) = received.map_err(|error| match error.code {
+            Code::BadDigest => {
+                tracing::error!(key = source.key, %error, "the source of a copy is not what was stored");
+                Code::InternalError.into()
+            }
+            _ => error,
+        })?;
         let received = Received { stored, digests, described, algorithm, condition: &condition };
         let row = publish(gateway, &bucket, &key, received).await?;
         Ok(result("CopyObjectResult", row.modified_ms, &row.etag, row.checksum.as_ref()))

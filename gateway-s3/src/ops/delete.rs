@@ -34,6 +34,9 @@ pub(crate) fn check_version(version: Option<&str>) -> S3Result<()> {
 pub(crate) async fn one(call: &Arc<Call>) -> S3Result<Response> {
     let bucket = call.bucket().await?;
     let condition = WriteCondition::of(&call.headers)?;
+    if condition == WriteCondition::Absent {
+        return Err(S3Error::from(Code::NotImplemented).detail("Header", "If-None-Match"));
+    }
     match check_version(call.query.get("versionId")) {
         // Deleting a version that does not exist is a success.
         Err(error) if error.code == Code::NoSuchVersion => return Ok(empty(StatusCode::NO_CONTENT)),

@@ -4,6 +4,7 @@
 //! completer or aborter has read of the parts stays true until its batch.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
@@ -32,6 +33,8 @@ use crate::xml::response::XmlWriter;
 
 /// How often a change of an upload is tried against concurrent ones.
 const ATTEMPTS_MAX: usize = 16;
+/// How long a part waits for an upload that is frozen: longer than a completion takes as a rule.
+const FROZEN_PAUSES_MS: [u64; 6] = [20, 40, 80, 160, 320, 640];
 /// Rows of one page of parts.
 const PAGE_ROWS: usize = 1000;
 
@@ -216,6 +219,7 @@ pub(crate) async fn keep_part(
     let value = row.to_bytes();
     let mut current: Option<Bytes> = None;
     let mut upload_value = upload.value.clone();
+    let mut pauses = FROZEN_PAUSES_MS.iter();
     for _ in 0..ATTEMPTS_MAX {
         let seen = match &current {
             None => Condition::Absent(part.clone()),
@@ -236,11 +240,15 @@ pub(crate) async fn keep_part(
                 return Err(S3Error::from(Code::NoSuchUpload).detail("UploadId", upload.id.to_string()));
             }
             Err(BatchError::ConditionFailed { index: 0, current: Some(now) }) => {
+                // Frozen by a completion or an abortion: either the upload is soon gone, or it is opened again.
                 if UploadRow::from_bytes(&now)?.frozen.is_some() {
-                    abandon(gateway, table, &route, &stored).await;
-                    return Err(Code::OperationAborted.into());
+                    let Some(pause) = pauses.next() else {
+                        abandon(gateway, table, &route, &stored).await;
+                        return Err(Code::SlowDown.into());
+                    };
+                    tokio::time::sleep(Duration::from_millis(*pause)).await;
                 }
-                upload_value = now; // it was frozen and opened again
+                upload_value = now;
             }
             // The batch was executed, its answer lost, and the batch repeated.
             Err(error @ BatchError::ConditionFailed { index: 1, .. }) if error.shows(&value) => return Ok(row),

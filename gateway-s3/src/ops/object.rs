@@ -181,6 +181,9 @@ fn select(call: &Call, object: &Loaded) -> S3Result<Selection> {
             let mut start = 0;
             for part in parts {
                 let length = part.data.size();
+                if part.number == number && length == 0 {
+                    return Ok(Selection { range: Some(ByteRange { start, length }), partial: false });
+                }
                 if part.number == number {
                     return Ok(Selection { range: Some(ByteRange { start, length }), partial: true });
                 }

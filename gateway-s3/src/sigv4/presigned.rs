@@ -81,6 +81,9 @@ pub(super) fn read(target: &Target<'_>, headers: &HeaderMap, now_ms: u64) -> S3R
     }
     let expires_s: i64 = expires.parse().map_err(|_| wrong("X-Amz-Expires should be a number"))?;
     let expires_s = u64::try_from(expires_s).map_err(|_| wrong("X-Amz-Expires must be non-negative"))?;
+    if expires_s == 0 {
+        return Err(wrong("X-Amz-Expires must be at least 1 second"));
+    }
     if expires_s > EXPIRES_S_MAX {
         return Err(wrong(
             "X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be less than 604800 seconds",

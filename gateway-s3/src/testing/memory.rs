@@ -14,7 +14,7 @@ use crate::backend::{
     Backend, BackendError, BatchError, BlobId, Blobs, Condition, DropError, KeyInfo, Keys, Mutation, Page, RowKey,
     ScanLimit, ScanRange, TableId, Tables,
 };
-use crate::row::GLOBAL_TABLE;
+use crate::row::{BlobRef, GLOBAL_TABLE, GcRow, Row as _, route, row_key, space, unique_id};
 
 type Rows = BTreeMap<(u8, Vec<u8>), Bytes>;
 
@@ -120,6 +120,24 @@ impl Memory {
     /// Shows them again.
     pub fn show_buckets(&self, hidden: Hidden) {
         self.tables.lock().extend(hidden.0);
+    }
+
+    /// Puts a garbage row of `key` into every bucket.
+    pub fn add_garbage(&self, key: &str, blobs: Vec<BlobRef>, since_ms: u64) {
+        let value = GcRow { blobs, since_ms, intent: false }.to_bytes();
+        let place = row_key(space::GC, &route(key), &unique_id());
+        for (_, rows) in self.tables.lock().iter_mut().filter(|(table, _)| **table != GLOBAL_TABLE) {
+            rows.insert((place.space, place.key.clone()), value.clone());
+        }
+    }
+
+    /// Flips a bit in every stripe.
+    pub fn rot(&self) {
+        for stripe in self.blobs.lock().values_mut() {
+            let mut rotten = stripe.to_vec();
+            rotten.iter_mut().take(1).for_each(|byte| *byte ^= 1);
+            *stripe = rotten.into();
+        }
     }
 
     /// Replaces the value of each row of a space by bytes that mean nothing.

@@ -79,8 +79,19 @@ async fn the_chunked_example_of_the_guide_is_stored_and_a_changed_one_is_not() {
             ("content-length", "66824"),
         ],
     );
-    // The signature is right; the storage class of the example is one that this gateway does not offer.
-    world.raw("PUT", "/examplebucket/chunkObject.txt", head, vec![]).await.is(400, "InvalidStorageClass");
+    let mut body = Vec::new();
+    for (length, signature) in [
+        (65_536, "ad80c730a21e5b8d04586a2213dd63b9a0e99e0e2307b0ade35a65485a288648"),
+        (1024, "0055627c9e194cb4542bae2aa5492e3c1575bbb81b612b7d234b86a503ef5497"),
+        (0, "b6c6ea8a5354eaf15b3cb7646744f4275b71ea724fed81ceb9323e279d449df9"),
+    ] {
+        body.extend_from_slice(format!("{length:x};chunk-signature={signature}\r\n").as_bytes());
+        body.resize(body.len() + length, b'a');
+        body.extend_from_slice(b"\r\n");
+    }
+    assert_eq!(body.len(), 66_824);
+    world.raw("PUT", "/examplebucket/chunkObject.txt", head, body).await.ok();
+    assert!(world.get("/examplebucket/chunkObject.txt").await.ok().body == vec![b'a'; 66_560]);
 
     let data = pattern(66_560);
     for (change, code) in [(None, ""), (Some(500), "SignatureDoesNotMatch"), (Some(66_600), "SignatureDoesNotMatch")] {

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use holdfast_gateway_s3::clock::Clock as _;
 use holdfast_gateway_s3::gc::round;
 
 use crate::support::{World, pattern};
@@ -86,4 +87,32 @@ async fn a_commit_whose_answer_is_lost_is_found_out() {
     world.memory.lose_answers.store(false, SeqCst);
     world.call("PUT", "/bkt/k", &condition, b"theirs").await.is(412, "PreconditionFailed");
     assert_eq!(world.get("/bkt/k").await.ok().text(), "mine");
+}
+
+#[tokio::test]
+async fn a_copy_of_rotten_bytes_is_refused() {
+    let world = World::with_bucket().await;
+    world.put("/bkt/k", &pattern(50_000)).await.ok();
+    let copy = [("x-amz-copy-source", "/bkt/k")];
+    world.call("PUT", "/bkt/good", &copy, b"").await.ok();
+    world.memory.rot();
+    world.call("PUT", "/bkt/bad", &copy, b"").await.is(500, "InternalError");
+    world.get("/bkt/bad").await.is(404, "NoSuchKey");
+}
+
+/// A download may take as long as its size allows, after its object was deleted.
+#[tokio::test]
+async fn garbage_is_kept_the_longer_the_more_it_is() {
+    let world = World::with_bucket().await;
+    let large = holdfast_gateway_s3::row::BlobRef {
+        id: holdfast_gateway_s3::backend::BlobId([7; 16]),
+        bytes: 3 << 30,
+        stripe_bytes: 4 << 20,
+    };
+    world.memory.add_garbage("k", vec![large], world.clock.now_ms());
+    for rows in [1, 1, 1, 0] {
+        world.clock.advance_ms(AGE_MS);
+        round(&world.gateway).await.unwrap();
+        assert_eq!(world.memory.rows(b'g'), rows);
+    }
 }
