@@ -1,7 +1,8 @@
 //! Keeps objects crash-safe on one device.
 //!
-//! The device is a log of segments and is the truth; an index on RocksDB says where everything is and can always be
-//! brought up to date from the log. A transaction is one record in the log; all records that wait together become durable
+//! The device is a log of segments and is the truth for all that is newer than the last flush of the index, which says
+//! where everything is and is brought up to date from the log after a crash. Both are needed: the log of older segments is
+//! used anew, so a store whose index is lost is lost, and comes back from its peers. A transaction is one record in the log; all records that wait together become durable
 //! by one sync. See `docs/formats/store.md` for the bytes, and `ARCHITECTURE.md` for the why.
 //!
 //! - [`Engine`]: the synchronous core. No threads, no clock; the simulator drives it over [`MemDevice`] and [`MemIndex`].

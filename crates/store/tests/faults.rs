@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use common::*;
 use holdfast_store::{
-    CommitError, Engine, Fault, MemDevice, OpenError, Position, ReadError, SubmitError, Transaction, TxOp,
+    CommitError, Engine, Fault, MemDevice, OnDurable, OpenError, Position, ReadError, SubmitError, Transaction, TxOp,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -132,11 +132,11 @@ fn a_failed_write_or_sync_poisons_the_store_and_tells_all_who_wait() {
         for name in ["a", "b"] {
             let told = Arc::clone(&told);
             let tx = Transaction { ops: vec![TxOp::Touch { c: collection(0), o: object(name) }] };
-            let on_durable = Box::new(move |result: Result<(), Arc<CommitError>>| {
+            let on_durable: OnDurable = Box::new(move |result: Result<(), Arc<CommitError>>| {
                 assert!(result.is_err());
                 told.fetch_add(1, Ordering::SeqCst);
             });
-            engine.submit_then(&tx, Some(on_durable)).unwrap();
+            engine.submit_then(&tx, &mut Some(on_durable)).unwrap();
         }
         assert!(engine.commit().is_err());
         assert_eq!(told.load(Ordering::SeqCst), 2);
@@ -171,7 +171,7 @@ fn callbacks_come_in_the_order_of_submission() {
     for number in 0..20 {
         let order = Arc::clone(&order);
         let tx = Transaction { ops: vec![TxOp::Touch { c: collection(0), o: object("a") }] };
-        engine.submit_then(&tx, Some(Box::new(move |_| order.lock().unwrap().push(number)))).unwrap();
+        engine.submit_then(&tx, &mut Some(Box::new(move |_| order.lock().unwrap().push(number)))).unwrap();
         if number % 7 == 0 {
             engine.commit().unwrap();
         }

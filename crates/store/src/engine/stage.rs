@@ -10,6 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use minicbor::bytes::ByteSlice;
 
+use super::cache::OnodeCache;
+use super::read::cached_onode;
 use crate::checksum::{ObjectTag, words};
 use crate::format::record::{LogMove, LogOp};
 use crate::index::{Index, IndexError, keys};
@@ -47,9 +49,12 @@ pub(super) struct Place {
 /// See the module.
 pub(super) struct Stage<'a> {
     overlay: &'a Overlay,
+    cache: &'a OnodeCache,
     index: &'a dyn Index,
     collections: &'a BTreeSet<CollectionId>,
     place: Place,
+    /// The object of the op before: mostly that of the next one too.
+    last: Option<Target>,
     pub(super) changes: Changes,
     /// Collections made (true) or removed by this record.
     pub(super) collections_changed: BTreeMap<CollectionId, bool>,
@@ -62,6 +67,14 @@ fn note_live<'a>(live: &'a mut BTreeMap<u32, i64>, o: &'a ObjectKey) -> impl FnM
     }
 }
 
+/// An object and the key of its onode.
+#[derive(Debug, Clone)]
+struct Target {
+    c: CollectionId,
+    o: ObjectKey,
+    key: Bytes,
+}
+
 fn object(o: &ByteSlice) -> Result<ObjectKey, StageError> {
     ObjectKey::new(Bytes::copy_from_slice(o)).map_err(|_| StageError::Bad("an object key is too long"))
 }
@@ -69,11 +82,26 @@ fn object(o: &ByteSlice) -> Result<ObjectKey, StageError> {
 impl<'a> Stage<'a> {
     pub(super) fn new(
         overlay: &'a Overlay,
+        cache: &'a OnodeCache,
         index: &'a dyn Index,
         collections: &'a BTreeSet<CollectionId>,
         place: Place,
     ) -> Stage<'a> {
-        Stage { overlay, index, collections, place, changes: Changes::default(), collections_changed: BTreeMap::new() }
+        let (changes, collections_changed) = (Changes::default(), BTreeMap::new());
+        Stage { overlay, cache, index, collections, place, last: None, changes, collections_changed }
+    }
+
+    /// The object that an op names; its collection must exist.
+    fn target(&mut self, c: CollectionId, o: &ByteSlice) -> Result<Target, StageError> {
+        self.check(c)?;
+        let same = |last: &&Target| last.c == c && last.o.as_bytes() == o as &[u8];
+        if let Some(last) = self.last.as_ref().filter(same) {
+            return Ok(last.clone());
+        }
+        let o = object(o)?;
+        let target = Target { c, key: keys::onode(c, &o), o };
+        self.last = Some(target.clone());
+        Ok(target)
     }
 
     fn exists(&self, c: CollectionId) -> bool {
@@ -85,11 +113,11 @@ impl<'a> Stage<'a> {
     }
 
     /// The onode to be changed, in `changes`; made if absent and `create`.
-    fn onode(&mut self, c: CollectionId, o: &ObjectKey, create: bool) -> Result<Option<&mut Onode>, StageError> {
-        let key = keys::onode(c, o);
-        let staged = matches!(self.changes.points.get(&key), Some(Value::Onode(_)));
+    fn onode(&mut self, target: &Target, create: bool) -> Result<Option<&mut Onode>, StageError> {
+        let key = &target.key;
+        let staged = matches!(self.changes.points.get(key), Some(Value::Onode(_)));
         if !staged {
-            match self.look(c, o, &key)? {
+            match self.look(key)? {
                 Some(onode) => self.changes.set(key.clone(), Value::Onode(onode)),
                 None if create => {
                     let onode = Onode { changed_at: self.place.position, ..Onode::default() };
@@ -98,23 +126,20 @@ impl<'a> Stage<'a> {
                 None => return Ok(None),
             }
         }
-        match self.changes.points.get_mut(&key) {
+        match self.changes.points.get_mut(key) {
             Some(Value::Onode(onode)) => Ok(Some(Arc::make_mut(onode))),
             _ => Ok(None),
         }
     }
 
     /// The onode as it is, without taking it into `changes`.
-    fn look(&self, _c: CollectionId, _o: &ObjectKey, key: &[u8]) -> Result<Option<Arc<Onode>>, StageError> {
+    fn look(&self, key: &Bytes) -> Result<Option<Arc<Onode>>, StageError> {
         let value = self.changes.get(key).or_else(|| self.overlay.get(key));
         Ok(match value {
             Some(Value::Onode(onode)) => Some(Arc::clone(onode)),
             Some(Value::Deleted) => None,
             Some(Value::Raw(bytes)) => Some(Arc::new(decode_onode(key, bytes)?)),
-            None => match self.index.get(key)? {
-                Some(bytes) => Some(Arc::new(decode_onode(key, &bytes)?)),
-                None => None,
-            },
+            None => cached_onode(self.cache, self.index, key)?,
         })
     }
 
@@ -190,15 +215,15 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    fn remove_object(&mut self, c: CollectionId, o: &ObjectKey) -> Result<(), StageError> {
-        let key = keys::onode(c, o);
-        let Some(onode) = self.look(c, o, &key)? else { return Ok(()) };
+    fn remove_object(&mut self, target: &Target) -> Result<(), StageError> {
+        let Target { c, o, key } = target;
+        let Some(onode) = self.look(key)? else { return Ok(()) };
         let mut note = note_live(&mut self.changes.live, o);
         onode.extents.iter().for_each(|extent| note(extent, false));
         drop(note);
-        self.changes.set(key, Value::Deleted);
+        self.changes.set(key.clone(), Value::Deleted);
         if onode.has_rows {
-            let prefix = keys::row_prefix(c, o).freeze();
+            let prefix = keys::row_prefix(*c, o).freeze();
             self.remove_range(&prefix, &keys::prefix_end(&prefix))?;
         }
         Ok(())
@@ -243,81 +268,75 @@ impl<'a> Stage<'a> {
                 self.remove_collection(*c)?;
             }
             LogOp::Touch { c, o } => {
-                self.check(*c)?;
-                self.onode(*c, &object(o)?, true)?;
+                let target = self.target(*c, o)?;
+                self.onode(&target, true)?;
             }
             LogOp::Write { c, o, offset, length, sums } => {
-                self.check(*c)?;
-                let o = object(o)?;
-                let extent = self.take_payload(ObjectTag::new(*c, &o), *offset, *length, sums);
+                let target = self.target(*c, o)?;
+                let extent = self.take_payload(ObjectTag::new(*c, &target.o), *offset, *length, sums);
                 let end = extent.end();
-                self.change_bytes(*c, &o, |onode, live| {
-                    onode.replace(*offset, end, Some(extent), note_live(live, &o));
+                self.change_bytes(&target, |onode, live| {
+                    onode.replace(*offset, end, Some(extent), note_live(live, &target.o));
                     onode.size = onode.size.max(end);
                     onode.changed_at = position;
                 })?;
             }
             LogOp::Truncate { c, o, size } => {
-                self.check(*c)?;
-                let o = object(o)?;
-                self.change_bytes(*c, &o, |onode, live| {
-                    onode.replace(*size, u64::MAX, None, note_live(live, &o));
+                let target = self.target(*c, o)?;
+                self.change_bytes(&target, |onode, live| {
+                    onode.replace(*size, u64::MAX, None, note_live(live, &target.o));
                     onode.size = *size;
                     onode.changed_at = position;
                 })?;
             }
             LogOp::Zero { c, o, offset, length } => {
-                self.check(*c)?;
-                let o = object(o)?;
+                let target = self.target(*c, o)?;
                 let end = offset.checked_add(*length).ok_or(StageError::Bad("a zeroed range is too long"))?;
-                self.change_bytes(*c, &o, |onode, live| {
-                    onode.replace(*offset, end, None, note_live(live, &o));
+                self.change_bytes(&target, |onode, live| {
+                    onode.replace(*offset, end, None, note_live(live, &target.o));
                     onode.size = if *length > 0 { onode.size.max(end) } else { onode.size };
                     onode.changed_at = position;
                 })?;
             }
             LogOp::Remove { c, o } => {
-                self.check(*c)?;
-                self.remove_object(*c, &object(o)?)?;
+                let target = self.target(*c, o)?;
+                self.remove_object(&target)?;
             }
             LogOp::SetAttr { c, o, name, value } => {
-                self.check(*c)?;
-                if let Some(onode) = self.onode(*c, &object(o)?, true)? {
+                let target = self.target(*c, o)?;
+                if let Some(onode) = self.onode(&target, true)? {
                     onode.attrs.insert(name.to_vec(), Bytes::copy_from_slice(value));
                     onode.changed_at = position;
                 }
             }
             LogOp::RemoveAttr { c, o, name } => {
-                self.check(*c)?;
-                if let Some(onode) = self.onode(*c, &object(o)?, false)?
+                let target = self.target(*c, o)?;
+                if let Some(onode) = self.onode(&target, false)?
                     && onode.attrs.remove(name.as_ref() as &[u8]).is_some()
                 {
                     onode.changed_at = position;
                 }
             }
             LogOp::PutRows { c, o, rows } => {
-                self.check(*c)?;
-                let o = object(o)?;
+                let target = self.target(*c, o)?;
                 // The onode is rewritten only when this is the first row.
-                if !self.look(*c, &o, &keys::onode(*c, &o))?.is_some_and(|onode| onode.has_rows)
-                    && let Some(onode) = self.onode(*c, &o, true)?
+                if !self.look(&target.key)?.is_some_and(|onode| onode.has_rows)
+                    && let Some(onode) = self.onode(&target, true)?
                 {
                     onode.has_rows = true;
                 }
                 for row in rows {
-                    self.changes.set(keys::row(*c, &o, row.key), Value::Raw(Bytes::copy_from_slice(row.value)));
+                    self.changes.set(keys::row(*c, &target.o, row.key), Value::Raw(Bytes::copy_from_slice(row.value)));
                 }
             }
             LogOp::DeleteRows { c, o, keys: rows } => {
-                self.check(*c)?;
-                let o = object(o)?;
+                let target = self.target(*c, o)?;
                 for row in rows {
-                    self.changes.set(keys::row(*c, &o, row), Value::Deleted);
+                    self.changes.set(keys::row(*c, &target.o, row), Value::Deleted);
                 }
             }
             LogOp::DeleteRowRange { c, o, start, end } => {
-                self.check(*c)?;
-                let o = object(o)?;
+                let o = self.target(*c, o)?.o;
                 let from = keys::row(*c, &o, start);
                 let to = end.map_or_else(|| keys::prefix_end(&keys::row_prefix(*c, &o)), |end| keys::row(*c, &o, end));
                 self.remove_range(&from, &to)?;
@@ -336,19 +355,21 @@ impl<'a> Stage<'a> {
                 let to = end.map_or_else(|| keys::prefix_end(&all), |end| keys::meta(*c, end));
                 self.remove_range(&keys::meta(*c, start), &to)?;
             }
-            LogOp::Relocate { c, o, moves } => self.relocate(*c, &object(o)?, moves)?,
+            LogOp::Relocate { c, o, moves } => {
+                let o = object(o)?;
+                self.relocate(&Target { c: *c, key: keys::onode(*c, &o), o }, moves)?;
+            }
         }
         Ok(())
     }
 
     fn change_bytes(
         &mut self,
-        c: CollectionId,
-        o: &ObjectKey,
+        target: &Target,
         change: impl FnOnce(&mut Onode, &mut BTreeMap<u32, i64>),
     ) -> Result<(), StageError> {
         let mut live = std::mem::take(&mut self.changes.live);
-        let done = self.onode(c, o, true).map(|onode| {
+        let done = self.onode(target, true).map(|onode| {
             if let Some(onode) = onode {
                 change(onode, &mut live);
             }
@@ -358,15 +379,16 @@ impl<'a> Stage<'a> {
     }
 
     /// Points extents at their moved bytes. Bytes that were changed or removed since the cleaner looked stay as they are.
-    fn relocate(&mut self, c: CollectionId, o: &ObjectKey, moves: &[LogMove<'_>]) -> Result<(), StageError> {
-        let tag = ObjectTag::new(c, o);
-        let exists = self.exists(c) && self.look(c, o, &keys::onode(c, o))?.is_some();
+    fn relocate(&mut self, target: &Target, moves: &[LogMove<'_>]) -> Result<(), StageError> {
+        let Target { c, o, key } = target;
+        let tag = ObjectTag::new(*c, o);
+        let exists = self.exists(*c) && self.look(key)?.is_some();
         for piece in moves {
             let new = self.take_payload(tag, piece.offset, piece.length, piece.sums);
             if !exists {
                 continue;
             }
-            self.change_bytes(c, o, |onode, live| {
+            self.change_bytes(target, |onode, live| {
                 let end = new.end();
                 let unchanged = match onode.extents.get(onode.overlapping(piece.offset, end)) {
                     Some([old]) => {
