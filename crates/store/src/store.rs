@@ -42,7 +42,8 @@ pub struct StoreConfig {
     pub device: PathBuf,
     /// A directory for the index.
     pub index: PathBuf,
-    /// Bytes for the caches of onodes and index and for memtables together. What waits for a commit comes on top (at most 32 MiB).
+    /// Bytes for the caches of onodes and index and for memtables together. What waits for a commit comes on top (at most
+    /// 32 MiB).
     pub memory_target: u64,
     /// Sizes.
     pub options: Options,
