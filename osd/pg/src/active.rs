@@ -305,8 +305,7 @@ impl Pg {
         let Some(active) = self.active() else { return Tried::Wait(queued) };
         if missing && active.recovery.is_unfound(key) && !self.absent_may_have() {
             // Every copy there is has been asked for, and none can be read: waiting would be for ever.
-            let outcome = ClientOutcome::Failed { index: 0, error: OpError::Unreadable };
-            self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+            self.answer_unreadable(queued, step);
             return Tried::Done;
         }
         let Some(active) = self.active() else { return Tried::Wait(queued) };
@@ -374,11 +373,30 @@ impl Pg {
                 if self.mark_own_missing(key, step) {
                     return Tried::Wait(queued);
                 }
-                let outcome = ClientOutcome::Failed { index: 0, error: OpError::Unreadable };
-                self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+                self.answer_unreadable(queued, step);
             }
         }
         Tried::Done
+    }
+
+    /// Tells that no copy can be read. A request that writes has then had no effect, and never will have one (C4); if it
+    /// had one before, its result cannot be confirmed (W5), and it is not said that it had none.
+    fn answer_unreadable(&mut self, queued: Queued, step: &mut Step<'_>) {
+        let mut outcome = ClientOutcome::Failed { index: 0, error: OpError::Unreadable };
+        if queued.request.is_write() {
+            let id = queued.request.id;
+            match self.clients.remembered(id, queued.request.lowest_outstanding_tid) {
+                Remembered::No => {}
+                Remembered::Forgotten => return self.refuse(&queued, RefusedReason::Forgotten, step),
+                Remembered::As(before) => outcome = before,
+            }
+            match self.holding.log.answered(id) {
+                Answered::Unknown => {}
+                Answered::Forgotten => return self.refuse(&queued, RefusedReason::Forgotten, step),
+                Answered::As(_) => return self.refuse(&queued, RefusedReason::Busy, step),
+            }
+        }
+        self.answer(Held { queued, outcome, logged: false }, step);
     }
 
     fn refuse(&self, queued: &Queued, reason: RefusedReason, step: &mut Step<'_>) {

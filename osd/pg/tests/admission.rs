@@ -42,6 +42,7 @@ impl Primary {
             up_thru: Epoch(0),
             down_at: Epoch(0),
             dead_epoch: Epoch(0),
+            formatted_at: Epoch::ZERO,
         };
         map.osds.insert(ME, info);
         let pool = Pool {
