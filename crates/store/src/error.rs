@@ -76,6 +76,9 @@ pub enum SubmitError {
         #[source]
         source: IndexError,
     },
+    /// What the index has does not fit the transaction.
+    #[error("cannot read the index")]
+    Index(#[from] IndexError),
     /// An earlier failure stopped the store; it must be opened anew.
     #[error("the store has failed and takes no more writes")]
     Poisoned(#[source] Arc<CommitError>),

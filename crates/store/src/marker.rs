@@ -65,6 +65,12 @@ pub(crate) fn check(index: &Path, device: &dyn Device) -> Result<(), OpenError> 
     }
 }
 
+/// Removes what was said of a store that was here before this one.
+pub(crate) fn clear(index: &Path) -> io::Result<()> {
+    remove(&index.with_file_name(MARKER_FILE))?;
+    remove(&index.with_file_name(RELEASE_FILE))
+}
+
 fn shown(path: &Path) -> String {
     path.display().to_string()
 }

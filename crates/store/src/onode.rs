@@ -117,6 +117,13 @@ pub(crate) fn charge(o: &ObjectKey, length: u32) -> u64 {
 }
 
 impl Onode {
+    /// Memory that it takes, about.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let attrs: usize = self.attrs.iter().map(|(name, value)| name.len() + value.len() + 80).sum();
+        let sums: usize = self.extents.iter().map(|extent| extent.sums.as_slice().len() * 4).sum();
+        attrs + self.extents.len() * size_of::<Extent>() + sums
+    }
+
     /// Indices of the extents that have bytes in `start..end`.
     pub(crate) fn overlapping(&self, start: u64, end: u64) -> std::ops::Range<usize> {
         let first = self.extents.partition_point(|extent| extent.end() <= start);

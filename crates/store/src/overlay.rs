@@ -119,11 +119,13 @@ impl Overlay {
         }
     }
 
-    /// Forgets `changes` of the transaction at `position`, which the index now has.
-    pub(crate) fn retire(&mut self, position: Position, changes: &Changes) {
+    /// Forgets `changes` of the transaction at `position`, which the index now has; shows the values that are forgotten.
+    pub(crate) fn retire(&mut self, position: Position, changes: &Changes, mut forgotten: impl FnMut(&Bytes, Value)) {
         for key in changes.points.keys() {
-            if self.points.get(key).is_some_and(|(set_at, _)| *set_at == position) {
-                self.points.remove(key);
+            if self.points.get(key).is_some_and(|(set_at, _)| *set_at == position)
+                && let Some((_, value)) = self.points.remove(key)
+            {
+                forgotten(key, value);
             }
         }
         if !changes.ranges.is_empty() {

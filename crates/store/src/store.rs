@@ -7,16 +7,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{JoinHandle, ThreadId};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::device::{Device, FileDevice};
 use crate::engine::blank::check_blank;
-use crate::engine::{Engine, Identity, Options, SUPPORTED_SEGMENT_BYTES};
+use crate::engine::commit::in_callback;
+use crate::engine::{Engine, Identity, OnDurable, Options, SUPPORTED_SEGMENT_BYTES};
 use crate::error::{CleanError, CommitError, FormatError, OpenError, SubmitError};
-use crate::index::{Index, RocksIndex};
+use crate::index::{Index, IndexError, RocksIndex};
 use crate::marker;
 use crate::tx::Transaction;
 
@@ -27,6 +28,8 @@ const PENDING_BYTES_MAX: u64 = 32 << 20;
 const INDEX_FLUSH_INTERVAL: Duration = Duration::from_secs(60);
 /// Bytes that one cleaning step moves; between steps, index flushes and stops are looked at.
 const CLEAN_STEP_BYTES: u64 = 4 << 20;
+/// Part of the memory that is for decoded onodes: on 64 MiB tens of thousands of small objects.
+const ONODE_CACHE_SHARE: u64 = 8;
 /// How often a submit waits for the cleaner before it gives up.
 const SPACE_WAITS_MAX: u32 = 64;
 /// How long each wait for the cleaner is at most.
@@ -39,7 +42,8 @@ pub struct StoreConfig {
     pub device: PathBuf,
     /// A directory for the index.
     pub index: PathBuf,
-    /// Bytes for the index's cache and memtables together. What waits for a commit comes on top (at most 32 MiB).
+    /// Bytes for the caches of onodes and index and for memtables together. What waits for a commit comes on top (at most
+    /// 32 MiB).
     pub memory_target: u64,
     /// Sizes.
     pub options: Options,
@@ -55,6 +59,15 @@ impl StoreConfig {
             memory_target: 1 << 30,
             options: Options::default(),
         }
+    }
+}
+
+impl StoreConfig {
+    /// Opens the index with most of the memory; the rest is the engine's cache.
+    fn open_index(&self) -> Result<(RocksIndex, Options), IndexError> {
+        let onode_cache_bytes = self.memory_target / ONODE_CACHE_SHARE;
+        let index = RocksIndex::open(&self.index, self.memory_target - onode_cache_bytes)?;
+        Ok((index, Options { onode_cache_bytes, ..self.options.clone() }))
     }
 }
 
@@ -75,7 +88,6 @@ struct Shared<D, I> {
     commit_wanted: Condvar,
     maintain_wanted: Condvar,
     progressed: Condvar,
-    commit_thread: Mutex<Option<ThreadId>>,
     /// Since when the commit thread is at the group that it has, if any.
     committing_since: Mutex<Option<Instant>>,
 }
@@ -124,8 +136,9 @@ impl Store {
         Store::check_device(config, identity)?; // before a file is made longer or the index goes
         let device = FileDevice::create(&config.device, device_bytes)?;
         RocksIndex::destroy(&config.index)?;
-        let index = RocksIndex::open(&config.index, config.memory_target)?;
-        let engine = Engine::format(device, index, identity, config.options.clone())?;
+        let (index, options) = config.open_index()?;
+        let engine = Engine::format(device, index, identity, options)?;
+        marker::clear(&config.index)?; // of a device that was here before
         engine.on_quarantine(marker::marking(&config.index));
         Ok(Store::run(engine))
     }
@@ -145,8 +158,8 @@ impl Store {
     pub fn open(config: &StoreConfig) -> Result<Store, OpenError> {
         let device = FileDevice::open(&config.device)?;
         marker::check(&config.index, &device)?;
-        let index = RocksIndex::open(&config.index, config.memory_target)?;
-        let engine = Engine::open(device, index, config.options.clone())?;
+        let (index, options) = config.open_index()?;
+        let engine = Engine::open(device, index, options)?;
         engine.on_quarantine(marker::marking(&config.index));
         Ok(Store::run(engine))
     }
@@ -161,7 +174,6 @@ impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
             commit_wanted: Condvar::new(),
             maintain_wanted: Condvar::new(),
             progressed: Condvar::new(),
-            commit_thread: Mutex::new(None),
             committing_since: Mutex::new(None),
         });
         let commit = {
@@ -174,7 +186,6 @@ impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
         };
         // Without threads there is no daemon; the operating system refuses them only when it refuses all else too.
         let handles = vec![commit.expect("a thread can be started"), maintain.expect("a thread can be started")];
-        *shared.commit_thread.lock() = handles.first().map(|handle| handle.thread().id());
         let threads = Arc::new(Threads {
             shared: Arc::clone(&shared),
             handles: Mutex::new(handles),
@@ -183,8 +194,8 @@ impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
         Store { shared, threads }
     }
 
-    /// Takes a transaction; see [`Engine::submit`]. `on_durable` is called from the commit thread, in the order of
-    /// submission; it must be quick, and may submit. Blocks while too much waits, or while the cleaner makes room; never
+    /// Takes a transaction; see [`Engine::submit`]. `on_durable` is called from a thread of the store, in the order
+    /// of submission; it must be quick, and may submit. Blocks while too much waits, or while the cleaner makes room; never
     /// when called from `on_durable`.
     ///
     /// # Errors
@@ -195,25 +206,16 @@ impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
         on_durable: impl FnOnce(Result<(), Arc<CommitError>>) + Send + 'static,
     ) -> Result<(), SubmitError> {
         let shared = &self.shared;
-        let may_wait = *shared.commit_thread.lock() != Some(std::thread::current().id());
+        let may_wait = !in_callback();
         if may_wait {
             shared.wait_for_queue();
         }
-        // The engine takes the callback only with a submission that succeeds, so it is kept where a retry finds it.
-        let slot = Arc::new(Mutex::new(Some(on_durable)));
+        // The engine takes the callback only with a submission that succeeds, so a retry still has it.
+        let mut on_durable: Option<OnDurable> = Some(Box::new(on_durable));
         let mut waits = 0;
         loop {
-            let callback = {
-                let slot = Arc::clone(&slot);
-                Box::new(move |result| {
-                    let on_durable = slot.lock().take();
-                    if let Some(on_durable) = on_durable {
-                        on_durable(result);
-                    }
-                })
-            };
             let progress = shared.signals.lock().progress;
-            match shared.engine.submit_then(&tx, Some(callback)) {
+            match shared.engine.submit_then(&tx, &mut on_durable) {
                 Ok(_) => {
                     shared.wake_commit();
                     return Ok(());
@@ -316,6 +318,9 @@ impl<D: Device, I: Index> Shared<D, I> {
                     return; // stopped, and nothing waits
                 }
             }
+            // Who woke this thread is mostly in the middle of something that others wait for, and about to submit more. On a
+            // busy machine it goes on first; on an idle one this costs nothing.
+            std::thread::yield_now();
             *self.committing_since.lock() = Some(Instant::now());
             let committed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.engine.commit()));
             let Ok(committed) = committed else {

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use common::*;
 use holdfast_store::{
-    CommitError, Engine, Fault, MemDevice, OpenError, Position, ReadError, SubmitError, Transaction, TxOp,
+    CommitError, Engine, Fault, MemDevice, OnDurable, OpenError, Options, Position, ReadError, SubmitError,
+    Transaction, TxOp,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -133,11 +134,11 @@ fn a_failed_write_or_sync_tells_all_who_wait_and_puts_the_store_into_quarantine(
         for name in ["a", "b"] {
             let (told, seen) = (Arc::clone(&told), Arc::clone(&marked));
             let tx = Transaction { ops: vec![TxOp::Touch { c: collection(0), o: object(name) }] };
-            let on_durable = Box::new(move |result: Result<(), Arc<CommitError>>| {
+            let on_durable: OnDurable = Box::new(move |result: Result<(), Arc<CommitError>>| {
                 assert!(result.is_err() && seen.load(Ordering::SeqCst) == 1, "noted before anyone is told");
                 told.fetch_add(1, Ordering::SeqCst);
             });
-            engine.submit_then(&tx, Some(on_durable)).unwrap();
+            engine.submit_then(&tx, &mut Some(on_durable)).unwrap();
         }
         let mark = Arc::clone(&marked);
         engine.on_quarantine(Box::new(move |error| {
@@ -180,7 +181,7 @@ fn callbacks_come_in_the_order_of_submission() {
     for number in 0..20 {
         let order = Arc::clone(&order);
         let tx = Transaction { ops: vec![TxOp::Touch { c: collection(0), o: object("a") }] };
-        engine.submit_then(&tx, Some(Box::new(move |_| order.lock().unwrap().push(number)))).unwrap();
+        engine.submit_then(&tx, &mut Some(Box::new(move |_| order.lock().unwrap().push(number)))).unwrap();
         if number % 7 == 0 {
             engine.commit().unwrap();
         }
@@ -532,7 +533,7 @@ fn spoil_onode(index: &holdfast_store::MemIndex, name: &str) {
 
 #[test]
 fn an_onode_that_cannot_be_read_is_the_error_of_its_object_alone() {
-    let options = tiny(512);
+    let options = Options { onode_cache_bytes: 0, ..tiny(512) };
     let (device, index, engine) = new_engine(&options);
     create(&engine);
     for name in ["bad", "good"] {
@@ -571,7 +572,7 @@ fn an_onode_that_cannot_be_read_is_the_error_of_its_object_alone() {
 
 #[test]
 fn replay_over_an_onode_that_cannot_be_read_loses_that_object_alone() {
-    let options = tiny(512);
+    let options = Options { onode_cache_bytes: 0, ..tiny(512) };
     let mut rng = SmallRng::seed_from_u64(26);
     let (device, index, engine) = new_engine(&options);
     create(&engine);
@@ -601,7 +602,7 @@ fn replay_over_an_onode_that_cannot_be_read_loses_that_object_alone() {
 
 #[test]
 fn a_bad_onode_does_not_keep_the_cleaner_from_all_others() {
-    let options = tiny(512);
+    let options = Options { onode_cache_bytes: 0, ..tiny(512) };
     let (device, index, engine) = new_engine(&options);
     create(&engine);
     let mut rng = SmallRng::seed_from_u64(27);

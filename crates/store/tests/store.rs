@@ -235,6 +235,11 @@ fn a_quarantined_store_opens_only_when_a_person_says_so() {
     store.close().unwrap();
     drop(store);
     drop(Store::open(&config).unwrap());
+    // A new device in its place is not the one that was marked.
+    std::fs::write(&marker, "cannot sync the device\n").unwrap();
+    std::fs::remove_file(&config.device).unwrap();
+    drop(Store::format(&config, IDENTITY, DEVICE).unwrap());
+    drop(Store::open(&config).unwrap());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A block device or a (sparse) file, with pread, pwritev and fdatasync.
 //!
-//! Through the page cache, all but large writes: the kernel's cache is then the store's read cache, and it gives way to
-//! others under pressure.
+//! Reads go through the page cache: it is then the store's read cache, and gives way to others under pressure. The log is
+//! written directly where the file system can, all else through the cache.
 //! The descriptor is opened for itself and locked, so that no two stores use one device.
 
 use std::fs::{File, OpenOptions};
@@ -64,6 +64,9 @@ impl FileDevice {
         } else {
             metadata.len()
         };
+        // Objects lie in the order of their writing: what follows one is rarely read next. It may also be under way to the
+        // device just now; see `direct`.
+        rustix::fs::fadvise(&file, 0, None, Advice::Random)?;
         let direct = DirectFile::of(&file);
         Ok(FileDevice { file, direct, bytes, is_file: kind.is_file() })
     }

@@ -43,12 +43,12 @@ impl<D: Device, I: Index> Engine<D, I> {
                 return;
             }
             // Out of `free` while they are discarded, so that none is opened meanwhile.
-            (state.space.head.next_segment, std::mem::take(&mut state.space.free))
+            (state.space.head.next_segment, state.space.take_free())
         };
         for segment in &free {
             self.discard_segment(*segment);
         }
-        self.state.write().space.free.extend(free);
+        self.state.write().space.set_free(&[], &free);
         self.allocate_next(next);
     }
 

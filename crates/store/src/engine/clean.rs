@@ -43,10 +43,14 @@ pub struct CleanProgress {
 /// The segment being cleaned, and the objects that are still to be looked at.
 #[derive(Debug, Default)]
 pub(super) struct Cleaner {
-    victim: Option<u32>,
+    /// With the sequence that it had: between two steps it may become free and be opened anew.
+    victim: Option<(u32, u64)>,
     objects: BTreeSet<(CollectionId, ObjectKey)>,
-    /// The objects come from the index: what is still live after them cannot be moved.
+    /// The objects come from the index: what is still live after them could not be read, or changed meanwhile.
     searched_index: bool,
+    /// Something in it could not be read.
+    met_unreadable: bool,
+    moved_bytes: u64,
 }
 
 /// A piece of an extent that is moved.
@@ -75,10 +79,17 @@ impl<D: Device, I: Index> Engine<D, I> {
             self.commit()?;
             self.flush_index()?;
         }
+        if let Some((victim, sequence)) = cleaner.victim
+            && !self.state.read().space.is_sealed_since(victim, sequence)
+        {
+            *cleaner = Cleaner::default();
+        }
         if cleaner.victim.is_none() {
-            let victim = {
+            let (victim, sequence) = {
                 let state = self.state.read();
-                state.space.victim(state.applied)
+                let victim = state.space.victim(state.applied);
+                let segment = victim.and_then(|victim| state.space.segments.get(victim as usize));
+                (victim, segment.map_or(0, |segment| segment.sequence))
             };
             if let Some(victim) = victim {
                 let (objects, searched_index) = match self.objects_in_records(victim) {
@@ -89,11 +100,12 @@ impl<D: Device, I: Index> Engine<D, I> {
                     }
                     Err(error) => return Err(error),
                 };
-                *cleaner = Cleaner { victim: Some(victim), objects, searched_index };
+                *cleaner = Cleaner { victim: Some((victim, sequence)), objects, searched_index, ..Cleaner::default() };
             }
         }
-        if let Some(victim) = cleaner.victim {
+        if let Some((victim, _)) = cleaner.victim {
             progress.moved_bytes = self.move_out(&mut cleaner, victim, budget_bytes)?;
+            cleaner.moved_bytes += progress.moved_bytes;
             self.commit()?;
             let live = self.state.read().space.segments.get(victim as usize).map_or(0, |segment| segment.live);
             if live == 0 {
@@ -103,10 +115,12 @@ impl<D: Device, I: Index> Engine<D, I> {
                 cleaner.objects = self.objects_in_index(victim);
                 cleaner.searched_index = true;
             } else if cleaner.objects.is_empty() {
-                if let Some(segment) = self.state.write().space.segments.get_mut(victim as usize) {
+                if (cleaner.met_unreadable || cleaner.moved_bytes == 0)
+                    && let Some(segment) = self.state.write().space.segments.get_mut(victim as usize)
+                {
                     segment.unreadable = true;
+                    tracing::warn!(segment = victim, live, "live bytes of a segment cannot be moved");
                 }
-                tracing::warn!(segment = victim, live, "live bytes of a segment cannot be moved");
                 *cleaner = Cleaner::default();
             }
         }
@@ -146,7 +160,10 @@ impl<D: Device, I: Index> Engine<D, I> {
                         let to = extent.end().min(from + move_bytes);
                         let piece = extent.slice(from, to);
                         from = to;
-                        let Some(piece) = self.load(c, &o, piece) else { continue };
+                        let Some(piece) = self.load(c, &o, piece) else {
+                            cleaner.met_unreadable = true;
+                            continue;
+                        };
                         bytes += to - piece.extent.logical;
                         moves.push(piece);
                         if bytes >= move_bytes || moves.len() >= MOVE_EXTENTS_MAX {
@@ -194,13 +211,13 @@ impl<D: Device, I: Index> Engine<D, I> {
             })
             .collect();
         let payload: Vec<Bytes> = moved.iter().map(|piece| piece.bytes.clone()).collect();
-        match self.submit_ops(&ops, payload.clone(), Admission::Cleaning, None) {
+        match self.submit_ops(&ops, payload.clone(), Admission::Cleaning, &mut None) {
             Ok(_) => {}
             // The log needs a segment now; those that wait for an index flush may give one.
             Err(SubmitError::NoSpace { .. }) => {
                 self.commit()?;
                 self.flush_index()?;
-                self.submit_ops(&ops, payload, Admission::Cleaning, None)?;
+                self.submit_ops(&ops, payload, Admission::Cleaning, &mut None)?;
             }
             Err(error) => return Err(error.into()),
         }

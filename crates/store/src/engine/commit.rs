@@ -3,6 +3,7 @@
 //! Failure of a write or of the sync poisons the store. A write is not tried again either: what the device then holds is
 //! not known. The store goes into quarantine; see there.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -13,6 +14,22 @@ use crate::error::CommitError;
 use crate::format::{RECORD_ALIGN, round_up};
 use crate::index::{Batch, Index, IndexError, keys};
 use crate::key::{Position, Receipt};
+use crate::overlay::Value;
+
+thread_local! {
+    static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// True on a thread that is just calling an `on_durable`: it must not wait for a commit, which waits for it.
+pub(crate) fn in_callback() -> bool {
+    IN_CALLBACK.get()
+}
+
+fn call(on_durable: OnDurable, result: Result<(), Arc<CommitError>>) {
+    IN_CALLBACK.set(true);
+    on_durable(result);
+    IN_CALLBACK.set(false);
+}
 
 const PADDING: [u8; RECORD_ALIGN as usize] = [0; RECORD_ALIGN as usize];
 
@@ -56,7 +73,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             }
             effects.push(record.effect);
             if let Some(on_durable) = record.on_durable {
-                on_durable.into_inner()(Ok(()));
+                call(on_durable.into_inner(), Ok(()));
             }
         }
         if let Err(error) = self.apply_effects(&mut side, &effects) {
@@ -140,8 +157,21 @@ impl<D: Device, I: Index> Engine<D, I> {
         batch.changes.push(crate::index::Change::Put(keys::log(), to_cbor(&last.after)));
         self.index.apply(batch)?;
         let mut state = self.state.write();
+        let state = &mut *state;
         for effect in effects {
-            state.overlay.retire(effect.position, &effect.changes);
+            if !effect.changes.ranges.is_empty() {
+                state.cache.clear();
+            }
+            let cache = &state.cache;
+            state.overlay.retire(effect.position, &effect.changes, |key, value| {
+                if key.first() == Some(&keys::TABLE_ONODE) {
+                    match value {
+                        Value::Onode(onode) => cache.put(key.clone(), Some(onode)),
+                        Value::Deleted => cache.put(key.clone(), None),
+                        Value::Raw(_) => cache.clear(), // an onode is never laid over as bytes
+                    }
+                }
+            });
             for place in &effect.payload {
                 state.in_memory.remove(place);
             }
@@ -172,7 +202,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             state.pending_bytes = 0;
         }
         for on_durable in told {
-            on_durable(Err(Arc::clone(&error)));
+            call(on_durable, Err(Arc::clone(&error)));
         }
         CommitError::Poisoned(error)
     }

@@ -9,8 +9,9 @@
 
 pub(crate) mod blank;
 mod blocks;
+mod cache;
 mod clean;
-mod commit;
+pub(crate) mod commit;
 mod quarantine;
 mod read;
 mod replay;
@@ -76,6 +77,8 @@ pub struct Options {
     pub reserve_percent: u32,
     /// The index is flushed when the log has grown by so many bytes since: bounds replay and the segments waiting for it.
     pub index_flush_bytes: u64,
+    /// Memory for decoded onodes. [`Store`](crate::Store) takes it from its memory target.
+    pub onode_cache_bytes: u64,
 }
 
 impl Default for Options {
@@ -86,6 +89,7 @@ impl Default for Options {
             checksum_block_bytes: 16 << 10,
             reserve_percent: 2,
             index_flush_bytes: 256 << 20,
+            onode_cache_bytes: 8 << 20,
         }
     }
 }
@@ -154,6 +158,7 @@ struct Pending {
 /// What changes with each transaction.
 struct State {
     overlay: Overlay,
+    cache: cache::OnodeCache,
     collections: BTreeSet<CollectionId>,
     space: Space,
     pending: VecDeque<Pending>,
@@ -373,21 +378,16 @@ impl<D: Device, I: Index> Engine<D, I> {
     /// Puts segments that nothing needs any more back among the free ones.
     fn release_segments(&self) {
         let _turn = self.release_turn.lock(); // else two find the same ones, and one discards what the other gave away
-        let (released, surplus) = {
+        let (released, room) = {
             let state = self.state.read();
-            let released = state.space.released(state.flushed);
-            (released, state.space.free.len() >= WARM_SEGMENTS || state.space.next_has_no_blocks)
+            let room = if state.space.next_has_no_blocks { 0 } else { state.space.warm_room() };
+            (state.space.released(state.flushed), room)
         };
-        for segment in &released {
-            // A few free segments keep their blocks: writing to allocated blocks spares the sync a journal commit.
-            if surplus {
-                self.discard_segment(*segment);
-            }
+        let (warm, cold) = released.split_at(released.len().min(room));
+        for segment in cold {
+            self.discard_segment(*segment);
         }
-        self.state.write().space.free.extend(released);
+        self.state.write().space.set_free(warm, cold);
         self.allocate_again();
     }
 }
-
-/// Free segments that are not discarded.
-const WARM_SEGMENTS: usize = 8;

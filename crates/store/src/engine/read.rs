@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
+use super::cache::OnodeCache;
 use super::stage::decode_onode;
 use super::{Engine, State};
 use crate::checksum::{ObjectTag, crc32c};
@@ -54,8 +55,22 @@ pub(super) fn lookup_onode(
         Some(Value::Onode(onode)) => Ok(Some(Arc::clone(onode))),
         Some(Value::Deleted) => Ok(None),
         Some(Value::Raw(bytes)) => Ok(Some(Arc::new(decode_onode(&key, bytes)?))),
-        None => index.get(&key)?.map(|bytes| decode_onode(&key, &bytes).map(Arc::new)).transpose(),
+        None => cached_onode(&state.cache, index, &key),
     }
+}
+
+/// The onode that the index has. The caller holds the lock of the state, and the overlay says nothing about the key.
+pub(super) fn cached_onode(
+    cache: &OnodeCache,
+    index: &dyn Index,
+    key: &Bytes,
+) -> Result<Option<Arc<Onode>>, IndexError> {
+    if let Some(known) = cache.get(key) {
+        return Ok(known);
+    }
+    let found = index.get(key)?.map(|bytes| decode_onode(key, &bytes).map(Arc::new)).transpose()?;
+    cache.put(key.clone(), found.clone());
+    Ok(found)
 }
 
 impl<D: Device, I: Index> Engine<D, I> {

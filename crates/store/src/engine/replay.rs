@@ -28,6 +28,7 @@ use std::ops::ControlFlow;
 
 use parking_lot::{Mutex, RwLock};
 
+use super::cache::OnodeCache;
 use super::space::{Head, NO_SEGMENT, Space};
 use super::stage::{Place, Stage, StageError};
 use super::{CommitSide, Effect, Engine, LogRow, Options, SegmentRow, State, check_options, clean};
@@ -418,6 +419,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             .collect();
         let state = State {
             overlay: Overlay::default(),
+            cache: OnodeCache::new(options.onode_cache_bytes),
             collections: loaded.collections,
             space,
             pending: VecDeque::new(),
@@ -538,7 +540,7 @@ impl<D: Device, I: Index> Engine<D, I> {
         };
         let mut guard = self.state.write();
         let state = &mut *guard;
-        let mut stage = Stage::new(&state.overlay, &self.index, &state.collections, place);
+        let mut stage = Stage::new(&state.overlay, &state.cache, &self.index, &state.collections, place);
         for op in &ops {
             match stage.apply(op) {
                 Ok(()) => {}

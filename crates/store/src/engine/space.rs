@@ -21,6 +21,13 @@ const MOVE_BYTES_MAX: u64 = 1 << 20;
 /// Header and ops of a record of the cleaner, for one piece.
 const MOVE_OVERHEAD_BYTES: u64 = 256;
 
+/// Free segments may keep their blocks up to this part of the device, and to so many bytes: what a file on a shared file
+/// system holds although it is free stays small.
+const WARM_SHARE: usize = 16;
+const WARM_BYTES_MAX: u64 = 1 << 30;
+/// And at least so many.
+const WARM_SEGMENTS_MIN: usize = 2;
+
 /// Who asks for space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Admission {
@@ -80,6 +87,9 @@ pub(super) struct Plan {
 pub(super) struct Space {
     pub(super) segments: Vec<Segment>,
     pub(super) free: BTreeSet<u32>,
+    /// Those of the free segments that still have their blocks. They are used first: to write to blocks that are there
+    /// costs no allocation, and a discard of what is written again soon is work for nothing.
+    warm: BTreeSet<u32>,
     pub(super) head: Head,
     pub(super) live: u64,
     /// The file system had no room for `head.next_segment`.
@@ -98,6 +108,7 @@ impl Space {
         Space {
             segments,
             free: BTreeSet::new(),
+            warm: BTreeSet::new(),
             head,
             live: 0,
             next_has_no_blocks: false,
@@ -152,7 +163,8 @@ impl Space {
             Admission::Reserve => CLEANING_SEGMENTS + 1,
             Admission::Cleaning => 0,
         };
-        let next = self.free.first().filter(|_| self.free.len() > kept && !self.next_has_no_blocks)?;
+        let next = self.warm.first().or(self.free.first());
+        let next = next.filter(|_| self.free.len() > kept && !self.next_has_no_blocks)?;
         Some(Plan {
             segment: head.next_segment,
             offset: self.sector_bytes,
@@ -175,8 +187,10 @@ impl Space {
 
     /// Makes `segment` the open one and `next` its successor.
     pub(super) fn open_segment(&mut self, segment: u32, sequence: u64, next: u32) {
-        self.free.remove(&segment);
-        self.free.remove(&next);
+        for taken in [segment, next] {
+            self.free.remove(&taken);
+            self.warm.remove(&taken);
+        }
         if let Some(opened) = self.segments.get_mut(segment as usize) {
             opened.sequence = sequence;
             opened.live = 0;
@@ -213,6 +227,11 @@ impl Space {
         number != self.head.segment && number != self.head.next_segment && !self.free.contains(&number)
     }
 
+    /// True when the segment is sealed and was not opened anew since it had this sequence.
+    pub(super) fn is_sealed_since(&self, number: u32, sequence: u64) -> bool {
+        self.is_sealed(number) && self.segments.get(number as usize).is_some_and(|s| s.sequence == sequence)
+    }
+
     fn sealed(&self) -> impl Iterator<Item = (u32, &Segment)> {
         self.segments.iter().enumerate().map(|(n, s)| (n as u32, s)).filter(|(n, _)| self.is_sealed(*n))
     }
@@ -228,6 +247,26 @@ impl Space {
             .filter(|(_, s)| s.live == 0 && s.touched <= flushed && Arc::strong_count(&s.pin) == 1)
             .map(|(number, _)| number)
             .collect()
+    }
+
+    /// How many of the segments that become free may keep their blocks.
+    pub(super) fn warm_room(&self) -> usize {
+        let share = self.segments.len() / WARM_SHARE;
+        let most = (WARM_BYTES_MAX / u64::from(self.segment_bytes)) as usize;
+        share.min(most).max(WARM_SEGMENTS_MIN).saturating_sub(self.warm.len())
+    }
+
+    /// Takes all free segments out of use for a moment.
+    pub(super) fn take_free(&mut self) -> Vec<u32> {
+        self.warm.clear();
+        std::mem::take(&mut self.free).into_iter().collect()
+    }
+
+    /// Puts segments back among the free ones; `warm` ones have kept their blocks.
+    pub(super) fn set_free(&mut self, warm: &[u32], cold: &[u32]) {
+        self.warm.extend(warm);
+        self.free.extend(warm);
+        self.free.extend(cold);
     }
 
     /// The segment whose cleaning gains most; all of its records must be applied.

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use minicbor::bytes::ByteSlice;
 
+use super::cache::OnodeCache;
+use super::read::cached_onode;
 use crate::checksum::{ObjectTag, words};
 use crate::format::record::{LogMove, LogOp};
 use crate::index::{Index, IndexError, keys};
@@ -51,9 +53,12 @@ pub(super) struct Place {
 /// See the module.
 pub(super) struct Stage<'a> {
     overlay: &'a Overlay,
+    cache: &'a OnodeCache,
     index: &'a dyn Index,
     collections: &'a BTreeSet<CollectionId>,
     place: Place,
+    /// The object of the op before: mostly that of the next one too.
+    last: Option<Target>,
     pub(super) changes: Changes,
     /// Collections made (true) or removed by this record.
     pub(super) collections_changed: BTreeMap<CollectionId, bool>,
@@ -66,6 +71,14 @@ fn note_live<'a>(live: &'a mut BTreeMap<u32, i64>, o: &'a ObjectKey) -> impl FnM
     }
 }
 
+/// An object and the key of its onode.
+#[derive(Debug, Clone)]
+struct Target {
+    c: CollectionId,
+    o: ObjectKey,
+    key: Bytes,
+}
+
 fn object(o: &ByteSlice) -> Result<ObjectKey, StageError> {
     ObjectKey::new(Bytes::copy_from_slice(o)).map_err(|_| StageError::Bad("an object key is too long"))
 }
@@ -73,11 +86,26 @@ fn object(o: &ByteSlice) -> Result<ObjectKey, StageError> {
 impl<'a> Stage<'a> {
     pub(super) fn new(
         overlay: &'a Overlay,
+        cache: &'a OnodeCache,
         index: &'a dyn Index,
         collections: &'a BTreeSet<CollectionId>,
         place: Place,
     ) -> Stage<'a> {
-        Stage { overlay, index, collections, place, changes: Changes::default(), collections_changed: BTreeMap::new() }
+        let (changes, collections_changed) = (Changes::default(), BTreeMap::new());
+        Stage { overlay, cache, index, collections, place, last: None, changes, collections_changed }
+    }
+
+    /// The object that an op names; its collection must exist.
+    fn target(&mut self, c: CollectionId, o: &ByteSlice) -> Result<Target, StageError> {
+        self.check(c)?;
+        let same = |last: &&Target| last.c == c && last.o.as_bytes() == o as &[u8];
+        if let Some(last) = self.last.as_ref().filter(same) {
+            return Ok(last.clone());
+        }
+        let o = object(o)?;
+        let target = Target { c, key: keys::onode(c, &o), o };
+        self.last = Some(target.clone());
+        Ok(target)
     }
 
     fn exists(&self, c: CollectionId) -> bool {
@@ -89,11 +117,11 @@ impl<'a> Stage<'a> {
     }
 
     /// The onode to be changed, in `changes`; made if absent and `create`.
-    fn onode(&mut self, c: CollectionId, o: &ObjectKey, create: bool) -> Result<Option<&mut Onode>, StageError> {
-        let key = keys::onode(c, o);
-        let staged = matches!(self.changes.points.get(&key), Some(Value::Onode(_)));
+    fn onode(&mut self, target: &Target, create: bool) -> Result<Option<&mut Onode>, StageError> {
+        let key = &target.key;
+        let staged = matches!(self.changes.points.get(key), Some(Value::Onode(_)));
         if !staged {
-            match self.look(c, o, &key)? {
+            match self.look(target)? {
                 Some(onode) => self.changes.set(key.clone(), Value::Onode(onode)),
                 None if create => {
                     let onode = Onode { changed_at: self.place.position, ..Onode::default() };
@@ -102,25 +130,23 @@ impl<'a> Stage<'a> {
                 None => return Ok(None),
             }
         }
-        match self.changes.points.get_mut(&key) {
+        match self.changes.points.get_mut(key) {
             Some(Value::Onode(onode)) => Ok(Some(Arc::make_mut(onode))),
             _ => Ok(None),
         }
     }
 
     /// The onode as it is, without taking it into `changes`.
-    fn look(&self, c: CollectionId, o: &ObjectKey, key: &[u8]) -> Result<Option<Arc<Onode>>, StageError> {
+    fn look(&self, target: &Target) -> Result<Option<Arc<Onode>>, StageError> {
+        let Target { c, o, key } = target;
         let value = self.changes.get(key).or_else(|| self.overlay.get(key));
         let read = match value {
-            Some(Value::Onode(onode)) => return Ok(Some(Arc::clone(onode))),
-            Some(Value::Deleted) => return Ok(None),
-            Some(Value::Raw(bytes)) => decode_onode(key, bytes).map(Some),
-            None => self.index.get(key).and_then(|found| found.map(|bytes| decode_onode(key, &bytes)).transpose()),
+            Some(Value::Onode(onode)) => Ok(Some(Arc::clone(onode))),
+            Some(Value::Deleted) => Ok(None),
+            Some(Value::Raw(bytes)) => decode_onode(key, bytes).map(|onode| Some(Arc::new(onode))),
+            None => cached_onode(self.cache, self.index, key),
         };
-        match read {
-            Ok(onode) => Ok(onode.map(Arc::new)),
-            Err(source) => Err(StageError::Onode { c, o: o.clone(), source }),
-        }
+        read.map_err(|source| StageError::Onode { c: *c, o: o.clone(), source })
     }
 
     /// Replay only: an op of an object whose onode cannot be read. The log has only what changed, so the object is lost
@@ -200,9 +226,9 @@ impl<'a> Stage<'a> {
     }
 
     /// Removes an object, also one whose onode cannot be read: so a copy from elsewhere can take its place.
-    fn remove_object(&mut self, c: CollectionId, o: &ObjectKey) {
-        let key = keys::onode(c, o);
-        let has_rows = match self.look(c, o, &key) {
+    fn remove_object(&mut self, target: &Target) {
+        let Target { c, o, key } = target;
+        let has_rows = match self.look(target) {
             Ok(None) => return,
             Ok(Some(onode)) => {
                 let mut note = note_live(&mut self.changes.live, o);
@@ -214,9 +240,9 @@ impl<'a> Stage<'a> {
                 true // perhaps
             }
         };
-        self.changes.set(key, Value::Deleted);
+        self.changes.set(key.clone(), Value::Deleted);
         if has_rows {
-            let prefix = keys::row_prefix(c, o).freeze();
+            let prefix = keys::row_prefix(*c, o).freeze();
             self.remove_range(&prefix, &keys::prefix_end(&prefix));
         }
     }
@@ -260,81 +286,75 @@ impl<'a> Stage<'a> {
                 self.remove_collection(*c);
             }
             LogOp::Touch { c, o } => {
-                self.check(*c)?;
-                self.onode(*c, &object(o)?, true)?;
+                let target = self.target(*c, o)?;
+                self.onode(&target, true)?;
             }
             LogOp::Write { c, o, offset, length, sums } => {
-                self.check(*c)?;
-                let o = object(o)?;
-                let extent = self.take_payload(ObjectTag::new(*c, &o), *offset, *length, sums);
+                let target = self.target(*c, o)?;
+                let extent = self.take_payload(ObjectTag::new(*c, &target.o), *offset, *length, sums);
                 let end = extent.end();
-                self.change_bytes(*c, &o, |onode, live| {
-                    onode.replace(*offset, end, Some(extent), note_live(live, &o));
+                self.change_bytes(&target, |onode, live| {
+                    onode.replace(*offset, end, Some(extent), note_live(live, &target.o));
                     onode.size = onode.size.max(end);
                     onode.changed_at = position;
                 })?;
             }
             LogOp::Truncate { c, o, size } => {
-                self.check(*c)?;
-                let o = object(o)?;
-                self.change_bytes(*c, &o, |onode, live| {
-                    onode.replace(*size, u64::MAX, None, note_live(live, &o));
+                let target = self.target(*c, o)?;
+                self.change_bytes(&target, |onode, live| {
+                    onode.replace(*size, u64::MAX, None, note_live(live, &target.o));
                     onode.size = *size;
                     onode.changed_at = position;
                 })?;
             }
             LogOp::Zero { c, o, offset, length } => {
-                self.check(*c)?;
-                let o = object(o)?;
+                let target = self.target(*c, o)?;
                 let end = offset.checked_add(*length).ok_or(StageError::Bad("a zeroed range is too long"))?;
-                self.change_bytes(*c, &o, |onode, live| {
-                    onode.replace(*offset, end, None, note_live(live, &o));
+                self.change_bytes(&target, |onode, live| {
+                    onode.replace(*offset, end, None, note_live(live, &target.o));
                     onode.size = if *length > 0 { onode.size.max(end) } else { onode.size };
                     onode.changed_at = position;
                 })?;
             }
             LogOp::Remove { c, o } => {
-                self.check(*c)?;
-                self.remove_object(*c, &object(o)?);
+                let target = self.target(*c, o)?;
+                self.remove_object(&target);
             }
             LogOp::SetAttr { c, o, name, value } => {
-                self.check(*c)?;
-                if let Some(onode) = self.onode(*c, &object(o)?, true)? {
+                let target = self.target(*c, o)?;
+                if let Some(onode) = self.onode(&target, true)? {
                     onode.attrs.insert(name.to_vec(), Bytes::copy_from_slice(value));
                     onode.changed_at = position;
                 }
             }
             LogOp::RemoveAttr { c, o, name } => {
-                self.check(*c)?;
-                if let Some(onode) = self.onode(*c, &object(o)?, false)?
+                let target = self.target(*c, o)?;
+                if let Some(onode) = self.onode(&target, false)?
                     && onode.attrs.remove(name.as_ref() as &[u8]).is_some()
                 {
                     onode.changed_at = position;
                 }
             }
             LogOp::PutRows { c, o, rows } => {
-                self.check(*c)?;
-                let o = object(o)?;
+                let target = self.target(*c, o)?;
                 // The onode is rewritten only when this is the first row.
-                if !self.look(*c, &o, &keys::onode(*c, &o))?.is_some_and(|onode| onode.has_rows)
-                    && let Some(onode) = self.onode(*c, &o, true)?
+                if !self.look(&target)?.is_some_and(|onode| onode.has_rows)
+                    && let Some(onode) = self.onode(&target, true)?
                 {
                     onode.has_rows = true;
                 }
                 for row in rows {
-                    self.changes.set(keys::row(*c, &o, row.key), Value::Raw(Bytes::copy_from_slice(row.value)));
+                    self.changes.set(keys::row(*c, &target.o, row.key), Value::Raw(Bytes::copy_from_slice(row.value)));
                 }
             }
             LogOp::DeleteRows { c, o, keys: rows } => {
-                self.check(*c)?;
-                let o = object(o)?;
+                let target = self.target(*c, o)?;
                 for row in rows {
-                    self.changes.set(keys::row(*c, &o, row), Value::Deleted);
+                    self.changes.set(keys::row(*c, &target.o, row), Value::Deleted);
                 }
             }
             LogOp::DeleteRowRange { c, o, start, end } => {
-                self.check(*c)?;
-                let o = object(o)?;
+                let o = self.target(*c, o)?.o;
                 let from = keys::row(*c, &o, start);
                 let to = end.map_or_else(|| keys::prefix_end(&keys::row_prefix(*c, &o)), |end| keys::row(*c, &o, end));
                 self.remove_range(&from, &to);
@@ -353,19 +373,21 @@ impl<'a> Stage<'a> {
                 let to = end.map_or_else(|| keys::prefix_end(&all), |end| keys::meta(*c, end));
                 self.remove_range(&keys::meta(*c, start), &to);
             }
-            LogOp::Relocate { c, o, moves } => self.relocate(*c, &object(o)?, moves)?,
+            LogOp::Relocate { c, o, moves } => {
+                let o = object(o)?;
+                self.relocate(&Target { c: *c, key: keys::onode(*c, &o), o }, moves)?;
+            }
         }
         Ok(())
     }
 
     fn change_bytes(
         &mut self,
-        c: CollectionId,
-        o: &ObjectKey,
+        target: &Target,
         change: impl FnOnce(&mut Onode, &mut BTreeMap<u32, i64>),
     ) -> Result<(), StageError> {
         let mut live = std::mem::take(&mut self.changes.live);
-        let done = self.onode(c, o, true).map(|onode| {
+        let done = self.onode(target, true).map(|onode| {
             if let Some(onode) = onode {
                 change(onode, &mut live);
             }
@@ -375,15 +397,16 @@ impl<'a> Stage<'a> {
     }
 
     /// Points extents at their moved bytes. Bytes that were changed or removed since the cleaner looked stay as they are.
-    fn relocate(&mut self, c: CollectionId, o: &ObjectKey, moves: &[LogMove<'_>]) -> Result<(), StageError> {
-        let tag = ObjectTag::new(c, o);
-        let exists = self.exists(c) && matches!(self.look(c, o, &keys::onode(c, o)), Ok(Some(_)));
+    fn relocate(&mut self, target: &Target, moves: &[LogMove<'_>]) -> Result<(), StageError> {
+        let Target { c, o, .. } = target;
+        let tag = ObjectTag::new(*c, o);
+        let exists = self.exists(*c) && matches!(self.look(target), Ok(Some(_)));
         for piece in moves {
             let new = self.take_payload(tag, piece.offset, piece.length, piece.sums);
             if !exists {
                 continue;
             }
-            self.change_bytes(c, o, |onode, live| {
+            self.change_bytes(target, |onode, live| {
                 let end = new.end();
                 let unchanged = match onode.extents.get(onode.overlapping(piece.offset, end)) {
                     Some([old]) => {

@@ -16,9 +16,12 @@ use crate::device::Device;
 use crate::error::{Excess, SubmitError};
 use crate::format::record::{LogOp, LogRow as LogOpRow, RECORD_HEADER_BYTES, RecordHeader, record_bytes};
 use crate::format::segment::SegmentHeader;
-use crate::index::Index;
+use crate::index::{Index, IndexError};
 use crate::key::Receipt;
 use crate::tx::{Transaction, TxOp};
+
+/// Room for the ops of an ordinary write with its log rows.
+const OPS_BYTES_USUAL: usize = 1024;
 
 impl<D: Device, I: Index> Engine<D, I> {
     /// Takes a transaction: checks it, gives it a place in the log, and makes its effects visible to reads. It is durable
@@ -27,14 +30,15 @@ impl<D: Device, I: Index> Engine<D, I> {
     /// # Errors
     /// [`SubmitError`]; nothing has then changed.
     pub fn submit(&self, tx: Transaction) -> Result<Receipt, SubmitError> {
-        self.submit_then(&tx, None)
+        self.submit_then(&tx, &mut None)
     }
 
-    /// As [`Engine::submit`]; `on_durable` is called by the commit that makes the transaction durable, or when it fails.
+    /// As [`Engine::submit`]; `on_durable` is taken, and called by the commit that makes the transaction durable, or when
+    /// that fails.
     ///
     /// # Errors
-    /// As [`Engine::submit`]; `on_durable` is then dropped uncalled.
-    pub fn submit_then(&self, tx: &Transaction, on_durable: Option<OnDurable>) -> Result<Receipt, SubmitError> {
+    /// As [`Engine::submit`]; `on_durable` then stays where it is.
+    pub fn submit_then(&self, tx: &Transaction, on_durable: &mut Option<OnDurable>) -> Result<Receipt, SubmitError> {
         tx.check()?;
         let block_bytes = self.options.checksum_block_bytes as usize;
         let sums: Vec<Vec<u8>> = tx
@@ -57,9 +61,10 @@ impl<D: Device, I: Index> Engine<D, I> {
         ops: &[LogOp<'_>],
         payload: Vec<Bytes>,
         admission: Admission,
-        on_durable: Option<OnDurable>,
+        on_durable: &mut Option<OnDurable>,
     ) -> Result<Receipt, SubmitError> {
-        let encoded = minicbor::to_vec(ops).expect("derived encoders do not fail");
+        let mut encoded = Vec::with_capacity(OPS_BYTES_USUAL);
+        minicbor::encode(ops, &mut encoded).expect("derived encoders do not fail");
         let ops_crc = crc32c(&encoded);
         let payload_bytes: u64 = payload.iter().map(|piece| piece.len() as u64).sum();
         let bytes = record_bytes(encoded.len(), payload_bytes);
@@ -92,14 +97,14 @@ impl<D: Device, I: Index> Engine<D, I> {
         let position = state.space.head.position;
         let payload_offset = plan.offset + (RECORD_HEADER_BYTES + encoded.len()) as u32;
         let place = Place { position, segment: plan.segment, payload_offset, block_log2: block_log2 as u8 };
-        let mut stage = Stage::new(&state.overlay, &self.index, &state.collections, place);
+        let mut stage = Stage::new(&state.overlay, &state.cache, &self.index, &state.collections, place);
         for op in ops {
             stage.apply(op).map_err(|error| match error {
                 StageError::NoSuchCollection(collection) => SubmitError::NoSuchCollection { collection },
                 StageError::CollectionExists(collection) => SubmitError::CollectionExists { collection },
                 StageError::Onode { c, o, source } => SubmitError::CorruptObject { collection: c, object: o, source },
-                // Cannot come of a checked transaction: its limits are narrower.
-                StageError::Bad(reason) => unreachable!("a checked transaction is malformed: {reason}"),
+                // Not of the transaction, which was checked against narrower limits, but of what the index has.
+                StageError::Bad(reason) => SubmitError::Index(IndexError::Malformed { key: Vec::new(), reason }),
             })?;
         }
         let (changes, collections_changed) = (stage.changes, stage.collections_changed);
@@ -176,7 +181,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             ops: encoded,
             payload,
             bytes,
-            on_durable: on_durable.map(Mutex::new),
+            on_durable: on_durable.take().map(Mutex::new),
         });
         Ok(Receipt { position })
     }

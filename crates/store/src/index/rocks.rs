@@ -16,6 +16,8 @@ use crate::key::Position;
 
 /// Bits per key of the bloom filter: about 1 % false positives.
 const BLOOM_BITS: f64 = 10.0;
+/// Part of a memtable's memory that is its bloom filter.
+const MEMTABLE_BLOOM_RATIO: f64 = 0.05;
 /// Memtables that may exist at once: one filling, two being written out.
 const MEMTABLES_MAX: i32 = 3;
 /// Bounds of one memtable. Below 2 MiB the files get too many, above 64 MiB a replay takes seconds.
@@ -67,6 +69,11 @@ impl RocksIndex {
             DBCompressionType::Lz4,
             DBCompressionType::Lz4,
         ]);
+        // One thread writes, and most look-ups of a write are of objects that do not exist yet.
+        options.set_allow_concurrent_memtable_write(false);
+        options.set_enable_write_thread_adaptive_yield(false);
+        options.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_RATIO);
+        options.set_memtable_whole_key_filtering(true);
         options.set_target_file_size_base(32 << 20);
         options.set_max_background_jobs(2);
         options.set_max_open_files(512); // one store is one of many daemons on a host

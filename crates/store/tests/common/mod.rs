@@ -229,6 +229,7 @@ pub fn tiny(sector_bytes: u32) -> Options {
         checksum_block_bytes: 1024,
         reserve_percent: 2,
         index_flush_bytes: 64 << 10,
+        onode_cache_bytes: 4 << 10, // a few onodes: entries come and go
     }
 }
 
