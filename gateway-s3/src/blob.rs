@@ -269,9 +269,13 @@ impl Writer {
             filling.data.extend_from_slice(&piece.split_to(take));
             left -= take;
             let full = filling.data.len() == filling.bytes;
+            // Four times as much would have been filled in time, too.
+            let quick = filling.until.saturating_duration_since(Instant::now()) >= STRIPE_FILL_MAX * 3 / 4;
             self.filling = Some(filling);
             if full {
-                self.buffer_bytes = (self.buffer_bytes * 4).min(STRIPE_BYTES as usize);
+                if quick {
+                    self.buffer_bytes = (self.buffer_bytes * 4).min(STRIPE_BYTES as usize);
+                }
                 self.store(pipe).await?;
             }
         }
@@ -296,7 +300,7 @@ impl Writer {
             }
             if self.gateway.receive_budget.is_wanted() {
                 let filled = filling.data.len();
-                self.buffer_bytes = (filled * 2).next_power_of_two().clamp(BUFFER_BYTES_MIN, STRIPE_BYTES as usize);
+                self.buffer_bytes = filled.next_multiple_of(BUFFER_BYTES_MIN).max(BUFFER_BYTES_MIN);
                 filling.permit.shrink(filled);
                 filling.data = BytesMut::from(filling.data.as_ref());
                 self.store(pipe).await?;

@@ -97,7 +97,7 @@ pub async fn run(config: MonConfig, shutdown: CancellationToken) -> Result<Handl
                 () = stop.cancelled() => hand_over(&consensus).await,
                 () = killed.cancelled() => service.stop.cancel(),
                 reason = consensus.stopped() => {
-                    error!(mon = %service.id, reason, "this monitor takes no part any more and ends");
+                    error!(mon = %service.id, %reason, "this monitor takes no part any more and ends");
                     service.stop.cancel();
                     end = Err(RunError::Stopped { reason });
                 }

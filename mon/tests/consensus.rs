@@ -123,9 +123,10 @@ impl Quorum {
         [others.next().unwrap(), others.next().unwrap()]
     }
 
-    async fn no_leader_is_seen_by(&self, id: MonId, within: Duration) {
+    /// A monitor that was started again knows the last leader, `gone`, until there is another one.
+    async fn no_leader_is_seen_by(&self, id: MonId, gone: MonId, within: Duration) {
         let mut leadership = self.mons[&id].0.leadership();
-        let seen = timeout(within, leadership.wait_for(|now| now.leader.is_some())).await;
+        let seen = timeout(within, leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != gone))).await;
         assert!(seen.is_err(), "{id} sees a leader: {seen:?}");
     }
 
@@ -282,7 +283,7 @@ async fn a_monitor_without_memory_elects_nobody_who_lacks_what_was_committed() {
     // One that lacks the entry and one that has forgotten it are a majority by number.
     quorum.boot(behind).await;
     quorum.boot(wiped).await;
-    quorum.no_leader_is_seen_by(behind, Duration::from_secs(4)).await;
+    quorum.no_leader_is_seen_by(behind, leader, Duration::from_secs(4)).await;
     quorum.boot(leader).await;
     for id in [leader, wiped, behind] {
         quorum.holds(id, &[b"one", b"acknowledged by two"]).await;
@@ -327,9 +328,11 @@ async fn monitors_with_empty_directories_never_form_a_new_cluster_by_themselves(
         quorum.boot(id).await;
     }
     let [first, second] = quorum.others(kept);
-    quorum.no_leader_is_seen_by(first, Duration::from_secs(3)).await;
+    quorum.no_leader_is_seen_by(first, kept, Duration::from_secs(3)).await;
     quorum.boot(kept).await;
-    quorum.no_leader_is_seen_by(second, Duration::from_secs(3)).await;
+    quorum.no_leader_is_seen_by(second, kept, Duration::from_secs(3)).await;
+    let lost = timeout(Duration::from_millis(500), quorum.mons[&kept].0.propose(b"lost".to_vec())).await;
+    assert!(!matches!(lost, Ok(Ok(_))), "one monitor with memory is no majority");
 
     let mut alone = Quorum::start(1).await;
     alone.wipe(MonId(0)).await;

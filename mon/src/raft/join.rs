@@ -129,7 +129,7 @@ impl<T: Transport, M: Machine> Joining<T, M> {
                 said = Instant::now();
                 tracing::warn!(
                     mon = %self.id,
-                    answers = answers.join("; "),
+                    answers = %answers.join("; "),
                     "still waiting to be let in: a majority of the other monitors must run with their data. If this is \
                      a new cluster, start each of its monitors once with --bootstrap. If this monitor has lost its \
                      directory (is it mounted?), bring that back or wait for the others"

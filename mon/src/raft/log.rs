@@ -424,7 +424,7 @@ mod tests {
     use rocksdb::statistics::Ticker;
 
     use super::super::encoding::StoredMeta;
-    use super::super::types::{LeaderId, Proposal, SnapshotMeta};
+    use super::super::types::{LeaderId, Proposal, SnapshotMeta, StoredMembership};
     use super::*;
 
     fn entry(term: u64, index: u64) -> Entry {
@@ -487,7 +487,7 @@ mod tests {
 
     fn snapshot(index: u64) -> StoredSnapshot {
         let last = Some(entry(1, index).log_id);
-        let meta = SnapshotMeta { last_log_id: last, ..SnapshotMeta::default() };
+        let meta = SnapshotMeta { last_log_id: last, last_membership: StoredMembership::default() };
         StoredSnapshot { meta: StoredMeta::from(&meta), state: vec![u8::try_from(index).unwrap()].into() }
     }
 

@@ -149,6 +149,12 @@ mod tests {
         assert!(store.set(1, "a b", Some("1")).is_err());
         assert!(store.set(1, "gone", None).is_err());
         assert!(store.set(1, "big", Some(&"x".repeat(VALUE_BYTES_MAX + 1))).is_err());
+        assert!(store.values().is_empty());
+    }
+
+    #[test]
+    fn options_and_their_history_are_bounded_in_bytes() {
+        let mut store = ConfigStore::default();
         for index in 0..400 {
             let _ = store.set(1, &format!("big-{}", index % 250), Some(&format!("{index:016384}")));
         }
@@ -156,6 +162,5 @@ mod tests {
         assert!(values <= OPTIONS_BYTES_MAX, "{values} bytes of options");
         let history: usize = store.history().map(|change| change.new.as_ref().map_or(0, String::len)).sum();
         assert!(history <= HISTORY_BYTES_MAX, "{history} bytes of history");
-        assert!(store.values().is_empty());
     }
 }

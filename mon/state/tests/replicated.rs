@@ -354,15 +354,15 @@ fn a_flapping_osd_is_held_off_and_a_crashing_one_is_not() {
         assert!(matches!(reply, MonReply::Done { .. }), "{reply:?}");
         cluster.boot(0, 201 + run).unwrap();
     }
-    for _ in 0..6 {
+    for run in 0..6 {
         let incarnation = cluster.map().osds[&OsdId(1)].incarnation;
         cluster.change(Change::MarkDown { osd: OsdId(1), incarnation, dead: false });
         cluster.at_unix_ms += 10_000;
-        let _ = cluster.boot(1, 101);
+        let _ = cluster.boot(1, 300 + run);
     }
-    assert!(matches!(cluster.boot(1, 101), Err(MonError::Unsafe { .. })));
+    assert!(matches!(cluster.boot(1, 400), Err(MonError::Unsafe { .. })));
     cluster.at_unix_ms += 60_000;
-    cluster.boot(1, 101).unwrap();
+    cluster.boot(1, 400).unwrap();
 }
 
 #[test]
