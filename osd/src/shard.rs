@@ -315,11 +315,9 @@ impl Shard {
     /// Makes the placement group as of the present map, without a copy on this disk.
     fn create(&mut self, pg: PgId) {
         debug!(%pg, epoch = %self.step.map.epoch, "placement group starts on this OSD");
-        let Shared { osd, incarnation, limits, lost_before, lost_now, .. } = &*self.shared;
+        let Shared { osd, incarnation, limits, lost_now, .. } = &*self.shared;
         let map = self.step.map.clone();
-        let created = map.pools.get(&pg.pool).map_or(Epoch::ZERO, |pool| pool.created);
-        let made = if lost_before.is_some_and(|before| created <= before) {
-            // It may have been here in the disk's earlier life.
+        let made = if self.may_have_lost(pg) {
             if *lost_now {
                 self.shared.counters.copy_lost();
             }
@@ -329,6 +327,12 @@ impl Shard {
         };
         self.pgs.insert(pg, made);
         self.step_pg(pg, Input::Tick);
+    }
+
+    /// Whether the placement group may have been here in the disk's earlier life.
+    fn may_have_lost(&self, pg: PgId) -> bool {
+        let created = self.step.map.pools.get(&pg.pool).map_or(Epoch::ZERO, |pool| pool.created);
+        self.shared.lost_before.is_some_and(|before| created <= before)
     }
 
     fn peer(&mut self, from: OsdId, incarnation: Incarnation, message: PeerMessage) {
@@ -346,7 +350,9 @@ impl Shard {
                 return;
             }
             let members = self.step.members_of(pg);
-            if !members.up.contains(&self.shared.osd) && !members.acting.contains(&self.shared.osd) {
+            let is_member = members.up.contains(&self.shared.osd) || members.acting.contains(&self.shared.osd);
+            // "No copy" would be taken for the word of one that never had one, or gave it up when it was not needed.
+            if !is_member && !self.may_have_lost(pg) {
                 if let Some(message) = answer_without_copy(&message, self.step.map.epoch) {
                     self.send(from, Outbound::new(Kind::Peer, &message).as_ref());
                 }

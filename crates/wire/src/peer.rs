@@ -180,6 +180,10 @@ pub struct PgInfo {
     /// Their bytes.
     #[n(6)]
     pub bytes: u64,
+    /// Set when the copy takes the place of one that was lost, until it is filled: it does not speak for the intervals
+    /// that its OSD was a member of.
+    #[n(7)]
+    pub lost: Option<bool>,
 }
 
 impl PgInfo {
@@ -194,6 +198,7 @@ impl PgInfo {
             last_epoch_started: Epoch::ZERO,
             objects: 0,
             bytes: 0,
+            lost: None,
         }
     }
 }

@@ -309,6 +309,9 @@ impl Pg {
             return Tried::Done;
         }
         let Some(active) = self.active() else { return Tried::Wait(queued) };
+        if active.recovery.is_landing(key) {
+            return Tried::Wait(queued);
+        }
         if missing || active.copies_held(key) < min_size {
             // W5: what is in all logs but on one disk only must not be shown, nor confirmed to its writer.
             active.recovery.hurry(key);

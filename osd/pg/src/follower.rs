@@ -493,6 +493,7 @@ impl Pg {
 
     fn follow_progress(&mut self, from: OsdId, progress: BackfillProgress, step: &mut Step<'_>) {
         if progress.cursor > self.holding.last_backfill {
+            self.holding.lost &= !progress.cursor.is_complete();
             self.holding.last_backfill = progress.cursor;
             let ops = vec![rows::put_info(&self.holding.info())];
             self.submit(ops, None, step);

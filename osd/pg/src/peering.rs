@@ -169,18 +169,14 @@ impl Pg {
         }
     }
 
-    /// P4: an interval in which writes may have been acknowledged is heard only through a member that still has its copy.
-    /// Members take part in an interval with complete copies: one that is not complete now has lost it, and does not
-    /// know what it acknowledged. Gives the members of the first interval that nobody speaks for who are down (and may
-    /// still have it); `None` when all intervals are heard.
+    /// P4: an interval in which writes may have been acknowledged is heard only through a member that has not lost its
+    /// copy since: a lost one does not know what it acknowledged. Gives the members of the first interval that nobody
+    /// speaks for who are down (and may still have it); `None` when all intervals are heard.
     fn unheard_interval(&self) -> Option<BTreeSet<OsdId>> {
         let Role::Peering(peering) = &self.role else { return None };
         let speaks = |osd: &OsdId| {
-            if *osd == self.whoami {
-                return self.holding.last_backfill.is_complete();
-            }
-            let info = peering.notices.get(osd).and_then(|notice| notice.info.as_ref());
-            info.is_some_and(|info| info.last_backfill.is_complete())
+            let said = |notice: &Notice| notice.info.as_ref().is_none_or(|info| info.lost != Some(true));
+            if *osd == self.whoami { !self.holding.lost } else { peering.notices.get(osd).is_some_and(said) }
         };
         let unheard = intervals::needed(&self.history).find(|past| !past.acting.iter().any(speaks))?;
         let down = unheard.acting.iter().filter(|osd| self.map.osds.get(osd).is_some_and(|info| !info.up));
@@ -190,9 +186,7 @@ impl Pg {
     fn nobody_has_data(&self) -> bool {
         // A copy that was lost is no proof that there never was one.
         let blank = |info: &PgInfo| {
-            info.last_update == LogVersion::ZERO
-                && info.last_epoch_started == Epoch::ZERO
-                && info.last_backfill.is_complete()
+            info.last_update == LogVersion::ZERO && info.last_epoch_started == Epoch::ZERO && info.lost != Some(true)
         };
         let Role::Peering(peering) = &self.role else { return false };
         blank(&self.holding.info()) && peering.notices.values().all(|notice| notice.info.as_ref().is_none_or(blank))

@@ -43,6 +43,8 @@ pub(crate) struct Holding {
     pub missing: Missing,
     pub last_backfill: BackfillCursor,
     pub last_epoch_started: Epoch,
+    /// Takes the place of a copy that was lost, and is not filled yet.
+    pub lost: bool,
     pub objects: i64,
     pub bytes: i64,
 }
@@ -54,6 +56,7 @@ impl Holding {
             missing: Missing::default(),
             last_backfill: BackfillCursor::Complete,
             last_epoch_started: Epoch::ZERO,
+            lost: false,
             objects: 0,
             bytes: 0,
         }
@@ -72,6 +75,7 @@ impl Holding {
             last_epoch_started: self.last_epoch_started,
             objects: u64::try_from(self.objects).unwrap_or(0),
             bytes: u64::try_from(self.bytes).unwrap_or(0),
+            lost: self.lost.then_some(true),
         }
     }
 
@@ -122,6 +126,8 @@ pub(crate) enum AfterDurable {
     Gone,
     /// A damaged copy of an object is whole again.
     Repaired,
+    /// An object that the primary has fetched is here for good.
+    Fetched(ObjectKey),
 }
 
 #[derive(Debug)]
@@ -240,6 +246,7 @@ impl Pg {
     ) -> Pg {
         let mut this = Pg::create(pg, whoami, incarnation, map, limits);
         this.holding.last_backfill = BackfillCursor::START;
+        this.holding.lost = true;
         this.discards = discard;
         this
     }
@@ -296,6 +303,7 @@ impl Pg {
             missing: stored.missing,
             last_backfill: stored.info.last_backfill,
             last_epoch_started: stored.info.last_epoch_started,
+            lost: stored.info.lost == Some(true),
             objects: i64::try_from(stored.info.objects).unwrap_or(i64::MAX),
             bytes: i64::try_from(stored.info.bytes).unwrap_or(i64::MAX),
         };
@@ -696,6 +704,13 @@ impl Pg {
         step.out.push(Output::Submit { txn, ops });
     }
 
+    /// Has `then` done when the transaction that was just submitted is durable.
+    pub(crate) fn when_last_is_durable(&mut self, then: AfterDurable) {
+        if let Some(last) = self.pending.back_mut() {
+            last.then.push(then);
+        }
+    }
+
     fn on_durable(&mut self, txn: TxnId, step: &mut Step<'_>) {
         while self.pending.front().is_some_and(|front| front.txn <= txn) {
             let Some(front) = self.pending.pop_front() else { break };
@@ -707,6 +722,7 @@ impl Pg {
                     AfterDurable::Send(to, body) => self.send(to, *body, step),
                     AfterDurable::Logged(version) => self.on_logged(version, step),
                     AfterDurable::OwnActivation => self.own_activation_durable(),
+                    AfterDurable::Fetched(key) => self.fetched_durably(&key, step),
                 }
             }
         }

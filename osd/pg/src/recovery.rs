@@ -18,7 +18,7 @@ use crate::api::{Output, Slot};
 use crate::exec;
 use crate::key::ObjectKey;
 use crate::missing::Lack;
-use crate::pg::{Pg, Role, Step, TICK};
+use crate::pg::{AfterDurable, Pg, Role, Step, TICK};
 use crate::transfer;
 
 /// A piece that is not answered is sent or asked for again after this long.
@@ -93,6 +93,8 @@ pub(crate) struct Recovery {
     urgent: BTreeSet<ObjectKey>,
     /// Objects that nobody who is up has.
     unfound: BTreeSet<ObjectKey>,
+    /// Objects that were fetched and are not durable here yet.
+    landing: BTreeSet<ObjectKey>,
     /// When they are looked for again.
     look_again_at: Option<Timestamp>,
     pub slots: Slots,
@@ -123,6 +125,10 @@ impl Recovery {
 
     pub fn transfers(&self) -> usize {
         self.pulls.len() + self.pushes.len()
+    }
+
+    pub fn is_landing(&self, key: &ObjectKey) -> bool {
+        self.landing.contains(key)
     }
 
     pub fn is_unfound(&self, key: &ObjectKey) -> bool {
@@ -302,7 +308,7 @@ impl Pg {
         self.write_piece(&key, piece, step);
         match next {
             Some(position) => self.send(from, PeerBody::Pull(Pull { object, version, position }), step),
-            None => self.object_recovered(&key, step),
+            None => self.object_fetched(key, step),
         }
     }
 
@@ -322,10 +328,22 @@ impl Pg {
         self.pull_from_next(&key, incoming.version, incoming.failed, step);
     }
 
-    fn object_recovered(&mut self, key: &ObjectKey, step: &mut Step<'_>) {
+    /// An object is here, and not yet for good. Until it is, nobody builds on it (V5): a write that reaches a replica
+    /// replaces the copy that it was fetched from, and a crash here would then leave none.
+    fn object_fetched(&mut self, key: ObjectKey, step: &mut Step<'_>) {
+        if let Some(active) = self.active() {
+            active.recovery.landing.insert(key.clone());
+        }
+        self.when_last_is_durable(AfterDurable::Fetched(key));
+        step.report |= self.holding.missing.is_empty();
+    }
+
+    pub(crate) fn fetched_durably(&mut self, key: &ObjectKey, step: &mut Step<'_>) {
+        if let Some(active) = self.active() {
+            active.recovery.landing.remove(key);
+        }
         self.clients.wake(key);
         step.rerun = true;
-        step.report |= self.holding.missing.is_empty();
     }
 
     // ---- sending ----

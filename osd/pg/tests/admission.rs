@@ -204,7 +204,7 @@ fn what_a_store_could_not_take_in_one_transaction_is_refused_before_it_is_logged
 #[test]
 fn a_request_cannot_ask_for_more_than_an_answer_can_carry() {
     let mut primary = Primary::new();
-    primary.operate(vec![write(1 << 20)]);
+    primary.operate(vec![write(1_000_000)]);
     let read = ObjectOp::Read { offset: 0, length: 1 << 20 };
     assert!(matches!(primary.operate(vec![read.clone(); 16]), ClientOutcome::Done { .. }));
     let outcome = primary.operate(vec![read; 8000]);
