@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use holdfast_types::{Epoch, LogVersion, OsdId, Timestamp};
-use holdfast_wire::peer::{Activate, BackfillCursor, LogEntry, LogReply, Notice, PeerBody, PgInfo};
+use holdfast_wire::peer::{Activate, BackfillCursor, LogEntry, LogReply, Notice, PastInterval, PeerBody, PgInfo};
 
 use crate::active::{Active, Peer};
 use crate::api::Output;
@@ -174,11 +174,14 @@ impl Pg {
     /// speaks for who are down (and may still have it); `None` when all intervals are heard.
     fn unheard_interval(&self) -> Option<BTreeSet<OsdId>> {
         let Role::Peering(peering) = &self.role else { return None };
-        let speaks = |osd: &OsdId| {
-            let said = |notice: &Notice| notice.info.as_ref().is_none_or(|info| info.lost != Some(true));
-            if *osd == self.whoami { !self.holding.lost } else { peering.notices.get(osd).is_some_and(said) }
+        let lost = |osd: &OsdId| {
+            let said = |notice: &Notice| notice.info.as_ref().is_some_and(|info| info.lost == Some(true));
+            if *osd == self.whoami { self.holding.lost } else { peering.notices.get(osd).is_some_and(said) }
         };
-        let unheard = intervals::needed(&self.history).find(|past| !past.acting.iter().any(speaks))?;
+        // Members of whom nobody is up, or left, are the prior set's concern.
+        let speaks = |osd: &OsdId| self.map.is_up(*osd) && !lost(osd);
+        let unheard = |past: &&PastInterval| past.acting.iter().any(lost) && !past.acting.iter().any(speaks);
+        let unheard = intervals::needed(&self.history).find(unheard)?;
         let down = unheard.acting.iter().filter(|osd| self.map.osds.get(osd).is_some_and(|info| !info.up));
         Some(down.copied().collect())
     }
