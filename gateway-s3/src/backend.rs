@@ -118,9 +118,13 @@ pub struct Page {
 /// A failure of the storage underneath.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
-    /// The table does not exist (any more).
-    #[error("table {0} does not exist")]
+    /// The table was dropped.
+    #[error("table {0} was dropped")]
     NoTable(TableId),
+    /// There is nothing of the table: it was never made, was purged, or cannot be seen at the moment. Nobody may conclude
+    /// from it that the table was dropped.
+    #[error("nothing is there of table {0}")]
+    TableMissing(TableId),
     /// A blob's stripe is not there.
     #[error("blob {blob} has no stripe {stripe}")]
     NoStripe {
@@ -165,6 +169,14 @@ pub enum BatchError {
     Backend(#[from] BackendError),
 }
 
+impl BatchError {
+    /// Whether a condition failed because the row has this value. If it is a value that nobody else can have written, the
+    /// batch was executed: its answer was lost, and the storage executed it again.
+    pub fn shows(&self, value: &Bytes) -> bool {
+        matches!(self, BatchError::ConditionFailed { current: Some(current), .. } if current == value)
+    }
+}
+
 /// Why a table was not dropped.
 #[derive(Debug, thiserror::Error)]
 pub enum DropError {
@@ -191,8 +203,8 @@ pub trait Tables: Send + Sync + 'static {
     /// [`BackendError::NoTable`].
     async fn drop_table_if_empty(&self, table: TableId, spaces: &[u8]) -> Result<(), DropError>;
 
-    /// A page of the rows that a dropped table still has. [`BackendError::NoTable`] when it was purged, another error
-    /// when it was not dropped.
+    /// A page of the rows that a dropped table still has. [`BackendError::TableMissing`] when it was purged, another
+    /// error when it was not dropped.
     async fn dropped_rows(
         &self,
         table: TableId,
@@ -229,6 +241,10 @@ pub trait Blobs: Send + Sync + 'static {
 
     /// Writes one stripe durably. Writing the same bytes again is a success.
     async fn put_stripe(&self, blob: BlobId, stripe: u32, data: Bytes) -> Result<(), BackendError>;
+
+    /// Writes a part of one stripe durably; what is not written of it yet is undefined. Writing the same bytes again is a
+    /// success.
+    async fn put_range(&self, blob: BlobId, stripe: u32, offset: u32, data: Bytes) -> Result<(), BackendError>;
 
     /// Reads `length` bytes at `offset` of one stripe; exactly that many or an error.
     async fn get(&self, blob: BlobId, stripe: u32, offset: u32, length: u32) -> Result<Bytes, BackendError>;

@@ -1,23 +1,31 @@
 //! Object data into and out of storage, in bounded memory.
 //!
 //! # Writing
-//! [`receive`] reads a source to its end. Up to [`INLINE_BYTES_MAX`] the bytes are returned, to be put in a row. Above, they
+//! Memory for a stripe is taken when its first bytes are there. A client that does not fill it soon
+//! ([`STRIPE_FILL_MAX`]) keeps it only while nobody waits for memory: otherwise what is there is stored as a part of the
+//! stripe, and the client gets pieces of the size that it can fill.
+//!
+//! [`receive`] reads a source to its end. Few bytes are returned, to be put in a row. More of them
 //! go to a fresh blob, stripe by stripe, while an *intent* row (a [`GcRow`] with `intent`) says that the blob is being
 //! written. The intent is durable before the first stripe is sent, so no crash leaves a blob that nobody knows. The commit
-//! must remove the intent row under the condition that it is unchanged: the collector takes an old intent away first and
-//! deletes stripes afterwards, so either the commit or the collector wins, never both.
+//! must remove the intent row under the condition that it is unchanged: the collector, and whoever gives a blob up, takes
+//! the intent away first and deletes stripes afterwards, so either the commit or the deletion wins, never both.
 //!
 //! # Reading
 //! [`Download`] fetches piece by piece with a little read-ahead.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::backend::{BackendError, BatchError, BlobId, Condition, Mutation, RowKey, TableId};
 use crate::body::Source;
+use crate::budget::{Permit, RESERVED_BYTES};
 use crate::checksum::{Digests, Expectations, HashPipe};
 use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::Gateway;
@@ -26,15 +34,25 @@ use crate::row::{BlobRef, GcRow, PartRef, Row as _, row_key, space, unique_id};
 
 /// Largest object that lives in a row.
 pub const INLINE_BYTES_MAX: u64 = 16 * 1024;
+/// Largest part that lives in a row: all parts of a key are in one group of at most 32 MiB, and there may be 10,000.
+pub const PART_INLINE_BYTES_MAX: u64 = 1024;
 /// Bytes of a stripe: one object of the pool.
 pub const STRIPE_BYTES: u32 = 4 * 1024 * 1024;
 /// Stripes of one upload that are being stored while the next is received.
 const STRIPES_IN_FLIGHT_MAX: usize = 2;
+/// How long an upload may take to fill its buffer while others wait for memory.
+const STRIPE_FILL_MAX: Duration = Duration::from_secs(5);
+/// How often it is looked whether others wait, from then on.
+const WANTED_EVERY: Duration = Duration::from_secs(1);
+/// Smallest buffer of an upload.
+const BUFFER_BYTES_MIN: usize = 64 * 1024;
 /// Bytes fetched at once for a download, and when memory is tight.
-const PIECE_BYTES: u64 = 2 * 1024 * 1024;
+const PIECE_BYTES: u64 = 1024 * 1024;
 const PIECE_BYTES_TIGHT: u64 = 256 * 1024;
-/// Pieces fetched ahead of the one being sent.
-const READ_AHEAD: usize = 1;
+/// A download that gets no memory for this long lives on the reserve.
+const RESERVE_AFTER: Duration = Duration::from_secs(1);
+/// Pieces fetched ahead of the one being sent: with it, a stripe.
+const READ_AHEAD: usize = 3;
 
 /// The row that protects a blob while it is written.
 #[derive(Debug, Clone)]
@@ -76,17 +94,18 @@ impl Stored {
     }
 }
 
-/// Reads `source`, which must give exactly `length` bytes, into storage, and verifies it.
+/// Reads `source`, which must give exactly `length` bytes, into storage, and verifies it. Up to `inline_max` bytes are kept
+/// in memory.
 pub(crate) async fn receive(
     gateway: &Arc<Gateway>,
     table: TableId,
     route: &[u8],
     source: &mut impl Source,
-    length: u64,
+    (length, inline_max): (u64, u64),
     expected: &Expectations,
 ) -> S3Result<(Stored, Digests)> {
     let mut pipe = HashPipe::new(expected);
-    if length <= INLINE_BYTES_MAX {
+    if length <= inline_max {
         let mut data = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
         while let Some(piece) = source.next().await? {
             if (data.len() + piece.len()) as u64 > length {
@@ -123,18 +142,60 @@ pub(crate) async fn receive(
     }
 }
 
-/// Deletes the blob of a commit that certainly did not happen. All its stripes are known to be written.
+/// Gives up a blob whose commit failed. All its stripes are known to be written.
+///
+/// Safe whatever became of the commit: as the collector does, it takes the intent away before it deletes anything, so
+/// the blob of a commit that did happen stays, and one that is still on its way fails.
 pub(crate) async fn abandon(gateway: &Gateway, table: TableId, route: &[u8], stored: &Stored) {
     if let Stored::Blob(blob, intent) = stored {
         abandon_intent(gateway, table, route, *blob, intent).await;
     }
 }
 
-/// The intent row goes only when the stripes are gone; what fails here the collector does later.
+/// What fails here the collector does later.
 async fn abandon_intent(gateway: &Gateway, table: TableId, route: &[u8], blob: BlobRef, intent: &Intent) {
+    let since_ms = gateway.clock.now_ms();
+    let Ok(Some(garbage)) = condemn(gateway, table, route, &intent.key, &intent.value, vec![blob], since_ms).await
+    else {
+        return;
+    };
     if gateway.backend.blobs.delete(blob.id, blob.stripes()).await.is_ok() {
-        let _ = gateway.backend.tables.batch(table, route, vec![], vec![intent.removal()]).await;
+        let (key, value) = garbage;
+        let unchanged = vec![Condition::Equals(key.clone(), value)];
+        let _ = gateway.backend.tables.batch(table, route, unchanged, vec![Mutation::Delete(key)]).await;
     }
+}
+
+/// Turns an intent into plain garbage: from then on the write that it belongs to cannot commit. `None`: the intent is not
+/// what it was. The new row has another key, because a full cluster takes only what deletes something.
+pub(crate) async fn condemn(
+    gateway: &Gateway,
+    table: TableId,
+    route: &[u8],
+    intent: &RowKey,
+    seen: &Bytes,
+    blobs: Vec<BlobRef>,
+    since_ms: u64,
+) -> Result<Option<(RowKey, Bytes)>, BackendError> {
+    let key = row_key(space::GC, route, &unique_id());
+    let value = GcRow { blobs, since_ms, intent: false }.to_bytes();
+    let unchanged = vec![Condition::Equals(intent.clone(), seen.clone())];
+    let changes = vec![Mutation::Delete(intent.clone()), Mutation::Put(key.clone(), value.clone())];
+    match gateway.backend.tables.batch(table, route, unchanged, changes).await {
+        Ok(()) => Ok(Some((key, value))),
+        Err(BatchError::ConditionFailed { .. }) => Ok(None),
+        Err(BatchError::Backend(error)) => Err(error),
+    }
+}
+
+/// A buffer being filled.
+struct Filling {
+    permit: Permit,
+    data: BytesMut,
+    /// When it is full.
+    bytes: usize,
+    /// Until when it may be kept though others wait.
+    until: Instant,
 }
 
 struct Writer {
@@ -147,6 +208,11 @@ struct Writer {
     intent_write: Option<JoinHandle<Result<(), BatchError>>>,
     in_flight: JoinSet<Result<(), BackendError>>,
     stripe: u32,
+    /// Bytes of that stripe that were sent.
+    offset: u32,
+    filling: Option<Filling>,
+    /// Size of the next buffer.
+    buffer_bytes: usize,
     /// A stripe may still be written later on: deleting the blob now could leave that stripe behind.
     uncertain: bool,
 }
@@ -161,8 +227,11 @@ impl Writer {
         let intent = Intent { key: key.clone(), value: value.clone(), written_ms, blob };
         let (tables, owned_route) = (gateway.backend.tables.clone(), route.to_vec());
         let write = tokio::spawn(async move {
-            let put = vec![Mutation::Put(key.clone(), value)];
-            tables.batch(table, &owned_route, vec![Condition::Absent(key)], put).await
+            let put = vec![Mutation::Put(key.clone(), value.clone())];
+            match tables.batch(table, &owned_route, vec![Condition::Absent(key)], put).await {
+                Err(error) if !error.shows(&value) => Err(error),
+                Ok(()) | Err(_) => Ok(()),
+            }
         });
         Ok(Writer {
             gateway: gateway.clone(),
@@ -173,27 +242,42 @@ impl Writer {
             intent_write: Some(write),
             in_flight: JoinSet::new(),
             stripe: 0,
+            offset: 0,
+            filling: None,
+            buffer_bytes: STRIPE_BYTES as usize,
             uncertain: false,
         })
     }
 
     async fn fill(&mut self, source: &mut impl Source, pipe: &mut HashPipe, length: u64) -> S3Result<()> {
-        let mut left = length;
+        let mut left = usize::try_from(length).map_err(|_| Code::EntityTooLarge)?;
         let mut piece = Bytes::new();
         while left > 0 {
-            let want = left.min(u64::from(STRIPE_BYTES));
-            let want_bytes = usize::try_from(want).unwrap_or(STRIPE_BYTES as usize);
-            let permit = self.gateway.receive_budget.acquire(want_bytes).await?;
-            let mut buffer = BytesMut::with_capacity(want_bytes);
-            while buffer.len() < want_bytes {
-                if piece.is_empty() {
-                    piece = source.next().await?.ok_or(Code::IncompleteBody)?;
-                }
-                let take = piece.len().min(want_bytes - buffer.len());
-                buffer.extend_from_slice(&piece.split_to(take));
+            if piece.is_empty() {
+                piece = self.next(source, pipe).await?;
             }
-            self.send(permit.hold_buffer(buffer), pipe).await?;
-            left -= want;
+            let mut filling = match self.filling.take() {
+                Some(filling) => filling,
+                None => {
+                    let bytes = left.min((STRIPE_BYTES - self.offset) as usize).min(self.buffer_bytes);
+                    let permit = self.gateway.receive_budget.acquire(bytes).await?;
+                    let until = Instant::now() + STRIPE_FILL_MAX;
+                    Filling { permit, data: BytesMut::with_capacity(bytes), bytes, until }
+                }
+            };
+            let take = piece.len().min(filling.bytes - filling.data.len());
+            filling.data.extend_from_slice(&piece.split_to(take));
+            left -= take;
+            let full = filling.data.len() == filling.bytes;
+            // Four times as much would have been filled in time, too.
+            let quick = filling.until.saturating_duration_since(Instant::now()) >= STRIPE_FILL_MAX * 3 / 4;
+            self.filling = Some(filling);
+            if full {
+                if quick {
+                    self.buffer_bytes = (self.buffer_bytes * 4).min(STRIPE_BYTES as usize);
+                }
+                self.store(pipe).await?;
+            }
         }
         // The source's own end: trailers, signatures, and that there is no byte more.
         if !piece.is_empty() || source.next().await?.is_some() {
@@ -202,15 +286,54 @@ impl Writer {
         Ok(())
     }
 
-    async fn send(&mut self, stripe: Bytes, pipe: &mut HashPipe) -> S3Result<()> {
+    /// The next bytes of the source. While they do not come, others may get the memory.
+    async fn next(&mut self, source: &mut impl Source, pipe: &mut HashPipe) -> S3Result<Bytes> {
+        let mut next = pin!(source.next());
+        loop {
+            let Some(filling) = &mut self.filling else {
+                return next.await?.ok_or_else(|| Code::IncompleteBody.into());
+            };
+            tokio::select! {
+                biased;
+                piece = &mut next => return piece?.ok_or_else(|| Code::IncompleteBody.into()),
+                () = sleep_until(filling.until) => {}
+            }
+            if self.gateway.receive_budget.is_wanted() {
+                let filled = filling.data.len();
+                self.buffer_bytes = filled.next_multiple_of(BUFFER_BYTES_MIN).max(BUFFER_BYTES_MIN);
+                filling.permit.shrink(filled);
+                filling.data = BytesMut::from(filling.data.as_ref());
+                self.store(pipe).await?;
+            } else {
+                filling.until = Instant::now() + WANTED_EVERY;
+            }
+        }
+    }
+
+    /// Stores the buffer.
+    async fn store(&mut self, pipe: &mut HashPipe) -> S3Result<()> {
+        let Some(filling) = self.filling.take() else { return Ok(()) };
         self.protect().await?;
-        pipe.push(stripe.clone()).await?;
+        let data = filling.permit.hold_buffer(filling.data);
+        pipe.push(data.clone()).await?;
         while self.in_flight.len() >= STRIPES_IN_FLIGHT_MAX {
             self.one_done().await?;
         }
-        let (blobs, id, index) = (self.gateway.backend.blobs.clone(), self.blob.id, self.stripe);
-        self.in_flight.spawn(async move { blobs.put_stripe(id, index, stripe).await });
-        self.stripe += 1;
+        let (blobs, id, stripe, offset) = (self.gateway.backend.blobs.clone(), self.blob.id, self.stripe, self.offset);
+        let stripe_bytes = self.blob.bytes - u64::from(stripe) * u64::from(STRIPE_BYTES);
+        let stripe_bytes = u32::try_from(stripe_bytes).unwrap_or(u32::MAX).min(STRIPE_BYTES);
+        let whole = data.len() as u64 == u64::from(stripe_bytes);
+        self.offset += u32::try_from(data.len()).map_err(|_| Code::InternalError)?;
+        if self.offset >= stripe_bytes {
+            (self.stripe, self.offset) = (self.stripe + 1, 0);
+        }
+        self.in_flight.spawn(async move {
+            if whole {
+                blobs.put_stripe(id, stripe, data).await
+            } else {
+                blobs.put_range(id, stripe, offset, data).await
+            }
+        });
         Ok(())
     }
 
@@ -224,7 +347,10 @@ impl Writer {
             let value = GcRow { blobs: vec![self.blob], since_ms: now_ms, intent: true }.to_bytes();
             let put = vec![Mutation::Put(self.intent.key.clone(), value.clone())];
             let unchanged = vec![self.intent.condition()];
-            self.gateway.backend.tables.batch(self.table, &self.route, unchanged, put).await?;
+            match self.gateway.backend.tables.batch(self.table, &self.route, unchanged, put).await {
+                Err(error) if !error.shows(&value) => return Err(error.into()),
+                Ok(()) | Err(_) => {}
+            }
             self.intent = Intent { value, written_ms: now_ms, ..self.intent.clone() };
         }
         Ok(())
@@ -252,6 +378,7 @@ impl Writer {
     }
 
     async fn give_up(mut self) {
+        self.filling = None;
         while !self.in_flight.is_empty() {
             let _ = self.one_done().await;
         }
@@ -262,7 +389,8 @@ impl Writer {
             return; // the intent stays: the collector deletes the blob when nothing can be on its way any more
         }
         // What was never sent needs no deletion.
-        self.intent.blob.bytes = self.intent.blob.bytes.min(u64::from(self.stripe) * u64::from(STRIPE_BYTES));
+        let begun = u64::from(self.stripe) + u64::from(self.offset > 0);
+        self.intent.blob.bytes = self.intent.blob.bytes.min(begun * u64::from(STRIPE_BYTES));
         abandon_intent(&self.gateway, self.table, &self.route, self.intent.blob, &self.intent).await;
     }
 }
@@ -278,7 +406,7 @@ pub(crate) enum Segment {
 
 impl Segment {
     /// The part of a blob or inline value that lies in `range`; `None` if it is empty.
-    pub fn cut(data: &crate::row::PartData, range: ByteRange) -> Option<Segment> {
+    pub fn cut(data: crate::row::PartData, range: ByteRange) -> Option<Segment> {
         let size = data.size();
         let end = range.start.saturating_add(range.length).min(size);
         if range.start >= end {
@@ -287,10 +415,10 @@ impl Segment {
         match data {
             crate::row::PartData::Inline(bytes) => {
                 let (start, end) = (usize::try_from(range.start).ok()?, usize::try_from(end).ok()?);
-                Some(Segment::Inline(Bytes::copy_from_slice(bytes.get(start..end)?)))
+                (end <= bytes.len()).then(|| Segment::Inline(Bytes::from(bytes).slice(start..end)))
             }
             crate::row::PartData::Blob(blob) => {
-                Some(Segment::Blob { blob: *blob, range: ByteRange { start: range.start, length: end - range.start } })
+                Some(Segment::Blob { blob, range: ByteRange { start: range.start, length: end - range.start } })
             }
         }
     }
@@ -305,7 +433,7 @@ impl Segment {
             if at < end && at.saturating_add(size) > range.start {
                 let start = range.start.saturating_sub(at);
                 let length = (end - at).min(size) - start;
-                segments.extend(Segment::cut(&part.data, ByteRange { start, length }));
+                segments.extend(Segment::cut(part.data.clone(), ByteRange { start, length }));
             }
             at = at.saturating_add(size);
         }
@@ -313,9 +441,15 @@ impl Segment {
     }
 }
 
-struct Fetch(JoinHandle<S3Result<Bytes>>);
+/// A piece on its way to the one who sends it.
+enum Fetch {
+    Here(Bytes),
+    Task(AbortOnDrop),
+}
 
-impl Drop for Fetch {
+struct AbortOnDrop(JoinHandle<S3Result<Bytes>>);
+
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -326,51 +460,117 @@ pub(crate) struct Download {
     gateway: Arc<Gateway>,
     segments: VecDeque<Segment>,
     fetches: VecDeque<Fetch>,
+    /// The last piece was of the reserve.
+    starved: bool,
 }
 
 impl Download {
     /// A download of some segments.
     pub fn new(gateway: &Arc<Gateway>, segments: Vec<Segment>) -> Download {
-        Download { gateway: gateway.clone(), segments: segments.into(), fetches: VecDeque::new() }
+        Download { gateway: gateway.clone(), segments: segments.into(), fetches: VecDeque::new(), starved: false }
     }
 
-    fn start_one(&mut self) -> bool {
-        let Some(segment) = self.segments.pop_front() else { return false };
-        let fetch = match segment {
-            Segment::Inline(bytes) => tokio::spawn(async move { Ok(bytes) }),
-            Segment::Blob { blob, range } => {
-                let gateway = self.gateway.clone();
-                let stripe_bytes = u64::from(blob.stripe_bytes.max(1));
-                let (stripe, offset) = (range.start / stripe_bytes, range.start % stripe_bytes);
-                let piece_max = if gateway.send_budget.is_tight() { PIECE_BYTES_TIGHT } else { PIECE_BYTES };
-                let length = range.length.min(stripe_bytes - offset).min(piece_max);
-                if length < range.length {
-                    let range = ByteRange { start: range.start + length, length: range.length - length };
-                    self.segments.push_front(Segment::Blob { blob, range });
-                }
-                tokio::spawn(async move {
-                    let too_long = || S3Error::from(Code::InternalError);
-                    let permit = gateway.send_budget.acquire(usize::try_from(length).map_err(|_| too_long())?).await?;
-                    let stripe = u32::try_from(stripe).map_err(|_| too_long())?;
-                    let offset = u32::try_from(offset).map_err(|_| too_long())?;
-                    let wanted = u32::try_from(length).map_err(|_| too_long())?;
-                    let data = gateway.backend.blobs.get(blob.id, stripe, offset, wanted).await?;
-                    if data.len() as u64 != length {
-                        return Err(BackendError::NoStripe { blob: blob.id, stripe }.into());
-                    }
-                    Ok(permit.hold(data))
-                })
-            }
-        };
-        self.fetches.push_back(Fetch(fetch));
-        true
+    /// Cuts off what is to be fetched next.
+    fn cut(&mut self, bytes_max: u64) -> Option<Segment> {
+        let segment = self.segments.pop_front()?;
+        let Segment::Blob { blob, range } = segment else { return Some(segment) };
+        let stripe_bytes = u64::from(blob.stripe_bytes.max(1));
+        let length = range.length.min(stripe_bytes - range.start % stripe_bytes).min(bytes_max);
+        if length < range.length {
+            let rest = ByteRange { start: range.start + length, length: range.length - length };
+            self.segments.push_front(Segment::Blob { blob, range: rest });
+        }
+        Some(Segment::Blob { blob, range: ByteRange { start: range.start, length } })
     }
+
+    fn piece_max(&self) -> u64 {
+        if self.gateway.send_budget.is_tight() { PIECE_BYTES_TIGHT } else { PIECE_BYTES }
+    }
+
+    /// Starts the fetch of the piece that is due; waits for memory.
+    async fn start(&mut self) -> S3Result<()> {
+        let Some(segment) = self.cut(self.piece_max()) else { return Ok(()) };
+        let Segment::Blob { range, .. } = &segment else {
+            self.fetch(segment, None);
+            return Ok(());
+        };
+        let (gateway, bytes) = (self.gateway.clone(), bytes_of(*range)?);
+        let patience = if self.starved { Duration::ZERO } else { RESERVE_AFTER };
+        match timeout(patience, gateway.send_budget.acquire(bytes)).await {
+            Ok(permit) => {
+                self.starved = false;
+                self.fetch(segment, Some(permit?));
+            }
+            Err(_) => {
+                self.starved = true;
+                self.segments.push_front(segment);
+                let permit = gateway.send_reserve.acquire(RESERVED_BYTES).await?;
+                if let Some(segment) = self.cut(RESERVED_BYTES as u64) {
+                    self.fetch(segment, Some(permit));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the fetch of a later piece, if there is memory: pieces that nobody can send yet must not take it from those
+    /// that are due, nor wait for it.
+    fn start_ahead(&mut self) -> S3Result<bool> {
+        let Some(segment) = self.cut(self.piece_max()) else { return Ok(false) };
+        let permit = match &segment {
+            Segment::Inline(_) => None,
+            Segment::Blob { range, .. } => match self.gateway.send_budget.try_acquire(bytes_of(*range)?) {
+                Some(permit) => Some(permit),
+                None => {
+                    self.segments.push_front(segment);
+                    return Ok(false);
+                }
+            },
+        };
+        self.fetch(segment, permit);
+        Ok(true)
+    }
+
+    fn fetch(&mut self, segment: Segment, permit: Option<Permit>) {
+        let (blob, range) = match segment {
+            Segment::Inline(bytes) => return self.fetches.push_back(Fetch::Here(bytes)),
+            Segment::Blob { blob, range } => (blob, range),
+        };
+        let blobs = self.gateway.backend.blobs.clone();
+        self.fetches.push_back(Fetch::Task(AbortOnDrop(tokio::spawn(async move {
+            let broken = |_| S3Error::from(Code::InternalError);
+            let stripe_bytes = u64::from(blob.stripe_bytes.max(1));
+            let stripe = u32::try_from(range.start / stripe_bytes).map_err(broken)?;
+            let offset = u32::try_from(range.start % stripe_bytes).map_err(broken)?;
+            let wanted = u32::try_from(range.length).map_err(broken)?;
+            let data = blobs.get(blob.id, stripe, offset, wanted).await?;
+            if data.len() as u64 != range.length {
+                return Err(BackendError::NoStripe { blob: blob.id, stripe }.into());
+            }
+            Ok(match permit {
+                Some(permit) => permit.hold(data),
+                None => data,
+            })
+        }))));
+    }
+}
+
+fn bytes_of(range: ByteRange) -> S3Result<usize> {
+    usize::try_from(range.length).map_err(|_| Code::InternalError.into())
 }
 
 impl Source for Download {
     async fn next(&mut self) -> S3Result<Option<Bytes>> {
-        while self.fetches.len() <= READ_AHEAD && self.start_one() {}
-        let Some(mut fetch) = self.fetches.pop_front() else { return Ok(None) };
-        (&mut fetch.0).await.map_err(|_| S3Error::from(Code::InternalError))?.map(Some)
+        if self.fetches.is_empty() {
+            self.start().await?;
+        }
+        while self.fetches.len() <= READ_AHEAD && self.start_ahead()? {}
+        match self.fetches.pop_front() {
+            None => Ok(None),
+            Some(Fetch::Here(bytes)) => Ok(Some(bytes)),
+            Some(Fetch::Task(mut task)) => {
+                (&mut task.0).await.map_err(|_| S3Error::from(Code::InternalError))?.map(Some)
+            }
+        }
     }
 }

@@ -9,14 +9,20 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::BodyExt as _;
+use tokio::time::Instant;
 
+use crate::budget::{Budget, Permit};
 use crate::checksum::{Algorithm, Claim, Expectations, Hasher, unbase64};
 use crate::error::{Code, S3Error, S3Result};
+use crate::paced::Pace;
 use crate::sigv4::chunked::{Decoder, Event};
 use crate::sigv4::{Authenticated, BodyVerifier, header};
 
-/// Longest pause within a body.
-const IDLE_MAX: Duration = Duration::from_secs(60);
+/// A document and what is made of it: its body and the list read from it, then the list and the reply.
+const DOCUMENT_COPIES: usize = 2;
+/// Time for a document to arrive, beside its length at [`DOCUMENT_BYTES_PER_S_MIN`].
+const DOCUMENT_TIME: Duration = Duration::from_secs(10);
+const DOCUMENT_BYTES_PER_S_MIN: usize = 64 * 1024;
 
 /// Something that gives bytes piece by piece and may have trailers after them.
 pub(crate) trait Source: Send {
@@ -35,6 +41,7 @@ pub(crate) struct BodyReader<'a> {
     pending: Bytes,
     length: Option<u64>,
     received: u64,
+    pace: Pace,
     done: bool,
 }
 
@@ -54,7 +61,7 @@ pub(crate) fn open<'a>(auth: &Authenticated, body: &'a mut Body, headers: &Heade
         }
         BodyVerifier::Sha256(_) | BodyVerifier::Unsigned => (None, number("content-length")?),
     };
-    Ok(BodyReader { body, decoder, pending: Bytes::new(), length, received: 0, done: false })
+    Ok(BodyReader { body, decoder, pending: Bytes::new(), length, received: 0, pace: Pace::default(), done: false })
 }
 
 impl BodyReader<'_> {
@@ -68,7 +75,11 @@ impl BodyReader<'_> {
 
     async fn frame(&mut self) -> S3Result<Option<Bytes>> {
         loop {
-            let frame = tokio::time::timeout(IDLE_MAX, self.body.frame()).await.map_err(|_| Code::RequestTimeout)?;
+            let asked = Instant::now();
+            let frame = tokio::time::timeout(self.pace.patience(), self.body.frame()).await;
+            let frame = frame.map_err(|_| Code::RequestTimeout)?;
+            let bytes = frame.as_ref().and_then(|frame| Some(frame.as_ref().ok()?.data_ref()?.len()));
+            self.pace.moved(bytes.unwrap_or(0), asked.elapsed());
             match frame {
                 None => return Ok(None),
                 Some(Ok(frame)) => {
@@ -105,28 +116,65 @@ impl BodyReader<'_> {
         }
     }
 
-    /// Reads a small body whole and holds it against all that the client stated of it.
+    /// Reads a small body whole and holds it against all that the client stated of it. Its memory is taken when its first
+    /// bytes are there, and it must be complete soon.
     pub async fn read_document(
         mut self,
+        budget: &Budget,
         auth: &Authenticated,
         headers: &HeaderMap,
         bytes_max: usize,
-    ) -> S3Result<Vec<u8>> {
+    ) -> S3Result<Document> {
         let expected = expectations(auth, headers)?;
-        if self.length.is_some_and(|length| length > bytes_max as u64) {
+        let length = self.length.map_or(bytes_max, |length| usize::try_from(length).unwrap_or(usize::MAX));
+        if length > bytes_max {
             return Err(Code::MaxMessageLengthExceeded.into());
         }
-        let mut document = Vec::new();
-        while let Some(piece) = self.next().await? {
-            if document.len() + piece.len() > bytes_max {
-                return Err(Code::MaxMessageLengthExceeded.into());
-            }
-            document.extend_from_slice(&piece);
+        let mut document = Document::default();
+        if let Some(first) = self.next().await? {
+            document.permit = Some(budget.acquire(length * DOCUMENT_COPIES).await?);
+            document.bytes.reserve_exact(length);
+            document.add(&first, bytes_max)?;
+            let in_time = DOCUMENT_TIME + Duration::from_secs((length / DOCUMENT_BYTES_PER_S_MIN) as u64);
+            let rest = async {
+                while let Some(piece) = self.next().await? {
+                    document.add(&piece, bytes_max)?;
+                }
+                S3Result::Ok(())
+            };
+            tokio::time::timeout(in_time, rest).await.map_err(|_| Code::RequestTimeout)??;
         }
         let mut hasher = Hasher::new(&expected);
-        hasher.update(&document);
+        hasher.update(&document.bytes);
         hasher.finish().verify(&expected, self.trailers())?;
         Ok(document)
+    }
+}
+
+/// A small body, whole, and leave to hold it and what is made of it.
+#[derive(Debug, Default)]
+pub(crate) struct Document {
+    bytes: Vec<u8>,
+    permit: Option<Permit>,
+}
+
+impl Document {
+    fn add(&mut self, piece: &[u8], bytes_max: usize) -> S3Result<()> {
+        if self.bytes.len() + piece.len() > bytes_max {
+            return Err(Code::MaxMessageLengthExceeded.into());
+        }
+        self.bytes.extend_from_slice(piece);
+        Ok(())
+    }
+
+    /// The body.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Drops the body; the leave is for what was made of it, as long as that lives. None for an empty one.
+    pub fn into_permit(self) -> Option<Permit> {
+        self.permit
     }
 }
 

@@ -13,19 +13,16 @@ mod tables;
 
 use std::error::Error;
 use std::sync::Arc;
+use std::time::Duration;
 
 use holdfast_client::{Client, ClientError, Pool};
 use holdfast_wire::mon::{MonCommand, MonError, MonReply};
+use holdfast_wire::pools::{S3_DATA_POOL, S3_INDEX_POOL, StandardPool};
 
 use crate::backend::{Backend, BackendError};
 
-/// The usual pool of rows.
-pub const INDEX_POOL: &str = "s3-index";
-/// The usual pool of blobs.
-pub const DATA_POOL: &str = "s3-data";
-/// Expected parts of the cluster's data, in percent: they decide on the number of placement groups.
-const INDEX_SHARE_PERCENT: u32 = 10;
-const DATA_SHARE_PERCENT: u32 = 80;
+/// How long an answer of the monitors about a key counts as new, as a rule.
+pub const KEYS_FRESH: Duration = keys::FRESH;
 
 /// Which pools a gateway uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +35,7 @@ pub struct Pools {
 
 impl Default for Pools {
     fn default() -> Pools {
-        Pools { index: INDEX_POOL.to_owned(), data: DATA_POOL.to_owned() }
+        Pools { index: S3_INDEX_POOL.name.to_owned(), data: S3_DATA_POOL.name.to_owned() }
     }
 }
 
@@ -67,28 +64,26 @@ pub enum ConnectError {
 /// # Errors
 /// [`ConnectError`]; it can be tried again.
 pub async fn connect(client: Client) -> Result<Arc<Backend>, ConnectError> {
-    connect_with(client, &Pools::default()).await
+    connect_with(client, &Pools::default(), KEYS_FRESH).await
 }
 
-/// [`connect`], with other pools.
+/// [`connect`], with other pools, and answers about keys that count as new for `keys_fresh`.
 ///
 /// # Errors
 /// [`ConnectError`].
-pub async fn connect_with(client: Client, pools: &Pools) -> Result<Arc<Backend>, ConnectError> {
-    let (index, data) = tokio::try_join!(
-        pool(&client, &pools.index, "s3-index", INDEX_SHARE_PERCENT),
-        pool(&client, &pools.data, "s3-data", DATA_SHARE_PERCENT),
-    )?;
+pub async fn connect_with(client: Client, pools: &Pools, keys_fresh: Duration) -> Result<Arc<Backend>, ConnectError> {
+    let (index, data) =
+        tokio::try_join!(pool(&client, &pools.index, &S3_INDEX_POOL), pool(&client, &pools.data, &S3_DATA_POOL),)?;
     let keys = keys::ClusterKeys::new(client.cluster(), client);
     Ok(Arc::new(Backend {
         tables: Arc::new(tables::KvTables::new(index)),
         blobs: Arc::new(blobs::PoolBlobs::new(data)),
-        keys: Arc::new(keys::KeyCache::new(keys)),
+        keys: Arc::new(keys::KeyCache::new(keys, keys_fresh)),
     }))
 }
 
 /// The pool, made if it is not there.
-async fn pool(client: &Client, name: &str, application: &str, share_percent: u32) -> Result<Pool, ConnectError> {
+async fn pool(client: &Client, name: &str, standard: &StandardPool) -> Result<Pool, ConnectError> {
     match client.pool(name).await {
         Err(ClientError::PoolNotFound { .. }) => {}
         found => return Ok(found?),
@@ -99,15 +94,7 @@ async fn pool(client: &Client, name: &str, application: &str, share_percent: u32
         MonReply::Status(_) => return Err(ConnectError::NoOsds { pool: name.to_owned() }),
         _ => return Err(ConnectError::Unexpected { pool: name.to_owned() }),
     }
-    let create = MonCommand::PoolCreate {
-        name: name.to_owned(),
-        size: None,
-        min_size: None,
-        application: application.to_owned(),
-        failure_domain: None,
-        share_percent: Some(share_percent),
-    };
-    match client.mon_command(create).await {
+    match client.mon_command(standard.create_as(name)).await {
         // Somebody else made it, and perhaps otherwise: it is the pool of that name.
         Ok(MonReply::Pool { .. }) | Err(ClientError::Mon(MonError::Exists { .. })) => {}
         Ok(_) => return Err(ConnectError::Unexpected { pool: name.to_owned() }),

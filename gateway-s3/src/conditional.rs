@@ -18,6 +18,17 @@ pub fn names_etag(list: &str, etag: &str) -> bool {
     list.split(',').any(|item| item.trim() == "*" || bare_etag(item) == etag)
 }
 
+/// Whether the `Range` of a request counts. "A recipient of an If-Range header field MUST ignore the Range header field if
+/// the If-Range condition evaluates as false" (RFC 9110 §13.1.5); the comparison is strong, a date must be exactly the
+/// object's. Otherwise a download that is resumed would join the pieces of two objects.
+pub fn range_counts(headers: &HeaderMap, etag: &str, modified_ms: u64) -> bool {
+    let Some(validator) = header(headers, "if-range").map(str::trim) else { return true };
+    if validator.starts_with("W/") {
+        return false;
+    }
+    bare_etag(validator) == etag || parse_http_date(validator) == Some(modified_ms - modified_ms % 1000)
+}
+
 /// What a read with conditions comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -161,6 +172,19 @@ mod tests {
         assert_eq!(read(&[("if-none-match", "x"), ("if-modified-since", &at)]), Ok(Proceed));
         assert_eq!(read(&[("if-match", "x"), ("if-none-match", "abc")]), failed);
         assert_eq!(read(&[("if-modified-since", "rubbish")]), Ok(Proceed));
+    }
+
+    #[test]
+    fn a_range_counts_only_for_the_object_that_it_was_meant_for() {
+        let counts = |validator: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("if-range", validator.parse().unwrap());
+            range_counts(&headers, "abc", MS + 300)
+        };
+        assert!(range_counts(&HeaderMap::new(), "abc", MS));
+        assert!(counts("\"abc\"") && counts("abc") && counts(&http_date(MS)));
+        assert!(!counts("\"abd\"") && !counts("W/\"abc\"") && !counts("rubbish"));
+        assert!(!counts(&http_date(MS - 1000)) && !counts(&http_date(MS + 1000)), "neither older nor newer");
     }
 
     #[test]

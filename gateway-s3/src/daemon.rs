@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::BackendError;
 use crate::clock::SystemClock;
-use crate::cluster_backend::{ConnectError, Pools, connect_with};
+use crate::cluster_backend::{ConnectError, KEYS_FRESH, Pools, connect_with};
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::server::serve;
 
@@ -39,6 +39,8 @@ pub struct S3Config {
     pub name: Option<String>,
     /// Its pools.
     pub pools: Pools,
+    /// How long a key that the monitors confirmed is used without asking again.
+    pub keys_fresh: Duration,
     /// How it behaves: region, domains, limits.
     pub gateway: GatewayConfig,
 }
@@ -53,6 +55,7 @@ impl S3Config {
             advertise: None,
             name: None,
             pools: Pools::default(),
+            keys_fresh: KEYS_FRESH,
             gateway: GatewayConfig::default(),
         }
     }
@@ -168,7 +171,7 @@ async fn join_cluster(config: S3Config) -> Result<(Client, Arc<Gateway>), Daemon
         tokio::time::sleep(START_PAUSE).await;
     };
     let backend = loop {
-        match connect_with(client.clone(), &config.pools).await {
+        match connect_with(client.clone(), &config.pools, config.keys_fresh).await {
             Ok(backend) => break backend,
             Err(ConnectError::Client(error)) if is_final(&error) => return Err(DaemonError::Refused(error)),
             Err(error) => tracing::warn!(%error, "waiting for the pools"),

@@ -9,6 +9,8 @@ use crate::row::Described;
 
 /// Most bytes of user metadata, names and values together.
 const METADATA_BYTES_MAX: usize = 2048;
+/// Most bytes of the standard headers' values, together.
+const HEADERS_BYTES_MAX: usize = 8 * 1024;
 /// What an object is when nobody said.
 pub(crate) const CONTENT_TYPE_DEFAULT: &str = "binary/octet-stream";
 /// Standard headers that are stored.
@@ -26,7 +28,7 @@ fn text(value: &http::HeaderValue) -> String {
 /// Reads them from a request.
 ///
 /// # Errors
-/// [`Code::MetadataTooLarge`].
+/// [`Code::MetadataTooLarge`], [`Code::RequestHeaderSectionTooLarge`].
 pub(crate) fn read(headers: &HeaderMap) -> S3Result<Described> {
     let mut described = Described::default();
     for name in STORED {
@@ -42,6 +44,9 @@ pub(crate) fn read(headers: &HeaderMap) -> S3Result<Described> {
         if !value.is_empty() {
             described.headers.push((name.to_owned(), value));
         }
+    }
+    if described.headers.iter().map(|(_, value)| value.len()).sum::<usize>() > HEADERS_BYTES_MAX {
+        return Err(Code::RequestHeaderSectionTooLarge.into());
     }
     let mut bytes = 0;
     for name in headers.keys() {
@@ -122,6 +127,15 @@ mod tests {
         assert_eq!(reply.get("x-amz-meta-two").unwrap(), "a,b");
         assert_eq!(reply.get("x-amz-meta-u").unwrap(), "=?UTF-8?B?w7w=?=");
         assert_eq!(reply.get("content-type").unwrap(), CONTENT_TYPE_DEFAULT);
+    }
+
+    #[test]
+    fn standard_headers_are_limited_to_8_kib_together() {
+        let half = vec![b'a'; 4096];
+        let (kept, refused) = (b"a".repeat(4096), b"a".repeat(4097));
+        assert!(read(&headers(&[("cache-control", &half), ("expires", &kept)])).is_ok());
+        let error = read(&headers(&[("cache-control", &half), ("expires", &refused)])).unwrap_err();
+        assert_eq!(error.code, Code::RequestHeaderSectionTooLarge);
     }
 
     #[test]

@@ -87,6 +87,7 @@ codes! {
     OwnershipControlsNotFoundError 404 "The bucket ownership controls were not found";
     PreconditionFailed 412 "At least one of the pre-conditions you specified did not hold";
     ReplicationConfigurationNotFoundError 404 "The replication configuration was not found";
+    RequestHeaderSectionTooLarge 400 "Your request header section exceeds the maximum allowed request header section size.";
     RequestTimeTooSkewed 403 "The difference between the request time and the current time is too large.";
     RequestTimeout 400 "Your socket connection to the server was not read from or written to within the timeout period.";
     ServerSideEncryptionConfigurationNotFoundError 404 "The server side encryption configuration was not found";
@@ -110,6 +111,8 @@ pub struct S3Error {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The table was gone: the bucket's cached row may be stale.
     pub table_gone: bool,
+    /// It was seen to have been dropped: the bucket is no more.
+    pub table_dropped: bool,
 }
 
 /// The result of most things here.
@@ -123,6 +126,7 @@ impl From<Code> for S3Error {
             details: Vec::new(),
             headers: Vec::new(),
             table_gone: false,
+            table_dropped: false,
         }
     }
 }
@@ -192,7 +196,13 @@ impl S3Error {
 impl From<BackendError> for S3Error {
     fn from(error: BackendError) -> S3Error {
         match error {
-            BackendError::NoTable(_) => S3Error { table_gone: true, ..S3Error::from(Code::NoSuchBucket) },
+            BackendError::NoTable(_) => {
+                S3Error { table_gone: true, table_dropped: true, ..S3Error::from(Code::NoSuchBucket) }
+            }
+            error @ BackendError::TableMissing(_) => {
+                tracing::warn!(%error, "the bucket is purged, or its index is not to be seen");
+                S3Error { table_gone: true, ..S3Error::from(Code::SlowDown) }
+            }
             BackendError::Full => Code::InsufficientStorage.into(),
             BackendError::Unavailable(source) => {
                 tracing::warn!(error = %source, "cluster unavailable");

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::backend::{Backend, BackendError, TableId};
-use crate::budget::{Budget, COPIES_MAX};
+use crate::budget::{Budget, COPIES_MAX, RESERVED_BYTES};
 use crate::clock::Clock;
 use crate::error::{Code, S3Result};
 use crate::row::{BucketRow, GLOBAL_TABLE, Row as _, route, row_key, space};
@@ -27,8 +27,12 @@ pub struct GatewayConfig {
     pub base_domains: Vec<String>,
     /// Bytes of request bodies in memory, over all requests.
     pub receive_budget_bytes: usize,
-    /// Bytes of replies in memory, over all requests.
+    /// Bytes of replies in memory, over all requests; 16 KiB for each connection come on top when that is used up.
     pub send_budget_bytes: usize,
+    /// Bytes of request documents (XML) in memory, with what is made of them, over all requests.
+    pub document_budget_bytes: usize,
+    /// Bytes of listings in memory, over all requests.
+    pub listing_budget_bytes: usize,
     /// Connections served at once; further ones wait to be accepted.
     pub connections_max: usize,
     /// Time for a client to send a request's head.
@@ -50,6 +54,8 @@ impl Default for GatewayConfig {
             base_domains: Vec::new(),
             receive_budget_bytes: 80 << 20,
             send_budget_bytes: 48 << 20,
+            document_budget_bytes: 32 << 20,
+            listing_budget_bytes: 24 << 20,
             connections_max: 1024,
             header_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(20),
@@ -89,6 +95,9 @@ pub struct Gateway {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) receive_budget: Budget,
     pub(crate) send_budget: Budget,
+    pub(crate) send_reserve: Budget,
+    pub(crate) document_budget: Budget,
+    pub(crate) listing_budget: Budget,
     pub(crate) copies: Semaphore,
     buckets: Mutex<HashMap<String, (Arc<Bucket>, u64)>>,
 }
@@ -99,6 +108,9 @@ impl Gateway {
         Arc::new(Gateway {
             receive_budget: Budget::new(config.receive_budget_bytes),
             send_budget: Budget::new(config.send_budget_bytes),
+            send_reserve: Budget::new(config.connections_max.saturating_mul(RESERVED_BYTES)),
+            document_budget: Budget::new(config.document_budget_bytes),
+            listing_budget: Budget::new(config.listing_budget_bytes),
             copies: Semaphore::new(COPIES_MAX),
             buckets: Mutex::new(HashMap::new()),
             config,

@@ -8,10 +8,11 @@
 //! 2. for plain garbage it is looked up again whether any row of the key refers to the blob (it never should);
 //! 3. the stripes are deleted, then the row. A crash between repeats the deletion.
 //!
-//! The table of a deleted bucket is dropped with its garbage rows in it and noted in the global table. When the note is old
-//! enough, all of its garbage is deleted, then the table purged, then the note.
+//! The table of a deleted bucket is dropped with its garbage rows and the parts of unfinished uploads in it and noted in the
+//! global table. When the note is old enough, all of their blobs are deleted, then the table purged, then the note.
 //!
-//! Rounds of several gateways do not disturb each other: every step may be done twice.
+//! Rounds of several gateways do not disturb each other: every step may be done twice. What cannot be collected does not
+//! keep the rest from it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -21,7 +22,8 @@ use futures::stream::{self, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{BackendError, BatchError, BlobId, Condition, Mutation, RowKey, ScanLimit, ScanRange, TableId};
-use crate::error::S3Result;
+use crate::blob::condemn;
+use crate::error::{S3Error, S3Result};
 use crate::gateway::Gateway;
 use crate::objects::load;
 use crate::ops::bucket::forget_row;
@@ -69,6 +71,7 @@ pub async fn run(gateway: &Gateway, every: Duration, stop: CancellationToken) {
 /// Looks at every bucket once.
 pub async fn round(gateway: &Gateway) -> S3Result<Round> {
     let mut done = Round::default();
+    let mut failures = Failures::default();
     let mut range = ScanRange { space: space::BUCKETS, start: Vec::new(), end: None };
     loop {
         let page = gateway
@@ -78,43 +81,54 @@ pub async fn round(gateway: &Gateway) -> S3Result<Round> {
             .await?;
         for (key, value) in page.rows {
             let Some((name, _)) = split_route(&key) else { continue };
-            let bucket = BucketRow::from_bytes(&value)?;
-            match table(gateway, bucket.table, &mut done).await {
-                // A deletion was cut off after the table was dropped.
-                Err(error) if error.table_gone => forget_row(gateway, &name, &bucket).await?,
-                other => other?,
-            }
+            let result = one_bucket(gateway, &name, &value, &mut done).await;
+            failures.note(result, "bucket", &name);
         }
         match page.next {
             Some(start) => range.start = start,
             None => break,
         }
     }
-    dropped_tables(gateway, &mut done).await?;
-    Ok(done)
+    dropped_tables(gateway, &mut done, &mut failures).await?;
+    failures.first.map_or(Ok(done), Err)
+}
+
+/// What went wrong in a round, which goes on with what can be done.
+#[derive(Debug, Default)]
+struct Failures {
+    first: Option<S3Error>,
+}
+
+impl Failures {
+    fn note(&mut self, result: S3Result<()>, what: &'static str, name: &str) {
+        if let Err(error) = result {
+            tracing::warn!(%error, what, name, "garbage is left for a later round");
+            self.first.get_or_insert(error);
+        }
+    }
+}
+
+async fn one_bucket(gateway: &Gateway, name: &str, value: &Bytes, done: &mut Round) -> S3Result<()> {
+    let bucket = BucketRow::from_bytes(value)?;
+    match table(gateway, bucket.table, done).await {
+        // A deletion was cut off after the table was dropped. That a table is not to be found proves nothing.
+        Err(error) if error.table_dropped => forget_row(gateway, name, &bucket).await,
+        other => other,
+    }
 }
 
 /// Collects what deleted buckets left.
-async fn dropped_tables(gateway: &Gateway, done: &mut Round) -> S3Result<()> {
+async fn dropped_tables(gateway: &Gateway, done: &mut Round, failures: &mut Failures) -> S3Result<()> {
     let tables = &gateway.backend.tables;
     let limit = ScanLimit { rows: PAGE_ROWS, bytes: 1 << 20 };
     let mut range = ScanRange { space: space::DROPPED, start: Vec::new(), end: None };
     loop {
         let page = tables.scan(GLOBAL_TABLE, range.clone(), limit).await?;
         for (key, value) in page.rows {
-            let note = DroppedRow::from_bytes(&value)?;
-            if gateway.clock.now_ms().saturating_sub(note.since_ms) < gateway.config.gc_min_age_ms() {
-                continue;
-            }
             let Some((bucket, _)) = split_route(&key) else { continue };
-            match garbage_of_dropped(gateway, note.table, done).await {
-                Ok(()) => {}
-                Err(BackendError::NoTable(_)) => {} // purged by an earlier round
-                Err(error) => return Err(error.into()),
-            }
-            tables.purge_table(note.table).await?;
-            remove_row(gateway, &route(&bucket), RowKey { space: space::DROPPED, key }, GLOBAL_TABLE, value).await?;
-            done.rows += 1;
+            let place = RowKey { space: space::DROPPED, key };
+            let result = one_dropped_table(gateway, &bucket, place, value, done).await;
+            failures.note(result, "deleted bucket", &bucket);
         }
         match page.next {
             Some(start) => range.start = start,
@@ -123,14 +137,47 @@ async fn dropped_tables(gateway: &Gateway, done: &mut Round) -> S3Result<()> {
     }
 }
 
+async fn one_dropped_table(
+    gateway: &Gateway,
+    bucket: &str,
+    place: RowKey,
+    value: Bytes,
+    done: &mut Round,
+) -> S3Result<()> {
+    let note = DroppedRow::from_bytes(&value)?;
+    if gateway.clock.now_ms().saturating_sub(note.since_ms) < gateway.config.gc_min_age_ms() {
+        return Ok(());
+    }
+    match garbage_of_dropped(gateway, note.table, done).await {
+        Ok(()) => {}
+        Err(BackendError::TableMissing(_)) => {} // purged by an earlier round, or nothing of it can be found
+        Err(error) => return Err(error.into()),
+    }
+    gateway.backend.tables.purge_table(note.table).await?;
+    remove_row(gateway, &route(bucket), place, GLOBAL_TABLE, value).await?;
+    done.rows += 1;
+    Ok(())
+}
+
 /// Deletes all blobs that a dropped table knows. None of them can be part of anything any more.
 async fn garbage_of_dropped(gateway: &Gateway, table: TableId, done: &mut Round) -> Result<(), BackendError> {
+    for space in [space::GC, space::PARTS] {
+        blobs_of_dropped(gateway, table, space, done).await?;
+    }
+    Ok(())
+}
+
+async fn blobs_of_dropped(gateway: &Gateway, table: TableId, space: u8, done: &mut Round) -> Result<(), BackendError> {
     let limit = ScanLimit { rows: PAGE_ROWS, bytes: 1 << 20 };
     let mut start = Vec::new();
     loop {
-        let page = gateway.backend.tables.dropped_rows(table, space::GC, start, limit).await?;
+        let page = gateway.backend.tables.dropped_rows(table, space, start, limit).await?;
         for (_, value) in page.rows {
-            for blob in GcRow::from_bytes(&value)?.blobs {
+            let blobs = match space {
+                space::PARTS => PartRow::from_bytes(&value)?.data.blob().into_iter().collect(),
+                _ => GcRow::from_bytes(&value)?.blobs,
+            };
+            for blob in blobs {
                 gateway.backend.blobs.delete(blob.id, blob.stripes()).await?;
                 done.blobs += 1;
             }
@@ -143,6 +190,7 @@ async fn garbage_of_dropped(gateway: &Gateway, table: TableId, done: &mut Round)
 }
 
 async fn table(gateway: &Gateway, table: TableId, done: &mut Round) -> S3Result<()> {
+    let mut failures = Failures::default();
     let mut range = ScanRange { space: space::GC, start: Vec::new(), end: None };
     loop {
         let page =
@@ -159,12 +207,12 @@ async fn table(gateway: &Gateway, table: TableId, done: &mut Round) -> S3Result<
             .buffer_unordered(ROWS_AT_A_TIME);
         while let Some(result) = rows.next().await {
             let result: S3Result<Round> = result;
-            done.add(result?);
+            failures.note(result.map(|round| done.add(round)), "row", "");
         }
         drop(rows);
         match page.next {
             Some(start) => range.start = start,
-            None => return Ok(()),
+            None => return failures.first.map_or(Ok(()), Err),
         }
     }
 }
@@ -173,15 +221,12 @@ async fn collect_row(gateway: &Gateway, table: TableId, key: Vec<u8>, value: Byt
     let mut done = Round::default();
     let Some((object, _)) = split_route(&key) else { return Ok(done) };
     let here = route(&object);
+    let mut place = RowKey { space: space::GC, key };
     let mut value = value;
     if row.intent {
-        let plain = GcRow { intent: false, ..row.clone() }.to_bytes();
-        let place = RowKey { space: space::GC, key: key.clone() };
-        let seen = vec![Condition::Equals(place.clone(), value)];
-        match gateway.backend.tables.batch(table, &here, seen, vec![Mutation::Put(place, plain.clone())]).await {
-            Ok(()) => value = plain,
-            Err(BatchError::ConditionFailed { .. }) => return Ok(done),
-            Err(BatchError::Backend(error)) => return Err(error.into()),
+        match condemn(gateway, table, &here, &place, &value, row.blobs.clone(), row.since_ms).await? {
+            Some(plain) => (place, value) = plain,
+            None => return Ok(done),
         }
     }
     let referred = referred_blobs(gateway, table, &object).await?;
@@ -196,7 +241,7 @@ async fn collect_row(gateway: &Gateway, table: TableId, key: Vec<u8>, value: Byt
         done.blobs += 1;
     }
     done.rows += 1;
-    remove_row(gateway, &here, RowKey { space: space::GC, key }, table, value).await?;
+    remove_row(gateway, &here, place, table, value).await?;
     Ok(done)
 }
 

@@ -27,6 +27,7 @@ pub mod gc;
 mod listing;
 mod objects;
 mod ops;
+mod paced;
 pub mod range;
 mod reply;
 pub mod request;

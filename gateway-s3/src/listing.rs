@@ -1,16 +1,21 @@
 //! Ordered listing with prefix and delimiter over any space whose rows begin with a route.
 //!
 //! A common prefix costs one row, not all keys under it: the scan jumps past it.
+//!
+//! Of each row only what the reply shows is kept: an object's headers and metadata may be 10 KiB.
 
 use bytes::Bytes;
 
 use crate::backend::{ScanLimit, ScanRange, TableId};
+use crate::budget::Permit;
 use crate::error::{Code, S3Result};
 use crate::gateway::Gateway;
 use crate::row::{after_prefix, escape_prefix, route, split_route};
 
 /// Bytes of one page of rows.
-const PAGE_BYTES: usize = 1 << 20;
+const PAGE_BYTES: usize = 512 << 10;
+/// What an item counts for in memory, its place in the reply included; few have keys of 1,024 bytes.
+const ITEM_BYTES: usize = 2 << 10;
 /// Most rows of one page.
 const PAGE_ROWS_MAX: usize = 1000;
 /// Rows of a page right after a jump, when the next one may come soon.
@@ -46,20 +51,22 @@ pub(crate) struct Ask<'a> {
 
 /// One entry of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Item {
-    /// A row: its key, what follows the route in its row key, its value.
-    Row { key: String, suffix: Vec<u8>, value: Bytes },
+pub(crate) enum Item<T> {
+    /// A row: its key, what follows the route in its row key, what was kept of its value.
+    Row { key: String, suffix: Vec<u8>, kept: T },
     /// Keys rolled up.
     Prefix(String),
 }
 
 /// A page of a listing.
-#[derive(Debug, Default)]
-pub(crate) struct Listing {
+#[derive(Debug)]
+pub(crate) struct Listing<T> {
     /// In order.
-    pub items: Vec<Item>,
+    pub items: Vec<Item<T>>,
     /// Whether there is more.
     pub truncated: bool,
+    /// Leave to hold it, and the reply made of it.
+    pub permit: Permit,
 }
 
 /// The prefix that `key` is rolled up to.
@@ -71,9 +78,15 @@ pub(crate) fn common_prefix(key: &str, prefix: &str, delimiter: &str) -> Option<
     key.get(..prefix.len() + at + delimiter.len()).map(str::to_owned)
 }
 
-/// Lists.
-pub(crate) async fn list(gateway: &Gateway, table: TableId, ask: Ask<'_>) -> S3Result<Listing> {
-    let mut listing = Listing::default();
+/// Lists; `keep` takes what the reply shows out of a row's value.
+pub(crate) async fn list<T>(
+    gateway: &Gateway,
+    table: TableId,
+    ask: Ask<'_>,
+    keep: impl Fn(&Bytes) -> S3Result<T>,
+) -> S3Result<Listing<T>> {
+    let permit = gateway.listing_budget.acquire(PAGE_BYTES + ask.max * ITEM_BYTES).await?;
+    let mut listing = Listing { items: Vec::new(), truncated: false, permit };
     let lower = escape_prefix(ask.prefix.as_bytes());
     let end = after_prefix(&lower);
     let start = match &ask.start {
@@ -118,7 +131,7 @@ pub(crate) async fn list(gateway: &Gateway, table: TableId, ask: Ask<'_>) -> S3R
                         return Ok(listing);
                     }
                 }
-                None => listing.items.push(Item::Row { suffix: suffix.to_vec(), key, value }),
+                None => listing.items.push(Item::Row { suffix: suffix.to_vec(), key, kept: keep(&value)? }),
             }
         }
         let Some(next) = page.next else { return Ok(listing) };

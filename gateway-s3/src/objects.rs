@@ -1,16 +1,19 @@
 //! Objects as rows: loading, and the one place where an object becomes visible, is replaced or goes.
 //!
-//! Every change of a key is one batch that holds the object row to what was seen, so conditional writes are
-//! linearizable, and that puts the blobs of what it replaces into a garbage row: nothing leaks and nothing is lost.
+//! Every change of a key is one batch that puts the blobs of what it replaces into a garbage row: nothing leaks and
+//! nothing is lost. A conditional change holds the object row to what was seen, so it is linearizable. Any other holds
+//! only the row that names the blobs to what was seen, and guesses at first that there is none: replacing or deleting a
+//! small object takes one op, and a wrong guess is answered with that row.
 
 use bytes::Bytes;
 
-use crate::backend::{BatchError, Condition, Mutation, TableId};
+use crate::backend::{BackendError, BatchError, Condition, Mutation, TableId};
 use crate::conditional::WriteCondition;
 use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::Gateway;
 use crate::row::{
-    BlobRef, DataRef, DataRow, GcRow, ObjectRow, PartRef, Payload, Row as _, route, row_key, space, unique_id,
+    BlobRef, DataRef, DataRow, DataRowRef, GcRow, ObjectRow, PartRef, Payload, Row as _, route, row_key, space,
+    unique_id,
 };
 
 /// How often a change is tried against concurrent ones. Each failure means that another writer succeeded.
@@ -21,7 +24,7 @@ const ATTEMPTS_MAX: usize = 64;
 pub(crate) struct Loaded {
     /// The object row.
     pub row: ObjectRow,
-    /// The data row's payload; there unless the object is one blob.
+    /// The data row's payload, if it was loaded.
     pub payload: Option<Payload>,
 }
 
@@ -43,18 +46,19 @@ pub(crate) async fn load_row(gateway: &Gateway, table: TableId, key: &str) -> S3
     Ok(Some((ObjectRow::from_bytes(&value)?, value)))
 }
 
-/// Loads an object with its data row. The two are of the same write.
+/// Loads an object with what its data row holds. The two are of the same write.
 pub(crate) async fn load(gateway: &Gateway, table: TableId, key: &str) -> S3Result<Option<Loaded>> {
     let route = route(key);
-    let keys = vec![row_key(space::OBJECTS, &route, &[]), row_key(space::DATA, &route, &[])];
+    let keys = [space::OBJECTS, space::DATA, space::EXTERNAL].map(|space| row_key(space, &route, &[]));
     for _ in 0..ATTEMPTS_MAX {
-        let mut rows = gateway.backend.tables.get(table, &route, keys.clone()).await?.into_iter();
-        let (object, data) = (rows.next().flatten(), rows.next().flatten());
+        let mut rows = gateway.backend.tables.get(table, &route, keys.to_vec()).await?.into_iter();
+        let (object, data, external) = (rows.next().flatten(), rows.next().flatten(), rows.next().flatten());
         let Some(object) = object else { return Ok(None) };
         let row = ObjectRow::from_bytes(&object)?;
-        if matches!(row.data, DataRef::Blob(_)) {
-            return Ok(Some(Loaded { row, payload: None }));
-        }
+        let data = match row.data {
+            DataRef::Inline => data,
+            DataRef::Blob(_) | DataRef::Parts(_) => external,
+        };
         let Some(data) = data else { continue };
         let data = DataRow::from_bytes(&data)?;
         if data.version == row.version {
@@ -68,8 +72,8 @@ pub(crate) async fn load(gateway: &Gateway, table: TableId, key: &str) -> S3Resu
 pub(crate) struct NewObject {
     /// The object row.
     pub row: ObjectRow,
-    /// The data row's payload, unless the object is one blob.
-    pub payload: Option<Payload>,
+    /// The data row's payload.
+    pub payload: Payload,
     /// What else must hold.
     pub guards: Vec<Condition>,
     /// What else to change.
@@ -84,21 +88,82 @@ pub(crate) enum Outcome {
     GuardFailed,
 }
 
-/// The blobs of an object; `None` if its data row is of another write already.
-async fn blobs_of(gateway: &Gateway, table: TableId, route: &[u8], row: &ObjectRow) -> S3Result<Option<Vec<BlobRef>>> {
-    match &row.data {
-        DataRef::Inline => Ok(Some(Vec::new())),
-        DataRef::Blob(blob) => Ok(Some(vec![*blob])),
-        DataRef::Parts(_) => {
-            let rows = gateway.backend.tables.get(table, route, vec![row_key(space::DATA, route, &[])]).await?;
-            let Some(value) = rows.into_iter().next().flatten() else { return Ok(None) };
-            let data = DataRow::from_bytes(&value)?;
-            match data.payload {
-                Payload::Parts(parts) if data.version == row.version => {
-                    Ok(Some(parts.iter().filter_map(|part| part.data.blob()).collect()))
-                }
-                _ => Ok(None),
-            }
+/// What a writer knows of a key's rows.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The object row.
+    object: Option<Bytes>,
+    /// The row that names its blobs.
+    external: Option<Bytes>,
+}
+
+impl Seen {
+    /// Reads both.
+    async fn read(gateway: &Gateway, table: TableId, route: &[u8]) -> S3Result<Seen> {
+        let keys = [space::OBJECTS, space::EXTERNAL].map(|space| row_key(space, route, &[]));
+        let mut rows = gateway.backend.tables.get(table, route, keys.to_vec()).await?.into_iter();
+        Ok(Seen { object: rows.next().flatten(), external: rows.next().flatten() })
+    }
+
+    /// What a writer begins with that will be told, by a failed condition, what is there instead.
+    async fn first(gateway: &Gateway, table: TableId, route: &[u8], condition: &WriteCondition) -> S3Result<Seen> {
+        match condition {
+            WriteCondition::Any | WriteCondition::Absent => Ok(Seen::default()),
+            WriteCondition::Match(_) => Seen::read(gateway, table, route).await,
+        }
+    }
+
+    /// What is seen after the first condition failed, because the row is `now` this.
+    async fn after(
+        now: Option<Bytes>,
+        gateway: &Gateway,
+        table: TableId,
+        route: &[u8],
+        condition: &WriteCondition,
+    ) -> S3Result<Seen> {
+        match condition {
+            WriteCondition::Any => Ok(Seen { object: None, external: now }),
+            WriteCondition::Absent => Ok(Seen { object: now, external: None }),
+            WriteCondition::Match(_) => Seen::read(gateway, table, route).await,
+        }
+    }
+
+    /// Whether this write is what is there: the storage repeated a batch that it had executed, because its answer was
+    /// lost, and took the first execution for somebody else's.
+    fn is_written_by(&self, version: [u8; 16]) -> S3Result<bool> {
+        let object = self.object.as_deref().map(ObjectRow::from_bytes).transpose()?;
+        let external = self.external.as_deref().map(DataRow::from_bytes).transpose()?;
+        Ok(object.is_some_and(|row| row.version == version) || external.is_some_and(|row| row.version == version))
+    }
+
+    /// Judges the client's condition.
+    fn check(&self, condition: &WriteCondition) -> S3Result<()> {
+        if *condition == WriteCondition::Any {
+            return Ok(());
+        }
+        let object = self.object.as_deref().map(ObjectRow::from_bytes).transpose()?;
+        condition.check(object.as_ref().map(|object| object.etag.as_str()))
+    }
+
+    /// What must hold for a change to be what was decided: a writer that replaces anything needs to know the blobs, any
+    /// other the object (whose blobs change only with it).
+    fn unchanged(&self, route: &[u8], condition: &WriteCondition) -> Condition {
+        let (space, value) = match condition {
+            WriteCondition::Any => (space::EXTERNAL, &self.external),
+            WriteCondition::Absent | WriteCondition::Match(_) => (space::OBJECTS, &self.object),
+        };
+        let key = row_key(space, route, &[]);
+        match value {
+            Some(value) => Condition::Equals(key, value.clone()),
+            None => Condition::Absent(key),
+        }
+    }
+
+    /// The blobs that become garbage.
+    fn blobs(&self) -> S3Result<Vec<BlobRef>> {
+        match &self.external {
+            Some(value) => Ok(DataRow::from_bytes(value)?.payload.blobs()),
+            None => Ok(Vec::new()),
         }
     }
 }
@@ -120,48 +185,44 @@ pub(crate) async fn commit(
     gateway: &Gateway,
     table: TableId,
     key: &str,
-    new: NewObject,
+    new: &NewObject,
     condition: &WriteCondition,
 ) -> S3Result<Outcome> {
     let route = route(key);
-    let object_key = row_key(space::OBJECTS, &route, &[]);
-    let data_key = row_key(space::DATA, &route, &[]);
-    // Most keys are new: guess so, and learn from the failed condition what is there.
-    let mut current = match condition {
-        WriteCondition::Match(_) => load_row(gateway, table, key).await?.map(|(_, value)| value),
-        WriteCondition::Any | WriteCondition::Absent => None,
-    };
+    let data = DataRowRef { version: new.row.version, payload: &new.payload }.to_bytes();
+    let (object, place) = (row_key(space::OBJECTS, &route, &[]), row_key(new.payload.space(), &route, &[]));
+    let puts = [Mutation::Put(object, new.row.to_bytes()), Mutation::Put(place, data)];
+    let mut seen = Seen::first(gateway, table, &route, condition).await?;
     for _ in 0..ATTEMPTS_MAX {
-        let old = current.as_deref().map(ObjectRow::from_bytes).transpose()?;
-        condition.check(old.as_ref().map(|old| old.etag.as_str()))?;
-        let mut mutations = vec![Mutation::Put(object_key.clone(), new.row.to_bytes())];
-        match &new.payload {
-            Some(payload) => {
-                let data = DataRow { version: new.row.version, payload: payload.clone() };
-                mutations.push(Mutation::Put(data_key.clone(), data.to_bytes()));
-            }
-            None if old.as_ref().is_some_and(|old| !matches!(old.data, DataRef::Blob(_))) => {
-                mutations.push(Mutation::Delete(data_key.clone()));
-            }
-            None => {}
+        seen.check(condition)?;
+        // Deletions before puts: neighbours of a kind are one step of the op.
+        let mut mutations = Vec::with_capacity(new.also.len() + 4);
+        if new.payload.space() != space::DATA {
+            mutations.push(Mutation::Delete(row_key(space::DATA, &route, &[])));
+        } else if seen.external.is_some() {
+            mutations.push(Mutation::Delete(row_key(space::EXTERNAL, &route, &[])));
         }
         mutations.extend(new.also.iter().cloned());
-        if let Some(old) = &old {
-            let Some(blobs) = blobs_of(gateway, table, &route, old).await? else {
-                current = load_row(gateway, table, key).await?.map(|(_, value)| value);
-                continue;
-            };
-            mutations.extend(collect(gateway, &route, blobs));
-        }
-        let seen = match current {
-            Some(value) => Condition::Equals(object_key.clone(), value),
-            None => Condition::Absent(object_key.clone()),
-        };
-        let conditions: Vec<Condition> = std::iter::once(seen).chain(new.guards.iter().cloned()).collect();
+        mutations.extend(puts.iter().cloned());
+        mutations.extend(collect(gateway, &route, seen.blobs()?));
+        let mut conditions = vec![seen.unchanged(&route, condition)];
+        conditions.extend(new.guards.iter().cloned());
         match gateway.backend.tables.batch(table, &route, conditions, mutations).await {
             Ok(()) => return Ok(Outcome::Done),
-            Err(BatchError::ConditionFailed { index: 0, current: now }) => current = now,
+            Err(BatchError::ConditionFailed { index: 0, current }) => {
+                seen = Seen::after(current, gateway, table, &route, condition).await?;
+                if seen.is_written_by(new.row.version)? {
+                    return Ok(Outcome::Done);
+                }
+            }
             Err(BatchError::ConditionFailed { .. }) => return Ok(Outcome::GuardFailed),
+            Err(BatchError::Backend(error @ BackendError::Unavailable(_))) => {
+                // Perhaps it happened. A client that is told "perhaps" of a put-if-absent would lose to itself.
+                return match Seen::read(gateway, table, &route).await {
+                    Ok(seen) if seen.is_written_by(new.row.version)? => Ok(Outcome::Done),
+                    Ok(_) | Err(_) => Err(error.into()),
+                };
+            }
             Err(BatchError::Backend(error)) => return Err(error.into()),
         }
     }
@@ -178,25 +239,18 @@ fn busy(condition: &WriteCondition) -> S3Error {
 /// Removes an object. Removing one that is not there is a success unless `condition` says otherwise.
 pub(crate) async fn remove(gateway: &Gateway, table: TableId, key: &str, condition: &WriteCondition) -> S3Result<()> {
     let route = route(key);
-    let object_key = row_key(space::OBJECTS, &route, &[]);
-    let mut current = load_row(gateway, table, key).await?.map(|(_, value)| value);
+    let mut seen = Seen::first(gateway, table, &route, condition).await?;
     for _ in 0..ATTEMPTS_MAX {
-        let old = current.as_deref().map(ObjectRow::from_bytes).transpose()?;
-        condition.check(old.as_ref().map(|old| old.etag.as_str()))?;
-        let (Some(old), Some(value)) = (old, current) else { return Ok(()) };
-        let Some(blobs) = blobs_of(gateway, table, &route, &old).await? else {
-            current = load_row(gateway, table, key).await?.map(|(_, value)| value);
-            continue;
-        };
-        let mut mutations = vec![Mutation::Delete(object_key.clone())];
-        if !matches!(old.data, DataRef::Blob(_)) {
-            mutations.push(Mutation::Delete(row_key(space::DATA, &route, &[])));
-        }
-        mutations.extend(collect(gateway, &route, blobs));
-        let seen = vec![Condition::Equals(object_key.clone(), value)];
-        match gateway.backend.tables.batch(table, &route, seen, mutations).await {
+        seen.check(condition)?;
+        let rows = [space::OBJECTS, space::DATA, space::EXTERNAL];
+        let mut mutations: Vec<_> =
+            rows.into_iter().map(|space| Mutation::Delete(row_key(space, &route, &[]))).collect();
+        mutations.extend(collect(gateway, &route, seen.blobs()?));
+        match gateway.backend.tables.batch(table, &route, vec![seen.unchanged(&route, condition)], mutations).await {
             Ok(()) => return Ok(()),
-            Err(BatchError::ConditionFailed { current: now, .. }) => current = now,
+            Err(BatchError::ConditionFailed { current, .. }) => {
+                seen = Seen::after(current, gateway, table, &route, condition).await?;
+            }
             Err(BatchError::Backend(error)) => return Err(error.into()),
         }
     }

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use crate::blob::Download;
 use crate::body::Source as _;
+use crate::budget::Permit;
 use crate::error::{Code, S3Error, S3Result};
 use crate::server::Call;
 use crate::xml::response::{DECLARATION, XmlWriter};
@@ -24,8 +25,26 @@ pub(crate) fn empty(status: StatusCode) -> Response {
 
 /// A 200 with an XML document.
 pub(crate) fn xml(document: XmlWriter) -> Response {
-    let mut response = Response::new(Body::from(document.finish()));
+    xml_held(document, None)
+}
+
+fn xml_head() -> Response {
+    let mut response = Response::new(Body::empty());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+    response
+}
+
+/// The same for a document that counts as memory until the client has it.
+pub(crate) fn xml_held(document: XmlWriter, permit: Option<Permit>) -> Response {
+    let mut response = xml_head();
+    let document = Bytes::from(document.finish());
+    *response.body_mut() = Body::from(match permit {
+        None => document,
+        Some(mut permit) => {
+            permit.shrink(document.len());
+            permit.hold(document)
+        }
+    });
     response
 }
 

@@ -10,13 +10,19 @@
 //! | `b` (global table) | route(bucket) | [`BucketRow`] |
 //! | `x` (global table) | route(bucket) ++ table id | [`DroppedRow`]: garbage of a bucket that was deleted |
 //! | `o` | route(K) | [`ObjectRow`]: all that a listing needs |
-//! | `d` | route(K) | [`DataRow`]: inline bytes or the list of parts, of the object row with the same version |
+//! | `d` | route(K) | [`DataRow`]: the bytes of an object that has them in a row |
+//! | `e` | route(K) | [`DataRow`]: the blob or the parts of any other object |
 //! | `u` | route(K) ++ upload id | [`UploadRow`] |
 //! | `p` | route(K) ++ upload id ++ part number (big-endian) | [`PartRow`] |
 //! | `g` | route(K) ++ unique id | [`GcRow`] |
 //!
+//! An object row has exactly one of `d` and `e` beside it, of the same version, and neither is there without it. So a
+//! writer that replaces whatever is there need only know that there is no `e` row, or what it holds: its blobs, and all
+//! of them, become garbage.
+//!
 //! # Values
 //! One format byte, then CBOR with integer keys. Unknown keys are skipped, so fields can be added as `Option`.
+//! Byte by byte: `docs/formats/s3.md`.
 
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
@@ -31,8 +37,10 @@ pub mod space {
     pub const DROPPED: u8 = b'x';
     /// Heads of objects.
     pub const OBJECTS: u8 = b'o';
-    /// Inline bytes and part lists.
+    /// Bytes of objects that have them in a row.
     pub const DATA: u8 = b'd';
+    /// Blobs and parts of all other objects.
+    pub const EXTERNAL: u8 = b'e';
     /// Multipart uploads in progress.
     pub const UPLOADS: u8 = b'u';
     /// Their parts.
@@ -44,8 +52,8 @@ pub mod space {
 /// The table of buckets.
 pub const GLOBAL_TABLE: TableId = TableId([0; 16]);
 
-/// The format byte of every row value.
-const ROW_FORMAT: u8 = 1;
+/// The format byte of every row value. 1 had no `e` rows: a writer of 2 would not see what it replaces.
+const ROW_FORMAT: u8 = 2;
 
 /// A multipart upload's id: milliseconds since 1970 (big-endian), then random bytes, so that ids sort by age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
@@ -210,7 +218,7 @@ pub enum DataRef {
     /// In one blob.
     #[n(1)]
     Blob(#[n(0)] BlobRef),
-    /// In the blobs of the parts that the data row lists.
+    /// In so many parts, which the data row lists.
     #[n(2)]
     Parts(#[n(0)] u32),
 }
@@ -301,7 +309,7 @@ impl PartData {
     }
 }
 
-/// Bytes or part list of an object.
+/// Where an object's bytes are, or they themselves.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct DataRow {
@@ -313,6 +321,46 @@ pub struct DataRow {
     pub payload: Payload,
 }
 
+/// A [`DataRow`] to be written, its payload elsewhere.
+#[derive(Debug, Encode)]
+#[cbor(map)]
+pub struct DataRowRef<'a> {
+    /// Of which write.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub version: [u8; 16],
+    /// What it holds.
+    #[n(1)]
+    pub payload: &'a Payload,
+}
+
+impl DataRowRef<'_> {
+    /// The row's value.
+    pub fn to_bytes(&self) -> Bytes {
+        let payload_bytes = match self.payload {
+            Payload::Inline(data) => data.len(),
+            Payload::Parts(parts) => parts.len() * PART_REF_BYTES,
+            Payload::Blob(_) => 0,
+        };
+        encoded(self, payload_bytes + ROW_BYTES)
+    }
+}
+
+/// Bytes that are reserved to encode a row, and one part of a list: enough for most.
+const ROW_BYTES: usize = 256;
+const PART_REF_BYTES: usize = 80;
+
+fn encoded(row: &impl Encode<()>, reserve: usize) -> Bytes {
+    let mut out = Vec::with_capacity(reserve);
+    out.push(ROW_FORMAT);
+    match minicbor::encode(row, &mut out) {
+        Ok(()) => Bytes::from(out),
+        Err(error) => match error.into_write() {
+            Some(never) => match never {},
+            None => Bytes::new(),
+        },
+    }
+}
+
 /// What a data row holds.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum Payload {
@@ -322,6 +370,28 @@ pub enum Payload {
     /// The parts in order.
     #[n(1)]
     Parts(#[n(0)] Vec<PartRef>),
+    /// The whole object is in this blob.
+    #[n(2)]
+    Blob(#[n(0)] BlobRef),
+}
+
+impl Payload {
+    /// The kind of row that holds it.
+    pub fn space(&self) -> u8 {
+        match self {
+            Payload::Inline(_) => space::DATA,
+            Payload::Parts(_) | Payload::Blob(_) => space::EXTERNAL,
+        }
+    }
+
+    /// All blobs that it refers to.
+    pub fn blobs(&self) -> Vec<BlobRef> {
+        match self {
+            Payload::Inline(_) => Vec::new(),
+            Payload::Parts(parts) => parts.iter().filter_map(|part| part.data.blob()).collect(),
+            Payload::Blob(blob) => vec![*blob],
+        }
+    }
 }
 
 /// A multipart upload in progress.
@@ -416,11 +486,7 @@ macro_rules! rows {
             const WHAT: &'static str = $what;
 
             fn to_bytes(&self) -> Bytes {
-                let mut out = vec![ROW_FORMAT];
-                match minicbor::encode(self, &mut out) {
-                    Ok(()) => Bytes::from(out),
-                    Err(error) => match error.into_write() { Some(never) => match never {}, None => Bytes::new() },
-                }
+                encoded(self, ROW_BYTES)
             }
 
             fn from_bytes(bytes: &[u8]) -> Result<$row, BackendError> {

@@ -22,9 +22,10 @@ use crate::body::drain;
 use crate::error::{Code, S3Result};
 use crate::gateway::Gateway;
 use crate::ops;
+use crate::paced::Paced;
 use crate::request::{Query, Resource};
 use crate::router::{Operation, route};
-use crate::sigv4::{Authenticated, SignedRequest, authenticate, header as text_header};
+use crate::sigv4::{Authenticated, SignedRequest, authenticate, header as text_header, presigned};
 
 /// Largest head of a request: S3 allows 8 KB of headers, of which 2 KB metadata; keys are up to 3 KB when encoded.
 const HEAD_BYTES_MAX: usize = 32 * 1024;
@@ -67,9 +68,22 @@ impl Call {
     /// The bucket addressed.
     pub async fn bucket(&self) -> S3Result<Arc<crate::gateway::Bucket>> {
         let bucket = self.gateway.bucket(self.bucket_name()?).await?;
+        self.check_owner(&bucket)?;
+        Ok(bucket)
+    }
+
+    /// The same, past the cache.
+    pub async fn bucket_fresh(&self) -> S3Result<Arc<crate::gateway::Bucket>> {
+        let bucket = self.gateway.bucket_fresh(self.bucket_name()?).await?.ok_or(Code::NoSuchBucket)?;
+        self.check_owner(&bucket)?;
+        Ok(bucket)
+    }
+
+    /// A client may say whose bucket it expects.
+    fn check_owner(&self, bucket: &crate::gateway::Bucket) -> S3Result<()> {
         match text_header(&self.headers, "x-amz-expected-bucket-owner") {
             Some(owner) if owner != bucket.row.owner => Err(Code::AccessDenied.into()),
-            _ => Ok(bucket),
+            _ => Ok(()),
         }
     }
 
@@ -137,7 +151,7 @@ fn connection(
     gateway: &Gateway,
     stream: TcpStream,
     router: Router,
-) -> hyper::server::conn::http1::Connection<TokioIo<TcpStream>, S3Service> {
+) -> hyper::server::conn::http1::Connection<TokioIo<Paced<TcpStream>>, S3Service> {
     let _ = stream.set_nodelay(true);
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -145,7 +159,7 @@ fn connection(
         .max_headers(HEADERS_MAX)
         .max_header_size(HEAD_BYTES_MAX)
         .max_buf_size(BUFFER_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .serve_connection(TokioIo::new(Paced::new(stream)), TowerToHyperService::new(router))
 }
 
 /// The gateway as a service.
@@ -203,7 +217,7 @@ pub async fn handle(gateway: &Arc<Gateway>, request: Request) -> Response {
 
 async fn answer(
     gateway: &Arc<Gateway>,
-    parts: http::request::Parts,
+    mut parts: http::request::Parts,
     body: &mut Body,
     request_id: &str,
 ) -> S3Result<Response> {
@@ -226,6 +240,9 @@ async fn answer(
     let keys = gateway.backend.keys.as_ref();
     let auth = authenticate(signed, keys, &gateway.config.region, gateway.clock.now_ms()).await?;
     let (resource, query) = (resource?, query?);
+    if auth.is_presigned() {
+        presigned::restore_headers(&query, &mut parts.headers)?;
+    }
     let operation = route(&parts.method, &resource, &query, &parts.headers)?;
     authorize(auth.principal(), operation, &resource)?;
     let bucket = resource.bucket.clone();
@@ -245,7 +262,7 @@ async fn answer(
             let Some(bucket) = bucket else { return Err(error) };
             gateway.forget_bucket(&bucket);
             match gateway.bucket_fresh(&bucket).await? {
-                None => Err(error.detail("BucketName", bucket)),
+                None => Err(crate::error::S3Error::from(Code::NoSuchBucket).detail("BucketName", bucket)),
                 Some(_) => Err(Code::SlowDown.into()),
             }
         }

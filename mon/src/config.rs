@@ -32,6 +32,10 @@ pub struct MonConfig {
     /// All monitors and the `host:port` under which the others, the daemons and the clients reach them, this one
     /// included. One, three or five.
     pub members: BTreeMap<MonId, String>,
+    /// Whether to form a new cluster of `members`, should the directory be empty: for the very first start of each of
+    /// them, and never again. A monitor that finds its directory empty without it has lost its memory and waits until
+    /// the others let it in.
+    pub bootstrap: bool,
 }
 
 /// Why a monitor does not run.
@@ -64,6 +68,12 @@ pub enum RunError {
     /// Consensus does not start.
     #[error("the monitor cannot take part in the quorum")]
     Consensus(#[from] StartError),
+    /// It ran and cannot go on; a new start may help.
+    #[error("the monitor takes no part in the quorum any more: {reason}")]
+    Stopped {
+        /// What failed.
+        reason: String,
+    },
 }
 
 /// Most monitors: each commit waits for a majority of them.

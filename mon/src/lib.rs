@@ -25,11 +25,11 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{error, info};
 
 pub use config::{Listen, MonConfig, RunError};
 use machine::AppliedState;
-use raft::{Consensus, Leadership};
+use raft::{Consensus, Leadership, Seat};
 use service::{Service, Shared};
 
 /// How long a leader that shuts down waits for another one to take over.
@@ -45,10 +45,11 @@ pub struct Handle {
     consensus: Arc<Consensus<AppliedState>>,
     stop: CancellationToken,
     killed: CancellationToken,
-    running: JoinHandle<()>,
+    running: JoinHandle<Result<(), RunError>>,
 }
 
-/// Starts a monitor. It stops when `shutdown` is cancelled or [`Handle::shutdown`] is called.
+/// Starts a monitor. It stops when `shutdown` is cancelled or [`Handle::shutdown`] is called, and by itself when it can
+/// take no part in the quorum any more, as after an error of its disk ([`Handle::join`]).
 ///
 /// # Errors
 /// [`RunError`]; then nothing is left running.
@@ -61,10 +62,14 @@ pub async fn run(config: MonConfig, shutdown: CancellationToken) -> Result<Handl
         .map_err(|source| RunError::Listen { address: "the socket that was handed over".into(), source })?;
     let state = Arc::new(AppliedState::new(config.cluster));
     let peers = peers::Peers::new(config.cluster, config.id, &config.members)?;
-    let consensus =
-        Consensus::start(config.id, config.cluster, &config.members, &config.data, Arc::clone(&state), Arc::new(peers))
-            .await?;
-    let consensus = Arc::new(consensus);
+    let seat = Seat {
+        id: config.id,
+        cluster: config.cluster,
+        members: &config.members,
+        directory: &config.data,
+        bootstrap: config.bootstrap,
+    };
+    let consensus = Arc::new(Consensus::start(seat, Arc::clone(&state), Arc::new(peers)).await?);
     let (batcher, batching) = batcher::Batcher::new(Arc::clone(&consensus));
     let stop = shutdown.child_token();
     let service = Arc::new(Service {
@@ -87,12 +92,18 @@ pub async fn run(config: MonConfig, shutdown: CancellationToken) -> Result<Handl
     let running = tokio::spawn({
         let (stop, killed, consensus) = (stop.clone(), killed.clone(), Arc::clone(&consensus));
         async move {
+            let mut end = Ok(());
             tokio::select! {
                 () = stop.cancelled() => hand_over(&consensus).await,
                 () = killed.cancelled() => service.stop.cancel(),
+                reason = consensus.stopped() => {
+                    error!(mon = %service.id, %reason, "this monitor takes no part any more and ends");
+                    service.stop.cancel();
+                    end = Err(RunError::Stopped { reason });
+                }
             }
             serving_stop.cancel();
-            if killed.is_cancelled() {
+            if killed.is_cancelled() || end.is_err() {
                 serving.abort();
             }
             let _ = serving.await;
@@ -100,6 +111,7 @@ pub async fn run(config: MonConfig, shutdown: CancellationToken) -> Result<Handl
             batching.abort();
             consensus.shutdown().await;
             info!(mon = %service.id, "monitor stopped");
+            end
         }
     });
     Ok(Handle { id: config.id, address, state, consensus, stop, killed, running })
@@ -166,9 +178,53 @@ impl Handle {
         let _ = self.running.await;
     }
 
+    /// Waits for its end, without asking for it.
+    ///
+    /// # Errors
+    /// [`RunError::Stopped`] when it had to end by itself.
+    pub async fn join(self) -> Result<(), RunError> {
+        match self.running.await {
+            Ok(end) => end,
+            Err(panic) => Err(RunError::Stopped { reason: format!("a task of the monitor panicked: {panic}") }),
+        }
+    }
+
     /// Stops without any courtesy, as a crash would, but lets the data directory go. For tests.
     pub async fn kill(self) {
         self.killed.cancel();
         let _ = self.running.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use holdfast_types::ClusterId;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_monitor_whose_disk_fails_ends_with_an_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = socket.local_addr().expect("bound").to_string();
+        let config = MonConfig {
+            id: MonId(0),
+            cluster: ClusterId([1; 16]),
+            data: directory.path().to_owned(),
+            listen: Listen::Bound(socket),
+            members: BTreeMap::from([(MonId(0), address)]),
+            bootstrap: true,
+        };
+        let mon = run(config, CancellationToken::new()).await.expect("it starts");
+        mon.ready().await;
+        let consensus = Arc::clone(&mon.consensus);
+        consensus.break_disk();
+        let refused = consensus.propose(Vec::new()).await;
+        assert!(refused.is_err(), "an entry that is not durable was answered");
+        drop(consensus);
+        let end = tokio::time::timeout(Duration::from_secs(10), mon.join()).await.expect("it does not live on");
+        assert!(matches!(&end, Err(RunError::Stopped { .. })), "{end:?}");
     }
 }

@@ -4,13 +4,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use holdfast_map::ClusterMap;
-use holdfast_mon_state::{Command, Outcome, State};
+use holdfast_mon_state::{Command, Outcome, STATE_BYTES_MAX, State};
+use holdfast_net::mon_api::MESSAGE_BYTES_MAX;
 use holdfast_types::{ClusterId, Epoch};
 use holdfast_wire::mon::{MapUpdate, MonCommand, MonError, MonReply};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::raft::Machine;
+
+const _: () = assert!(STATE_BYTES_MAX + (64 << 10) <= MESSAGE_BYTES_MAX, "a snapshot reaches a monitor that is behind");
 
 /// The replicated state of this monitor.
 pub(crate) struct AppliedState {
@@ -96,6 +99,10 @@ impl Machine for AppliedState {
         };
         self.publish(state.map());
         outcome.encode()
+    }
+
+    fn no_op(&self) -> Vec<u8> {
+        Command { at_unix_ms: 0, ops: Vec::new() }.encode()
     }
 
     fn snapshot(&self) -> Vec<u8> {

@@ -121,6 +121,10 @@ impl Service {
         let MonRequest { id, command } = request;
         match command {
             MonCommand::GetMaps { .. } | MonCommand::GetFullMap { .. } => {
+                // Any monitor may answer, but not one that may be long behind, or has lost its memory.
+                if !self.consensus.in_touch(OUT_OF_TOUCH) {
+                    return Err(MonError::Unavailable);
+                }
                 self.state.answer(&command).ok_or(MonError::Unavailable)
             }
             MonCommand::Report(report) => {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use holdfast_mon::raft::{Consensus, ConsensusError, Machine, Transport, TransportError};
+use holdfast_mon::raft::{Consensus, ConsensusError, Machine, Seat, StartError, Transport, TransportError};
 use holdfast_types::{ClusterId, MonId};
 use parking_lot::Mutex;
 use tokio::time::timeout;
@@ -22,8 +22,14 @@ struct Ledger(Mutex<Vec<Vec<u8>>>, AtomicUsize);
 impl Machine for Ledger {
     fn apply(&self, _: u64, command: &[u8]) -> Vec<u8> {
         let mut ledger = self.0.lock();
-        ledger.push(command.to_vec());
+        if !command.is_empty() {
+            ledger.push(command.to_vec());
+        }
         ledger.len().to_be_bytes().to_vec()
+    }
+
+    fn no_op(&self) -> Vec<u8> {
+        Vec::new()
     }
 
     fn snapshot(&self) -> Vec<u8> {
@@ -83,7 +89,7 @@ impl Quorum {
             mons: BTreeMap::new(),
         };
         for id in 0..count {
-            quorum.boot(MonId(id)).await;
+            quorum.try_boot(MonId(id), true).await.unwrap();
         }
         quorum
     }
@@ -93,14 +99,35 @@ impl Quorum {
     }
 
     async fn boot(&mut self, id: MonId) {
+        self.try_boot(id, false).await.unwrap();
+    }
+
+    async fn try_boot(&mut self, id: MonId, bootstrap: bool) -> Result<(), StartError> {
         let ledger = Arc::new(Ledger::default());
         let wires = Wires { from: id, reachable: Arc::clone(&self.reachable), cut: Arc::clone(&self.cut) };
-        let mon = Consensus::start(id, CLUSTER, &self.members, &self.disk(id), Arc::clone(&ledger), Arc::new(wires))
-            .await
-            .unwrap();
-        let mon = Arc::new(mon);
+        let seat = Seat { id, cluster: CLUSTER, members: &self.members, directory: &self.disk(id), bootstrap };
+        let mon = Arc::new(Consensus::start(seat, Arc::clone(&ledger), Arc::new(wires)).await?);
         self.reachable.lock().insert(id, Arc::downgrade(&mon));
         self.mons.insert(id, (mon, ledger));
+        Ok(())
+    }
+
+    /// Stops a monitor and empties its directory, as a changed disk or a missing mount would.
+    async fn wipe(&mut self, id: MonId) {
+        self.stop(id).await;
+        std::fs::remove_dir_all(self.disk(id)).unwrap();
+    }
+
+    fn others(&self, id: MonId) -> [MonId; 2] {
+        let mut others = self.members.keys().copied().filter(|other| *other != id);
+        [others.next().unwrap(), others.next().unwrap()]
+    }
+
+    /// A monitor that was started again knows the last leader, `gone`, until there is another one.
+    async fn no_leader_is_seen_by(&self, id: MonId, gone: MonId, within: Duration) {
+        let mut leadership = self.mons[&id].0.leadership();
+        let seen = timeout(within, leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != gone))).await;
+        assert!(seen.is_err(), "{id} sees a leader: {seen:?}");
     }
 
     async fn stop(&mut self, id: MonId) {
@@ -238,16 +265,78 @@ async fn a_directory_opens_as_nobody_else() {
     quorum.stop(MonId(0)).await;
     let other = BTreeMap::from([(MonId(1), String::new())]);
     let wires = Wires { from: MonId(1), reachable: Directory::default(), cut: Arc::default() };
-    let error = Consensus::start(
-        MonId(1),
-        CLUSTER,
-        &other,
-        &quorum.disk(MonId(0)),
-        Arc::new(Ledger::default()),
-        Arc::new(wires),
-    )
-    .await
-    .err()
-    .unwrap();
+    let (id, directory) = (MonId(1), quorum.disk(MonId(0)));
+    let seat = Seat { id, cluster: CLUSTER, members: &other, directory: &directory, bootstrap: false };
+    let error = Consensus::start(seat, Arc::new(Ledger::default()), Arc::new(wires)).await.err().unwrap();
     assert!(error.to_string().contains("belongs to mon.0"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_without_memory_elects_nobody_who_lacks_what_was_committed() {
+    let mut quorum = Quorum::start(3).await;
+    let leader = quorum.propose(MonId(0), b"one").await;
+    let [wiped, behind] = quorum.others(leader);
+    quorum.stop(behind).await;
+    quorum.propose(leader, b"acknowledged by two").await;
+    quorum.stop(leader).await;
+    quorum.wipe(wiped).await;
+    // One that lacks the entry and one that has forgotten it are a majority by number.
+    quorum.boot(behind).await;
+    quorum.boot(wiped).await;
+    quorum.no_leader_is_seen_by(behind, leader, Duration::from_secs(4)).await;
+    quorum.boot(leader).await;
+    for id in [leader, wiped, behind] {
+        quorum.holds(id, &[b"one", b"acknowledged by two"]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_without_memory_is_let_in_by_the_others_and_votes_again() {
+    let mut quorum = Quorum::start(3).await;
+    let leader = quorum.propose(MonId(0), b"one").await;
+    let [wiped, other] = quorum.others(leader);
+    quorum.holds(wiped, &[b"one"]).await;
+    quorum.wipe(wiped).await;
+    quorum.propose(leader, b"two").await;
+    quorum.boot(wiped).await;
+    quorum.holds(wiped, &[b"one", b"two"]).await;
+    // It counts again: with another one gone, the two that are left elect and commit.
+    quorum.stop(other).await;
+    quorum.propose(leader, b"three").await;
+    quorum.boot(other).await;
+    quorum.holds(other, &[b"one", b"two", b"three"]).await;
+    quorum.stop(leader).await;
+    let begun = Instant::now();
+    quorum.leader_seen_by(wiped, Some(leader)).await;
+    quorum.propose(wiped, b"four").await;
+    println!("elected with the vote of the one that was wiped after {:?}", begun.elapsed());
+    // And remembers: the next start is an ordinary one.
+    quorum.stop(wiped).await;
+    quorum.boot(wiped).await;
+    quorum.holds(wiped, &[b"one", b"two", b"three", b"four"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn monitors_with_empty_directories_never_form_a_new_cluster_by_themselves() {
+    let mut quorum = Quorum::start(3).await;
+    let kept = quorum.propose(MonId(0), b"one").await;
+    for id in quorum.others(kept) {
+        quorum.wipe(id).await;
+    }
+    quorum.stop(kept).await;
+    for id in quorum.others(kept) {
+        quorum.boot(id).await;
+    }
+    let [first, second] = quorum.others(kept);
+    quorum.no_leader_is_seen_by(first, kept, Duration::from_secs(3)).await;
+    quorum.boot(kept).await;
+    quorum.no_leader_is_seen_by(second, kept, Duration::from_secs(3)).await;
+    let lost = timeout(Duration::from_millis(500), quorum.mons[&kept].0.propose(b"lost".to_vec())).await;
+    assert!(!matches!(lost, Ok(Ok(_))), "one monitor with memory is no majority");
+
+    let mut alone = Quorum::start(1).await;
+    alone.wipe(MonId(0)).await;
+    let refused = alone.try_boot(MonId(0), false).await;
+    let said = refused.expect_err("it has nothing to serve").to_string();
+    assert!(said.contains("--bootstrap"), "{said}");
 }

@@ -30,7 +30,8 @@ struct Quorum {
 }
 
 async fn start(id: MonId, members: &BTreeMap<MonId, String>, listen: Listen, disks: &Path) -> Handle {
-    let config = MonConfig { id, cluster: CLUSTER, data: disks.join(id.to_string()), listen, members: members.clone() };
+    let (data, members) = (disks.join(id.to_string()), members.clone());
+    let config = MonConfig { id, cluster: CLUSTER, data, listen, members, bootstrap: true };
     run(config, CancellationToken::new()).await.unwrap()
 }
 
@@ -91,7 +92,8 @@ struct FakeOsd {
 async fn boot_osd(session: &MonSession, id: u8) -> FakeOsd {
     let disk = DiskUuid([id + 1; 16]);
     let location = vec![LocationStep { kind: "host".into(), name: "this".into() }];
-    let register = MonCommand::OsdRegister { disk, location, class: None, capacity_bytes: 1 << 30, wanted: None };
+    let register =
+        MonCommand::OsdRegister { disk, location, class: None, capacity_bytes: 1 << 30, wanted: None, blank: None };
     let MonReply::OsdId(osd) = ask(session, register).await.unwrap() else { panic!() };
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let incarnation = Incarnation(1_000 + u64::from(id));
@@ -138,6 +140,7 @@ fn clean_report(map: &ClusterMap, osd: &FakeOsd) -> OsdReport {
         pgs: pgs.map(report).collect(),
         checksum_errors: 0,
         repaired: 0,
+        copies_lost: None,
     }
 }
 
@@ -346,6 +349,20 @@ async fn garbage_closes_its_connection_and_nothing_else() {
     truncated.write_all(b"PRI * HT").await.unwrap();
     truncated.shutdown().await.unwrap();
     assert_eq!(timeout(PATIENCE, truncated.read(&mut [0])).await.unwrap().unwrap_or(0), 0);
+    // A good preface and settings, then frames cut short, or longer than any may be.
+    let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let headers = b"\0\0\x20\x01\x04\0\0\0\x01\x82\x86\x84\x41";
+    let too_long = b"\xff\xff\xff\x00\0\0\0\0\x01";
+    let cuts = (1..headers.len()).map(|length| headers[..length].to_vec());
+    for bytes in cuts.chain([too_long.to_vec()]) {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        stream.write_all(hello).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut rest = Vec::new();
+        let closed = timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+        assert!(closed.is_ok(), "the connection stays open after {bytes:?}");
+    }
     create_pool(&session, "data").await;
 }
 

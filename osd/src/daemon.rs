@@ -11,20 +11,23 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use holdfast_map::ClusterMap;
 use holdfast_net::mon_session::{MonSession, MonSessionError};
-use holdfast_pg::{Limits, LoadError, Pg};
-use holdfast_store::{Identity, Options as StoreOptions, Store, StoreConfig};
-use holdfast_types::{ClientId, DiskUuid, Epoch, Incarnation, OsdId, PgId};
+use holdfast_pg::{LoadError, Pg, ReadError};
+use holdfast_store::{FormatError, Identity, Options as StoreOptions, Store, StoreConfig, Transaction, TxOp};
+use holdfast_types::{ClientId, DiskUuid, Epoch, Incarnation, OsdId, PgId, PoolId};
 use holdfast_wire::mon::{MapUpdate, MonCommand, MonError, MonReply};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::OsdConfig;
+use crate::counters::Counters;
 use crate::identity::{self, IdentityError};
-use crate::local::{Local, own_collection, pg_of, stored_maps};
+use crate::local::{Local, collection_of, own_collection, pg_of, stored_maps};
+use crate::lost::{self, Lost};
 use crate::maps::Maps;
 use crate::run::{self, RunEnd};
+use crate::space::PeerSpace;
 
 /// Pause between attempts to reach the monitors while starting.
 const RETRY: Duration = Duration::from_millis(200);
@@ -172,6 +175,9 @@ pub(crate) struct Base {
     pub(crate) listener: TcpListener,
     pub(crate) address: SocketAddr,
     pub(crate) up: watch::Sender<bool>,
+    pub(crate) counters: Arc<Counters>,
+    /// Whether this process has found that all copies on the disk are lost.
+    pub(crate) lost_now: bool,
     pub(crate) stop: CancellationToken,
 }
 
@@ -184,15 +190,25 @@ pub async fn start(config: OsdConfig, listener: TcpListener, stop: CancellationT
     let no_address = |source| OsdError::Listen { address: "the given socket".to_owned(), source };
     listener.set_nonblocking(true).map_err(no_address)?;
     let address = listener.local_addr().map_err(no_address)?;
-    let disk = identity::load_or_create(&config.data_dir, config.cluster)?;
+    let mut disk = known_disk(&config)?;
     let caller = ClientId(rand::random());
     let session = MonSession::new(config.cluster, &config.monitors, caller, Incarnation(unix_millis()))?;
-    let id = register(&config, disk, &session, &stop).await?;
-    let store = open_store(&config, disk, id).await?;
+    let id = match register(&config, disk, &session, &stop).await {
+        Err(OsdError::Refused(MonError::Exists { .. })) => {
+            // The disk has served and its store is gone: what is made now is a new disk, without a say about the past.
+            disk = DiskUuid(rand::random());
+            identity::create(&config.data_dir, config.cluster, disk)?;
+            warn!(data_dir = %config.data_dir.display(), %disk, "the store is lost: joining as a new disk");
+            register(&config, disk, &session, &stop).await?
+        }
+        registered => registered?,
+    };
+    let (store, lost_now) = open_store(&config, disk, id).await?;
     make_own_collection(&store).await?;
     info!(osd = %id, %address, data_dir = %config.data_dir.display(), "storage daemon starts");
     let (up, up_seen) = watch::channel(false);
-    let base = Base { config, disk, id, session, store, listener, address, up, stop: stop.clone() };
+    let counters = Arc::new(Counters::default());
+    let base = Base { config, disk, id, session, store, listener, address, up, counters, lost_now, stop: stop.clone() };
     let task = tokio::spawn(live(base));
     Ok(OsdHandle { id, address, up: up_seen, stop, task })
 }
@@ -215,6 +231,7 @@ async fn register(
         class: config.class.clone(),
         capacity_bytes: config.capacity_bytes,
         wanted: config.wanted_id,
+        blank: Some(is_blank(config, disk)?),
     };
     loop {
         let answer = tokio::select! {
@@ -237,33 +254,102 @@ async fn register(
 /// Marks a store whose formatting was completed.
 const FORMATTED: &str = "formatted";
 
-async fn open_store(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<Store, OsdError> {
+/// The store, and whether what it held had to be given up.
+async fn open_store(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<(Store, bool), OsdError> {
     let config = config.clone();
     let opened = tokio::task::spawn_blocking(move || open_store_blocking(&config, disk, id)).await;
     opened.unwrap_or_else(|panic| Err(OsdError::StoreFailed { detail: format!("opening the store panicked: {panic}") }))
 }
 
-fn open_store_blocking(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<Store, OsdError> {
-    let path = config.data_dir.display().to_string();
-    let identity = Identity { cluster: config.cluster, disk, osd: id };
-    let store_config = StoreConfig {
+fn store_config(config: &OsdConfig) -> StoreConfig {
+    StoreConfig {
         device: config.device.clone().unwrap_or_else(|| config.data_dir.join("block")),
         index: config.data_dir.join("index"),
         memory_target: config.memory_target,
         options: StoreOptions { segment_bytes: config.segment_bytes, ..StoreOptions::default() },
-    };
+    }
+}
+
+/// The disk's uuid; drawn at the first start. Not for a device that holds something: then it is the directory with the
+/// identity that is missing (not mounted, on a system disk that was made anew), and neither may the device be formatted
+/// nor the monitors hear of a new disk.
+fn known_disk(config: &OsdConfig) -> Result<DiskUuid, OsdError> {
+    if let Some(disk) = identity::load(&config.data_dir, config.cluster)? {
+        return Ok(disk);
+    }
+    let disk = DiskUuid(rand::random());
+    let drawn = Identity { cluster: config.cluster, disk, osd: config.wanted_id.unwrap_or_default() };
+    Store::check_device(&store_config(config), drawn)
+        .map_err(|source| OsdError::Format { path: config.data_dir.display().to_string(), source })?;
+    identity::create(&config.data_dir, config.cluster, disk)?;
+    Ok(disk)
+}
+
+/// Whether the store of this disk is yet to be made. One that was given up has a memory of that in its data directory, and
+/// speaks for nothing that it lost.
+fn is_blank(config: &OsdConfig, disk: DiskUuid) -> Result<bool, OsdError> {
+    let path = config.data_dir.display().to_string();
+    let mark = |source| OsdError::Mark { path: path.clone(), source };
+    if Lost::read(&config.data_dir).map_err(mark)?.life > 0
+        || config.data_dir.join(FORMATTED).try_exists().map_err(mark)?
+    {
+        return Ok(false);
+    }
+    let own = Identity { cluster: config.cluster, disk, osd: config.wanted_id.unwrap_or_default() };
+    match Store::check_device(&store_config(config), own) {
+        Ok(()) => Ok(true),
+        Err(FormatError::InUse { found: Some(found), .. }) if found.disk == disk => Ok(false),
+        Err(source) => Err(OsdError::Format { path, source }),
+    }
+}
+
+fn open_store_blocking(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<(Store, bool), OsdError> {
+    let path = config.data_dir.display().to_string();
+    let mark = |source| OsdError::Mark { path: path.clone(), source };
+    let mut lost = Lost::read(&config.data_dir).map_err(mark)?;
+    let identity = Identity { cluster: config.cluster, disk: lost.disk(disk), osd: id };
+    let store_config = store_config(config);
     let formatted = config.data_dir.join(FORMATTED);
-    if !formatted.exists() {
-        // Nothing was ever acknowledged from a store whose formatting was not completed.
-        let store = Store::format(&store_config, identity, config.capacity_bytes)
-            .map_err(|source| OsdError::Format { path: path.clone(), source })?;
+    if !lost.pending && !formatted.try_exists().map_err(mark)? {
+        // Nothing was ever acknowledged from a store whose formatting was not completed. Whether it was, the device knows
+        // best.
+        let new = match Store::format(&store_config, identity, config.capacity_bytes) {
+            Ok(store) => Some(store),
+            Err(FormatError::InUse { found: Some(found), .. }) if found == identity => {
+                warn!(osd = %id, %path, "the mark of the formatted store is gone, the store is not");
+                None
+            }
+            Err(source) => return Err(OsdError::Format { path, source }),
+        };
         let marked = std::fs::File::create(&formatted)
             .and_then(|file| file.sync_all())
             .and_then(|()| std::fs::File::open(&config.data_dir)?.sync_all());
-        marked.map_err(|source| OsdError::Mark { path, source })?;
-        return Ok(store);
+        marked.map_err(mark)?;
+        if let Some(store) = new {
+            return Ok((store, false));
+        }
     }
-    let store = Store::open(&store_config).map_err(|source| OsdError::Store { path: path.clone(), source })?;
+    if !lost.pending {
+        match Store::open(&store_config) {
+            Ok(store) => return check_identity(store, identity, path).map(|store| (store, false)),
+            Err(source) if source.copy_is_lost() => {
+                error!(osd = %id, path, error = %crate::describe(&source),
+                    "what this disk holds cannot be trusted: it is given up, and filled anew from the other copies");
+                lost = Lost { life: lost.life + 1, pending: true, before: None };
+                lost.write(&config.data_dir).map_err(mark)?;
+            }
+            Err(source) => return Err(OsdError::Store { path, source }),
+        }
+    }
+    lost::set_aside(config, &store_config.device, &store_config.index).map_err(mark)?;
+    let identity = Identity { disk: lost.disk(disk), ..identity };
+    let store = Store::format(&store_config, identity, config.capacity_bytes)
+        .map_err(|source| OsdError::Format { path: path.clone(), source })?;
+    Lost { pending: false, ..lost }.write(&config.data_dir).map_err(mark)?;
+    Ok((store, true))
+}
+
+fn check_identity(store: Store, identity: Identity, path: String) -> Result<Store, OsdError> {
     let superblock = store.engine().superblock();
     let found = Identity { cluster: superblock.cluster, disk: superblock.disk, osd: superblock.osd };
     if found != identity {
@@ -305,16 +391,22 @@ async fn live(base: Base) -> Result<(), OsdError> {
             Err(error) => break Err(error),
         };
         let last = maps.newest().osds.get(&base.id).map_or(0, |info| info.incarnation.0);
-        let incarnation = Incarnation(unix_millis().max(last + 1));
-        let pgs = match take_up(&base, incarnation, &maps) {
-            Ok(pgs) => pgs,
+        let incarnation = identity::next_run(&base.config.data_dir, unix_millis().max(last.saturating_add(1)))?;
+        let taken = note_loss(&base, &maps).and_then(|lost| Ok((lost, take_up(&base, incarnation, &maps)?)));
+        let (lost, pgs) = match taken {
+            Ok(taken) => taken,
             Err(error) => break Err(error),
         };
-        match run::run(&base, incarnation, maps, pgs).await {
+        match run::run(&base, incarnation, maps, pgs, lost).await {
             Ok(RunEnd::Stopped) => break Ok(()),
             Ok(RunEnd::MarkedDown { epoch }) => {
                 warn!(osd = %base.id, %epoch, "the monitors marked this daemon down while it lives; it comes back");
                 base.up.send_replace(false);
+            }
+            Ok(RunEnd::NoSpace { detail }) => {
+                warn!(osd = %base.id, %detail, "the next run starts; it takes no writes until there is room");
+                base.up.send_replace(false);
+                tokio::time::sleep(RETRY).await;
             }
             Err(error) => break Err(error),
         }
@@ -340,6 +432,11 @@ pub(crate) struct CaughtUp {
 }
 
 impl CaughtUp {
+    /// The oldest map that has the pool.
+    fn with_pool(&self, pool: PoolId) -> Option<&Arc<ClusterMap>> {
+        std::iter::once(&self.start).chain(&self.later).find(|map| map.pools.contains_key(&pool))
+    }
+
     fn newest(&self) -> &Arc<ClusterMap> {
         self.later.last().unwrap_or(&self.start)
     }
@@ -384,16 +481,123 @@ pub(crate) async fn ask_maps(session: &MonSession, after: Epoch) -> Result<MapUp
     }
 }
 
-/// The placement groups that this disk has copies of, each as of the map that it last recorded.
+/// Up to which epoch this disk has lost all that it held, if ever; recorded before the first run after that.
+fn note_loss(base: &Base, maps: &CaughtUp) -> Result<Option<Epoch>, OsdError> {
+    let data_dir = &base.config.data_dir;
+    let mark = |source| OsdError::Mark { path: data_dir.display().to_string(), source };
+    let mut lost = Lost::read(data_dir).map_err(mark)?;
+    if lost.life > 0 && lost.before.is_none() {
+        lost.before = Some(maps.newest().epoch);
+        lost.write(data_dir).map_err(mark)?;
+    }
+    Ok(lost.before)
+}
+
+/// The placement groups that this disk has copies of, each as of the map that it last recorded. A copy that cannot be
+/// taken up is given up: it begins anew, as a lost one.
 fn take_up(base: &Base, incarnation: Incarnation, maps: &CaughtUp) -> Result<BTreeMap<PgId, Pg>, OsdError> {
     let mut pgs = BTreeMap::new();
+    let space = PeerSpace::default();
     for pg in base.store.engine().collections().into_iter().filter_map(pg_of) {
-        let view = Local::new(&base.store, pg);
+        let view = Local::new(&base.store, pg, &space);
         let load = || {
             let map = maps.from(Pg::stored_epoch(&view)?.unwrap_or(Epoch::ZERO)).clone();
-            Pg::load(pg, base.id, incarnation, map, Limits::default(), &view)
+            Pg::load(pg, base.id, incarnation, map, run::limits(base), &view)
         };
-        pgs.insert(pg, load().map_err(|source| OsdError::PlacementGroup { pg, source })?);
+        let taken = match load() {
+            Ok(taken) => taken,
+            // The device, not what is on it: a person must look.
+            Err(source @ LoadError::Read(ReadError::Device { .. })) => {
+                return Err(OsdError::PlacementGroup { pg, source });
+            }
+            Err(error) => {
+                error!(osd = %base.id, %pg, error = %crate::describe(&error),
+                    "the copy of a placement group is not to be used: it is given up, and filled anew from the others");
+                base.counters.copy_lost();
+                let Some(map) = maps.with_pool(pg.pool) else {
+                    remove_collection(base, pg)?; // its pool is gone
+                    continue;
+                };
+                Pg::create_lost(pg, base.id, incarnation, map.clone(), run::limits(base), true)
+            }
+        };
+        pgs.insert(pg, taken);
     }
     Ok(pgs)
+}
+
+fn remove_collection(base: &Base, pg: PgId) -> Result<(), OsdError> {
+    let ops = vec![TxOp::RemoveCollection { c: collection_of(pg) }];
+    let removed = base.store.submit(Transaction { ops }, |result| {
+        if let Err(error) = result {
+            warn!(error = %crate::describe(&*error), "a copy of a deleted pool was not removed");
+        }
+    });
+    removed.map_err(|error| OsdError::StoreFailed { detail: crate::describe(&error) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn config(data: &Path, device: Option<&Path>) -> OsdConfig {
+        OsdConfig {
+            cluster: holdfast_types::ClusterId([1; 16]),
+            data_dir: data.to_owned(),
+            device: device.map(Path::to_owned),
+            capacity_bytes: 64 << 20,
+            monitors: Vec::new(),
+            advertise: None,
+            location: Vec::new(),
+            class: None,
+            wanted_id: None,
+            memory_target: 16 << 20,
+            segment_bytes: 4 << 20,
+            shards: 1,
+        }
+    }
+
+    /// Starts as the daemon does, writes something and closes.
+    fn use_store(config: &OsdConfig) -> DiskUuid {
+        let disk = known_disk(config).expect("an identity");
+        let store = open_store_blocking(config, disk, OsdId(3)).expect("a store").0;
+        let own = own_collection(&store.engine().collections());
+        store.submit_and_wait(own.expect("it is new")).expect("written");
+        store.close().expect("closed");
+        disk
+    }
+
+    #[test]
+    fn a_lost_data_directory_never_gets_the_device_formatted() {
+        let (data, elsewhere) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+        let device = elsewhere.path().join("device");
+        let before = config(data.path(), Some(&device));
+        let disk = use_store(&before);
+        let unmounted = tempfile::tempdir().expect("a directory");
+        let lost = config(unmounted.path(), Some(&device));
+        for _ in 0..2 {
+            let refused = known_disk(&lost);
+            let Err(OsdError::Format { source: FormatError::InUse { found: Some(found), .. }, .. }) = refused else {
+                panic!("not refused: {refused:?}");
+            };
+            assert_eq!((found.disk, found.osd), (disk, OsdId(3)));
+        }
+        assert!(!unmounted.path().join("identity").exists(), "no new disk is made known");
+        let store = open_store_blocking(&before, disk, OsdId(3)).expect("untouched").0;
+        assert_eq!(own_collection(&store.engine().collections()), None);
+    }
+
+    #[test]
+    fn a_lost_mark_beside_the_store_costs_nothing() {
+        let data = tempfile::tempdir().expect("a directory");
+        let config = config(data.path(), None);
+        let disk = use_store(&config);
+        std::fs::remove_file(data.path().join(FORMATTED)).expect("removed");
+        assert_eq!(known_disk(&config).expect("its identity"), disk);
+        let store = open_store_blocking(&config, disk, OsdId(3)).expect("opened").0;
+        assert_eq!(own_collection(&store.engine().collections()), None, "what it held is there");
+        assert!(data.path().join(FORMATTED).exists());
+    }
 }

@@ -71,10 +71,9 @@ impl Handler for OsdHandler {
             }
             Some(Kind::Heartbeat) => {
                 let Some(heartbeat) = Self::decode::<Heartbeat>(from, &message) else { return };
-                // Answered by a shard's thread: a stuck one is then silent, though the process lives.
-                let shard = usize::try_from(heartbeat.stamp).unwrap_or(0) % self.shards.count();
+                // It goes through all shards' threads: while one is stuck the daemon is silent, though the process lives.
                 let (connection, request_id) = (from.clone(), message.request_id);
-                self.shards.send_to(shard, Event::Heartbeat { connection, request_id, heartbeat, permit });
+                self.shards.send_to(0, Event::Heartbeat { connection, request_id, heartbeat, permit });
             }
             Some(Kind::MapShare) => {
                 if Self::osd_of(from).is_none() {

@@ -1,12 +1,13 @@
 //! Who this daemon is: the disk's uuid, drawn once and kept beside the store.
 //!
 //! The uuid is durable before the monitors hear of it, and they give a known disk its id again: a crash at any point of
-//! the first start neither loses nor doubles an OSD id.
+//! the first start neither loses nor doubles an OSD id. A store that is made anew after it has served gets another
+//! uuid: it must not pass for the disk that held what is lost.
 
 use std::io::Write as _;
 use std::path::Path;
 
-use holdfast_types::{ClusterId, DiskUuid};
+use holdfast_types::{ClusterId, DiskUuid, Incarnation};
 
 /// The identity file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -44,21 +45,24 @@ pub enum IdentityError {
 
 const FILE: &str = "identity";
 const FORMAT: &str = "holdfast-osd-identity 1";
+const RUN_FILE: &str = "last-run";
+const RUN_FORMAT: &str = "holdfast-osd-run 1";
 
-/// The uuid of the disk in `data_dir`; drawn and made durable at the first call.
-pub(crate) fn load_or_create(data_dir: &Path, cluster: ClusterId) -> Result<DiskUuid, IdentityError> {
+/// The uuid of the disk in `data_dir`; `None` before [`create`].
+pub(crate) fn load(data_dir: &Path, cluster: ClusterId) -> Result<Option<DiskUuid>, IdentityError> {
     let path = data_dir.join(FILE);
     let shown = path.display().to_string();
     match std::fs::read_to_string(&path) {
-        Ok(text) => parse(&text, &shown, cluster),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let disk = DiskUuid(rand::random());
-            write_durably(data_dir, &format!("{FORMAT}\ncluster {cluster}\ndisk {disk}\n"))
-                .map_err(|source| IdentityError::Io { act: "write", path: shown, source })?;
-            Ok(disk)
-        }
+        Ok(text) => parse(&text, &shown, cluster).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(IdentityError::Io { act: "read", path: shown, source }),
     }
+}
+
+/// Makes the uuid `disk` of the disk in `data_dir` durable.
+pub(crate) fn create(data_dir: &Path, cluster: ClusterId, disk: DiskUuid) -> Result<(), IdentityError> {
+    write_durably(data_dir, &format!("{FORMAT}\ncluster {cluster}\ndisk {disk}\n"))
+        .map_err(|source| IdentityError::Io { act: "write", path: data_dir.join(FILE).display().to_string(), source })
 }
 
 fn parse(text: &str, path: &str, ours: ClusterId) -> Result<DiskUuid, IdentityError> {
@@ -78,13 +82,43 @@ fn parse(text: &str, path: &str, ours: ClusterId) -> Result<DiskUuid, IdentityEr
     Ok(disk)
 }
 
+/// The incarnation for the next run, durable before anybody hears of it: larger than all before, whatever the clock did
+/// meanwhile and whether or not the monitors ever saw those runs (peers refuse a run that is older than one they heard).
+pub(crate) fn next_run(data_dir: &Path, at_least: u64) -> Result<Incarnation, IdentityError> {
+    let path = data_dir.join(RUN_FILE);
+    let shown = path.display().to_string();
+    let last = match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            let number = text.strip_prefix(RUN_FORMAT).and_then(|rest| rest.trim().parse::<u64>().ok());
+            number.unwrap_or_else(|| {
+                // The clock and the map nearly always do; a daemon that does not start over this would be worse.
+                tracing::warn!(path = %shown, "the number of the last run is damaged: the clock decides alone");
+                0
+            })
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(source) => return Err(IdentityError::Io { act: "read", path: shown, source }),
+    };
+    let next = at_least.max(last.saturating_add(1));
+    replace_durably(data_dir, RUN_FILE, &format!("{RUN_FORMAT} {next}\n")).map_err(|source| IdentityError::Io {
+        act: "write",
+        path: shown,
+        source,
+    })?;
+    Ok(Incarnation(next))
+}
+
 fn write_durably(dir: &Path, text: &str) -> std::io::Result<()> {
+    replace_durably(dir, FILE, text)
+}
+
+fn replace_durably(dir: &Path, name: &str, text: &str) -> std::io::Result<()> {
     std::fs::create_dir_all(dir)?;
-    let temporary = dir.join("identity.new");
+    let temporary = dir.join(format!("{name}.new"));
     let mut file = std::fs::File::create(&temporary)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    std::fs::rename(&temporary, dir.join(FILE))?;
+    std::fs::rename(&temporary, dir.join(name))?;
     std::fs::File::open(dir)?.sync_all()
 }
 
@@ -96,16 +130,28 @@ mod tests {
     fn a_disk_keeps_its_uuid_and_its_cluster() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let cluster = ClusterId([1; 16]);
-        let disk = load_or_create(dir.path(), cluster).expect("first start");
-        assert_eq!(load_or_create(dir.path(), cluster).expect("restart"), disk);
-        let other = load_or_create(dir.path(), ClusterId([2; 16]));
+        let disk = DiskUuid([3; 16]);
+        assert_eq!(load(dir.path(), cluster).expect("first start"), None);
+        create(dir.path(), cluster, disk).expect("written");
+        assert_eq!(load(dir.path(), cluster).expect("restart"), Some(disk));
+        let other = load(dir.path(), ClusterId([2; 16]));
         assert!(matches!(other, Err(IdentityError::OtherCluster { .. })), "{other:?}");
+    }
+
+    #[test]
+    fn runs_are_numbered_upwards_though_the_clock_goes_back() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        assert_eq!(next_run(dir.path(), 600).expect("a fast clock"), Incarnation(600));
+        assert_eq!(next_run(dir.path(), 100).expect("it was set back"), Incarnation(601));
+        assert_eq!(next_run(dir.path(), 900).expect("time goes on"), Incarnation(900));
+        std::fs::write(dir.path().join(RUN_FILE), "?").expect("written");
+        assert_eq!(next_run(dir.path(), 901).expect("damage is no obstacle"), Incarnation(901));
     }
 
     #[test]
     fn a_damaged_identity_is_an_error_not_a_new_disk() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         std::fs::write(dir.path().join(FILE), "holdfast-osd-identity 1\ncluster x\n").expect("written");
-        assert!(matches!(load_or_create(dir.path(), ClusterId([1; 16])), Err(IdentityError::Damaged { .. })));
+        assert!(matches!(load(dir.path(), ClusterId([1; 16])), Err(IdentityError::Damaged { .. })));
     }
 }

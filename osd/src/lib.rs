@@ -8,11 +8,13 @@
 //! one starts with a new incarnation over the same store: coming back is one path, whatever the cause.
 
 mod config;
+mod counters;
 mod daemon;
 mod handler;
 mod heartbeat;
 mod identity;
 mod local;
+mod lost;
 mod maps;
 mod monitors;
 mod peers;
@@ -20,6 +22,7 @@ mod report;
 mod run;
 mod shard;
 mod slots;
+mod space;
 
 pub use config::OsdConfig;
 pub use daemon::{OsdError, OsdHandle, start};

@@ -6,8 +6,10 @@ use holdfast_pg::{LocalObjects, ObjectKey, ReadError, RowsPage, StoreOp};
 use holdfast_store::{
     CollectionId, Engine, FileDevice, ReadError as StoreReadError, RocksIndex, Store, Transaction, TxOp,
 };
-use holdfast_types::{Epoch, PgId, PoolId};
+use holdfast_types::{Epoch, OsdId, PgId, PoolId};
 use holdfast_wire::{Blob, Effect, Row};
+
+use crate::space::{self, PeerSpace};
 
 /// The collection of the daemon itself; pool 0 does not exist.
 const OWN: CollectionId = CollectionId { pool: 0, seed: 0 };
@@ -76,11 +78,12 @@ pub(crate) fn stored_maps(store: &Store) -> Result<Vec<Bytes>, StoreReadError> {
 pub(crate) struct Local<'a> {
     engine: &'a Engine<FileDevice, RocksIndex>,
     collection: CollectionId,
+    peers: &'a PeerSpace,
 }
 
 impl<'a> Local<'a> {
-    pub(crate) fn new(store: &'a Store, pg: PgId) -> Local<'a> {
-        Local { engine: store.engine(), collection: collection_of(pg) }
+    pub(crate) fn new(store: &'a Store, pg: PgId, peers: &'a PeerSpace) -> Local<'a> {
+        Local { engine: store.engine(), collection: collection_of(pg), peers }
     }
 }
 
@@ -91,6 +94,9 @@ fn present<T>(result: Result<T, StoreReadError>) -> Result<Option<T>, ReadError>
         Ok(value) => Ok(Some(value)),
         Err(StoreReadError::NoSuchCollection { .. } | StoreReadError::NoSuchObject { .. }) => Ok(None),
         Err(error @ StoreReadError::Corrupt { .. }) => Err(ReadError::Corrupt { detail: crate::describe(&error) }),
+        Err(StoreReadError::Index(error)) if error.is_corruption() => {
+            Err(ReadError::Corrupt { detail: crate::describe(&error) })
+        }
         Err(error) => Err(ReadError::Device { detail: crate::describe(&error) }),
     }
 }
@@ -162,18 +168,34 @@ impl LocalObjects for Local<'_> {
         let found = self.engine.meta_scan(self.collection, start, Some(end), limit, usize::MAX);
         Ok(present(found)?.map(|page| page.rows).unwrap_or_default())
     }
+
+    fn has_room(&self, bytes: u64) -> bool {
+        space::has_room(self.engine, bytes)
+    }
+
+    fn peer_has_room(&self, osd: OsdId) -> bool {
+        self.peers.has_room(osd)
+    }
 }
 
 /// A placement group's transaction in the store's words.
 pub(crate) fn to_transaction(store: &Store, pg: PgId, ops: Vec<StoreOp>) -> Transaction {
     let c = collection_of(pg);
     let mut out = Vec::with_capacity(ops.len());
+    // Only this placement group's shard makes and removes the collection, so it cannot appear in between.
+    let mut exists = store.engine().collection_exists(c);
     for op in ops {
         match op {
-            // Only this placement group's shard makes and removes the collection, so it cannot appear in between.
-            StoreOp::CreateCollection if store.engine().collection_exists(c) => {}
-            StoreOp::CreateCollection => out.push(TxOp::CreateCollection { c }),
-            StoreOp::RemoveCollection => out.push(TxOp::RemoveCollection { c }),
+            StoreOp::CreateCollection if exists => {}
+            StoreOp::CreateCollection => {
+                exists = true;
+                out.push(TxOp::CreateCollection { c });
+            }
+            StoreOp::RemoveCollection if !exists => {}
+            StoreOp::RemoveCollection => {
+                exists = false;
+                out.push(TxOp::RemoveCollection { c });
+            }
             StoreOp::PutMeta { key, value } => out.push(TxOp::PutMeta { c, key: key.to_vec(), value }),
             StoreOp::DeleteMeta { key } => out.push(TxOp::DeleteMeta { c, key: key.to_vec() }),
             StoreOp::DeleteMetaRange { start, end } => {

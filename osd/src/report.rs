@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use holdfast_map::ClusterMap;
 use holdfast_net::mon_session::MonSession;
-use holdfast_wire::mon::{MonCommand, MonReply, OsdReport, StoreUsage};
+use holdfast_wire::mon::{MonCommand, MonReply, OsdReport};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::shard::{Event, Shared};
+use crate::space;
 
 /// A report goes out at least this often.
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
@@ -52,18 +53,14 @@ async fn gather(shared: &Shared, epoch: holdfast_types::Epoch) -> OsdReport {
         // A shard that has stopped drops the sender; the run is ending then.
         pgs.extend(answer.await.unwrap_or_default());
     }
-    let usage = shared.store.engine().usage();
     OsdReport {
         osd: shared.osd,
         incarnation: shared.incarnation,
         epoch,
-        usage: StoreUsage {
-            total_bytes: usage.total_bytes,
-            used_bytes: usage.used_bytes,
-            live_bytes: usage.live_bytes,
-        },
+        usage: space::usage(shared.store.engine()),
         pgs,
-        checksum_errors: 0,
-        repaired: 0,
+        checksum_errors: shared.counters.damage().0,
+        repaired: shared.counters.damage().1,
+        copies_lost: Some(shared.counters.copies_lost()).filter(|lost| *lost > 0),
     }
 }

@@ -9,6 +9,7 @@ use holdfast_map::ClusterMap;
 use holdfast_net::mon_session::MonSession;
 use holdfast_net::{Endpoint, Handler, Listener, LocalIdentity, NetConfig};
 use holdfast_pg::{Limits, Pg};
+use holdfast_store::SubmitError;
 use holdfast_types::{Epoch, Incarnation, PgId};
 use holdfast_wire::Kind;
 use holdfast_wire::frame::PeerIdentity;
@@ -27,23 +28,28 @@ use crate::maps::Maps;
 use crate::monitors::{self, Wishes};
 use crate::peers::{Held, Outbound, Peers};
 use crate::report;
-use crate::shard::{Event, MapStep, Shard, Shards, Shared, now};
+use crate::shard::{Event, Fatal, MapStep, Shard, Shards, Shared, now};
 use crate::slots::Slots;
+use crate::space::PeerSpace;
 
 /// Map updates that may wait to be taken; a sender beyond that waits or is heard later.
 const UPDATES_MAX: usize = 64;
 /// Pause before the monitors are told of this run again, when no map showed it.
 const BOOT_REPEAT: Duration = Duration::from_millis(500);
+/// What a record of the store has beside the bytes of an object: headers, checksums, the log entry and its results.
+const RECORD_OVERHEAD_BYTES: usize = 256 << 10;
 /// A stopping daemon waits this long for the monitors to hear of it.
 const STOPPING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a run ended.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) enum RunEnd {
     /// The daemon is to end.
     Stopped,
     /// The map says that this run is down.
     MarkedDown { epoch: Epoch },
+    /// The store had no room for a write that had been let in.
+    NoSpace { detail: String },
 }
 
 /// The parts of a run that its tasks share.
@@ -69,11 +75,13 @@ impl Run {
         let fatal = self.shared.fatal.clone();
         let kept = self.shared.store.submit(map_transaction(map), move |result| {
             if let Err(error) = result {
-                let _ = fatal.send(crate::describe(&*error));
+                let _ = fatal.send(Fatal::Store(crate::describe(&*error)));
             }
         });
         if let Err(error) = kept {
-            let _ = self.shared.fatal.send(crate::describe(&error));
+            let detail = crate::describe(&error);
+            let no_space = matches!(error, SubmitError::NoSpace { .. });
+            let _ = self.shared.fatal.send(if no_space { Fatal::NoSpace(detail) } else { Fatal::Store(detail) });
         }
     }
 
@@ -95,6 +103,7 @@ pub(crate) async fn run(
     incarnation: Incarnation,
     maps: CaughtUp,
     pgs: BTreeMap<PgId, Pg>,
+    lost_before: Option<Epoch>,
 ) -> Result<RunEnd, OsdError> {
     let CaughtUp { start, later } = maps;
     let stop = CancellationToken::new();
@@ -120,7 +129,11 @@ pub(crate) async fn run(
         peers: Arc::new(Peers::new(base.id, endpoint.clone())),
         wishes: Arc::new(Wishes::default()),
         slots: Slots::default(),
-        limits: Limits::default(),
+        limits: limits(base),
+        counters: base.counters.clone(),
+        lost_before,
+        lost_now: base.lost_now,
+        space: PeerSpace::default(),
         fatal,
         report_due: report_due.clone(),
     });
@@ -146,7 +159,7 @@ pub(crate) async fn run(
         base.id,
         incarnation,
         run.newest.subscribe(),
-        run.clone().asker(base, updates),
+        run.clone().asker(base, updates.clone()),
         stop.clone(),
     ));
     tasks.spawn(report::run(shared.clone(), base.session.clone(), run.newest.subscribe(), report_due, stop.clone()));
@@ -158,17 +171,24 @@ pub(crate) async fn run(
     let end = loop {
         tokio::select! {
             () = base.stop.cancelled() => {
-                let stopping = MonCommand::OsdStopping { osd: base.id, incarnation };
-                if let Err(error) = base.session.execute_within(stopping, STOPPING_TIMEOUT).await {
-                    info!(%error, "the monitors were not told that this daemon stops; its peers will tell them");
-                }
+                say_stopping(base, incarnation).await;
                 break Ok(RunEnd::Stopped);
             }
-            Some(detail) = fatal_seen.recv() => break Err(OsdError::StoreFailed { detail }),
+            Some(fatal) = fatal_seen.recv() => match fatal {
+                Fatal::Store(detail) => break Err(OsdError::StoreFailed { detail }),
+                Fatal::NoSpace(detail) => {
+                    say_stopping(base, incarnation).await;
+                    break Ok(RunEnd::NoSpace { detail });
+                }
+            },
             Some(update) = updates_seen.recv() => {
-                if let Err(error) = run.take(&update) {
-                    warn!(%error, "map update not used; the full map is asked for");
-                    refetch(base, &run).await;
+                match (run.take(&update), &update.full) {
+                    (Ok(()), _) => {}
+                    (Err(error), Some(_)) => warn!(%error, "the full map cannot be used either"),
+                    (Err(error), None) => {
+                        warn!(%error, "map update not used; the full map is asked for");
+                        tasks.spawn(refetch(base.session.clone(), updates.clone(), stop.clone()));
+                    }
                 }
             }
             _ = map_seen.changed() => {
@@ -201,6 +221,26 @@ pub(crate) async fn run(
     end
 }
 
+/// The usual limits, and what one transaction of the store can take: a record lies within one segment. All OSDs of a
+/// cluster are to have segments of one size.
+pub(crate) fn limits(base: &Base) -> Limits {
+    let usual = Limits::default();
+    let segment_bytes = usize::try_from(base.store.engine().superblock().segment_bytes).unwrap_or(usize::MAX);
+    let record_bytes = segment_bytes.saturating_sub(RECORD_OVERHEAD_BYTES);
+    Limits {
+        effects_bytes_max: usual.effects_bytes_max.min(record_bytes),
+        piece_bytes: usual.piece_bytes.min(record_bytes / 2),
+        ..usual
+    }
+}
+
+async fn say_stopping(base: &Base, incarnation: Incarnation) {
+    let stopping = MonCommand::OsdStopping { osd: base.id, incarnation };
+    if let Err(error) = base.session.execute_within(stopping, STOPPING_TIMEOUT).await {
+        info!(%error, "the monitors were not told that this run stops; its peers will tell them");
+    }
+}
+
 fn start_shards(
     shared: &Arc<Shared>,
     start: &Arc<ClusterMap>,
@@ -218,7 +258,7 @@ fn start_shards(
             let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shard.run(&events)));
             if ran.is_err() {
                 // A broken invariant: losing this copy is better than spreading what it might say.
-                let _ = fatal.send("a shard panicked; see the log above".to_owned());
+                let _ = fatal.send(Fatal::Store("a shard panicked; see the log above".to_owned()));
             }
         };
         let name = format!("{}-shard{index}", shared.osd);
@@ -264,15 +304,18 @@ impl Run {
     }
 }
 
-/// After an update that did not apply: the newest full map.
-async fn refetch(base: &Base, run: &Run) {
-    match ask_maps(&base.session, Epoch::ZERO).await {
-        Ok(update) => {
-            if let Err(error) = run.take(&update) {
-                warn!(error = %crate::describe(&error), "the full map cannot be used either");
-            }
+/// After an update that did not apply: the newest full map, handed in like any other update.
+async fn refetch(session: MonSession, updates: mpsc::Sender<MapUpdate>, stop: CancellationToken) {
+    let fetch = async {
+        match ask_maps(&session, Epoch::ZERO).await {
+            // A run that is ending takes no more maps.
+            Ok(update) => drop(updates.send(update).await),
+            Err(error) => debug!(error = %crate::describe(&error), "the full map could not be fetched"),
         }
-        Err(error) => debug!(error = %crate::describe(&error), "the full map could not be fetched"),
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = fetch => {}
     }
 }
 
@@ -327,6 +370,7 @@ async fn watch_peers(
                 }
             }
             Some(reply) = answers_seen.recv() => {
+                run.shared.space.note(reply.from, reply.full.unwrap_or(false));
                 if let Some(verdict) = table.answered(now(), reply.from, reply.incarnation) {
                     report_verdict(&session, &run, verdict);
                 }
@@ -371,12 +415,11 @@ fn share_maps(run: &Run, reply: &HeartbeatReply) {
         run.shared.wishes.want_map(reply.epoch);
     } else if reply.epoch < mine
         && let Some(increments) = maps.after(reply.epoch)
+        && let Some(share) = Outbound::new(Kind::MapShare, &MapShare { increments, full: None })
     {
-        if let Some(share) = Outbound::new(Kind::MapShare, &MapShare { increments, full: None }) {
-            let mut held = Held::default();
-            run.shared.peers.send(reply.from, &share, &mut held);
-            held.flush();
-        }
+        let mut held = Held::default();
+        run.shared.peers.send(reply.from, &share, &mut held);
+        held.flush();
     }
 }
 

@@ -11,20 +11,23 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use holdfast_map::{ClusterMap, PgMembers};
-use holdfast_net::{Connection, Message, Permit};
+use holdfast_net::{Connection, Message, NetError, Permit};
 use holdfast_pg::{Input, Limits, Outbox, Output, Pg, ReplyTo, Slot, StoreOp, TxnId, answer_without_copy};
-use holdfast_store::Store;
-use holdfast_types::{Incarnation, OsdId, PgId, Timestamp};
+use holdfast_store::{Store, SubmitError};
+use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
+use holdfast_wire::frame::GoodbyeReason;
 use holdfast_wire::mon::PgReport;
-use holdfast_wire::peer::{Heartbeat, HeartbeatReply, PeerMessage};
+use holdfast_wire::peer::{Heartbeat, HeartbeatReply, PeerBody, PeerMessage};
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, Kind, RefusedReason, encode};
 use tokio::sync::oneshot;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
+use crate::counters::Counters;
 use crate::local::{Local, to_transaction};
 use crate::monitors::Wishes;
 use crate::peers::{Held, Outbound, Peers};
 use crate::slots::Slots;
+use crate::space::{self, PeerSpace};
 
 /// Longest wait of the thread for its next event; it then looks for clients that went away.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
@@ -90,7 +93,7 @@ pub(crate) enum Event {
     StoreFailed { pg: PgId, txn: TxnId, detail: String },
     /// A recovery slot became free and is this placement group's.
     Reserved { pg: PgId, slot: Slot },
-    /// Are you alive?
+    /// Are you alive? Passed from shard to shard; the last one answers.
     Heartbeat { connection: Arc<Connection>, request_id: u64, heartbeat: Heartbeat, permit: Permit },
     /// What do you lead, and how is it?
     Report { reply: oneshot::Sender<Vec<PgReport>> },
@@ -141,10 +144,26 @@ pub(crate) struct Shared {
     pub(crate) wishes: Arc<Wishes>,
     pub(crate) slots: Slots,
     pub(crate) limits: Limits,
+    pub(crate) counters: Arc<Counters>,
+    /// Up to this epoch the disk has lost all that it held.
+    pub(crate) lost_before: Option<Epoch>,
+    /// Whether that was found by this process.
+    pub(crate) lost_now: bool,
     /// Told when the store failed for good: the daemon must end.
-    pub(crate) fatal: tokio::sync::mpsc::UnboundedSender<String>,
+    pub(crate) fatal: tokio::sync::mpsc::UnboundedSender<Fatal>,
+    /// Who has no room.
+    pub(crate) space: PeerSpace,
     /// Told when a report to the monitors is due.
     pub(crate) report_due: Arc<tokio::sync::Notify>,
+}
+
+/// Why a run cannot go on.
+#[derive(Debug)]
+pub(crate) enum Fatal {
+    /// The store is not to be used any more.
+    Store(String),
+    /// The store had no room for what had been let in. The next run peers anew.
+    NoSpace(String),
 }
 
 struct Pending {
@@ -167,6 +186,8 @@ pub(crate) struct Shard {
     next_reply: u64,
     waiting_for_map: Vec<ClientArrival>,
     early: Vec<(OsdId, Incarnation, PeerMessage)>,
+    /// Placement groups of which the store refused a transaction: nothing of them is done any more in this run.
+    stopped: BTreeSet<PgId>,
     looked_for_lost_clients: Timestamp,
     outbox: Outbox,
     held: Held,
@@ -187,6 +208,7 @@ impl Shard {
             next_reply: 0,
             waiting_for_map: Vec::new(),
             early: Vec::new(),
+            stopped: BTreeSet::new(),
             looked_for_lost_clients: now(),
             outbox: Outbox::default(),
             held: Held::default(),
@@ -226,6 +248,9 @@ impl Shard {
         match event {
             Event::Map(step) => self.advance_map(&step),
             Event::Peer { from, incarnation, message, permit } => {
+                if let PeerBody::RepOpAck { full, .. } = &message.body {
+                    self.shared.space.note(from, full.unwrap_or(false));
+                }
                 self.peer(from, incarnation, message);
                 drop(permit);
             }
@@ -235,9 +260,12 @@ impl Shard {
             Event::StoreFailed { pg, txn, detail } => {
                 error!(osd = %self.shared.osd, %pg, %detail, "the store failed: this daemon ends, its disk needs a look");
                 self.step_pg(pg, Input::SubmitFailed(txn));
-                let _ = self.shared.fatal.send(detail);
+                let _ = self.shared.fatal.send(Fatal::Store(detail));
             }
             Event::Reserved { pg, slot } => self.reserved(pg, slot),
+            Event::Heartbeat { .. } if self.index + 1 < self.shared.shards.count() => {
+                self.shared.shards.send_to(self.index + 1, event);
+            }
             Event::Heartbeat { connection, request_id, heartbeat, permit } => {
                 let Shared { osd, incarnation, .. } = &*self.shared;
                 let reply = HeartbeatReply {
@@ -245,6 +273,7 @@ impl Shard {
                     incarnation: *incarnation,
                     epoch: self.step.map.epoch,
                     stamp: heartbeat.stamp,
+                    full: (!space::has_room(&self.shared.store, 0)).then_some(true),
                 };
                 respond(&connection, request_id, Kind::HeartbeatReply, &reply, &mut self.held);
                 drop(permit);
@@ -289,8 +318,18 @@ impl Shard {
     /// Makes the placement group as of the present map, without a copy on this disk.
     fn create(&mut self, pg: PgId) {
         debug!(%pg, epoch = %self.step.map.epoch, "placement group starts on this OSD");
-        let Shared { osd, incarnation, limits, .. } = &*self.shared;
-        let made = Pg::create(pg, *osd, *incarnation, self.step.map.clone(), *limits);
+        let Shared { osd, incarnation, limits, lost_before, lost_now, .. } = &*self.shared;
+        let map = self.step.map.clone();
+        let created = map.pools.get(&pg.pool).map_or(Epoch::ZERO, |pool| pool.created);
+        let made = if lost_before.is_some_and(|before| created <= before) {
+            // It may have been here in the disk's earlier life.
+            if *lost_now {
+                self.shared.counters.copy_lost();
+            }
+            Pg::create_lost(pg, *osd, *incarnation, map, *limits, false)
+        } else {
+            Pg::create(pg, *osd, *incarnation, map, *limits)
+        };
         self.pgs.insert(pg, made);
         self.step_pg(pg, Input::Tick);
     }
@@ -398,11 +437,17 @@ impl Shard {
     }
 
     fn step_pg(&mut self, id: PgId, input: Input) {
+        if self.stopped.contains(&id) {
+            return;
+        }
         let Some(pg) = self.pgs.get_mut(&id) else { return };
-        let view = Local::new(&self.shared.store, id);
+        let view = Local::new(&self.shared.store, id, &self.shared.space);
         pg.step(now(), input, &view, &mut self.outbox);
         let mut last_sent: Option<(Arc<PeerMessage>, Option<Outbound>)> = None;
         for output in std::mem::take(&mut self.outbox) {
+            if self.stopped.contains(&id) {
+                return;
+            }
             match output {
                 Output::Send { to, message } => {
                     let (_, outbound) = match last_sent.take() {
@@ -444,6 +489,14 @@ impl Shard {
             }
             Output::Release(slot) => self.release(pg, slot),
             Output::ReportChanged => self.shared.report_due.notify_one(),
+            Output::CopyDamaged => {
+                self.shared.counters.damage_found();
+                self.shared.report_due.notify_one();
+            }
+            Output::CopyRepaired => {
+                self.shared.counters.damage_repaired();
+                self.shared.report_due.notify_one();
+            }
             Output::Wake { at } => self.set_wake(pg, Some(at)),
             Output::Gone => {
                 debug!(%pg, "placement group left this OSD");
@@ -461,7 +514,7 @@ impl Shard {
         }
     }
 
-    fn submit(&self, pg: PgId, txn: TxnId, ops: Vec<StoreOp>) {
+    fn submit(&mut self, pg: PgId, txn: TxnId, ops: Vec<StoreOp>) {
         let transaction = to_transaction(&self.shared.store, pg, ops);
         let shards = self.shared.shards.clone();
         let submitted = self.shared.store.submit(transaction, move |result| {
@@ -471,16 +524,25 @@ impl Shard {
             };
             shards.send(pg, event);
         });
-        if let Err(error) = submitted {
-            // Space was checked at admission; what is left is a broken device.
-            let detail = crate::describe(&error);
-            self.shared.shards.send(pg, Event::StoreFailed { pg, txn, detail });
-        }
+        let Err(error) = submitted else { return };
+        // What a placement group does next builds on this: it must not reach the store without it.
+        self.stopped.insert(pg);
+        let detail = crate::describe(&error);
+        let fatal = if matches!(error, SubmitError::NoSpace { .. }) {
+            // More was let in at the same time than is kept free for that. Nothing of it was stored: the copy on the disk
+            // is whole, as of the write before, and comes back as a member that lacks an object.
+            error!(osd = %self.shared.osd, %pg, %detail, "no room for a write that was let in: this run ends");
+            Fatal::NoSpace(detail)
+        } else {
+            error!(osd = %self.shared.osd, %pg, %detail, "the store failed: this daemon ends, its disk needs a look");
+            Fatal::Store(detail)
+        };
+        let _ = self.shared.fatal.send(fatal);
     }
 }
 
-/// Sends an answer. Where it cannot be sent, nobody waits for it any more: the connection has closed, or its queue is
-/// full because the client does not read, and then the client's own deadline and resend take over.
+/// Sends an answer. A connection that cannot take it is closed, if it is not already: whoever waits for the answer then
+/// knows at once and asks again over a new one, where it would wait on this one to its deadline.
 fn respond<T: minicbor::Encode<holdfast_wire::Payload>>(
     connection: &Arc<Connection>,
     request_id: u64,
@@ -491,6 +553,10 @@ fn respond<T: minicbor::Encode<holdfast_wire::Payload>>(
     let encoded = encode(message);
     match connection.hold_reply(request_id, Message::new(kind as u16, encoded.body, encoded.payload)) {
         Ok(()) => held.add(connection),
-        Err(error) => debug!(%error, peer = %connection.peer(), "an answer was not sent"),
+        Err(NetError::Closed(_)) => {}
+        Err(error) => {
+            warn!(%error, peer = %connection.peer(), "connection closed: it does not take an answer");
+            connection.close(GoodbyeReason::Shutdown);
+        }
     }
 }

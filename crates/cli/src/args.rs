@@ -74,6 +74,10 @@ pub struct RunArgs {
 pub enum Command {
     /// Run a monitor.
     Mon {
+        /// Form a new cluster of the monitors in the file, each of which must be started so once. Never leave it in a
+        /// unit file: a monitor that has lost its directory must be let in by the others, not begin anew.
+        #[arg(long)]
+        bootstrap: bool,
         /// Its file.
         #[command(flatten)]
         run: RunArgs,

@@ -39,9 +39,10 @@ impl Embedded {
         }
         let failed = CancellationToken::new();
         let of = |role| layout.daemons().into_iter().filter(move |name| name.role == role).collect::<Vec<_>>();
+        let forms = !layout.bootstrapped;
         let (mons, osds) = tokio::try_join!(
-            Group::start(dir, of(Role::Mon), failed.clone()),
-            Group::start(dir, of(Role::Osd), failed.clone())
+            Group::start(dir, of(Role::Mon), forms, failed.clone()),
+            Group::start(dir, of(Role::Osd), forms, failed.clone())
         )?;
         if !layout.bootstrapped {
             let session = monitor_session(layout).map_err(|error| Failure::dev("reach the monitors", &error))?;
@@ -49,7 +50,7 @@ impl Embedded {
             layout.bootstrapped = true;
             layout.save(dir).map_err(|error| Failure::dev("keep the layout", &error))?;
         }
-        let s3 = Group::start(dir, vec![DaemonName::s3()], failed.clone()).await?;
+        let s3 = Group::start(dir, vec![DaemonName::s3()], false, failed.clone()).await?;
         Ok(Embedded { groups: vec![s3, osds, mons], failed })
     }
 
@@ -77,9 +78,15 @@ impl Embedded {
 }
 
 impl Group {
-    async fn start(dir: &ClusterDir, daemons: Vec<DaemonName>, failed: CancellationToken) -> Result<Group, Failure> {
+    /// `forms`: whether the cluster is being formed.
+    async fn start(
+        dir: &ClusterDir,
+        daemons: Vec<DaemonName>,
+        forms: bool,
+        failed: CancellationToken,
+    ) -> Result<Group, Failure> {
         let stop = CancellationToken::new();
-        let starting = daemons.into_iter().map(|daemon| start_one(dir, daemon, stop.clone(), failed.clone()));
+        let starting = daemons.into_iter().map(|daemon| start_one(dir, daemon, forms, stop.clone(), failed.clone()));
         let ends = try_join_all(starting).await?;
         Ok(Group { stop, ends })
     }
@@ -89,12 +96,13 @@ impl Group {
 async fn start_one(
     dir: &ClusterDir,
     daemon: DaemonName,
+    forms: bool,
     stop: CancellationToken,
     failed: CancellationToken,
 ) -> Result<JoinHandle<Result<(), Failure>>, Failure> {
     let path = dir.config_of(daemon);
     let mut role = match daemon.role {
-        Role::Mon => roles::start_mon(load(&path)?, stop.clone()).await?,
+        Role::Mon => roles::start_mon(load(&path)?, forms, stop.clone()).await?,
         Role::Osd => roles::start_osd(load(&path)?, stop.clone()).await?,
         Role::S3 => roles::start_s3(load(&path)?, stop.clone()).await?,
     };

@@ -50,7 +50,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Failure> {
     let common = cli.common;
     match cli.command {
-        Some(Command::Mon { run }) => process::run_mon(&run),
+        Some(Command::Mon { run, bootstrap }) => process::run_mon(&run, bootstrap),
         Some(Command::S3 { run }) => process::run_s3(&run),
         Some(Command::Osd { run, verb: None }) => process::run_osd(&run),
         Some(Command::Osd { verb: Some(verb), .. }) => queries::osd(&common, verb),

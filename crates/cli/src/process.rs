@@ -17,11 +17,11 @@ use crate::config::{MonFile, OsdFile, S3File, load};
 use crate::failure::{Exit, Failure};
 use crate::roles::{self, Role};
 
-/// `holdfast mon --config FILE`.
-pub fn run_mon(args: &RunArgs) -> Result<(), Failure> {
+/// `holdfast mon [--bootstrap] --config FILE`.
+pub fn run_mon(args: &RunArgs, bootstrap: bool) -> Result<(), Failure> {
     let file: MonFile = load(file(args, "mon")?)?;
     crash_on_panic();
-    run(runtime()?, |stop| roles::start_mon(file, stop))
+    run(runtime()?, |stop| roles::start_mon(file, bootstrap, stop))
 }
 
 /// `holdfast osd --config FILE`.

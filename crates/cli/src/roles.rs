@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::num::NonZero;
 use std::pin::Pin;
 
-use holdfast_gateway_s3::cluster_backend::Pools;
+use holdfast_gateway_s3::cluster_backend::{KEYS_FRESH, Pools};
 use holdfast_gateway_s3::{GatewayConfig, S3Config};
 use holdfast_mon::{Listen, MonConfig};
 use holdfast_osd::OsdConfig;
@@ -28,8 +28,9 @@ pub struct Role {
     pub end: Boxed<Result<(), Failure>>,
 }
 
-/// Starts a monitor. It is ready when it listens: whether there is a quorum depends on the others.
-pub async fn start_mon(file: MonFile, stop: CancellationToken) -> Result<Role, Failure> {
+/// Starts a monitor; with `bootstrap`, one of a cluster that is being formed. It is ready when it listens: whether there
+/// is a quorum depends on the others.
+pub async fn start_mon(file: MonFile, bootstrap: bool, stop: CancellationToken) -> Result<Role, Failure> {
     let name = file.id.to_string();
     let admin = admin::start(file.admin, "mon", name.clone(), stop.clone()).await?;
     let config = MonConfig {
@@ -38,12 +39,11 @@ pub async fn start_mon(file: MonFile, stop: CancellationToken) -> Result<Role, F
         data: file.data,
         listen: Listen::Address(file.listen),
         members: file.monitors,
+        bootstrap,
     };
-    let handle = holdfast_mon::run(config, stop.clone()).await.map_err(|error| cannot_start(&name, &error))?;
+    let handle = holdfast_mon::run(config, stop).await.map_err(|error| cannot_start(&name, &error))?;
     let end = async move {
-        stop.cancelled().await;
-        handle.shutdown().await;
-        Ok(())
+        handle.join().await.map_err(|error| Failure::new(Exit::Error, format!("{name} had to end")).because(&error))
     };
     Ok(Role { admin, ready: Box::pin(std::future::ready(())), end: Box::pin(end) })
 }
@@ -103,6 +103,7 @@ pub async fn start_s3(file: S3File, stop: CancellationToken) -> Result<Role, Fai
         advertise: file.advertise,
         name: file.name,
         pools: Pools { index: file.index_pool, data: file.data_pool },
+        keys_fresh: KEYS_FRESH,
         gateway,
     };
     let handle =

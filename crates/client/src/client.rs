@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::budget::Budget;
+use crate::budget::{Budget, LATE_AFTER};
 use crate::config::ClientConfig;
 use crate::core::{Action, Input, MapView, Op, Outcome, Session, Target};
 use crate::error::{Cause, ClientError, OperateError};
@@ -32,6 +32,9 @@ pub struct OpOptions {
     pub timeout: Option<Duration>,
     /// Follows the op through all daemons; 0: none.
     pub trace_id: u64,
+    /// Whether this serves to free space, and is to be let in on a full cluster: it brings no bytes of objects, and few
+    /// of rows.
+    pub frees_space: bool,
 }
 
 /// A client of one cluster; clones share it. When the last one is dropped, its connections end.
@@ -189,17 +192,29 @@ impl Shared {
     ) -> Result<Outcome, OperateError> {
         let timeout = options.timeout.unwrap_or(self.config.op_timeout);
         let started = self.clock.now();
-        let _share = tokio::time::timeout(timeout, self.budget.take(&ops))
+        let pg = self.follower.view().map().pg_of(pool, object);
+        let mut share = tokio::time::timeout(timeout, self.budget.take(pg, &ops))
             .await
             .map_err(|_| OperateError::Timeout { after: timeout, last_cause: Cause::NotSent })?;
         let outstanding = Outstanding { session: &self.session, id: self.session.lock().begin() };
-        let mut op = Op::new(outstanding.id, pool, object.clone(), ops, started, started + timeout);
+        let op = Op::new(outstanding.id, pool, object.clone(), ops, started, started + timeout)
+            .freeing_space(options.frees_space);
+        let mut performed = pin!(self.perform(op, options.trace_id));
+        tokio::select! {
+            biased;
+            outcome = &mut performed => return outcome,
+            () = tokio::time::sleep(LATE_AFTER) => share.late(),
+        }
+        performed.await
+    }
+
+    async fn perform(&self, mut op: Op, trace_id: u64) -> Result<Outcome, OperateError> {
         let mut maps = self.follower.maps();
         let mut action = self.wake(&mut op, &mut maps);
         loop {
             action = match action {
                 Action::Finish(outcome) => return outcome,
-                Action::Send(target) => self.send(&mut op, &target, &mut maps, options.trace_id).await,
+                Action::Send(target) => self.send(&mut op, &target, &mut maps, trace_id).await,
                 Action::Wait { until, map } => {
                     if let Some(epoch) = map {
                         self.follower.want(epoch);

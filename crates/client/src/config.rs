@@ -40,9 +40,10 @@ pub struct ClientConfig {
     pub op_timeout: Duration,
     /// How long a command to the monitors is tried.
     pub mon_timeout: Duration,
-    /// Ops in flight at one time.
+    /// Small ops in flight at one time (up to 16 KiB), and as many large ones. One placement group gets a quarter.
     pub ops_in_flight_max: usize,
-    /// Bytes of ops in flight at one time: what they carry, and what they may bring back.
+    /// Bytes of large ops in flight at one time: what they carry, and what they may bring back. One placement group gets a
+    /// quarter.
     pub bytes_in_flight_max: usize,
     /// Connections to each OSD; ops are spread over them by placement group. One carries 2 GB/s.
     pub connections_per_osd: usize,

@@ -10,7 +10,8 @@
 //! - [`Client::mon_command`]: commands and questions to the monitors.
 //!
 //! Decisions are in [`core`], which does no IO; the rest performs them. In flight at one time are at most
-//! [`ClientConfig::ops_in_flight_max`] ops and [`ClientConfig::bytes_in_flight_max`] bytes: whoever wants more waits.
+//! [`ClientConfig::ops_in_flight_max`] small ops and [`ClientConfig::bytes_in_flight_max`] bytes of large ones: whoever
+//! wants more waits. A placement group that does not answer keeps a quarter of that at most, and not for long.
 
 mod budget;
 mod client;

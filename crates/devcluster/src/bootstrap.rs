@@ -5,15 +5,16 @@ use std::time::Duration;
 use holdfast_net::mon_session::MonSession;
 use holdfast_types::{ClientId, Incarnation};
 use holdfast_wire::mon::{MonCommand, MonError, MonReply, Secret};
+use holdfast_wire::pools::{S3_DATA_POOL, S3_INDEX_POOL};
 
 use crate::credentials::Credentials;
 use crate::error::DevError;
 use crate::layout::Layout;
 
 /// The pool of bucket indexes.
-pub const INDEX_POOL: &str = "s3-index";
+pub const INDEX_POOL: &str = S3_INDEX_POOL.name;
 /// The pool of object data.
-pub const DATA_POOL: &str = "s3-data";
+pub const DATA_POOL: &str = S3_DATA_POOL.name;
 
 /// How long the monitors of a starting cluster are tried: an election, and a slow disk.
 const FIRST_ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -32,17 +33,9 @@ pub fn monitor_session(layout: &Layout) -> Result<MonSession, DevError> {
 /// # Errors
 /// [`DevError`] when the monitors cannot be asked or refuse.
 pub async fn bootstrap(session: &MonSession, credentials: &Credentials) -> Result<(), DevError> {
-    for (name, application, share_percent) in [(INDEX_POOL, "s3-index", 15), (DATA_POOL, "s3-data", 80)] {
-        let command = MonCommand::PoolCreate {
-            name: name.to_owned(),
-            size: None,
-            min_size: None,
-            application: application.to_owned(),
-            failure_domain: None,
-            share_percent: Some(share_percent),
-        };
-        let what = format!("make pool {name}");
-        match session.execute_within(command, FIRST_ANSWER_LIMIT).await? {
+    for pool in [S3_INDEX_POOL, S3_DATA_POOL] {
+        let what = format!("make pool {}", pool.name);
+        match session.execute_within(pool.create_as(pool.name), FIRST_ANSWER_LIMIT).await? {
             MonReply::Pool { .. } => {}
             MonReply::Failed(source) => return Err(DevError::Refused { what, source }),
             _ => return Err(DevError::Unexpected { what }),

@@ -40,7 +40,7 @@ pub fn write_config_files(dir: &ClusterDir, layout: &Layout) -> Result<(), DevEr
 fn mon(dir: &ClusterDir, layout: &Layout, daemon: DaemonName) -> Result<String, DevError> {
     let place = layout.place(daemon)?;
     let mut text = format!(
-        "# A monitor: holdfast mon --config {}\nid = {}\ncluster = \"{}\"\ndata = {}\nlisten = \"{}\"\nadmin = \"{}\"\n\n\
+        "# A monitor: holdfast mon --config {}\n# At the very first start of a new cluster, and only then, with --bootstrap.\nid = {}\ncluster = \"{}\"\ndata = {}\nlisten = \"{}\"\nadmin = \"{}\"\n\n\
          # All monitors at first start; afterwards the cluster map says who they are.\n[monitors]\n",
         dir.config_of(daemon).display(),
         daemon.id,

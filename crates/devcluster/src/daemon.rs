@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::directory::ClusterDir;
 use crate::error::DevError;
+use crate::layout::Layout;
 
 /// What a daemon prints on its standard output, followed by a line end, as soon as it serves.
 pub const READY_MARK: &str = "holdfast: ready";
@@ -94,7 +95,8 @@ pub(crate) struct Started {
     pub ready: oneshot::Receiver<()>,
 }
 
-/// Starts a daemon as `holdfast ROLE --config FILE`. Its log is appended to.
+/// Starts a daemon as `holdfast ROLE --config FILE`. Its log is appended to. Until the cluster has been set up, monitors
+/// form it; later, one whose directory is empty has lost its memory and must be let in by the others.
 pub(crate) fn start(
     binary: &Path,
     dir: &ClusterDir,
@@ -103,8 +105,10 @@ pub(crate) fn start(
 ) -> Result<Started, DevError> {
     let log = dir.log_of(daemon);
     let stderr = OpenOptions::new().create(true).append(true).open(&log).map_err(DevError::file("open", &log))?;
+    let forms = daemon.role == Role::Mon && Layout::open(dir).is_ok_and(|layout| !layout.bootstrapped);
     let mut child = Command::new(binary)
         .arg(daemon.role.command())
+        .args(forms.then_some("--bootstrap"))
         .arg("--config")
         .arg(dir.config_of(daemon))
         .envs(environment.iter().map(|(name, value)| (name, value)))

@@ -111,6 +111,9 @@ pub(crate) struct Batch {
     counters: usize,
     /// By how much it makes the group heavier; `None` when it changes nothing.
     pub weight_change: Option<i64>,
+    /// It is let into a full group: it deletes a range, whose weight is not known but is what fills groups, or rows that
+    /// are known to be there, and puts hardly more than it deletes. Otherwise a full group could never be emptied.
+    pub makes_room: bool,
 }
 
 /// What a batch's op vector came to.
@@ -209,10 +212,19 @@ impl Batch {
             }
         }
         let weight_change = (!mutations.is_empty()).then_some(weight.sum());
+        let slack = i64::try_from(config.row_overhead).unwrap_or(i64::MAX);
+        let makes_room = mutations.iter().any(|mutation| match mutation {
+            Mutation::DeleteRange { .. } => true,
+            Mutation::Delete { row } => {
+                weight.sum() <= slack
+                    && conditions.iter().any(|c| c.row == *row && matches!(c.require, Require::Equals(_)))
+            }
+            Mutation::Put { .. } | Mutation::Add { .. } | Mutation::Max { .. } => false,
+        });
         if let Some(delta) = weight_change {
             ops.push(ObjectOp::AddRow { key: WEIGHT_ROW.to_vec(), delta });
         }
-        Ok(Batch { ops, conditions: conditions.len(), counters, weight_change })
+        Ok(Batch { ops, conditions: conditions.len(), counters, weight_change, makes_room })
     }
 
     /// The op vector for a group of this version.

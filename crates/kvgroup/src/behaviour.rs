@@ -125,9 +125,14 @@ async fn rows_of_one_route_stay_together_and_fill_their_group_at_last() {
     };
     assert_eq!(error, BatchError::Kv(KvError::GroupFull));
     assert!((60..80).contains(&number), "{number} parts");
-    // What makes room is taken; the count that finds it out is the next batch's.
+    // What makes room is taken, with what must be noted of it; the count that finds it out is the next batch's.
+    let note =
+        |text: &'static str| Mutation::Put { row: RowKey::new(9, key(1)), value: Bytes::from_static(text.as_bytes()) };
+    let row = RowKey::new(1, key(1));
+    let seen = Condition { row: row.clone(), require: Require::Equals(Bytes::from_static(b"value")) };
+    table.batch(&key(1), &[seen], &[Mutation::Delete { row }, note("garbage")]).await.unwrap();
     let (start, end) = (key(1), crate::key::prefix_end(&key(1)).unwrap());
-    table.batch(&key(1), &[], &[Mutation::DeleteRange { space: 2, start, end }]).await.unwrap();
+    table.batch(&key(1), &[], &[Mutation::DeleteRange { space: 2, start, end }, note("parts")]).await.unwrap();
     table.batch(&key(1), &[], &[part(0)]).await.unwrap();
 }
 
@@ -194,7 +199,10 @@ async fn a_dropped_table_is_gone_for_all_and_leaves_what_it_may() {
     tables.purge(&id()).await.unwrap();
     tables.purge(&id()).await.unwrap();
     assert!(objects.pool.lock().objects.is_empty());
-    assert_eq!(tables.drop_if_empty(&id(), &[1]).await, Err(DropError::Kv(KvError::TableGone)));
+    assert_eq!(tables.drop_if_empty(&id(), &[1]).await, Err(DropError::Kv(KvError::TableMissing)));
+    for table in [&table, &other] {
+        assert_eq!(table.get(&RowKey::new(1, key(7))).await, Err(KvError::TableMissing), "nobody can tell why");
+    }
 }
 
 #[tokio::test]

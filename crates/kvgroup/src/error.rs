@@ -42,9 +42,13 @@ pub enum ObjectsError {
 /// Why an operation failed. None of these had an effect on rows that a caller can see.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KvError {
-    /// The table does not exist: never created, or dropped.
-    #[error("no such table")]
+    /// The table was dropped.
+    #[error("the table was dropped")]
     TableGone,
+    /// The table has no root: it was never created, or was purged, or something below serves less than it should. It is
+    /// no proof that the table was dropped.
+    #[error("no such table")]
+    TableMissing,
     /// The cluster did not answer in time; the rows were not changed by this call.
     #[error("the cluster did not answer in time")]
     Unanswered,

@@ -87,7 +87,7 @@ impl<O: Objects> Tables<O> {
     /// is harmless.
     ///
     /// # Errors
-    /// [`DropError::NotEmpty`] when a row was found: it was there at some moment of the call. [`KvError::TableGone`]
+    /// [`DropError::NotEmpty`] when a row was found: it was there at some moment of the call. [`KvError::TableMissing`]
     /// when there is no such table. After [`KvError::Unanswered`] the table may be dropped, now or later.
     pub async fn drop_if_empty(&self, id: &TableId, spaces: &[u8]) -> Result<(), DropError> {
         for space in spaces {
@@ -96,7 +96,7 @@ impl<O: Objects> Tables<O> {
         let mut patience = Patience::default();
         loop {
             patience.round()?;
-            let root = self.shared.read_root(id).await?.ok_or(KvError::TableGone)?;
+            let root = self.shared.read_root(id).await?.ok_or(KvError::TableMissing)?;
             match root.state {
                 RootState::Dropped => return Ok(()),
                 RootState::Dropping => self.shared.meet_dropping_root(id, &root, &mut patience).await?,
@@ -126,7 +126,7 @@ impl<O: Objects> Tables<O> {
             let Some(group) = self.shared.read_group(id, group).await? else { return Ok(false) };
             if group.header.state != GroupState::Open {
                 match self.shared.meet(id, &group, patience).await {
-                    Ok(()) | Err(KvError::TableGone) => {} // somebody else dropped it: the root tells
+                    Ok(()) | Err(KvError::TableGone | KvError::TableMissing) => {} // somebody else dropped it: the root tells
                     Err(error) => return Err(error.into()),
                 }
                 ready = false;
@@ -251,20 +251,20 @@ impl<O: Objects> Tables<O> {
     /// A page of the rows that a dropped table still holds, such as work left for a garbage collector.
     ///
     /// # Errors
-    /// [`KvError::TableGone`] when the table was purged, [`KvError::Contended`] when it is not dropped.
+    /// [`KvError::TableMissing`] when the table was purged, [`KvError::Contended`] when it is not dropped.
     pub async fn dropped_rows(&self, id: &TableId, space: u8, start: &[u8], limit: PageLimit) -> Result<Page, KvError> {
         check_row(space, start)?;
         if limit.rows == 0 || limit.bytes == 0 {
             return Err(InvalidRequest::ZeroLimit.into());
         }
-        let (root, group) = self.shared.find_group(id, start).await?.ok_or(KvError::TableGone)?;
+        let (root, group) = self.shared.find_group(id, start).await?.ok_or(KvError::TableMissing)?;
         if root.state != RootState::Dropped {
             return Err(KvError::Contended { rounds: 0 });
         }
-        let group = self.shared.read_group(id, group).await?.ok_or(KvError::TableGone)?;
+        let group = self.shared.read_group(id, group).await?.ok_or(KvError::TableMissing)?;
         let object = id.group_object(group.id);
         let scan = scan_op(space, start, None, limit);
-        let operated = self.shared.read(&object, vec![scan]).await?.ok_or(KvError::TableGone)?;
+        let operated = self.shared.read(&object, vec![scan]).await?.ok_or(KvError::TableMissing)?;
         let (rows, more) = page_of(&object, &operated, 0)?;
         Ok(page(rows, more, group.header.end.as_deref()))
     }

@@ -80,9 +80,13 @@ impl<O: Objects> Shared<O> {
 
     async fn ask_root(&self, table: &TableId, affinity: Affinity, key: &[u8]) -> Result<GroupId, KvError> {
         match self.find_group(table, key).await? {
-            Some((RootHeader { state: RootState::Dropped, .. }, _)) | None => {
+            Some((RootHeader { state: RootState::Dropped, .. }, _)) => {
                 self.cache.lock().remove_table(table);
                 Err(KvError::TableGone)
+            }
+            None => {
+                self.cache.lock().remove_table(table);
+                Err(KvError::TableMissing)
             }
             Some((root, _)) if root.affinity != affinity => {
                 Err(KvError::AffinityMismatch { expected: affinity, actual: root.affinity })
@@ -139,7 +143,11 @@ impl<O: Objects> Shared<O> {
         patience: &mut Patience,
     ) -> Result<(), KvError> {
         match self.read_root(table).await? {
-            None | Some(RootHeader { state: RootState::Dropped, .. }) => {
+            None => {
+                self.cache.lock().remove_table(table);
+                Err(KvError::TableMissing)
+            }
+            Some(RootHeader { state: RootState::Dropped, .. }) => {
                 self.cache.lock().remove_table(table);
                 Err(KvError::TableGone)
             }

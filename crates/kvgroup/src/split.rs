@@ -139,7 +139,7 @@ impl<O: Objects> Shared<O> {
         let ops = vec![ObjectOp::GetRows { keys: vec![GROUP_COUNT_ROW.to_vec().into()] }];
         match self.read(&object, ops).await? {
             Some(operated) => Ok(counter_value(&object, &operated, 0)? >= i64::from(self.config.groups_max)),
-            None => Err(KvError::TableGone),
+            None => Err(KvError::TableMissing),
         }
     }
 
@@ -278,7 +278,8 @@ impl<O: Objects> Shared<O> {
             patience.round()?;
             let root = match self.read_root(table).await? {
                 // Others finished this split, and dropped the table.
-                None | Some(RootHeader { state: RootState::Dropped, .. }) => return Err(KvError::TableGone),
+                None => return Err(KvError::TableMissing),
+                Some(RootHeader { state: RootState::Dropped, .. }) => return Err(KvError::TableGone),
                 Some(root) => root,
             };
             if root.state == RootState::Dropping {

@@ -74,7 +74,8 @@ impl<O: Objects> Tables<O> {
         Tables { shared: Arc::new(Shared::new(objects, config)) }
     }
 
-    /// A handle to a table; asks nobody. Operations on a table that does not exist fail with [`KvError::TableGone`].
+    /// A handle to a table; asks nobody. Operations on a table that does not exist fail with
+    /// [`KvError::TableMissing`], on a dropped one with [`KvError::TableGone`].
     #[must_use]
     pub fn table(&self, id: TableId, affinity: Affinity) -> Table<O> {
         Table { shared: Arc::clone(&self.shared), id, affinity }
@@ -131,7 +132,7 @@ impl<O: Objects> Table<O> {
 
     fn is_full(&self, group: &KnownGroup, batch: &Batch) -> bool {
         let limit = i64::try_from(self.shared.config.weight_max).unwrap_or(i64::MAX);
-        batch.weight_change.is_some_and(|change| change > 0) && group.estimate >= limit
+        !batch.makes_room && batch.weight_change.is_some_and(|change| change > 0) && group.estimate >= limit
     }
 
     /// Counts and splits a full group before the batch, which must wait for room.

@@ -6,6 +6,15 @@ use holdfast_crush::CrushMap;
 use holdfast_types::{ClientId, ClusterId, DiskUuid, Epoch, Incarnation, MonId, OsdId, PgId, PoolId};
 use minicbor::{Decode, Encode};
 
+/// The highest OSD id: placement tables are dense.
+pub const OSD_ID_MAX: u32 = 65_535;
+/// Most members of a temporary acting set.
+pub const PG_TEMP_MEMBERS_MAX: usize = 32;
+/// Most fenced sessions. Each map holder keeps all of them.
+pub const BLOCKLIST_MAX: usize = 100_000;
+/// Most registered services.
+pub const SERVICES_MAX: usize = 10_000;
+
 /// All that every daemon and client must agree on, as of one epoch.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 #[cbor(map)]
@@ -43,6 +52,10 @@ pub struct ClusterMap {
     /// The id that the next pool gets; ids are never reused.
     #[n(10)]
     pub next_pool: PoolId,
+    /// Every OSD id from this one on that is not in `osds` was never given; those below are never given again.
+    #[n(11)]
+    #[cbor(default)]
+    pub next_osd: OsdId,
 }
 
 /// One OSD, as the monitors see it.
@@ -80,6 +93,11 @@ pub struct OsdInfo {
     /// newer boot): it cannot serve a stale read.
     #[n(9)]
     pub dead_epoch: Epoch,
+    /// Epoch of the map that gave the id to this disk, whose store was blank then: what was kept under the id in an
+    /// earlier interval was not on it.
+    #[n(10)]
+    #[cbor(default)]
+    pub formatted_at: Epoch,
 }
 
 /// How a pool keeps its objects.
@@ -194,7 +212,22 @@ impl ClusterMap {
             flags: ClusterFlags::default(),
             services: BTreeMap::new(),
             next_pool: PoolId(1),
+            next_osd: OsdId(0),
         }
+    }
+
+    /// Whether the OSD has the disk that served under its id in an interval that began at `first`.
+    #[must_use]
+    pub fn has_disk_of(&self, osd: OsdId, first: Epoch) -> bool {
+        // A disk serves in a map after the one that gave it its id.
+        self.osds.get(&osd).is_some_and(|info| info.formatted_at < first)
+    }
+
+    /// Whether a pool of that id was deleted. One whose id was never given is unknown: such a map is not the map of the
+    /// cluster that the question comes from.
+    #[must_use]
+    pub fn is_deleted(&self, pool: PoolId) -> bool {
+        pool < self.next_pool && !self.pools.contains_key(&pool)
     }
 
     /// Whether the OSD serves, as of this map.

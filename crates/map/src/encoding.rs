@@ -2,7 +2,7 @@
 
 use minicbor::{Decode, Encode};
 
-use crate::cluster::ClusterMap;
+use crate::cluster::{BLOCKLIST_MAX, ClusterMap, OSD_ID_MAX, PG_TEMP_MEMBERS_MAX, SERVICES_MAX};
 
 /// `HFMP`.
 const MAGIC: [u8; 4] = *b"HFMP";
@@ -104,7 +104,17 @@ impl ClusterMap {
     }
 
     /// What must hold of every map, whoever made it.
-    fn validate(&self) -> Result<(), String> {
+    pub(crate) fn validate(&self) -> Result<(), String> {
+        if let Some((osd, _)) = self.osds.last_key_value().filter(|(osd, _)| osd.0 > OSD_ID_MAX) {
+            return Err(format!("{osd} is beyond the highest id {OSD_ID_MAX}"));
+        }
+        if let Some((pg, acting)) = self.pg_temp.iter().find(|(_, acting)| acting.len() > PG_TEMP_MEMBERS_MAX) {
+            return Err(format!("{pg} has {} temporary members", acting.len()));
+        }
+        if self.blocklist.len() > BLOCKLIST_MAX || self.services.len() > SERVICES_MAX {
+            let (fenced, services) = (self.blocklist.len(), self.services.len());
+            return Err(format!("{fenced} fenced sessions and {services} services"));
+        }
         for (id, pool) in &self.pools {
             if pool.pg_num == 0 || pool.pg_num > crate::PG_NUM_MAX {
                 return Err(format!("pool {id} has {} placement groups", pool.pg_num));
@@ -117,5 +127,39 @@ impl ClusterMap {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Increment, OsdInfo};
+    use holdfast_types::{ClusterId, DiskUuid, Epoch, Incarnation, OsdId};
+
+    #[test]
+    fn a_map_that_asks_for_too_much_is_refused_however_it_comes() {
+        let good = ClusterMap::empty(ClusterId([1; 16]));
+        assert_eq!(ClusterMap::decode_full(&good.encode_full()).as_ref(), Ok(&good));
+        let mut bad = good.clone();
+        bad.epoch = Epoch(1);
+        let info = OsdInfo {
+            disk: DiskUuid([1; 16]),
+            incarnation: Incarnation(1),
+            address: String::new(),
+            up: true,
+            in_cluster: true,
+            reweight: 0,
+            up_from: Epoch(1),
+            up_thru: Epoch(1),
+            down_at: Epoch(0),
+            dead_epoch: Epoch(0),
+            formatted_at: Epoch(1),
+        };
+        // A table of weights up to this id would be 16 GiB.
+        bad.osds.insert(OsdId(u32::MAX), info);
+        let decoded = ClusterMap::decode_full(&bad.encode_full());
+        assert!(matches!(decoded, Err(MapDecodeError::Malformed { .. })), "{decoded:?}");
+        let applied = good.apply(&Increment::between(&good, &bad));
+        assert!(matches!(applied, Err(crate::ApplyError::Invalid { .. })), "{applied:?}");
     }
 }

@@ -51,6 +51,9 @@ pub struct Increment {
     /// The next pool id, when it changed.
     #[n(11)]
     pub next_pool: Option<PoolId>,
+    /// The next OSD id, when it changed.
+    #[n(12)]
+    pub next_osd: Option<OsdId>,
 }
 
 /// An increment that does not fit the map it was applied to. The holder then asks for the full map.
@@ -81,6 +84,14 @@ pub enum ApplyError {
         expected: u32,
         /// Here.
         computed: u32,
+    },
+    /// The result is no valid map.
+    #[error("map {epoch} is not valid: {detail}")]
+    Invalid {
+        /// Of the result.
+        epoch: Epoch,
+        /// What is wrong.
+        detail: String,
     },
 }
 
@@ -125,6 +136,7 @@ impl Increment {
             flags: (old.flags != new.flags).then_some(new.flags),
             services: changes_of(&old.services, &new.services),
             next_pool: (old.next_pool != new.next_pool).then_some(new.next_pool),
+            next_osd: (old.next_osd != new.next_osd).then_some(new.next_osd),
         }
     }
 
@@ -178,10 +190,14 @@ impl ClusterMap {
         if let Some(pool) = increment.next_pool {
             next.next_pool = pool;
         }
+        if let Some(osd) = increment.next_osd {
+            next.next_osd = osd;
+        }
         let computed = next.checksum();
         if computed != increment.checksum {
             return Err(ApplyError::Diverged { epoch: next.epoch, expected: increment.checksum, computed });
         }
+        next.validate().map_err(|detail| ApplyError::Invalid { epoch: next.epoch, detail })?;
         Ok(next)
     }
 }

@@ -10,7 +10,10 @@ mod increment;
 mod pg_count;
 mod placement;
 
-pub use cluster::{BlocklistEntry, ClusterFlags, ClusterMap, OsdInfo, Pool, PoolKind, ServiceInfo};
+pub use cluster::{
+    BLOCKLIST_MAX, BlocklistEntry, ClusterFlags, ClusterMap, OSD_ID_MAX, OsdInfo, PG_TEMP_MEMBERS_MAX, Pool, PoolKind,
+    SERVICES_MAX, ServiceInfo,
+};
 pub use encoding::MapDecodeError;
 pub use increment::{ApplyError, Increment};
 pub use pg_count::{PG_COPIES_PER_OSD_TARGET, PG_NUM_MAX, pg_num_for};

@@ -191,6 +191,25 @@ fn garbage_closes_the_one_connection_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_valid_frame_cut_short_closes_its_connection_with_a_reason() {
+    let (recorder, mut events) = Recorder::new();
+    let server = endpoint(osd(1), 1);
+    let listener = Listener::bind(&server, ANY_PORT, recorder).await.unwrap();
+    let frame = encode_frame(Label { kind: 40, request_id: 1, ..Label::default() }, &[1; 100], &[]).unwrap();
+    for length in 1..frame.len() {
+        let mut raw = Raw::established(listener.local_address()).await;
+        raw.write(&frame[..length]).await;
+        tokio::io::AsyncWriteExt::shutdown(&mut raw.stream).await.unwrap();
+        assert_eq!(raw.frame().await, None, "nothing answers {length} bytes of {}", frame.len());
+        // Misbehaviour: this reason is logged as a warning.
+        let reason = events.closed().await;
+        assert!(matches!(reason, CloseReason::EndOfStream { mid_frame: true }), "{length} bytes: {reason}");
+    }
+    let peer = peer(&client(), listener.local_address());
+    assert!(peer.connection().await.is_ok(), "others are let in");
+}
+
+#[tokio::test]
 async fn a_damaged_frame_is_told_to_its_sender() {
     let (recorder, mut events) = Recorder::new();
     let server = endpoint(osd(1), 1);

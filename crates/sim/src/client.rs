@@ -187,6 +187,7 @@ impl Client {
             object: object.clone(),
             ops,
             lowest_outstanding_tid: lowest,
+            frees_space: None,
         };
         self.outstanding.insert(tid, Outstanding { operation: history.len(), request, sent: now });
         history.push(Operation { id, object, act, value, invoked: now, answer: None });

@@ -155,6 +155,7 @@ impl Config {
                 log_trim_batch: 4,
                 dups_max: 400,
                 backfill_batch: 3,
+                effects_bytes_max: 1 << 20,
                 transfers_max: 2,
                 piece_bytes: 48,
                 ..Limits::default()

@@ -35,6 +35,7 @@ impl Monitor {
                 up_thru: Epoch(0),
                 down_at: Epoch(0),
                 dead_epoch: Epoch(0),
+                formatted_at: Epoch(0),
             };
             map.osds.insert(OsdId(id), info);
         }

@@ -424,7 +424,7 @@ impl World {
                 }
                 Output::Reserve(slot) => self.reserve(osd, pg, slot),
                 Output::Release(slot) => self.release(osd, pg, slot),
-                Output::ReportChanged => {}
+                Output::ReportChanged | Output::CopyDamaged | Output::CopyRepaired => {}
                 Output::Gone => {
                     self.node(osd).pgs.remove(&pg);
                     self.node(osd).wakes.remove(&pg);

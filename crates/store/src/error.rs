@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use holdfast_types::DiskUuid;
 
+use crate::engine::Identity;
 use crate::index::IndexError;
 use crate::key::{CollectionId, ObjectKey, Position};
+use crate::marker::RELEASE_FILE;
 
 /// The part of a transaction that is too large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,9 +64,18 @@ pub enum SubmitError {
         /// True when cleaning will make room: call `clean_step` and try again. False: the device is full.
         cleaning_helps: bool,
     },
-    /// The index could not be read.
-    #[error("cannot read the index")]
-    Index(#[from] IndexError),
+    /// What is known of one object cannot be read, so it cannot be changed. It can be removed, and written anew from another
+    /// copy in the same transaction. No other object is concerned.
+    #[error("cannot read the onode of {object} in {collection}")]
+    CorruptObject {
+        /// The object's collection.
+        collection: CollectionId,
+        /// The object.
+        object: ObjectKey,
+        /// Why.
+        #[source]
+        source: IndexError,
+    },
     /// An earlier failure stopped the store; it must be opened anew.
     #[error("the store has failed and takes no more writes")]
     Poisoned(#[source] Arc<CommitError>),
@@ -97,6 +108,9 @@ pub enum CommitError {
     /// An earlier failure stopped the store.
     #[error("the store has failed")]
     Poisoned(#[source] Arc<CommitError>),
+    /// A defect: the commit, or what was told of it, panicked. What became of its group is found out when opened anew.
+    #[error("the commit panicked")]
+    Panicked,
     /// The store was dropped before the transaction was durable; it may or may not be found when opened.
     #[error("the store was closed before the transaction was durable")]
     Closed,
@@ -154,6 +168,10 @@ pub enum ReadError {
     Index(#[from] IndexError),
 }
 
+fn describe_owner(found: &Option<Identity>) -> String {
+    found.map_or_else(String::new, |of| format!(" (OSD {} of cluster {}, disk {})", of.osd, of.cluster, of.disk))
+}
+
 /// Why a device cannot be formatted.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
@@ -186,6 +204,17 @@ pub enum FormatError {
         segments: u64,
         /// Segments that are needed.
         needed: u64,
+    },
+    /// Somebody's data is, or may be, on the device.
+    #[error(
+        "the device is not blank: {reason}{}; if nothing on it is needed, overwrite its first 128 KiB with zeros and try again",
+        describe_owner(found)
+    )]
+    InUse {
+        /// Whose it is, where that can be read.
+        found: Option<Identity>,
+        /// What was seen.
+        reason: String,
     },
     /// The device failed.
     #[error("cannot write the device")]
@@ -247,12 +276,67 @@ pub enum OpenError {
         /// What is wrong.
         reason: &'static str,
     },
+    /// A write or a sync of the device failed while it was in use. What it holds beyond `durable` is in doubt: entries that
+    /// were answered with an error may look durable in the page cache.
+    #[error(
+        "disk {disk} is in quarantine since a write or sync of it failed (surely durable: position {durable}): replace the \
+         device and let its daemon join as a new one; or, when its copies are needed, create the file `{RELEASE_FILE}` \
+         beside the index and start again"
+    )]
+    Quarantined {
+        /// Which.
+        disk: DiskUuid,
+        /// All positions up to this one are durable.
+        durable: Position,
+    },
+    /// As [`Quarantined`](OpenError::Quarantined), by the marker beside the index alone.
+    #[error(
+        "the store is in quarantine, says {marker}: {reason}; replace the device and let its daemon join as a new one; or, \
+         when its copies are needed, create the file `{RELEASE_FILE}` beside it and start again"
+    )]
+    Marked {
+        /// The file.
+        marker: String,
+        /// What it says.
+        reason: String,
+    },
+    /// The marker of a quarantine cannot be read or removed.
+    #[error("cannot use the quarantine marker {marker}")]
+    Marker {
+        /// The file.
+        marker: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The device failed.
     #[error("cannot read the device")]
     Device(#[from] io::Error),
     /// The index failed.
     #[error("cannot read the index")]
     Index(#[from] IndexError),
+}
+
+impl OpenError {
+    /// Whether what is on this disk is certainly not all that it acknowledged: its copies must not be used. Not for
+    /// what may be a mistake of an operator (another disk, none at all) or may pass (the device is out of reach), nor for a
+    /// quarantined device: that must not be filled again but looked at.
+    #[must_use]
+    pub fn copy_is_lost(&self) -> bool {
+        match self {
+            OpenError::CorruptMiddle { .. } => true,
+            OpenError::Index(error) => error.is_corruption(),
+            OpenError::NoSuperblock
+            | OpenError::Version { .. }
+            | OpenError::Shrunk { .. }
+            | OpenError::ForeignIndex { .. }
+            | OpenError::BadRecord { .. }
+            | OpenError::Quarantined { .. }
+            | OpenError::Marked { .. }
+            | OpenError::Marker { .. }
+            | OpenError::Device(_) => false,
+        }
+    }
 }
 
 /// Why cleaning or a checkpoint stopped.

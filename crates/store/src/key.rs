@@ -127,3 +127,11 @@ pub struct Usage {
     /// Bytes that are submitted and not yet durable.
     pub pending_bytes: u64,
 }
+
+impl Usage {
+    /// Bytes used by segments and index together, at most all: what fills a disk on which both lie. The index counts a
+    /// quarter more than its files have, which is what its compactions need for a time.
+    pub fn used_bytes_with_index(&self) -> u64 {
+        self.used_bytes.saturating_add(self.index_bytes + self.index_bytes / 4).min(self.total_bytes)
+    }
+}

@@ -1,7 +1,8 @@
 //! Keeps objects crash-safe on one device.
 //!
-//! The device is a log of segments and is the truth; an index on RocksDB says where everything is and can always be
-//! brought up to date from the log. A transaction is one record in the log; all records that wait together become durable
+//! The device is a log of segments and is the truth for what is new; an index on RocksDB says where everything is, and is
+//! brought up to date from the log when opened. It cannot be made anew from it: segments are used again once the index has
+//! what they said, and rows are then in the index alone. To lose the index is to lose the disk. A transaction is one record in the log; all records that wait together become durable
 //! by one sync. See `docs/formats/store.md` for the bytes, and `ARCHITECTURE.md` for the why.
 //!
 //! - [`Engine`]: the synchronous core. No threads, no clock; the simulator drives it over [`MemDevice`] and [`MemIndex`].
@@ -16,6 +17,7 @@ mod error;
 mod format;
 mod index;
 mod key;
+mod marker;
 mod onode;
 mod overlay;
 mod store;
@@ -23,7 +25,8 @@ mod tx;
 
 pub use device::{Device, Fault, FileDevice, MemDevice, MemDeviceStats};
 pub use engine::{
-    BadRange, CleanProgress, Engine, Identity, OnDurable, Options, RowPage, SUPPORTED_SEGMENT_BYTES, Verified,
+    BadRange, CleanProgress, Engine, Identity, OnDurable, OnQuarantine, Options, RowPage, SUPPORTED_SEGMENT_BYTES,
+    Verified,
 };
 pub use error::{CleanError, CommitError, Excess, FormatError, OpenError, ReadError, SubmitError};
 pub use format::superblock::Superblock;

@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::device::{Device, FileDevice};
+use crate::engine::blank::check_blank;
 use crate::engine::{Engine, Identity, Options, SUPPORTED_SEGMENT_BYTES};
 use crate::error::{CleanError, CommitError, FormatError, OpenError, SubmitError};
 use crate::index::{Index, RocksIndex};
+use crate::marker;
 use crate::tx::Transaction;
 
 /// Log bytes that may wait for a commit; `submit` blocks beyond. About what a fast device writes in 10 ms: more would only
@@ -74,6 +76,8 @@ struct Shared<D, I> {
     maintain_wanted: Condvar,
     progressed: Condvar,
     commit_thread: Mutex<Option<ThreadId>>,
+    /// Since when the commit thread is at the group that it has, if any.
+    committing_since: Mutex<Option<Instant>>,
 }
 
 /// Stops and joins the threads when the last handle is gone.
@@ -103,8 +107,8 @@ impl<D: Device, I: Index> std::fmt::Debug for Store<D, I> {
 }
 
 impl Store {
-    /// Makes a new store. The device exists, or is made as a sparse file of `device_bytes`; an index in the directory is
-    /// removed.
+    /// Makes a new store. The device exists and is blank, or is made as a sparse file of `device_bytes`; an index in the
+    /// directory is removed.
     ///
     /// # Errors
     /// [`FormatError`].
@@ -117,10 +121,21 @@ impl Store {
                 max: u64::from(*SUPPORTED_SEGMENT_BYTES.end()),
             });
         }
+        Store::check_device(config, identity)?; // before a file is made longer or the index goes
         let device = FileDevice::create(&config.device, device_bytes)?;
         RocksIndex::destroy(&config.index)?;
         let index = RocksIndex::open(&config.index, config.memory_target)?;
-        Ok(Store::run(Engine::format(device, index, identity, config.options.clone())?))
+        let engine = Engine::format(device, index, identity, config.options.clone())?;
+        engine.on_quarantine(marker::marking(&config.index));
+        Ok(Store::run(engine))
+    }
+
+    /// Passes a device that [`Store::format`] would take for `identity`, or that does not exist yet. Changes nothing.
+    ///
+    /// # Errors
+    /// [`FormatError::InUse`] and [`FormatError::Device`].
+    pub fn check_device(config: &StoreConfig, identity: Identity) -> Result<(), FormatError> {
+        if config.device.try_exists()? { check_blank(&FileDevice::open(&config.device)?, identity) } else { Ok(()) }
     }
 
     /// Opens a store.
@@ -129,8 +144,11 @@ impl Store {
     /// [`OpenError`].
     pub fn open(config: &StoreConfig) -> Result<Store, OpenError> {
         let device = FileDevice::open(&config.device)?;
+        marker::check(&config.index, &device)?;
         let index = RocksIndex::open(&config.index, config.memory_target)?;
-        Ok(Store::run(Engine::open(device, index, config.options.clone())?))
+        let engine = Engine::open(device, index, config.options.clone())?;
+        engine.on_quarantine(marker::marking(&config.index));
+        Ok(Store::run(engine))
     }
 }
 
@@ -144,6 +162,7 @@ impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
             maintain_wanted: Condvar::new(),
             progressed: Condvar::new(),
             commit_thread: Mutex::new(None),
+            committing_since: Mutex::new(None),
         });
         let commit = {
             let shared = Arc::clone(&shared);
@@ -224,6 +243,12 @@ impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
         }
     }
 
+    /// How long the oldest group of transactions has been waiting for the device and the index; zero when none is. A
+    /// device that hangs fails nothing: this is how it is noticed. Cheap, and never waits.
+    pub fn stalled_for(&self) -> Duration {
+        self.shared.committing_since.lock().map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     /// The engine, for all that reads: `read`, `stat`, `rows_scan`, … Its methods may be called from any thread.
     pub fn engine(&self) -> &Engine<D, I> {
         &self.shared.engine
@@ -291,7 +316,16 @@ impl<D: Device, I: Index> Shared<D, I> {
                     return; // stopped, and nothing waits
                 }
             }
-            if let Err(error) = self.engine.commit() {
+            *self.committing_since.lock() = Some(Instant::now());
+            let committed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.engine.commit()));
+            let Ok(committed) = committed else {
+                // A defect, told to all but those of the group that it hit; `committing_since` stays for these.
+                self.engine.fail_after_panic();
+                self.note_progress();
+                return;
+            };
+            *self.committing_since.lock() = None;
+            if let Err(error) = committed {
                 // Those who wait have been told; later submits are refused.
                 tracing::debug!(%error, "commit failed");
             }

@@ -79,10 +79,15 @@ impl TxOp {
         }
     }
 
-    /// True for ops that free space or are needed to free it; a transaction of only these may use the reserve.
+    /// True for ops that leave nothing on the device; a transaction of only these may use the reserve. What they put into
+    /// the index passes through the log, and its segments are free again with the next index flush.
     fn may_use_reserve(&self) -> bool {
         match self {
-            TxOp::RemoveCollection { .. }
+            TxOp::CreateCollection { .. }
+            | TxOp::RemoveCollection { .. }
+            | TxOp::Touch { .. }
+            | TxOp::SetAttr { .. }
+            | TxOp::PutRows { .. }
             | TxOp::Truncate { .. }
             | TxOp::Zero { .. }
             | TxOp::Remove { .. }
@@ -92,11 +97,7 @@ impl TxOp {
             | TxOp::PutMeta { .. }
             | TxOp::DeleteMeta { .. }
             | TxOp::DeleteMetaRange { .. } => true,
-            TxOp::CreateCollection { .. }
-            | TxOp::Touch { .. }
-            | TxOp::Write { .. }
-            | TxOp::SetAttr { .. }
-            | TxOp::PutRows { .. } => false,
+            TxOp::Write { .. } => false,
         }
     }
 
@@ -181,7 +182,7 @@ impl Transaction {
         self.ops.iter().map(|op| if let TxOp::Write { data, .. } = op { data.len() as u64 } else { 0 }).sum()
     }
 
-    /// True when each op frees space or is needed to free it: such a transaction may use the reserve of a full device.
+    /// True when no op brings payload: deletes, rows, attributes. Such a transaction may use the reserve of a full device.
     pub fn may_use_reserve(&self) -> bool {
         self.ops.iter().all(TxOp::may_use_reserve)
     }

@@ -123,29 +123,38 @@ fn an_index_of_another_disk_is_refused() {
 }
 
 #[test]
-fn a_failed_write_or_sync_poisons_the_store_and_tells_all_who_wait() {
+fn a_failed_write_or_sync_tells_all_who_wait_and_puts_the_store_into_quarantine() {
     for io in 0..2 {
         let (device, index, engine) = new_engine(&tiny(512));
         create(&engine);
         device.plan(device.io_count() + io, Fault::Eio);
+        let marked = Arc::new(AtomicU32::new(0));
         let told = Arc::new(AtomicU32::new(0));
         for name in ["a", "b"] {
-            let told = Arc::clone(&told);
+            let (told, seen) = (Arc::clone(&told), Arc::clone(&marked));
             let tx = Transaction { ops: vec![TxOp::Touch { c: collection(0), o: object(name) }] };
             let on_durable = Box::new(move |result: Result<(), Arc<CommitError>>| {
-                assert!(result.is_err());
+                assert!(result.is_err() && seen.load(Ordering::SeqCst) == 1, "noted before anyone is told");
                 told.fetch_add(1, Ordering::SeqCst);
             });
             engine.submit_then(&tx, Some(on_durable)).unwrap();
         }
+        let mark = Arc::clone(&marked);
+        engine.on_quarantine(Box::new(move |error| {
+            assert!(error.doubts_the_device());
+            mark.fetch_add(1, Ordering::SeqCst);
+        }));
         assert!(engine.commit().is_err());
         assert_eq!(told.load(Ordering::SeqCst), 2);
         let ios = device.io_count();
         assert!(matches!(write(&engine, "c", 0, Bytes::new()), Err(SubmitError::Poisoned(_))));
         assert!(engine.commit().is_err());
         assert_eq!(device.io_count(), ios, "nothing is tried again");
-        let reopened = reopen(&device.restart(), &index, &tiny(512));
-        assert!(reopened.durable_position() >= Position(1));
+        // The restart has all pages, and a sync that succeeds: neither says what the device has.
+        for _ in 0..2 {
+            let opened = Engine::open(device.restart(), index.clone(), tiny(512));
+            assert!(matches!(opened, Err(OpenError::Quarantined { durable: Position(1), .. })), "{opened:?}");
+        }
     }
 }
 
@@ -334,4 +343,374 @@ fn what_cannot_be_read_is_left_by_the_cleaner_and_all_else_moves() {
     write(&engine, "bad", 0, bad.clone()).unwrap();
     engine.commit().unwrap();
     assert_eq!(engine.read(collection(0), &object("bad"), 0, 2000).unwrap(), bad);
+}
+
+/// Opens, stores something without flushing the index, and dies, after a life that was closed properly.
+fn second_life(options: &holdfast_store::Options) -> (MemDevice, holdfast_store::MemIndex, Model, u64) {
+    let (device, index, engine) = new_engine(options);
+    create(&engine);
+    write(&engine, "first life", 0, Bytes::from_static(b"one")).unwrap();
+    engine.close().unwrap();
+    drop(engine);
+    let engine = reopen(&device, &index, options);
+    write(&engine, "second life", 0, Bytes::from_static(b"two")).unwrap();
+    engine.commit().unwrap();
+    let model = Model::read(&engine);
+    let generation = engine.superblock().generation;
+    (device, index, model, generation)
+}
+
+#[test]
+fn a_lost_newest_superblock_loses_nothing_that_was_acknowledged() {
+    let options = tiny(512);
+    let (device, index, model, generation) = second_life(&options);
+    let newest = (generation % 2) * (64 << 10);
+    let mut rng = SmallRng::seed_from_u64(21);
+    let unflushed = index.crash(&mut rng);
+    for damage in 0..128 * 8 + 1 {
+        let device = device.restart();
+        match damage {
+            0 => device.spoil(newest),
+            bit => device.flip(newest + (bit - 1) / 8, ((bit - 1) % 8) as u8),
+        }
+        let engine = reopen(&device, &unflushed.crash(&mut rng), &options);
+        model.check(&engine, &format!("damage {damage}"));
+        assert!(engine.superblock().generation > generation, "a generation is never used twice");
+    }
+    // Nor does it when the one of before is lost, or neither.
+    for damaged in [Some((64 << 10) - newest), None] {
+        let device = device.restart();
+        if let Some(at) = damaged {
+            device.flip(at, 0);
+        }
+        let engine = reopen(&device, &unflushed.crash(&mut rng), &options);
+        model.check(&engine, "older copy");
+        // Whatever happened, an opening that is cut off leaves a copy to go on from.
+        let again = reopen(&device.restart(), &unflushed.crash(&mut rng), &options);
+        model.check(&again, "opened again");
+    }
+}
+
+#[test]
+fn what_follows_a_clean_superblock_is_replayed_all_the_same() {
+    // The write of the newer superblock was lost without an error: both copies are there, and look closed.
+    let options = tiny(512);
+    let (device, index, engine) = new_engine(&options);
+    create(&engine);
+    engine.close().unwrap();
+    let generation = engine.superblock().generation + 1;
+    drop(engine);
+    let mut before = vec![0; 128];
+    let place = ((generation + 1) % 2) * (64 << 10);
+    holdfast_store::Device::read_at(&device, place, &mut before).unwrap();
+    let engine = reopen(&device, &index, &options);
+    write(&engine, "a", 0, Bytes::from_static(b"acknowledged")).unwrap();
+    engine.commit().unwrap();
+    let model = Model::read(&engine);
+    let crashed = device.restart();
+    holdfast_store::Device::write_at(&crashed, place, &[&before]).unwrap();
+    let mut rng = SmallRng::seed_from_u64(22);
+    model.check(&reopen(&crashed, &index.crash(&mut rng), &options), "lost superblock write");
+}
+
+#[test]
+fn a_device_with_data_is_never_formatted() {
+    use holdfast_store::{Device, FormatError, Identity, MemIndex};
+    let options = tiny(512);
+    let format =
+        |device: &MemDevice, identity| Engine::format(device.clone(), MemIndex::new(), identity, options.clone());
+    let other = Identity { disk: holdfast_types::DiskUuid([1; 16]), ..IDENTITY };
+    // Cut off before anything was stored: may be repeated, by the same disk alone.
+    let (device, _, engine) = new_engine(&options);
+    drop(format(&device.restart(), IDENTITY).unwrap());
+    assert!(matches!(format(&device, other), Err(FormatError::InUse { found: Some(IDENTITY), .. })));
+    // In use, by whatever sign.
+    create(&engine);
+    let crashed = device.restart();
+    for identity in [IDENTITY, other] {
+        let refused = format(&crashed, identity);
+        assert!(matches!(refused, Err(FormatError::InUse { found: Some(IDENTITY), .. })), "{refused:?}");
+    }
+    engine.close().unwrap();
+    assert!(matches!(format(&device, IDENTITY), Err(FormatError::InUse { .. })));
+    // Both superblocks bad, or another system's data.
+    device.flip(0, 0);
+    device.flip(64 << 10, 0);
+    assert!(matches!(format(&device, IDENTITY), Err(FormatError::InUse { found: None, .. })));
+    device.flip(0, 0);
+    let foreign = MemDevice::new(DEVICE_BYTES);
+    foreign.write_at(1024, &[b"\x53\xef"]).unwrap();
+    assert!(matches!(format(&foreign, IDENTITY), Err(FormatError::InUse { found: None, .. })));
+}
+
+#[test]
+fn a_bad_sector_behind_the_end_of_the_log_does_not_keep_it_from_opening() {
+    let options = tiny(512);
+    let (device, index, engine) = new_engine(&options);
+    create(&engine);
+    write(&engine, "a", 0, Bytes::from_static(b"acknowledged")).unwrap();
+    engine.commit().unwrap();
+    let model = Model::read(&engine);
+    let end = find(&device, b"HFrc").last().copied().unwrap() / 512 * 512;
+    let mut rng = SmallRng::seed_from_u64(23);
+    // The first is where the next record would be: what the power cut tore often cannot be read.
+    for sector in [1, 2, 3, 9, 60] {
+        let device = device.restart();
+        device.spoil(end + sector * 512);
+        let engine = reopen(&device, &index.crash(&mut rng), &options);
+        model.check(&engine, &format!("bad sector {sector} behind the end"));
+        write(&engine, "b", 0, Bytes::from(vec![1; 9000])).unwrap();
+        engine.commit().unwrap();
+        let model = Model::read(&engine);
+        model.check(&reopen(&device.restart(), &index.crash(&mut rng), &options), "and it is written over");
+    }
+}
+
+#[test]
+fn a_bad_sector_within_the_durable_log_is_found_on_open() {
+    let options = tiny(512);
+    let mut rng = SmallRng::seed_from_u64(25);
+    let (device, index, engine) = new_engine(&options);
+    let before = index.crash(&mut rng);
+    create(&engine);
+    for group in 0..3 {
+        write(&engine, "a", 0, data(&mut rng, 100 + group)).unwrap();
+        engine.commit().unwrap();
+    }
+    let records = find(&device, b"HFrc");
+    let crashed = device.restart();
+    crashed.spoil(records[1]);
+    let opened = Engine::open(crashed, before.crash(&mut rng), options.clone());
+    assert!(matches!(opened, Err(OpenError::CorruptMiddle { position: Position(2), .. })), "{opened:?}");
+    // Before the position that the superblock knows, also when nothing follows.
+    engine.close().unwrap();
+    let closed = device.restart();
+    closed.spoil(*records.last().unwrap());
+    let opened = Engine::open(closed, before.crash(&mut rng), options);
+    assert!(matches!(opened, Err(OpenError::CorruptMiddle { position: Position(4), .. })), "{opened:?}");
+}
+
+#[test]
+fn a_segment_whose_records_cannot_be_read_is_cleaned_by_the_index() {
+    let options = tiny(512);
+    let (device, _, engine) = new_engine(&options);
+    create(&engine);
+    let mut rng = SmallRng::seed_from_u64(24);
+    let good = data(&mut rng, 2000);
+    write(&engine, "good", 0, good.clone()).unwrap();
+    engine.commit().unwrap();
+    for _ in 0..40 {
+        write(&engine, "filler", 0, data(&mut rng, 3000)).unwrap();
+        engine.commit().unwrap();
+    }
+    device.spoil(SEGMENTS_START + 512); // the first record of the first segment, in which "good" is
+    let mut moved = 0;
+    for _ in 0..20 {
+        moved += engine.clean_step(1 << 20).unwrap().moved_bytes;
+    }
+    assert!(moved >= 2000, "the segment is emptied all the same");
+    assert_eq!(engine.read(collection(0), &object("good"), 0, 2000).unwrap(), good);
+}
+
+/// Makes the onode of an object unreadable, as a bad block of the index does.
+fn spoil_onode(index: &holdfast_store::MemIndex, name: &str) {
+    use holdfast_store::{Batch, Change, Index};
+    let mut keys = Vec::new();
+    index
+        .scan(&[4], Some(&[5]), &mut |key, _| {
+            if key.ends_with(name.as_bytes()) {
+                keys.push(Bytes::copy_from_slice(key));
+            }
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(keys.len(), 1, "{name} is in the index");
+    let changes = vec![Change::Put(keys.remove(0), Bytes::from_static(b"\xff\x00 bad"))];
+    index.apply(Batch { changes, position: index.persisted_position() }).unwrap();
+    index.flush().unwrap();
+}
+
+#[test]
+fn an_onode_that_cannot_be_read_is_the_error_of_its_object_alone() {
+    let options = tiny(512);
+    let (device, index, engine) = new_engine(&options);
+    create(&engine);
+    for name in ["bad", "good"] {
+        write(&engine, name, 0, Bytes::from(vec![1; 3000])).unwrap();
+        let rows = vec![(b"row".to_vec(), Bytes::from_static(b"old"))];
+        engine.submit(Transaction { ops: vec![TxOp::PutRows { c: collection(0), o: object(name), rows }] }).unwrap();
+    }
+    engine.commit().unwrap();
+    engine.flush_index().unwrap();
+    spoil_onode(&index, "bad");
+    let (c, o) = (collection(0), object("bad"));
+    assert!(matches!(engine.read(c, &o, 0, 9), Err(ReadError::Index(_))));
+    let changed = write(&engine, "bad", 0, Bytes::from_static(b"x"));
+    assert!(matches!(changed, Err(SubmitError::CorruptObject { ref object, .. }) if *object == o), "{changed:?}");
+    write(&engine, "good", 0, Bytes::from_static(b"x")).unwrap();
+    engine.commit().unwrap();
+
+    // As recovery does: away with it, and the copy of a peer in its place.
+    let ops = vec![
+        TxOp::Remove { c, o: o.clone() },
+        TxOp::Write { c, o: o.clone(), offset: 0, data: Bytes::from_static(b"from a peer") },
+    ];
+    engine.submit(Transaction { ops }).unwrap();
+    engine.commit().unwrap();
+    assert_eq!(engine.read(c, &o, 0, 99).unwrap(), Bytes::from_static(b"from a peer"));
+    assert!(engine.rows_scan(c, &o, b"", None, 9, 99).unwrap().rows.is_empty(), "its old rows are gone");
+    let model = Model::read(&engine);
+    model.check(&reopen(&device.restart(), &index, &options), "reopened");
+
+    engine.flush_index().unwrap();
+    spoil_onode(&index, "bad");
+    engine.submit(Transaction { ops: vec![TxOp::RemoveCollection { c }] }).unwrap();
+    engine.commit().unwrap();
+    assert!(Model::read(&engine).0.is_empty(), "a collection with it can be removed");
+}
+
+#[test]
+fn replay_over_an_onode_that_cannot_be_read_loses_that_object_alone() {
+    let options = tiny(512);
+    let mut rng = SmallRng::seed_from_u64(26);
+    let (device, index, engine) = new_engine(&options);
+    create(&engine);
+    for name in ["bad", "good"] {
+        write(&engine, name, 0, Bytes::from(vec![1; 3000])).unwrap();
+    }
+    engine.commit().unwrap();
+    engine.flush_index().unwrap();
+    let mut before = index.crash(&mut rng);
+    while holdfast_store::Index::persisted_position(&before) < Position(3) {
+        before = index.crash(&mut rng);
+    }
+    for name in ["bad", "good"] {
+        write(&engine, name, 1000, Bytes::from(vec![2; 500])).unwrap();
+    }
+    engine.commit().unwrap();
+    spoil_onode(&before, "bad");
+    let engine = reopen(&device.restart(), &before, &options);
+    assert_eq!(engine.durable_position(), Position(5));
+    assert_eq!(engine.read(collection(0), &object("good"), 1000, 500).unwrap(), Bytes::from(vec![2; 500]));
+    assert!(engine.read(collection(0), &object("bad"), 0, 9).is_err(), "never the bytes of before");
+    engine.submit(Transaction { ops: vec![TxOp::Remove { c: collection(0), o: object("bad") }] }).unwrap();
+    write(&engine, "bad", 0, Bytes::from_static(b"anew")).unwrap();
+    engine.commit().unwrap();
+    assert_eq!(engine.read(collection(0), &object("bad"), 0, 9).unwrap(), Bytes::from_static(b"anew"));
+}
+
+#[test]
+fn a_bad_onode_does_not_keep_the_cleaner_from_all_others() {
+    let options = tiny(512);
+    let (device, index, engine) = new_engine(&options);
+    create(&engine);
+    let mut rng = SmallRng::seed_from_u64(27);
+    write(&engine, "bad", 0, data(&mut rng, 2000)).unwrap();
+    write(&engine, "good", 0, data(&mut rng, 2000)).unwrap();
+    engine.commit().unwrap();
+    engine.flush_index().unwrap();
+    spoil_onode(&index, "bad");
+    // Three times the device: without a cleaner that goes on, it is full long before.
+    for round in 0..1200 {
+        let name = format!("filler {}", round % 7);
+        while let Err(error) = write(&engine, &name, 0, data(&mut rng, 3000)) {
+            assert!(matches!(error, SubmitError::NoSpace { cleaning_helps: true, .. }), "round {round}: {error:?}");
+            engine.clean_step(1 << 20).unwrap();
+        }
+        engine.commit().unwrap();
+        device.spoil(SEGMENTS_START); // and the header of the first segment is bad as well
+        device.spoil(SEGMENTS_START + 512);
+        if engine.wants_cleaning() {
+            engine.clean_step(1 << 20).unwrap();
+        }
+    }
+    assert!(device.stats().bytes_written > 3 * DEVICE_BYTES / 2);
+}
+
+#[test]
+fn without_blocks_for_the_next_segment_writes_are_refused_and_deletes_make_room() {
+    let options = tiny(512);
+    let (device, _, engine) = new_engine(&options);
+    create(&engine);
+    let mut rng = SmallRng::seed_from_u64(28);
+    let mut count = 0;
+    device.set_no_blocks(true);
+    let refused = loop {
+        match write(&engine, &format!("{count}"), 0, data(&mut rng, 3000)) {
+            Ok(_) => count += 1,
+            Err(error) => break error,
+        }
+        engine.commit().unwrap();
+    };
+    assert!(matches!(refused, SubmitError::NoSpace { .. }), "{refused:?}");
+    assert!(count < 30, "refused at once, not when the device is full: {count}");
+    assert!(engine.wants_cleaning());
+    for number in 0..count {
+        let op = TxOp::Remove { c: collection(0), o: object(&format!("{number}")) };
+        engine.submit(Transaction { ops: vec![op] }).unwrap();
+        engine.commit().unwrap();
+    }
+    engine.clean_step(1 << 20).unwrap();
+    assert!(write(&engine, "again", 0, data(&mut rng, 3000)).is_err(), "the file system is still full");
+    device.set_no_blocks(false);
+    engine.clean_step(1 << 20).unwrap();
+    write(&engine, "again", 0, data(&mut rng, 3000)).unwrap();
+    engine.commit().unwrap();
+}
+
+#[test]
+fn a_full_file_system_is_no_reason_for_a_quarantine() {
+    let full = CommitError::Write { offset: 0, bytes: 1, source: std::io::ErrorKind::StorageFull.into() };
+    assert!(!full.doubts_the_device());
+    let failed = CommitError::Write { offset: 0, bytes: 1, source: std::io::Error::from_raw_os_error(5) };
+    assert!(failed.doubts_the_device());
+    assert!(CommitError::Sync(std::io::ErrorKind::StorageFull.into()).doubts_the_device());
+}
+
+#[test]
+fn used_bytes_count_the_index() {
+    let (_, _, engine) = new_engine(&tiny(512));
+    create(&engine);
+    let before = engine.usage().used_bytes_with_index();
+    for number in 0..50u8 {
+        let rows = vec![(vec![number], Bytes::from(vec![1; 1000]))];
+        engine.submit(Transaction { ops: vec![TxOp::PutRows { c: collection(0), o: object("o"), rows }] }).unwrap();
+        engine.commit().unwrap();
+        engine.flush_index().unwrap();
+    }
+    let usage = engine.usage();
+    assert!(usage.used_bytes_with_index() >= before + 50_000, "{before}: {usage:?}");
+    assert!(usage.used_bytes_with_index() <= usage.total_bytes);
+}
+
+#[test]
+fn one_wrong_read_cuts_no_acknowledged_record_off_the_end_of_the_log() {
+    let options = tiny(512);
+    let (device, index, engine) = new_engine(&options);
+    create(&engine);
+    engine.flush_index().unwrap();
+    write(&engine, "a", 0, Bytes::from(vec![1; 3000])).unwrap();
+    engine.commit().unwrap();
+    let model = Model::read(&engine);
+    let flushed = {
+        let mut rng = SmallRng::seed_from_u64(31);
+        let mut found = index.crash(&mut rng);
+        while holdfast_store::Index::persisted_position(&found) > Position(1) {
+            found = index.crash(&mut rng);
+        }
+        found
+    };
+    // Whichever read of the opening it is.
+    for read in 0..12 {
+        for fault in [Fault::FlipBit, Fault::Eio] {
+            let device = device.restart();
+            device.plan(device.io_count() + read, fault);
+            match Engine::open(device, flushed.clone(), options.clone()) {
+                Ok(engine) => model.check(&engine, &format!("{fault:?} at read {read}")),
+                Err(error) => {
+                    assert!(matches!(error, OpenError::Device(_) | OpenError::CorruptMiddle { .. }), "{error:?}")
+                }
+            }
+        }
+    }
 }

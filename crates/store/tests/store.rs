@@ -3,15 +3,17 @@
 
 mod common;
 
+use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
 use common::*;
 use holdfast_store::{
-    Fault, FormatError, MemDevice, MemIndex, Options, Store, StoreConfig, SubmitError, Transaction, TxOp,
+    Device, Fault, FormatError, MemDevice, MemIndex, OpenError, Options, ReadError, Store, StoreConfig, SubmitError,
+    Transaction, TxOp,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -152,6 +154,178 @@ fn a_callback_may_submit_and_may_hold_the_last_handle() {
         .unwrap();
     assert!(receiver.recv().unwrap());
     drop(store);
+}
+
+/// A device whose syncs wait while it hangs.
+struct Hanging {
+    device: MemDevice,
+    hangs: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl Device for Hanging {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.device.read_at(offset, buffer)
+    }
+    fn write_at(&self, offset: u64, data: &[&[u8]]) -> io::Result<()> {
+        self.device.write_at(offset, data)
+    }
+    fn sync(&self) -> io::Result<()> {
+        let (hangs, changed) = &*self.hangs;
+        let hangs = changed.wait_while(hangs.lock().unwrap(), |hangs| *hangs).unwrap();
+        drop(hangs);
+        self.device.sync()
+    }
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.device.discard(offset, length)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.device.len()
+    }
+}
+
+#[test]
+fn a_device_that_hangs_is_seen_by_the_age_of_what_waits() {
+    let hangs = Arc::new((Mutex::new(false), Condvar::new()));
+    let device = Hanging { device: MemDevice::new(DEVICE_BYTES), hangs: Arc::clone(&hangs) };
+    let engine = holdfast_store::Engine::format(device, MemIndex::new(), IDENTITY, tiny(512)).unwrap();
+    let store = Store::run(engine);
+    store.submit_and_wait(Transaction { ops: vec![TxOp::CreateCollection { c: collection(0) }] }).unwrap();
+    while !store.stalled_for().is_zero() {
+        std::thread::yield_now(); // the commit tells its callers before it is through
+    }
+    *hangs.0.lock().unwrap() = true;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    store.submit(put("a", Bytes::from(vec![1; 100])), move |result| sender.send(result.is_ok()).unwrap()).unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        let age = store.stalled_for();
+        if seen.last().map_or(!age.is_zero(), |last| age > *last) {
+            seen.push(age);
+        }
+        std::thread::yield_now();
+    }
+    assert!(receiver.try_recv().is_err(), "nobody was told");
+    *hangs.0.lock().unwrap() = false;
+    hangs.1.notify_all();
+    assert!(receiver.recv().unwrap());
+    while !store.stalled_for().is_zero() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_quarantined_store_opens_only_when_a_person_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path());
+    let store = Store::format(&config, IDENTITY, DEVICE).unwrap();
+    let model = fill(&store, 3, 20);
+    store.close().unwrap();
+    drop(store);
+    let (marker, wish) = (directory.path().join("quarantined"), directory.path().join("release-quarantine"));
+    std::fs::write(&marker, "cannot sync the device\n").unwrap();
+    for _ in 0..2 {
+        let error = Store::open(&config).unwrap_err();
+        assert!(matches!(&error, OpenError::Marked { reason, .. } if reason == "cannot sync the device"), "{error:?}");
+        assert!(error.to_string().contains("release-quarantine"), "says what to do: {error}");
+    }
+    std::fs::write(&wish, "").unwrap();
+    let store = Store::open(&config).unwrap();
+    model.check(&store, "released");
+    assert!(!marker.exists() && !wish.exists());
+    store.close().unwrap();
+    drop(store);
+    drop(Store::open(&config).unwrap());
+}
+
+#[test]
+fn the_device_has_the_last_word_on_whether_it_is_formatted() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path());
+    let store = Store::format(&config, IDENTITY, DEVICE).unwrap();
+    let model = fill(&store, 4, 20);
+    store.close().unwrap();
+    drop(store);
+    // A directory that is not mounted, or one of before: index and identity are others or gone, the device is not.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = holdfast_store::Identity { disk: holdfast_types::DiskUuid([1; 16]), ..IDENTITY };
+    for (identity, index) in [(other, elsewhere.path().join("index")), (IDENTITY, config.index.clone())] {
+        let lost = StoreConfig { index, ..config.clone() };
+        let refused = Store::format(&lost, identity, DEVICE).unwrap_err();
+        assert!(matches!(refused, FormatError::InUse { found: Some(IDENTITY), .. }), "{refused:?}");
+        let text = refused.to_string();
+        for part in [IDENTITY.cluster.to_string(), IDENTITY.disk.to_string(), IDENTITY.osd.to_string()] {
+            assert!(text.contains(&part), "names {part}: {text}");
+        }
+    }
+    model.check(&Store::open(&config).unwrap(), "untouched");
+}
+
+#[test]
+fn a_panic_in_the_commit_thread_is_told_and_not_a_silence() {
+    let engine =
+        holdfast_store::Engine::format(MemDevice::new(DEVICE_BYTES), MemIndex::new(), IDENTITY, tiny(512)).unwrap();
+    let store = Store::run(engine);
+    store.submit_and_wait(Transaction { ops: vec![TxOp::CreateCollection { c: collection(0) }] }).unwrap();
+    store.submit(put("a", Bytes::new()), |_| panic!("planned")).unwrap();
+    loop {
+        // Taken before it is known, and then told or dropped; or refused.
+        let (sender, told) = std::sync::mpsc::channel();
+        match store.submit(put("b", Bytes::new()), move |result| sender.send(result.is_err()).unwrap()) {
+            Ok(()) => drop(told.recv()),
+            Err(error) => {
+                assert!(matches!(error, SubmitError::Poisoned(_)), "{error:?}");
+                break;
+            }
+        }
+    }
+    assert!(!store.stalled_for().is_zero(), "the group that it hit waits for ever");
+}
+
+#[test]
+fn a_flipped_bit_in_an_index_file_fails_the_objects_that_it_hit_and_they_can_be_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path());
+    let store = Store::format(&config, IDENTITY, DEVICE).unwrap();
+    store.submit_and_wait(Transaction { ops: vec![TxOp::CreateCollection { c: collection(0) }] }).unwrap();
+    let content = Bytes::from(vec![7; 300]);
+    for number in 0..3000 {
+        store.submit(put(&format!("{number:06}"), content.clone()), |result| result.unwrap()).unwrap();
+    }
+    store.close().unwrap();
+    drop(store);
+    let files = std::fs::read_dir(&config.index).unwrap().map(|entry| entry.unwrap().path());
+    let tables = files.filter(|path| path.extension().is_some_and(|extension| extension == "sst"));
+    let table = tables.max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&table).unwrap();
+    let middle = bytes.len() / 2; // onodes; the rows that opening needs are at the beginning
+    bytes[middle] ^= 1;
+    std::fs::write(&table, bytes).unwrap();
+
+    let store = Store::open(&config).unwrap();
+    let c = collection(0);
+    let mut bad = Vec::new();
+    for number in 0..3000 {
+        let o = object(&format!("{number:06}"));
+        match store.read(c, &o, 0, 300) {
+            Ok(read) => assert_eq!(read, content),
+            Err(ReadError::Index(_)) => bad.push(o),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    assert!(!bad.is_empty() && bad.len() < 500, "one block of the index: {}", bad.len());
+    for o in &bad {
+        let write = TxOp::Write { c, o: o.clone(), offset: 0, data: content.clone() };
+        let changed = store.submit(Transaction { ops: vec![write.clone()] }, |_| ());
+        assert!(matches!(changed, Err(SubmitError::CorruptObject { .. })), "{changed:?}");
+        let anew = Transaction { ops: vec![TxOp::Remove { c, o: o.clone() }, write] };
+        store.submit(anew, |result| result.unwrap()).unwrap();
+    }
+    store.close().unwrap();
+    drop(store);
+    let store = Store::open(&config).unwrap();
+    for o in &bad {
+        assert_eq!(store.read(c, o, 0, 300).unwrap(), content);
+    }
 }
 
 #[test]

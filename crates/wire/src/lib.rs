@@ -13,6 +13,7 @@ pub mod mon;
 mod op;
 mod payload;
 pub mod peer;
+pub mod pools;
 
 pub use client::{ClientOutcome, ClientReply, ClientRequest, RefusedReason};
 pub use codec::{Decoded, Encoded, WireError, decode, encode};

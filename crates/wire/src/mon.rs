@@ -78,6 +78,10 @@ pub enum MonCommand {
         /// The id that a new disk would like, if it is free.
         #[n(4)]
         wanted: Option<OsdId>,
+        /// Whether its store is yet to be made. [`MonError::Exists`] when this disk has served already: a store that
+        /// was made anew is a new disk, under a new uuid.
+        #[n(5)]
+        blank: Option<bool>,
     },
     /// A process serves an OSD from now on.
     #[n(1)]
@@ -613,7 +617,8 @@ pub struct StoreUsage {
     /// Capacity in bytes.
     #[n(0)]
     pub total_bytes: u64,
-    /// In use, garbage that is not yet cleaned included.
+    /// In use, in terms of the capacity: all of it when writes are refused for want of room. Garbage that is not yet
+    /// cleaned does not count.
     #[n(1)]
     pub used_bytes: u64,
     /// Payload that is referred to.
@@ -646,6 +651,9 @@ pub struct OsdReport {
     /// Of these, repaired from a peer.
     #[n(6)]
     pub repaired: u64,
+    /// Copies of placement groups that could not be used any more and were given up since boot: they are filled anew.
+    #[n(7)]
+    pub copies_lost: Option<u64>,
 }
 
 /// How bad.

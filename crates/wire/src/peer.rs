@@ -74,6 +74,9 @@ pub enum PeerBody {
         /// The newest durable entry.
         #[n(0)]
         version: LogVersion,
+        /// Set when the sender has no room for more than is on its way: no new writes, please (protocol.md §2.6).
+        #[n(1)]
+        full: Option<bool>,
     },
     /// Primary → holder: send a piece of this object. Answered by [`PeerBody::PullReply`].
     #[n(8)]
@@ -633,6 +636,9 @@ pub struct HeartbeatReply {
     /// As received.
     #[n(3)]
     pub stamp: u64,
+    /// Set when the sender has no room for new writes.
+    #[n(4)]
+    pub full: Option<bool>,
 }
 
 /// Maps for a peer that is behind.

@@ -57,6 +57,12 @@ impl Blobs for PoolBlobs {
         self.pool.write_full(&object, data).await.map(drop).map_err(|error| backend_error(blob, stripe, error))
     }
 
+    async fn put_range(&self, blob: BlobId, stripe: u32, offset: u32, data: Bytes) -> Result<(), BackendError> {
+        let object = object(blob, stripe)?;
+        let written = self.pool.write(&object, u64::from(offset), data).await;
+        written.map(drop).map_err(|error| backend_error(blob, stripe, error))
+    }
+
     async fn get(&self, blob: BlobId, stripe: u32, offset: u32, length: u32) -> Result<Bytes, BackendError> {
         let object = object(blob, stripe)?;
         let data = self

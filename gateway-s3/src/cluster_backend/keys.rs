@@ -1,8 +1,8 @@
 //! Users' keys, from the monitors, remembered.
 //!
-//! - A key that the monitors confirmed within [`FRESH`] is used without asking; from half of that on it is asked for again
-//!   in the background, so that a busy key never waits.
-//! - A key removed at the monitors stops working within [`FRESH`] + [`PATIENCE`].
+//! - A key that the monitors confirmed within *fresh* ([`FRESH`], if not set otherwise) is used without asking; from half of
+//!   that on it is asked for again in the background, so that a busy key never waits.
+//! - A key removed at the monitors stops working within *fresh* + [`PATIENCE`].
 //! - While the monitors do not answer, keys that were confirmed within [`STALE_MAX`] go on working, without waiting; a key
 //!   that is not remembered cannot be judged and is answered with [`BackendError::Unavailable`], never with a guess.
 //! - One question per key is under way at a time, whoever waits for it. What is remembered is bounded.
@@ -24,10 +24,8 @@ use tokio::time::Instant;
 use super::unavailable;
 use crate::backend::{BackendError, KeyInfo, Keys};
 
-/// How long an answer counts as new.
-const FRESH: Duration = Duration::from_secs(5);
-/// From this age on it is renewed in the background.
-const RENEW_AFTER: Duration = Duration::from_millis(2_500);
+/// How long an answer counts as new, as a rule.
+pub(crate) const FRESH: Duration = Duration::from_secs(5);
 /// How long "no such key" counts: a key that was just made should work at once.
 const MISSING: Duration = Duration::from_secs(1);
 /// How long a request waits for the renewal of a key that is known: several round trips, and not noticed by a user.
@@ -124,6 +122,7 @@ enum Plan {
 
 struct Shared<S> {
     source: S,
+    fresh: Duration,
     state: Mutex<State>,
     asked: Semaphore,
 }
@@ -134,8 +133,9 @@ pub(super) struct KeyCache<S> {
 }
 
 impl<S: KeySource> KeyCache<S> {
-    pub fn new(source: S) -> KeyCache<S> {
-        let shared = Shared { source, state: Mutex::default(), asked: Semaphore::new(ASKED_MAX) };
+    /// Answers of `source` count as new for `fresh`.
+    pub fn new(source: S, fresh: Duration) -> KeyCache<S> {
+        let shared = Shared { source, fresh, state: Mutex::default(), asked: Semaphore::new(ASKED_MAX) };
         KeyCache { shared: Arc::new(shared) }
     }
 }
@@ -193,7 +193,7 @@ impl<S: KeySource> Shared<S> {
             return self.ask(&mut state, access_key, now).map_or(Plan::Refuse, |question| Plan::Wait(question, None));
         };
         let age = now.duration_since(known.confirmed);
-        if age < RENEW_AFTER {
+        if age < self.fresh / 2 {
             return Plan::Answer(Some(known.info.clone()));
         }
         let (info, away, due) = (
@@ -202,7 +202,7 @@ impl<S: KeySource> Shared<S> {
             known.ask_after.is_none_or(|after| now >= after),
         );
         match info {
-            Some(info) if age < FRESH || away => {
+            Some(info) if age < self.fresh || away => {
                 if due {
                     self.ask(&mut state, access_key, now);
                 }
@@ -322,7 +322,7 @@ mod tests {
         let monitors = Arc::new(Monitors::default());
         *monitors.delay.lock() = Some(Duration::from_millis(10));
         add(&monitors, "AK");
-        (monitors.clone(), KeyCache::new(monitors))
+        (monitors.clone(), KeyCache::new(monitors, FRESH))
     }
 
     fn add(monitors: &Monitors, key: &str) {

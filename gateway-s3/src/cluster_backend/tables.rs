@@ -55,6 +55,7 @@ fn kv_mutation(mutation: Mutation) -> kv::Mutation {
 fn backend_error(table: TableId, error: KvError) -> BackendError {
     match error {
         KvError::TableGone => BackendError::NoTable(table),
+        KvError::TableMissing => BackendError::TableMissing(table),
         KvError::ClusterFull => BackendError::Full,
         KvError::Invalid(InvalidRequest::KeyTooLong { .. }) => BackendError::KeyTooLong,
         KvError::Unanswered | KvError::Contended { .. } | KvError::GroupFull | KvError::Fenced | KvError::PoolGone => {

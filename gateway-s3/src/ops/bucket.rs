@@ -11,7 +11,6 @@ use crate::body;
 use crate::clock::iso_date;
 use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::Gateway;
-use crate::ops::multipart::discard_upload;
 use crate::reply::{empty, set, xml};
 use crate::request::{refuse_unsupported_headers, valid_bucket_name};
 use crate::row::{
@@ -24,8 +23,6 @@ use crate::xml::response::XmlWriter;
 
 /// Largest configuration document.
 const CONFIGURATION_BYTES_MAX: usize = 64 * 1024;
-/// Rows of one page when a bucket is emptied of uploads and garbage.
-const SWEEP_ROWS: usize = 500;
 
 pub(crate) async fn list(call: &Arc<Call>) -> S3Result<Response> {
     let prefix = call.query.get("prefix").unwrap_or_default();
@@ -107,9 +104,10 @@ pub(crate) async fn create(call: &Arc<Call>, body: &mut Body) -> S3Result<Respon
         Some(_) => return Err(Code::NotImplemented.into()),
     }
     let reader = body::open(&call.auth, body, &call.headers)?;
-    let document = reader.read_document(&call.auth, &call.headers, CONFIGURATION_BYTES_MAX).await?;
+    let budget = &call.gateway.document_budget;
+    let document = reader.read_document(budget, &call.auth, &call.headers, CONFIGURATION_BYTES_MAX).await?;
     let region = &call.gateway.config.region;
-    if let Some(location) = parse_create_bucket(&document)?
+    if let Some(location) = parse_create_bucket(document.bytes())?
         && location != *region
     {
         let message = format!(
@@ -132,14 +130,17 @@ pub(crate) async fn create(call: &Arc<Call>, body: &mut Body) -> S3Result<Respon
     let put = vec![Mutation::Put(key.clone(), row.to_bytes())];
     let mut changes = put.clone();
     let mut condition = Condition::Absent(key.clone());
+    let made = || {
+        gateway.forget_bucket(name);
+        let mut response = empty(StatusCode::OK);
+        set(response.headers_mut(), "location", &format!("/{name}"));
+        Ok(response)
+    };
     for _ in 0..4 {
         match gateway.backend.tables.batch(GLOBAL_TABLE, &route, vec![condition], changes).await {
-            Ok(()) => {
-                gateway.forget_bucket(name);
-                let mut response = empty(StatusCode::OK);
-                set(response.headers_mut(), "location", &format!("/{name}"));
-                return Ok(response);
-            }
+            Ok(()) => return made(),
+            // It is our own: the batch was executed, its answer lost, and the batch repeated.
+            Err(error) if error.shows(&row.to_bytes()) => return made(),
             Err(BatchError::ConditionFailed { current: Some(current), .. }) => {
                 let there = BucketRow::from_bytes(&current)?;
                 if table_exists(gateway, there.table).await? {
@@ -209,7 +210,7 @@ pub(crate) async fn head(call: &Arc<Call>) -> S3Result<Response> {
 pub(crate) async fn delete(call: &Arc<Call>) -> S3Result<Response> {
     let gateway = &call.gateway;
     let name = call.bucket_name()?;
-    let bucket = gateway.bucket_fresh(name).await?.ok_or(Code::NoSuchBucket)?;
+    let bucket = call.bucket_fresh().await?;
     let table = bucket.table();
     let one = ScanRange { space: space::OBJECTS, start: Vec::new(), end: None };
     let existed = match gateway.backend.tables.scan(table, one, ScanLimit { rows: 1, bytes: 1 }).await {
@@ -217,16 +218,15 @@ pub(crate) async fn delete(call: &Arc<Call>) -> S3Result<Response> {
             return Err(S3Error::from(Code::BucketNotEmpty).detail("BucketName", name));
         }
         Ok(_) => {
-            discard_uploads(gateway, table).await?;
-            // Garbage stays in the dropped table. Writes in progress fail from now on; what they write is garbage, too.
-            let spaces = [space::OBJECTS, space::DATA, space::UPLOADS, space::PARTS];
+            // Garbage stays in the dropped table, and with it uploads in progress, which do not keep a bucket from being
+            // deleted. If it is not dropped, they go on. Writes in progress fail from now on; what they write is garbage.
+            let spaces = [space::OBJECTS, space::DATA, space::EXTERNAL];
             match gateway.backend.tables.drop_table_if_empty(table, &spaces).await {
                 Ok(()) => true,
                 Err(DropError::Backend(BackendError::NoTable(_))) => false,
-                Err(DropError::NotEmpty { space: space::OBJECTS | space::DATA }) => {
+                Err(DropError::NotEmpty { .. }) => {
                     return Err(S3Error::from(Code::BucketNotEmpty).detail("BucketName", name));
                 }
-                Err(DropError::NotEmpty { .. }) => return Err(Code::OperationAborted.into()),
                 Err(DropError::Backend(error)) => return Err(error.into()),
             }
         }
@@ -254,26 +254,6 @@ pub(crate) async fn forget_row(gateway: &Gateway, name: &str, row: &BucketRow) -
     match result {
         Ok(()) | Err(BatchError::ConditionFailed { .. }) => Ok(()),
         Err(BatchError::Backend(error)) => Err(error.into()),
-    }
-}
-
-/// Uploads in progress do not keep a bucket from being deleted.
-async fn discard_uploads(gateway: &Gateway, table: TableId) -> S3Result<()> {
-    let mut range = ScanRange { space: space::UPLOADS, start: Vec::new(), end: None };
-    loop {
-        let page =
-            gateway.backend.tables.scan(table, range.clone(), ScanLimit { rows: SWEEP_ROWS, bytes: 1 << 20 }).await?;
-        for (row, _) in &page.rows {
-            if let Some((key, id)) = split_route(row)
-                && let Ok(id) = <[u8; 16]>::try_from(id)
-            {
-                discard_upload(gateway, table, &key, crate::row::UploadId(id)).await?;
-            }
-        }
-        match page.next {
-            Some(start) => range.start = start,
-            None => return Ok(()),
-        }
     }
 }
 

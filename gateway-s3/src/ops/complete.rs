@@ -25,7 +25,7 @@ const PART_BYTES_MIN: u64 = 5 << 20;
 /// Largest object.
 const OBJECT_BYTES_MAX: u64 = 5 << 40;
 /// Largest document: 10,000 parts with checksums.
-const DOCUMENT_BYTES_MAX: usize = 8 << 20;
+const DOCUMENT_BYTES_MAX: usize = 4 << 20;
 /// How often completing is tried against others that freeze and thaw the upload.
 const ATTEMPTS_MAX: usize = 16;
 
@@ -42,7 +42,7 @@ pub(crate) async fn complete(call: &Arc<Call>, body: &mut Body) -> S3Result<Resp
     let id = upload_id(call)?;
     let key = call.key()?.to_owned();
     let stated = stated(call)?;
-    let list = {
+    let (list, permit) = {
         // A checksum header of this request is the object's, not the document's.
         let reader = body::open(&call.auth, body, &call.headers)?;
         let mut headers = call.headers.clone();
@@ -50,10 +50,13 @@ pub(crate) async fn complete(call: &Arc<Call>, body: &mut Body) -> S3Result<Resp
             headers.remove(algorithm.header());
         }
         headers.remove("x-amz-sdk-checksum-algorithm");
-        parse_complete(&reader.read_document(&call.auth, &headers, DOCUMENT_BYTES_MAX).await?)?
+        let budget = &call.gateway.document_budget;
+        let document = reader.read_document(budget, &call.auth, &headers, DOCUMENT_BYTES_MAX).await?;
+        (parse_complete(document.bytes())?, document.into_permit())
     };
     let inner = call.clone();
     patient(call, async move {
+        let _permit = permit; // for the list
         let row = run(&inner.gateway, bucket.table(), &key, id, &list, &stated).await?;
         let mut document = XmlWriter::fragment();
         document.root("CompleteMultipartUploadResult");
@@ -213,9 +216,9 @@ async fn attempt(
     ];
     also.extend(collect(gateway, &route, unused));
     let guards = vec![Condition::Equals(upload_key(&route, upload.id), upload.value.clone())];
-    let new = NewObject { row: row.clone(), payload: Some(Payload::Parts(refs)), guards, also };
-    match commit(gateway, table, key, new, &stated.condition).await? {
-        Outcome::Done => Ok(Some(row)),
+    let new = NewObject { row, payload: Payload::Parts(refs), guards, also };
+    match commit(gateway, table, key, &new, &stated.condition).await? {
+        Outcome::Done => Ok(Some(new.row)),
         Outcome::GuardFailed => Ok(None),
     }
 }

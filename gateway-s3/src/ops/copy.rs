@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::response::Response;
 
-use crate::blob::{Download, receive};
+use crate::blob::{Download, INLINE_BYTES_MAX, PART_INLINE_BYTES_MAX, receive};
 use crate::checksum::{Algorithm, Expectations};
 use crate::clock::iso_date;
 use crate::conditional::{ReadConditions, Verdict, WriteCondition};
@@ -66,7 +66,10 @@ async fn open_source(call: &Call) -> S3Result<(CopySource, Arc<Bucket>, Loaded)>
     let loaded = match load(&call.gateway, bucket.table(), &source.key).await {
         Err(error) if error.table_gone => {
             call.gateway.forget_bucket(&source.bucket);
-            return Err(S3Error::from(Code::NoSuchBucket).detail("BucketName", source.bucket.clone()));
+            return Err(match call.gateway.bucket_fresh(&source.bucket).await? {
+                None => S3Error::from(Code::NoSuchBucket).detail("BucketName", source.bucket.clone()),
+                Some(_) => Code::SlowDown.into(),
+            });
         }
         other => other?,
     };
@@ -116,7 +119,7 @@ pub(crate) async fn object(call: &Arc<Call>) -> S3Result<Response> {
             S3Error::new(Code::InvalidRequest, "Checksum algorithm provided is unsupported. Please try again with any of the valid types: [CRC32, CRC32C, CRC64NVME, SHA1, SHA256]")
         })?),
     };
-    let (source, _source_bucket, object) = open_source(call).await?;
+    let (source, _source_bucket, mut object) = open_source(call).await?;
     if source.bucket == bucket.name && source.key == key && !replace && asked.is_none() {
         let message = "This copy request is illegal because it is trying to copy an object to itself without changing the object's metadata, storage class, website redirect location or encryption attributes.";
         return Err(S3Error::new(Code::InvalidRequest, message));
@@ -137,8 +140,9 @@ pub(crate) async fn object(call: &Arc<Call>) -> S3Result<Response> {
         let gateway = &inner.gateway;
         let _slot = gateway.copies.acquire().await.map_err(|_| Code::ServiceUnavailable)?;
         let expected = Expectations { store: Some(algorithm), ..Expectations::default() };
-        let mut download = Download::new(gateway, segments(&object, ByteRange { start: 0, length: size })?);
-        let (stored, digests) = receive(gateway, bucket.table(), &route(&key), &mut download, size, &expected).await?;
+        let mut download = Download::new(gateway, segments(&mut object, ByteRange { start: 0, length: size })?);
+        let (stored, digests) =
+            receive(gateway, bucket.table(), &route(&key), &mut download, (size, INLINE_BYTES_MAX), &expected).await?;
         let received = Received { stored, digests, described, algorithm, condition: &condition };
         let row = publish(gateway, &bucket, &key, received).await?;
         Ok(result("CopyObjectResult", row.modified_ms, &row.etag, row.checksum.as_ref()))
@@ -152,7 +156,7 @@ pub(crate) async fn part(call: &Arc<Call>) -> S3Result<Response> {
     let key = call.key()?.to_owned();
     refuse_unsupported_headers(&call.headers)?;
     let upload = open_upload(&call.gateway, bucket.table(), &key, id).await?;
-    let (_, _source_bucket, object) = open_source(call).await?;
+    let (_, _source_bucket, mut object) = open_source(call).await?;
     let range = match call.header("x-amz-copy-source-range") {
         Some(header) => resolve_copy(header, object.row.size)?,
         None => ByteRange { start: 0, length: object.row.size },
@@ -164,8 +168,9 @@ pub(crate) async fn part(call: &Arc<Call>) -> S3Result<Response> {
         let _slot = gateway.copies.acquire().await.map_err(|_| Code::ServiceUnavailable)?;
         let algorithm = upload.algorithm()?;
         let expected = Expectations { store: Some(algorithm), ..Expectations::default() };
-        let mut download = Download::new(gateway, segments(&object, range)?);
-        let received = receive(gateway, bucket.table(), &route(&key), &mut download, range.length, &expected).await?;
+        let mut download = Download::new(gateway, segments(&mut object, range)?);
+        let length = (range.length, PART_INLINE_BYTES_MAX);
+        let received = receive(gateway, bucket.table(), &route(&key), &mut download, length, &expected).await?;
         let row = keep_part(gateway, bucket.table(), &key, &upload, number, received).await?;
         let checksum = upload.row.checksum_asked.then(|| ChecksumRow {
             algorithm: algorithm.code(),

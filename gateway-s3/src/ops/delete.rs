@@ -11,14 +11,14 @@ use crate::body;
 use crate::conditional::WriteCondition;
 use crate::error::{Code, S3Error, S3Result};
 use crate::objects::remove;
-use crate::reply::{empty, xml};
+use crate::reply::{empty, xml_held};
 use crate::request::check_key_length;
 use crate::server::Call;
 use crate::xml::request::{DeleteEntry, parse_delete};
 use crate::xml::response::XmlWriter;
 
-/// Largest DeleteObjects document: 1,000 keys of 1,024 bytes, every byte a reference, and some.
-const DOCUMENT_BYTES_MAX: usize = 8 << 20;
+/// Largest DeleteObjects document: 1,000 keys of 1,024 bytes, many of them references, and some.
+const DOCUMENT_BYTES_MAX: usize = 3 << 20;
 /// Deletions of one request that run at once.
 const AT_ONCE: usize = 16;
 
@@ -51,8 +51,10 @@ pub(crate) async fn many(call: &Arc<Call>, body: &mut Body) -> S3Result<Response
         return Err(S3Error::new(Code::InvalidRequest, message));
     }
     let reader = body::open(&call.auth, body, &call.headers)?;
-    let document = reader.read_document(&call.auth, &call.headers, DOCUMENT_BYTES_MAX).await?;
-    let request = parse_delete(&document)?;
+    let budget = &call.gateway.document_budget;
+    let document = reader.read_document(budget, &call.auth, &call.headers, DOCUMENT_BYTES_MAX).await?;
+    let request = parse_delete(document.bytes())?;
+    let permit = document.into_permit();
     let table = bucket.table();
     let results: Vec<(DeleteEntry, S3Result<()>)> = futures::stream::iter(request.objects)
         .map(|entry| {
@@ -104,5 +106,5 @@ pub(crate) async fn many(call: &Arc<Call>, body: &mut Body) -> S3Result<Response
         }
     }
     reply.close("DeleteResult");
-    Ok(xml(reply))
+    Ok(xml_held(reply, permit))
 }

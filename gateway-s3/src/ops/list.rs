@@ -5,13 +5,14 @@ use std::sync::Arc;
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
 
 use crate::clock::iso_date;
 use crate::error::{S3Error, S3Result};
 use crate::gateway::Bucket;
 use crate::listing::{Ask, Item, Listing, Start, common_prefix, list};
 use crate::ops::bucket::owner;
-use crate::reply::{quoted, xml};
+use crate::reply::{quoted, xml_held};
 use crate::row::{ObjectRow, Row as _, UploadId, UploadRow, route, row_key, space};
 use crate::server::Call;
 use crate::sigv4::canonical::encode;
@@ -56,7 +57,7 @@ impl<'a> Common<'a> {
         if self.encode && !representable(self.prefix) { self.shown(self.prefix) } else { self.prefix.to_owned() }
     }
 
-    fn tail(&self, document: &mut XmlWriter, listing: &Listing) {
+    fn tail<T>(&self, document: &mut XmlWriter, listing: &Listing<T>) {
         for item in &listing.items {
             if let Item::Prefix(prefix) = item {
                 document.open("CommonPrefixes");
@@ -69,9 +70,9 @@ impl<'a> Common<'a> {
         }
     }
 
-    async fn objects(&self, call: &Call, bucket: &Bucket, start: Start) -> S3Result<Listing> {
+    async fn objects(&self, call: &Call, bucket: &Bucket, start: Start) -> S3Result<Listing<Shown>> {
         let ask = Ask { space: space::OBJECTS, prefix: self.prefix, delimiter: self.delimiter, start, max: self.max };
-        list(&call.gateway, bucket.table(), ask).await
+        list(&call.gateway, bucket.table(), ask, Shown::of).await
     }
 
     /// After a key as clients name it: a marker that is a common prefix itself stands for all keys under it.
@@ -86,46 +87,52 @@ impl<'a> Common<'a> {
     }
 }
 
-fn last_name(listing: &Listing) -> Option<&str> {
+fn last_name<T>(listing: &Listing<T>) -> Option<&str> {
     match listing.items.last()? {
         Item::Row { key, .. } => Some(key),
         Item::Prefix(prefix) => Some(prefix),
     }
 }
 
-fn object(document: &mut XmlWriter, key: &str, row: &ObjectRow) {
+/// What a listing shows of an object.
+struct Shown {
+    modified_ms: u64,
+    etag: String,
+    checksum: Option<(&'static str, &'static str)>,
+    size: u64,
+}
+
+impl Shown {
+    fn of(value: &Bytes) -> S3Result<Shown> {
+        let row = ObjectRow::from_bytes(value)?;
+        let checksum = row.checksum.as_ref().and_then(|sum| Some((sum.known()?.name(), sum.kind())));
+        Ok(Shown { modified_ms: row.modified_ms, etag: row.etag, checksum, size: row.size })
+    }
+}
+
+fn object(document: &mut XmlWriter, key: &str, row: &Shown) {
     document.text("Key", key);
     document.text("LastModified", &iso_date(row.modified_ms));
     document.text("ETag", &quoted(&row.etag));
-    if let Some(checksum) = &row.checksum
-        && let Some(algorithm) = checksum.known()
-    {
-        document.text("ChecksumAlgorithm", algorithm.name());
-        document.text("ChecksumType", checksum.kind());
+    if let Some((algorithm, kind)) = row.checksum {
+        document.text("ChecksumAlgorithm", algorithm);
+        document.text("ChecksumType", kind);
     }
     document.number("Size", row.size);
     document.text("StorageClass", "STANDARD");
 }
 
-fn contents(
-    document: &mut XmlWriter,
-    common: &Common<'_>,
-    bucket: &Bucket,
-    listing: &Listing,
-    owners: bool,
-) -> S3Result<()> {
+fn contents(document: &mut XmlWriter, common: &Common<'_>, bucket: &Bucket, listing: &Listing<Shown>, owners: bool) {
     for item in &listing.items {
-        if let Item::Row { key, value, .. } = item {
-            let row = ObjectRow::from_bytes(value)?;
+        if let Item::Row { key, kept, .. } = item {
             document.open("Contents");
-            object(document, &common.shown(key), &row);
+            object(document, &common.shown(key), kept);
             if owners {
                 owner(document, &bucket.row.owner, &bucket.row.owner_name);
             }
             document.close("Contents");
         }
     }
-    Ok(())
 }
 
 pub(crate) async fn objects_v1(call: &Arc<Call>) -> S3Result<Response> {
@@ -149,13 +156,13 @@ pub(crate) async fn objects_v1(call: &Arc<Call>) -> S3Result<Response> {
     {
         document.text("NextMarker", &common.shown(last));
     }
-    contents(&mut document, &common, &bucket, &listing, true)?;
+    contents(&mut document, &common, &bucket, &listing, true);
     common.tail(&mut document, &listing);
     document.close("ListBucketResult");
-    Ok(xml(document))
+    Ok(xml_held(document, Some(listing.permit)))
 }
 
-fn token_of(item: &Item) -> String {
+fn token_of<T>(item: &Item<T>) -> String {
     let (kind, name) = match item {
         Item::Row { key, .. } => (b'k', key),
         Item::Prefix(prefix) => (b'p', prefix),
@@ -212,10 +219,10 @@ pub(crate) async fn objects_v2(call: &Arc<Call>) -> S3Result<Response> {
         document.text("Delimiter", &common.shown(common.delimiter));
     }
     document.boolean("IsTruncated", listing.truncated);
-    contents(&mut document, &common, &bucket, &listing, owners)?;
+    contents(&mut document, &common, &bucket, &listing, owners);
     common.tail(&mut document, &listing);
     document.close("ListBucketResult");
-    Ok(xml(document))
+    Ok(xml_held(document, Some(listing.permit)))
 }
 
 /// A bucket without versioning: every object is the `null` version and the latest.
@@ -249,9 +256,9 @@ pub(crate) async fn versions(call: &Arc<Call>) -> S3Result<Response> {
     }
     document.boolean("IsTruncated", listing.truncated);
     for item in &listing.items {
-        if let Item::Row { key, value, .. } = item {
+        if let Item::Row { key, kept, .. } = item {
             document.open("Version");
-            object(&mut document, &common.shown(key), &ObjectRow::from_bytes(value)?);
+            object(&mut document, &common.shown(key), kept);
             document.text("VersionId", "null");
             document.boolean("IsLatest", true);
             owner(&mut document, &bucket.row.owner, &bucket.row.owner_name);
@@ -260,7 +267,7 @@ pub(crate) async fn versions(call: &Arc<Call>) -> S3Result<Response> {
     }
     common.tail(&mut document, &listing);
     document.close("ListVersionsResult");
-    Ok(xml(document))
+    Ok(xml_held(document, Some(listing.permit)))
 }
 
 pub(crate) async fn uploads(call: &Arc<Call>) -> S3Result<Response> {
@@ -277,7 +284,11 @@ pub(crate) async fn uploads(call: &Arc<Call>) -> S3Result<Response> {
         _ => common.after(key_marker),
     };
     let ask = Ask { space: space::UPLOADS, prefix: common.prefix, delimiter: common.delimiter, start, max: common.max };
-    let listing = list(&call.gateway, bucket.table(), ask).await?;
+    let keep = |value: &Bytes| {
+        let row = UploadRow::from_bytes(value)?;
+        Ok((row.owner, row.owner_name, row.initiated_ms))
+    };
+    let listing = list(&call.gateway, bucket.table(), ask, keep).await?;
     let mut document = XmlWriter::document();
     document.root("ListMultipartUploadsResult");
     document.text("Bucket", &bucket.name);
@@ -303,22 +314,21 @@ pub(crate) async fn uploads(call: &Arc<Call>) -> S3Result<Response> {
     document.number("MaxUploads", common.max as u64);
     document.boolean("IsTruncated", listing.truncated);
     for item in &listing.items {
-        if let Item::Row { key, suffix, value } = item {
-            let row = UploadRow::from_bytes(value)?;
+        if let Item::Row { key, suffix, kept: (initiator, initiator_name, initiated_ms) } = item {
             document.open("Upload");
             document.text("Key", &common.shown(key));
             document.text("UploadId", &hex::encode(suffix));
             document.open("Initiator");
-            document.text("ID", &row.owner);
-            document.text("DisplayName", &row.owner_name);
+            document.text("ID", initiator);
+            document.text("DisplayName", initiator_name);
             document.close("Initiator");
             owner(&mut document, &bucket.row.owner, &bucket.row.owner_name);
             document.text("StorageClass", "STANDARD");
-            document.text("Initiated", &iso_date(row.initiated_ms));
+            document.text("Initiated", &iso_date(*initiated_ms));
             document.close("Upload");
         }
     }
     common.tail(&mut document, &listing);
     document.close("ListMultipartUploadsResult");
-    Ok(xml(document))
+    Ok(xml_held(document, Some(listing.permit)))
 }

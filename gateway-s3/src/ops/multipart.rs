@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::StatusCode;
 
 use crate::backend::{BackendError, BatchError, Condition, Mutation, RowKey, ScanLimit, ScanRange, TableId};
-use crate::blob::{Stored, abandon, receive};
+use crate::blob::{PART_INLINE_BYTES_MAX, Stored, abandon, receive};
 use crate::body;
 use crate::checksum::{Algorithm, Digests, base64};
 use crate::clock::iso_date;
@@ -135,8 +135,12 @@ pub(crate) async fn create(call: &Arc<Call>) -> S3Result<Response> {
     };
     let route = route(key);
     let row_key = upload_key(&route, id);
-    let put = vec![Mutation::Put(row_key.clone(), row.to_bytes())];
-    gateway.backend.tables.batch(bucket.table(), &route, vec![Condition::Absent(row_key)], put).await?;
+    let value = row.to_bytes();
+    let put = vec![Mutation::Put(row_key.clone(), value.clone())];
+    match gateway.backend.tables.batch(bucket.table(), &route, vec![Condition::Absent(row_key)], put).await {
+        Err(error) if !error.shows(&value) => return Err(error.into()),
+        Ok(()) | Err(_) => {}
+    }
     let mut document = XmlWriter::document();
     document.root("InitiateMultipartUploadResult");
     document.text("Bucket", &bucket.name);
@@ -175,6 +179,7 @@ pub(crate) async fn upload_part(call: &Arc<Call>, body: &mut Body) -> S3Result<R
     }
     expected.store = Some(algorithm);
     let claimed = expected.claim.as_ref().map(|claim| claim.algorithm);
+    let length = (length, PART_INLINE_BYTES_MAX);
     let (stored, digests) = receive(gateway, bucket.table(), &route(key), &mut reader, length, &expected).await?;
     let shown = claimed.or(upload.row.checksum_asked.then_some(algorithm));
     let shown = shown.and_then(|shown| Some((shown, base64(digests.checksum(shown)?))));
@@ -208,6 +213,7 @@ pub(crate) async fn keep_part(
         modified_ms: gateway.clock.now_ms(),
     };
     let part = part_key(&route, upload.id, number);
+    let value = row.to_bytes();
     let mut current: Option<Bytes> = None;
     let mut upload_value = upload.value.clone();
     for _ in 0..ATTEMPTS_MAX {
@@ -218,7 +224,7 @@ pub(crate) async fn keep_part(
         let open = Condition::Equals(upload_key(&route, upload.id), upload_value.clone());
         let mut conditions = vec![open, seen];
         conditions.extend(stored.intent().map(|intent| intent.condition()));
-        let mut mutations = vec![Mutation::Put(part.clone(), row.to_bytes())];
+        let mut mutations = vec![Mutation::Put(part.clone(), value.clone())];
         mutations.extend(stored.intent().map(|intent| intent.removal()));
         if let Some(old) = current.as_deref().map(PartRow::from_bytes).transpose()? {
             mutations.extend(collect(gateway, &route, old.data.blob().into_iter().collect()));
@@ -236,6 +242,8 @@ pub(crate) async fn keep_part(
                 }
                 upload_value = now; // it was frozen and opened again
             }
+            // The batch was executed, its answer lost, and the batch repeated.
+            Err(error @ BatchError::ConditionFailed { index: 1, .. }) if error.shows(&value) => return Ok(row),
             Err(BatchError::ConditionFailed { index: 1, current: now }) => current = now,
             Err(BatchError::ConditionFailed { .. }) => {
                 abandon(gateway, table, &route, &stored).await;
@@ -288,8 +296,12 @@ async fn replace_row(
 ) -> Result<Bytes, BatchError> {
     let (key, value) = (upload_key(route, upload.id), row.to_bytes());
     let seen = vec![Condition::Equals(key.clone(), upload.value.clone())];
-    gateway.backend.tables.batch(table, route, seen, vec![Mutation::Put(key, value.clone())]).await?;
-    Ok(value)
+    // Deleted and put: an upload must be frozen to be aborted, and a full cluster takes only what deletes something.
+    let changes = vec![Mutation::Delete(key.clone()), Mutation::Put(key, value.clone())];
+    match gateway.backend.tables.batch(table, route, seen, changes).await {
+        Err(error) if !error.shows(&value) => Err(error),
+        Ok(()) | Err(_) => Ok(value),
+    }
 }
 
 /// The keys of all rows of an upload's parts: first, and first after.
@@ -383,8 +395,12 @@ pub(crate) async fn list_parts(call: &Arc<Call>) -> S3Result<Response> {
 /// [`Code::NoSuchUpload`].
 pub(crate) async fn discard_upload(gateway: &Gateway, table: TableId, key: &str, id: UploadId) -> S3Result<()> {
     let route = route(key);
-    for _ in 0..ATTEMPTS_MAX {
-        let upload = freeze(gateway, table, key, id).await?;
+    for attempt in 0..ATTEMPTS_MAX {
+        let upload = match freeze(gateway, table, key, id).await {
+            // It was there, and went: by this attempt's batch if the storage executed it twice, or by somebody else's.
+            Err(error) if attempt > 0 && error.code == Code::NoSuchUpload => return Ok(()),
+            other => other?,
+        };
         let (parts, _) = parts(gateway, table, key, id, 0, 10_000).await?;
         let blobs = parts.iter().filter_map(|(_, part)| part.data.blob()).collect();
         let (start, end) = part_range(&route, id);

@@ -6,11 +6,11 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
 
-use crate::blob::{Download, Segment, Stored, abandon, receive};
+use crate::blob::{Download, INLINE_BYTES_MAX, Segment, Stored, abandon, receive};
 use crate::body;
 use crate::checksum::{Algorithm, Digests};
 use crate::clock::http_date;
-use crate::conditional::{ReadConditions, Verdict, WriteCondition};
+use crate::conditional::{ReadConditions, Verdict, WriteCondition, range_counts};
 use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::{Bucket, Gateway};
 use crate::objects::{Loaded, NewObject, Outcome, commit, load, load_row};
@@ -74,18 +74,23 @@ pub(crate) async fn publish(
         checksum,
         upload: None::<UploadId>,
     };
-    let payload = match &stored {
-        Stored::Inline(data) => Some(Payload::Inline(data.clone())),
-        Stored::Blob(..) => None,
-    };
     let guards: Vec<Condition> = stored.intent().map(|intent| intent.condition()).into_iter().collect();
     let also: Vec<Mutation> = stored.intent().map(|intent| intent.removal()).into_iter().collect();
-    let new = NewObject { row: row.clone(), payload, guards, also };
-    match commit(gateway, bucket.table(), key, new, condition).await {
-        Ok(Outcome::Done) => Ok(row),
+    let (payload, stored) = match stored {
+        Stored::Inline(data) => (Payload::Inline(data), None),
+        Stored::Blob(blob, intent) => (Payload::Blob(blob), Some(Stored::Blob(blob, intent))),
+    };
+    let new = NewObject { row, payload, guards, also };
+    let abandon_blob = async || {
+        if let Some(stored) = &stored {
+            abandon(gateway, bucket.table(), &route(key), stored).await;
+        }
+    };
+    match commit(gateway, bucket.table(), key, &new, condition).await {
+        Ok(Outcome::Done) => Ok(new.row),
         // The collector took the intent: the upload was slower than garbage may get.
         Ok(Outcome::GuardFailed) => {
-            abandon(gateway, bucket.table(), &route(key), &stored).await;
+            abandon_blob().await;
             Err(Code::RequestTimeout.into())
         }
         Err(error) => {
@@ -97,7 +102,7 @@ pub(crate) async fn publish(
                     | Code::ConditionalRequestConflict
                     | Code::InsufficientStorage
             ) {
-                abandon(gateway, bucket.table(), &route(key), &stored).await;
+                abandon_blob().await;
             }
             Err(error)
         }
@@ -137,6 +142,7 @@ pub(crate) async fn put(call: &Arc<Call>, body: &mut Body) -> S3Result<Response>
         let there = load_row(gateway, bucket.table(), key).await?;
         condition.check(there.as_ref().map(|(row, _)| row.etag.as_str()))?;
     }
+    let length = (length, INLINE_BYTES_MAX);
     let (stored, digests) = receive(gateway, bucket.table(), &route(key), &mut reader, length, &expected).await?;
     let received = Received { stored, digests, described, algorithm, condition: &condition };
     let row = publish(gateway, &bucket, key, received).await?;
@@ -154,7 +160,7 @@ struct Selection {
 
 fn select(call: &Call, object: &Loaded) -> S3Result<Selection> {
     let size = object.row.size;
-    let range = call.header("range");
+    let range = call.header("range").filter(|_| range_counts(&call.headers, &object.row.etag, object.row.modified_ms));
     let Some(number) = call.query.get("partNumber") else {
         let range = range.map(|range| resolve(range, size)).transpose()?.flatten();
         return Ok(Selection { range, partial: range.is_some() });
@@ -185,12 +191,12 @@ fn select(call: &Call, object: &Loaded) -> S3Result<Selection> {
     }
 }
 
-/// The segments of an object that lie in a range.
-pub(crate) fn segments(object: &Loaded, range: ByteRange) -> S3Result<Vec<Segment>> {
-    match (&object.row.data, &object.payload) {
-        (DataRef::Blob(blob), _) => Ok(Segment::cut(&PartData::Blob(*blob), range).into_iter().collect()),
+/// The segments of an object that lie in a range. Inline bytes are moved, not copied: `object` has none afterwards.
+pub(crate) fn segments(object: &mut Loaded, range: ByteRange) -> S3Result<Vec<Segment>> {
+    match (&object.row.data, &mut object.payload) {
+        (DataRef::Blob(blob), _) => Ok(Segment::cut(PartData::Blob(*blob), range).into_iter().collect()),
         (DataRef::Inline, Some(Payload::Inline(data))) => {
-            Ok(Segment::cut(&PartData::Inline(data.clone()), range).into_iter().collect())
+            Ok(Segment::cut(PartData::Inline(std::mem::take(data)), range).into_iter().collect())
         }
         (DataRef::Parts(_), Some(Payload::Parts(parts))) => Ok(Segment::of_parts(parts, range)),
         (DataRef::Inline | DataRef::Parts(_), _) => Err(Code::InternalError.into()),
@@ -201,7 +207,13 @@ pub(crate) async fn get(call: &Arc<Call>, with_body: bool) -> S3Result<Response>
     let bucket = call.bucket().await?;
     check_version(call.query.get("versionId"))?;
     let gateway = &call.gateway;
-    let object = load(gateway, bucket.table(), call.key()?).await?.ok_or(Code::NoSuchKey)?;
+    let (table, key) = (bucket.table(), call.key()?);
+    let found = if with_body || call.query.has("partNumber") {
+        load(gateway, table, key).await?
+    } else {
+        load_row(gateway, table, key).await?.map(|(row, _)| Loaded { row, payload: None })
+    };
+    let mut object = found.ok_or(Code::NoSuchKey)?;
     let row = &object.row;
     let verdict =
         ReadConditions::of_read(&call.headers).evaluate(&row.etag, row.modified_ms, gateway.clock.now_ms())?;
@@ -214,10 +226,11 @@ pub(crate) async fn get(call: &Arc<Call>, with_body: bool) -> S3Result<Response>
     let selection = select(call, &object)?;
     let range = selection.range.unwrap_or(ByteRange { start: 0, length: row.size });
     let body = if with_body && range.length > 0 {
-        stream(Download::new(gateway, segments(&object, range)?)).await?
+        stream(Download::new(gateway, segments(&mut object, range)?)).await?
     } else {
         Body::empty()
     };
+    let row = &object.row;
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     described::write(&row.described, &call.query, headers);

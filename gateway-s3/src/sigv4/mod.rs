@@ -7,7 +7,7 @@
 pub mod canonical;
 pub mod chunked;
 mod header;
-mod presigned;
+pub(crate) mod presigned;
 
 use http::HeaderMap;
 
@@ -49,12 +49,18 @@ pub enum BodyVerifier {
 pub struct Authenticated {
     principal: Principal,
     body: BodyVerifier,
+    presigned: bool,
 }
 
 impl Authenticated {
     /// Who sent it.
     pub fn principal(&self) -> &Principal {
         &self.principal
+    }
+
+    /// Whether the signature was in the query, and covers all of it.
+    pub fn is_presigned(&self) -> bool {
+        self.presigned
     }
 
     /// What its body must be.
@@ -163,7 +169,7 @@ pub async fn authenticate(
         body => body,
     };
     let principal = Principal { access_key: claimed.access_key, owner: info.owner, name: info.name };
-    Ok(Authenticated { principal, body })
+    Ok(Authenticated { principal, body, presigned: claimed.presigned })
 }
 
 fn version_2() -> S3Error {

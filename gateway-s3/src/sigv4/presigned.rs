@@ -1,14 +1,55 @@
 //! Signatures in the query: presigned URLs.
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::canonical::{Scope, Target};
 use super::{ALGORITHM, Claimed, SKEW_MS_MAX, header};
+use crate::checksum::Algorithm;
 use crate::clock::{iso_date, parse_amz_date};
 use crate::error::{Code, S3Error, S3Result};
+use crate::request::Query;
 
 /// Longest life of a presigned URL, seconds: seven days.
 const EXPIRES_S_MAX: u64 = 7 * 24 * 3600;
+
+/// Parameters that are about the signature itself.
+const OF_THE_SIGNATURE: [&str; 8] = [
+    "x-amz-algorithm",
+    "x-amz-content-sha256",
+    "x-amz-credential",
+    "x-amz-date",
+    "x-amz-expires",
+    "x-amz-security-token",
+    "x-amz-signature",
+    "x-amz-signedheaders",
+];
+
+/// Puts the headers that a signer moved into the query back among the headers: metadata, encryption, storage class and
+/// all others that begin with `x-amz-`. The signature covers the whole query.
+///
+/// A checksum stays where it is, ignored as S3 ignores it: a URL is signed before its body is known, and the JavaScript
+/// SDK puts the CRC-32 of *no* bytes into every one.
+///
+/// # Errors
+/// [`Code::InvalidArgument`] when a name comes twice with different values, or a value cannot be a header's.
+pub(crate) fn restore_headers(query: &Query, headers: &mut HeaderMap) -> S3Result<()> {
+    for (name, value) in query.pairs() {
+        let lower = name.to_ascii_lowercase();
+        let checksum = lower == "x-amz-sdk-checksum-algorithm" || Algorithm::ALL.iter().any(|a| a.header() == lower);
+        if !lower.starts_with("x-amz-") || checksum || OF_THE_SIGNATURE.contains(&lower.as_str()) {
+            continue;
+        }
+        let bad = |message| S3Error::argument("x-amz-*", format!("{name}={value}"), message);
+        let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| bad("The value is not a header's"))?;
+        let name = HeaderName::from_bytes(lower.as_bytes()).map_err(|_| bad("The name is not a header's"))?;
+        match headers.get(&name) {
+            Some(there) if *there != value => return Err(bad("The parameter is stated twice")),
+            Some(_) => {}
+            None => _ = headers.insert(name, value),
+        }
+    }
+    Ok(())
+}
 
 fn wrong(message: &'static str) -> S3Error {
     S3Error::new(Code::AuthorizationQueryParametersError, message)

@@ -14,6 +14,7 @@ use crate::backend::{
     Backend, BackendError, BatchError, BlobId, Blobs, Condition, DropError, KeyInfo, Keys, Mutation, Page, RowKey,
     ScanLimit, ScanRange, TableId, Tables,
 };
+use crate::row::GLOBAL_TABLE;
 
 type Rows = BTreeMap<(u8, Vec<u8>), Bytes>;
 
@@ -30,8 +31,25 @@ pub struct Memory {
     pub full: AtomicBool,
     /// Batches wait until they are let go.
     pub hold_batches: AtomicBool,
-    /// Lets held batches go.
+    /// Drops wait until they are let go.
+    pub hold_drops: AtomicBool,
+    /// Drops that wait.
+    pub drops_held: AtomicUsize,
+    /// Lets what is held go.
     pub release: Notify,
+    /// Batches are executed twice and answered as the second time, as if the first answer had been lost and the storage
+    /// had forgotten that it gave one.
+    pub repeat_batches: AtomicBool,
+    /// Repeated batches wait between the two times until they are let go.
+    pub hold_repeats: AtomicBool,
+    /// Lets repeated batches go.
+    pub repeat: Notify,
+    /// Batches are executed and answered as if the answer had not come.
+    pub lose_answers: AtomicBool,
+    /// Batches that came.
+    pub batches: AtomicUsize,
+    /// Gets that came.
+    pub gets: AtomicUsize,
     /// Rows that scans have returned.
     pub rows_scanned: AtomicUsize,
 }
@@ -82,89 +100,53 @@ impl Memory {
 
     fn with<T>(&self, table: TableId, f: impl FnOnce(&mut Rows) -> T) -> Result<T, BackendError> {
         self.up()?;
-        self.tables.lock().get_mut(&table).map(f).ok_or(BackendError::NoTable(table))
-    }
-}
-
-fn page(rows: &Rows, range: ScanRange, limit: ScanLimit) -> Page {
-    let mut page = Page::default();
-    let mut bytes = 0;
-    if range.end.as_ref().is_some_and(|end| *end <= range.start) {
-        return page;
-    }
-    let end = match range.end {
-        Some(end) => Bound::Excluded((range.space, end)),
-        None => Bound::Excluded((range.space + 1, Vec::new())),
-    };
-    for ((_, key), value) in rows.range((Bound::Included((range.space, range.start)), end)) {
-        if !page.rows.is_empty() && (page.rows.len() >= limit.rows || bytes >= limit.bytes) {
-            page.next = Some(key.clone());
-            break;
-        }
-        bytes += key.len() + value.len();
-        page.rows.push((key.clone(), value.clone()));
-    }
-    page
-}
-
-fn place(key: &RowKey) -> (u8, Vec<u8>) {
-    (key.space, key.key.clone())
-}
-
-#[async_trait]
-impl Tables for Memory {
-    async fn create_table(&self, table: TableId) -> Result<(), BackendError> {
-        self.up()?;
-        self.tables.lock().entry(table).or_default();
-        Ok(())
+        self.tables.lock().get_mut(&table).map(f).ok_or_else(|| self.no_table(table))
     }
 
-    async fn drop_table_if_empty(&self, table: TableId, spaces: &[u8]) -> Result<(), DropError> {
-        self.up()?;
+    fn no_table(&self, table: TableId) -> BackendError {
+        let dropped = self.dropped.lock().contains_key(&table);
+        if dropped { BackendError::NoTable(table) } else { BackendError::TableMissing(table) }
+    }
+
+    /// Hides the tables of all buckets, as if nothing of them could be found.
+    pub fn hide_buckets(&self) -> Hidden {
         let mut tables = self.tables.lock();
-        let rows = tables.get(&table).ok_or(BackendError::NoTable(table))?;
-        if let Some((space, _)) = rows.keys().find(|(space, _)| spaces.contains(space)) {
-            return Err(DropError::NotEmpty { space: *space });
-        }
-        if let Some(rows) = tables.remove(&table) {
-            self.dropped.lock().insert(table, rows);
-        }
-        Ok(())
+        let global = tables.remove(&GLOBAL_TABLE);
+        let hidden = Hidden(std::mem::take(&mut *tables));
+        tables.extend(global.map(|rows| (GLOBAL_TABLE, rows)));
+        hidden
     }
 
-    async fn dropped_rows(
-        &self,
-        table: TableId,
-        space: u8,
-        start: Vec<u8>,
-        limit: ScanLimit,
-    ) -> Result<Page, BackendError> {
-        self.up()?;
-        if self.tables.lock().contains_key(&table) {
-            return Err(BackendError::Unavailable("it is not dropped".into()));
+    /// Shows them again.
+    pub fn show_buckets(&self, hidden: Hidden) {
+        self.tables.lock().extend(hidden.0);
+    }
+
+    /// Replaces the value of each row of a space by bytes that mean nothing.
+    pub fn damage(&self, space: u8) {
+        for rows in self.tables.lock().values_mut() {
+            rows.iter_mut()
+                .filter(|((of, _), _)| *of == space)
+                .for_each(|(_, value)| *value = Bytes::from_static(b"?"));
         }
-        let dropped = self.dropped.lock();
-        let rows = dropped.get(&table).ok_or(BackendError::NoTable(table))?;
-        Ok(page(rows, ScanRange { space, start, end: None }, limit))
     }
 
-    async fn purge_table(&self, table: TableId) -> Result<(), BackendError> {
-        self.up()?;
-        self.dropped.lock().remove(&table);
-        Ok(())
-    }
-
-    async fn batch(
+    fn apply(
         &self,
         table: TableId,
         route: &[u8],
         conditions: Vec<Condition>,
         mutations: Vec<Mutation>,
     ) -> Result<(), BatchError> {
-        if self.hold_batches.load(Ordering::SeqCst) {
-            self.release.notified().await;
+        let (mut puts, mut deletes) = (false, false);
+        for mutation in &mutations {
+            match mutation {
+                Mutation::Put(..) => puts = true,
+                Mutation::Delete(_) | Mutation::DeleteRange { .. } => deletes = true,
+            }
         }
-        if self.full.load(Ordering::SeqCst) && mutations.iter().any(|m| matches!(m, Mutation::Put(..))) {
+        // What deletes something is let in, with the rows that belong to it.
+        if self.full.load(Ordering::SeqCst) && puts && !deletes {
             return Err(BackendError::Full.into());
         }
         let keys = conditions
@@ -213,8 +195,110 @@ impl Tables for Memory {
             Ok(())
         })?
     }
+}
+
+/// Tables that are hidden.
+#[derive(Debug)]
+pub struct Hidden(BTreeMap<TableId, Rows>);
+
+fn page(rows: &Rows, range: ScanRange, limit: ScanLimit) -> Page {
+    let mut page = Page::default();
+    let mut bytes = 0;
+    if range.end.as_ref().is_some_and(|end| *end <= range.start) {
+        return page;
+    }
+    let end = match range.end {
+        Some(end) => Bound::Excluded((range.space, end)),
+        None => Bound::Excluded((range.space + 1, Vec::new())),
+    };
+    for ((_, key), value) in rows.range((Bound::Included((range.space, range.start)), end)) {
+        if !page.rows.is_empty() && (page.rows.len() >= limit.rows || bytes >= limit.bytes) {
+            page.next = Some(key.clone());
+            break;
+        }
+        bytes += key.len() + value.len();
+        page.rows.push((key.clone(), value.clone()));
+    }
+    page
+}
+
+fn place(key: &RowKey) -> (u8, Vec<u8>) {
+    (key.space, key.key.clone())
+}
+
+#[async_trait]
+impl Tables for Memory {
+    async fn create_table(&self, table: TableId) -> Result<(), BackendError> {
+        self.up()?;
+        self.tables.lock().entry(table).or_default();
+        Ok(())
+    }
+
+    async fn drop_table_if_empty(&self, table: TableId, spaces: &[u8]) -> Result<(), DropError> {
+        if self.hold_drops.load(Ordering::SeqCst) {
+            self.drops_held.fetch_add(1, Ordering::SeqCst);
+            self.release.notified().await;
+        }
+        self.up()?;
+        let mut tables = self.tables.lock();
+        let rows = tables.get(&table).ok_or_else(|| self.no_table(table))?;
+        if let Some((space, _)) = rows.keys().find(|(space, _)| spaces.contains(space)) {
+            return Err(DropError::NotEmpty { space: *space });
+        }
+        if let Some(rows) = tables.remove(&table) {
+            self.dropped.lock().insert(table, rows);
+        }
+        Ok(())
+    }
+
+    async fn dropped_rows(
+        &self,
+        table: TableId,
+        space: u8,
+        start: Vec<u8>,
+        limit: ScanLimit,
+    ) -> Result<Page, BackendError> {
+        self.up()?;
+        if self.tables.lock().contains_key(&table) {
+            return Err(BackendError::Unavailable("it is not dropped".into()));
+        }
+        let dropped = self.dropped.lock();
+        let rows = dropped.get(&table).ok_or(BackendError::TableMissing(table))?;
+        Ok(page(rows, ScanRange { space, start, end: None }, limit))
+    }
+
+    async fn purge_table(&self, table: TableId) -> Result<(), BackendError> {
+        self.up()?;
+        self.dropped.lock().remove(&table);
+        Ok(())
+    }
+
+    async fn batch(
+        &self,
+        table: TableId,
+        route: &[u8],
+        conditions: Vec<Condition>,
+        mutations: Vec<Mutation>,
+    ) -> Result<(), BatchError> {
+        self.batches.fetch_add(1, Ordering::SeqCst);
+        if self.hold_batches.load(Ordering::SeqCst) {
+            self.release.notified().await;
+        }
+        if self.repeat_batches.load(Ordering::SeqCst) {
+            let _ = self.apply(table, route, conditions.clone(), mutations.clone());
+            if self.hold_repeats.load(Ordering::SeqCst) {
+                self.repeat.notified().await;
+            }
+        }
+        let result = self.apply(table, route, conditions, mutations);
+        if self.lose_answers.load(Ordering::SeqCst) {
+            return Err(BackendError::Unavailable("the answer was lost".into()).into());
+        }
+        result
+    }
 
     async fn get(&self, table: TableId, route: &[u8], keys: Vec<RowKey>) -> Result<Vec<Option<Bytes>>, BackendError> {
+        self.gets.fetch_add(1, Ordering::SeqCst);
         assert!(keys.iter().all(|key| key.key.starts_with(route)), "a get is within its route");
         self.with(table, |rows| keys.iter().map(|key| rows.get(&place(key)).cloned()).collect())
     }
@@ -238,6 +322,20 @@ impl Blobs for Memory {
             return Err(BackendError::Full);
         }
         self.blobs.lock().insert((blob, stripe), Bytes::copy_from_slice(&data));
+        Ok(())
+    }
+
+    async fn put_range(&self, blob: BlobId, stripe: u32, offset: u32, data: Bytes) -> Result<(), BackendError> {
+        self.up()?;
+        if self.full.load(Ordering::SeqCst) {
+            return Err(BackendError::Full);
+        }
+        let mut blobs = self.blobs.lock();
+        let mut whole = blobs.get(&(blob, stripe)).map_or(Vec::new(), |whole| whole.to_vec());
+        let end = offset as usize + data.len();
+        whole.resize(whole.len().max(end), 0);
+        whole[offset as usize..end].copy_from_slice(&data);
+        blobs.insert((blob, stripe), whole.into());
         Ok(())
     }
 

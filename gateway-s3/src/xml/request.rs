@@ -1,4 +1,4 @@
-//! Reads the documents clients send: a small tree, then the three shapes S3 needs.
+//! Reads the documents clients send, the three shapes that S3 needs, straight into lists: no tree is built.
 //!
 //! Unknown elements are skipped, as AWS does; a DTD, an unknown entity, too deep nesting or too many elements are
 //! [`Code::MalformedXML`].
@@ -12,57 +12,60 @@ use crate::error::{Code, S3Error, S3Result};
 const DEPTH_MAX: usize = 12;
 /// Most elements: 10,000 parts with 8 elements each, and some.
 const ELEMENTS_MAX: usize = 100_000;
+/// Most objects of a DeleteObjects request.
+const DELETIONS_MAX: usize = 1000;
+/// Most parts of an upload.
+const PARTS_MAX: usize = 10_000;
+/// Most checksums of a part: one of each algorithm.
+const CHECKSUMS_MAX: usize = 5;
 
-/// One element.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Element {
+/// An element that ended.
+struct Element<'a> {
+    /// 1 is the root.
+    depth: usize,
+    /// Name of the element around it; empty for the root.
+    parent: &'a str,
     /// Name without namespace prefix.
-    pub name: String,
-    /// All its own text.
-    pub text: String,
-    /// Its elements in order.
-    pub children: Vec<Element>,
+    name: &'a str,
 }
 
-impl Element {
-    fn child(&self, name: &str) -> Option<&Element> {
-        self.children.iter().find(|child| child.name == name)
-    }
-
-    fn child_text(&self, name: &str) -> Option<&str> {
-        self.child(name).map(|child| child.text.as_str())
-    }
+/// An element that has not ended.
+#[derive(Default)]
+struct Open {
+    name: String,
+    text: String,
 }
 
-/// Reads a document into a tree.
-pub fn parse(body: &[u8]) -> S3Result<Element> {
-    tree(body).ok_or_else(|| Code::MalformedXML.into())
+/// Walks a document: `done` is told of each element when it ends, with all its own text. Nothing is kept but the elements
+/// around the present place.
+fn walk(body: &[u8], done: impl FnMut(Element<'_>, String)) -> S3Result<()> {
+    try_walk(body, done).ok_or_else(|| Code::MalformedXML.into())
 }
 
-fn tree(body: &[u8]) -> Option<Element> {
+fn try_walk(body: &[u8], mut done: impl FnMut(Element<'_>, String)) -> Option<()> {
     let text = std::str::from_utf8(body).ok()?;
     let mut reader = Reader::from_str(text.trim_start_matches('\u{feff}'));
     reader.config_mut().expand_empty_elements = true;
-    let mut stack: Vec<Element> = Vec::new();
-    let mut root = None;
+    let mut stack: Vec<Open> = Vec::new();
     let mut elements = 0;
+    let mut complete = false;
     loop {
         match reader.read_event().ok()? {
             Event::Start(start) => {
                 elements += 1;
-                if stack.len() >= DEPTH_MAX || elements > ELEMENTS_MAX || root.is_some() {
+                if stack.len() >= DEPTH_MAX || elements > ELEMENTS_MAX || complete {
                     return None;
                 }
                 let name = start.local_name();
                 let name: &str = name.as_ref();
-                stack.push(Element { name: name.to_owned(), ..Element::default() });
+                stack.push(Open { name: name.to_owned(), text: String::new() });
             }
             Event::End(_) => {
-                let done = stack.pop()?;
-                match stack.last_mut() {
-                    Some(parent) => parent.children.push(done),
-                    None => root = Some(done),
-                }
+                let depth = stack.len();
+                let Open { name, text } = stack.pop()?;
+                let parent = stack.last().map_or("", |parent| parent.name.as_str());
+                done(Element { depth, parent, name: &name }, text);
+                complete = stack.is_empty();
             }
             Event::Text(text) => {
                 let text = text.xml10_content();
@@ -88,7 +91,7 @@ fn tree(body: &[u8]) -> Option<Element> {
                 stack.last_mut()?.text.push(c);
             }
             Event::DocType(_) => return None,
-            Event::Eof => return if stack.is_empty() { root } else { None },
+            Event::Eof => return (complete && stack.is_empty()).then_some(()),
             Event::Empty(_) | Event::Comment(_) | Event::Decl(_) | Event::PI(_) => {}
         }
     }
@@ -116,24 +119,29 @@ pub struct DeleteRequest {
 
 /// Reads `<Delete>`.
 pub fn parse_delete(body: &[u8]) -> S3Result<DeleteRequest> {
-    let root = parse(body)?;
-    if root.name != "Delete" {
-        return Err(Code::MalformedXML.into());
-    }
-    let quiet = root.child_text("Quiet").is_some_and(|text| text.trim() == "true");
+    let mut is_delete = false;
+    let mut quiet = None;
     let mut objects = Vec::new();
-    for object in root.children.iter().filter(|child| child.name == "Object") {
-        let key = object.child_text("Key").ok_or(Code::MalformedXML)?;
-        objects.push(DeleteEntry {
-            key: key.to_owned(),
-            version: object.child_text("VersionId").map(str::to_owned),
-            etag: object.child_text("ETag").map(str::to_owned),
-        });
-    }
-    if objects.is_empty() || objects.len() > 1000 {
+    let mut broken = false;
+    let (mut key, mut version, mut etag) = (None, None, None);
+    walk(body, |element, text| match (element.depth, element.parent, element.name) {
+        (1, _, name) => is_delete = name == "Delete",
+        (2, _, "Quiet") => _ = quiet.get_or_insert(text.trim() == "true"),
+        (2, _, "Object") => match (key.take(), version.take(), etag.take()) {
+            (Some(key), version, etag) if objects.len() < DELETIONS_MAX => {
+                objects.push(DeleteEntry { key, version, etag });
+            }
+            _ => broken = true,
+        },
+        (3, "Object", "Key") => _ = key.get_or_insert(text),
+        (3, "Object", "VersionId") => _ = version.get_or_insert(text),
+        (3, "Object", "ETag") => _ = etag.get_or_insert(text),
+        _ => {}
+    })?;
+    if !is_delete || broken || objects.is_empty() {
         return Err(Code::MalformedXML.into());
     }
-    Ok(DeleteRequest { quiet, objects })
+    Ok(DeleteRequest { quiet: quiet.unwrap_or(false), objects })
 }
 
 /// One part of a CompleteMultipartUpload request.
@@ -149,33 +157,52 @@ pub struct CompletePart {
 
 /// Reads `<CompleteMultipartUpload>`.
 pub fn parse_complete(body: &[u8]) -> S3Result<Vec<CompletePart>> {
-    let root = parse(body)?;
-    if root.name != "CompleteMultipartUpload" {
-        return Err(Code::MalformedXML.into());
-    }
+    let mut is_complete = false;
     let mut parts: Vec<CompletePart> = Vec::new();
-    for part in root.children.iter().filter(|child| child.name == "Part") {
-        let number: u32 =
-            part.child_text("PartNumber").and_then(|n| n.trim().parse().ok()).ok_or(Code::MalformedXML)?;
+    let mut wrong: Option<S3Error> = None;
+    let mut part = OpenPart::default();
+    walk(body, |element, text| match (element.depth, element.parent, element.name) {
+        (1, _, name) => is_complete = name == "CompleteMultipartUpload",
+        (2, _, "Part") => match std::mem::take(&mut part).close(parts.last()) {
+            Ok(_) if parts.len() >= PARTS_MAX => wrong = wrong.take().or_else(|| Some(Code::MalformedXML.into())),
+            Ok(part) => parts.push(part),
+            Err(error) => wrong = wrong.take().or(Some(error)),
+        },
+        (3, "Part", "PartNumber") => _ = part.number.get_or_insert(text),
+        (3, "Part", "ETag") => _ = part.etag.get_or_insert(text),
+        (3, "Part", name) if name.starts_with("Checksum") && part.checksums.len() < CHECKSUMS_MAX => {
+            part.checksums.push((name.to_owned(), text.trim().to_owned()));
+        }
+        _ => {}
+    })?;
+    match wrong {
+        _ if !is_complete => Err(Code::MalformedXML.into()),
+        Some(wrong) => Err(wrong),
+        None if parts.is_empty() => Err(Code::MalformedXML.into()),
+        None => Ok(parts),
+    }
+}
+
+/// A `<Part>` that has not ended.
+#[derive(Default)]
+struct OpenPart {
+    number: Option<String>,
+    etag: Option<String>,
+    checksums: Vec<(String, String)>,
+}
+
+impl OpenPart {
+    fn close(self, last: Option<&CompletePart>) -> S3Result<CompletePart> {
+        let number: u32 = self.number.and_then(|text| text.trim().parse().ok()).ok_or(Code::MalformedXML)?;
         let number = u16::try_from(number).ok().filter(|n| (1..=10_000).contains(n)).ok_or_else(|| {
             S3Error::argument("partNumber", number.to_string(), "PartNumber must be >= 1 and <= 10000")
         })?;
-        let etag = part.child_text("ETag").ok_or(Code::MalformedXML)?.trim().to_owned();
-        let checksums = part
-            .children
-            .iter()
-            .filter(|child| child.name.starts_with("Checksum"))
-            .map(|child| (child.name.clone(), child.text.trim().to_owned()))
-            .collect();
-        if parts.last().is_some_and(|last| last.number >= number) {
+        let etag = self.etag.ok_or(Code::MalformedXML)?.trim().to_owned();
+        if last.is_some_and(|last| last.number >= number) {
             return Err(Code::InvalidPartOrder.into());
         }
-        parts.push(CompletePart { number, etag, checksums });
+        Ok(CompletePart { number, etag, checksums: self.checksums })
     }
-    if parts.is_empty() || parts.len() > 10_000 {
-        return Err(Code::MalformedXML.into());
-    }
-    Ok(parts)
 }
 
 /// Reads `<CreateBucketConfiguration>`: the location constraint, if there is one.
@@ -183,11 +210,17 @@ pub fn parse_create_bucket(body: &[u8]) -> S3Result<Option<String>> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(None);
     }
-    let root = parse(body)?;
-    if root.name != "CreateBucketConfiguration" {
+    let mut is_configuration = false;
+    let mut location: Option<String> = None;
+    walk(body, |element, text| match (element.depth, element.name) {
+        (1, name) => is_configuration = name == "CreateBucketConfiguration",
+        (2, "LocationConstraint") => _ = location.get_or_insert(text),
+        _ => {}
+    })?;
+    if !is_configuration {
         return Err(Code::MalformedXML.into());
     }
-    Ok(root.child_text("LocationConstraint").map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()))
+    Ok(location.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use bytes::Bytes;
 use holdfast_client::{Client, ClientConfig};
 use holdfast_gateway_s3::clock::{Clock as _, SystemClock};
@@ -74,6 +75,7 @@ impl Cluster {
             data: dir.path().join("mon-0"),
             listen: Listen::Bound(listener),
             members: BTreeMap::from([(MonId(0), mon_address.clone())]),
+            bootstrap: true,
         };
         let mon = holdfast_mon::run(config, CancellationToken::new()).await.unwrap();
         mon.ready().await;
@@ -97,7 +99,14 @@ impl Cluster {
     }
 
     pub async fn gateway_with(&self, gateway: GatewayConfig) -> S3 {
-        let config = S3Config { gateway, ..S3Config::new(CLUSTER, vec![self.mon_address.clone()]) };
+        self.start_gateway(S3Config { gateway, ..self.gateway_config() }).await
+    }
+
+    pub fn gateway_config(&self) -> S3Config {
+        S3Config::new(CLUSTER, vec![self.mon_address.clone()])
+    }
+
+    pub async fn start_gateway(&self, config: S3Config) -> S3 {
         let handle = holdfast_gateway_s3::start(config, socket(), CancellationToken::new()).await.unwrap();
         S3 { gateway: handle.gateway().clone(), handle }
     }
@@ -184,9 +193,20 @@ impl S3 {
         }
         headers.insert("host", HeaderValue::from_static("localhost"));
         let signer = Signer::example(SystemClock.now_ms());
-        let mut headers = signer.sign(method, target, headers, &body).headers;
-        headers.insert("content-length", body.len().to_string().parse().unwrap());
-        let mut request = Request::builder().method(method).uri(target).body(body.into()).unwrap();
+        let headers = signer.sign(method, target, headers, &body).headers;
+        self.send(method, target, headers, body.len(), body.into()).await
+    }
+
+    /// A PUT whose body comes as it comes.
+    pub async fn put_stream(&self, target: &str, length: usize, body: Body) -> Reply {
+        let host = HeaderMap::from_iter([(http::header::HOST, HeaderValue::from_static("localhost"))]);
+        let head = Signer::example(SystemClock.now_ms()).sign_literal("PUT", target, host, "UNSIGNED-PAYLOAD");
+        self.send("PUT", target, head.headers, length, body).await
+    }
+
+    async fn send(&self, method: &str, target: &str, mut headers: HeaderMap, length: usize, body: Body) -> Reply {
+        headers.insert("content-length", length.to_string().parse().unwrap());
+        let mut request = Request::builder().method(method).uri(target).body(body).unwrap();
         *request.headers_mut() = headers;
         let (parts, body) = handle(&self.gateway, request).await.into_parts();
         Reply { status: parts.status, headers: parts.headers, body: body.collect().await.unwrap().to_bytes() }

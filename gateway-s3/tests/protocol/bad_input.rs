@@ -6,6 +6,7 @@ use crate::support::{HOST, World, headers};
 async fn each_bad_request_gets_its_code() {
     let world = World::with_bucket().await;
     world.put("/bkt/k", b"0123456789").await.ok();
+    world.put("/empty", b"").await.ok();
     let long_key = format!("/bkt/{}", "k".repeat(1025));
     let long_meta = "m".repeat(2100);
     let many = format!("<Delete>{}</Delete>", "<Object><Key>k</Key></Object>".repeat(1001));
@@ -68,6 +69,7 @@ async fn each_bad_request_gets_its_code() {
         ("PUT", "/bkt/x", vec![("x-amz-acl", "nonsense")], b"x", 400, "InvalidArgument"),
         ("PUT", "/bkt/x", vec![("if-none-match", "\"a\"")], b"x", 501, "NotImplemented"),
         ("PUT", "/bkt/x", vec![("x-amz-expected-bucket-owner", "someone")], b"x", 403, "AccessDenied"),
+        ("DELETE", "/empty", vec![("x-amz-expected-bucket-owner", "someone")], b"", 403, "AccessDenied"),
         ("POST", "/bkt?delete", vec![("content-md5", &many_md5)], many.as_bytes(), 400, "MalformedXML"),
         ("POST", "/bkt", vec![], b"", 501, "NotImplemented"),
         ("POST", "/bkt/k", vec![], b"", 405, "MethodNotAllowed"),

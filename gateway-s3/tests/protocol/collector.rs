@@ -137,7 +137,7 @@ async fn a_deleted_buckets_garbage_outlives_it_and_is_collected() {
     let id = world.call("POST", "/bkt/u?uploads", &[], b"").await.ok().element("UploadId");
     world.put(&format!("/bkt/u?partNumber=1&uploadId={id}"), &data).await.ok();
     world.delete("/bkt").await.ok();
-    assert_eq!((world.memory.stripes(), world.memory.rows(b'g')), (2, 2));
+    assert_eq!((world.memory.stripes(), world.memory.rows(b'g')), (2, 1), "the upload's part is still its part");
     // The name is free at once, and its next life has nothing to do with that garbage.
     world.put("/bkt", &[]).await.ok();
     world.put("/bkt/k", &data).await.ok();
@@ -147,4 +147,156 @@ async fn a_deleted_buckets_garbage_outlives_it_and_is_collected() {
     assert_eq!((world.memory.stripes(), world.memory.rows(b'g'), world.memory.rows(b'x')), (1, 0, 0));
     assert_eq!(world.memory.tables(), 2, "the table is purged");
     assert!(world.get("/bkt/k").await.ok().body == data);
+}
+
+/// What a key may hold.
+const KINDS: [&str; 4] = ["nothing", "row", "blob", "parts"];
+
+async fn make(world: &World, kind: &str, seed: usize) -> Option<Vec<u8>> {
+    let data = match kind {
+        "row" => pattern(100 + seed),
+        _ => pattern(50_000 + seed),
+    };
+    match kind {
+        "nothing" => {
+            world.delete("/bkt/k").await.ok();
+            return None;
+        }
+        "parts" => {
+            let id = world.call("POST", "/bkt/k?uploads", &[], b"").await.ok().element("UploadId");
+            let part = world.put(&format!("/bkt/k?partNumber=1&uploadId={id}"), &data).await.ok();
+            let document = format!(
+                "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{}</ETag></Part></CompleteMultipartUpload>",
+                part.header("etag")
+            );
+            world.call("POST", &format!("/bkt/k?uploadId={id}"), &[], document.as_bytes()).await.ok();
+        }
+        _ => {
+            world.put("/bkt/k", &data).await.ok();
+        }
+    }
+    Some(data)
+}
+
+async fn is_there(world: &World, kind: &str, data: Option<&[u8]>) {
+    world.clock.advance_ms(AGE_MS);
+    round(&world.gateway).await.unwrap();
+    let count = |space| world.memory.rows(space);
+    let (row, external) = (usize::from(kind == "row"), usize::from(kind == "blob" || kind == "parts"));
+    assert_eq!((count(b'o'), count(b'd'), count(b'e')), (row + external, row, external), "{kind}");
+    assert_eq!((count(b'u'), count(b'p'), count(b'g')), (0, 0, 0), "{kind}");
+    assert_eq!(world.memory.stripes(), external, "{kind}");
+    match data {
+        Some(data) => assert!(world.get("/bkt/k").await.ok().body == data, "{kind}"),
+        None => drop(world.get("/bkt/k").await.is(404, "NoSuchKey")),
+    }
+}
+
+#[tokio::test]
+async fn whatever_replaces_whatever_leaves_its_own_rows_and_blobs_only() {
+    let world = World::with_bucket().await;
+    for (at, before) in KINDS.into_iter().enumerate() {
+        for after in KINDS {
+            make(&world, before, at).await;
+            let data = make(&world, after, at + 7).await;
+            is_there(&world, after, data.as_deref()).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn small_objects_are_replaced_and_deleted_in_one_op() {
+    let world = World::with_bucket().await;
+    let ops = || {
+        use std::sync::atomic::Ordering::SeqCst;
+        (world.memory.batches.load(SeqCst), world.memory.gets.load(SeqCst))
+    };
+    make(&world, "row", 0).await;
+    for kind in ["row", "row", "nothing", "nothing", "row"] {
+        let before = ops();
+        make(&world, kind, 1).await;
+        assert_eq!(ops(), (before.0 + 1, before.1), "{kind}");
+    }
+}
+
+/// A storage that forgot a request may execute it again when it is resent.
+#[tokio::test]
+async fn a_batch_that_is_executed_twice_loses_nothing() {
+    use std::sync::atomic::Ordering::SeqCst;
+    let world = World::new().await;
+    world.memory.repeat_batches.store(true, SeqCst);
+    world.put("/bkt", &[]).await.ok();
+    for (at, before) in KINDS.into_iter().enumerate() {
+        for after in KINDS {
+            make(&world, before, at).await;
+            let data = make(&world, after, at + 7).await;
+            is_there(&world, after, data.as_deref()).await;
+        }
+    }
+    for size in [100, 50_000] {
+        make(&world, "nothing", 0).await;
+        let (first, second) = (pattern(size), pattern(size + 1));
+        let new = world.call("PUT", "/bkt/k", &[("if-none-match", "*")], &first).await.ok();
+        let etag = new.header("etag").to_owned();
+        world.call("PUT", "/bkt/k", &[("if-match", &etag)], &second).await.ok();
+        world.call("PUT", "/bkt/k", &[("if-match", &etag)], &first).await.is(412, "PreconditionFailed");
+        is_there(&world, if size == 100 { "row" } else { "blob" }, Some(&second)).await;
+    }
+}
+
+/// The same, with the part being used up before its second execution.
+#[tokio::test]
+async fn a_part_that_is_put_again_after_its_upload_was_completed_keeps_its_data() {
+    use std::sync::atomic::Ordering::SeqCst;
+    let world = std::sync::Arc::new(World::with_bucket().await);
+    let data = pattern(50_000);
+    let id = world.call("POST", "/bkt/k?uploads", &[], b"").await.ok().element("UploadId");
+    world.memory.repeat_batches.store(true, SeqCst);
+    world.memory.hold_repeats.store(true, SeqCst);
+    let put = {
+        let (world, data, target) = (world.clone(), data.clone(), format!("/bkt/k?partNumber=1&uploadId={id}"));
+        tokio::spawn(async move { world.put(&target, &data).await })
+    };
+    while world.memory.rows(b'g') == 0 {
+        tokio::task::yield_now().await;
+    }
+    world.memory.repeat.notify_one(); // the intent
+    while world.memory.rows(b'p') == 0 {
+        tokio::task::yield_now().await;
+    }
+    world.memory.repeat_batches.store(false, SeqCst);
+    let document = format!(
+        "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{}</ETag></Part></CompleteMultipartUpload>",
+        crate::support::md5_hex(&data)
+    );
+    world.call("POST", &format!("/bkt/k?uploadId={id}"), &[], document.as_bytes()).await.ok();
+    world.memory.repeat.notify_one();
+    assert!(!put.await.unwrap().status.is_success(), "it cannot know");
+    is_there(&world, "parts", Some(&data)).await;
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_not_deleted_after_all_keeps_its_uploads() {
+    let world = std::sync::Arc::new(World::with_bucket().await);
+    let data = pattern(50_000);
+    let id = world.call("POST", "/bkt/u?uploads", &[], b"").await.ok().element("UploadId");
+    let part = world.put(&format!("/bkt/u?partNumber=1&uploadId={id}"), &data).await.ok();
+    world.memory.hold_drops.store(true, std::sync::atomic::Ordering::SeqCst);
+    let deleting = tokio::spawn({
+        let world = world.clone();
+        async move { world.delete("/bkt").await }
+    });
+    while world.memory.drops_held.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    // It was empty when the deletion looked, and is not when it decides.
+    world.put("/bkt/k", &data).await.ok();
+    world.memory.release.notify_one();
+    deleting.await.unwrap().is(409, "BucketNotEmpty");
+    let list = format!(
+        "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{}</ETag></Part></CompleteMultipartUpload>",
+        part.header("etag").replace('"', "&quot;")
+    );
+    world.call("POST", &format!("/bkt/u?uploadId={id}"), &[], list.as_bytes()).await.ok();
+    assert!(world.get("/bkt/u").await.ok().body == data);
 }

@@ -4,8 +4,10 @@
 mod auth;
 mod bad_input;
 mod collector;
+mod faults;
 mod listing;
 mod multipart;
 mod objects;
+mod slow_clients;
 mod support;
 mod wire;

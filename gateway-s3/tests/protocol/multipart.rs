@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::support::{Reply, World, md5_hex, pattern};
+use crate::support::{Reply, World, element, md5_hex, pattern};
 use holdfast_gateway_s3::checksum::{Algorithm, base64};
+use http_body_util::BodyExt as _;
 
 const MIB5: usize = 5 << 20;
 
@@ -235,17 +236,21 @@ async fn a_slow_completion_keeps_the_connection_alive() {
     let etag = part(&world, &id, 1, &pattern(100)).await;
     for (etag, fails) in [("\"x\"", true), (etag.as_str(), false)] {
         world.memory.hold_batches.store(true, Ordering::SeqCst);
-        let (memory, parts) = (world.memory.clone(), [(1, etag)]);
-        let release = async move {
-            tokio::time::sleep(std::time::Duration::from_millis(150)).await;
-            memory.hold_batches.store(false, Ordering::SeqCst);
-            memory.release.notify_waiters();
-        };
-        let (reply, ()) = tokio::join!(complete(&world, &id, &parts), release);
-        assert_eq!(reply.status, 200);
-        let text = reply.text();
+        let (target, document) = (format!("/bkt/big?uploadId={id}"), document(&[(1, etag)]));
+        let headers = world.signed("POST", &target, &[], &document);
+        let response = world.response("POST", &target, headers, document).await;
+        assert_eq!(response.status(), 200);
+        let mut body = response.into_body();
+        let mut text = String::new();
+        while let Some(frame) = body.frame().await {
+            text += std::str::from_utf8(&frame.unwrap().into_data().unwrap()).unwrap();
+            if text.ends_with("  ") {
+                world.memory.hold_batches.store(false, Ordering::SeqCst);
+                world.memory.release.notify_waiters();
+            }
+        }
         assert!(text.starts_with("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n  "), "{text}");
-        assert_eq!(reply.element("Code"), if fails { "InvalidPart" } else { "" });
+        assert_eq!(element(&text, "Code"), fails.then(|| "InvalidPart".to_owned()));
         assert_eq!(text.contains("CompleteMultipartUploadResult"), !fails);
     }
     assert_eq!(world.get("/bkt/big").await.ok().body.len(), 100);

@@ -10,7 +10,7 @@ use holdfast_gateway_s3::server::handle;
 use holdfast_gateway_s3::testing::memory::Memory;
 use holdfast_gateway_s3::testing::signer::Signer;
 use holdfast_gateway_s3::{Gateway, GatewayConfig};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 
 /// 24 May 2013, the day of the S3 guide's examples.
@@ -109,15 +109,30 @@ impl World {
     }
 
     pub async fn raw(&self, method: &str, target: &str, headers: HeaderMap, body: impl Into<Body>) -> Reply {
-        let mut request = Request::builder().method(method).uri(target).body(body.into()).unwrap();
-        *request.headers_mut() = headers;
-        let response = handle(&self.gateway, request).await;
-        let (parts, body) = response.into_parts();
+        let (parts, body) = self.response(method, target, headers, body).await.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         Reply { status: parts.status, headers: parts.headers, body }
     }
 
+    /// A response whose body is still to be read.
+    pub async fn response(
+        &self,
+        method: &str,
+        target: &str,
+        headers: HeaderMap,
+        body: impl Into<Body>,
+    ) -> Response<Body> {
+        let mut request = Request::builder().method(method).uri(target).body(body.into()).unwrap();
+        *request.headers_mut() = headers;
+        handle(&self.gateway, request).await
+    }
+
     pub async fn call(&self, method: &str, target: &str, pairs: &[(&str, &str)], body: &[u8]) -> Reply {
+        self.raw(method, target, self.signed(method, target, pairs, body), body.to_vec()).await
+    }
+
+    /// The headers of a request.
+    pub fn signed(&self, method: &str, target: &str, pairs: &[(&str, &str)], body: &[u8]) -> HeaderMap {
         let mut all = headers(pairs);
         if !all.contains_key("host") {
             all.insert("host", HOST.parse().unwrap());
@@ -126,7 +141,7 @@ impl World {
         if !body.is_empty() || method == "PUT" || method == "POST" {
             all.insert("content-length", body.len().to_string().parse().unwrap());
         }
-        self.raw(method, target, all, body.to_vec()).await
+        all
     }
 
     pub async fn get(&self, target: &str) -> Reply {

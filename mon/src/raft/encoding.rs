@@ -53,6 +53,12 @@ pub(super) struct StoredVote {
     committed: bool,
 }
 
+impl StoredVote {
+    pub(super) fn term(&self) -> u64 {
+        self.term
+    }
+}
+
 impl From<&types::Vote> for StoredVote {
     fn from(vote: &types::Vote) -> StoredVote {
         StoredVote { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed }
@@ -155,6 +161,13 @@ pub(super) struct StoredMeta {
     nodes: StoredNodes,
 }
 
+impl StoredMeta {
+    /// The last entry that the snapshot holds.
+    pub(super) fn last(&self) -> Option<types::LogId> {
+        self.last.map(Into::into)
+    }
+}
+
 impl From<&types::SnapshotMeta> for StoredMeta {
     fn from(meta: &types::SnapshotMeta) -> StoredMeta {
         StoredMeta {
@@ -200,6 +213,9 @@ pub(super) enum PeerRequest {
     Snapshot(#[n(0)] StoredVote, #[n(1)] StoredSnapshot),
     #[n(4)]
     Transfer(#[n(0)] StoredVote, #[n(1)] u64, #[n(2)] Option<StoredLogId>),
+    /// This monitor has no memory and asks the leader to commit an entry (`join`).
+    #[n(5)]
+    Join(#[n(0)] u64),
 }
 
 /// What the other answers.
@@ -217,6 +233,9 @@ pub(super) enum PeerReply {
     /// The peer cannot answer: it stops, its disk fails, or the message was not for it.
     #[n(4)]
     Failed(#[n(0)] String),
+    /// Term and index of the entry that was committed.
+    #[n(5)]
+    Joined(#[n(0)] u64, #[n(1)] u64),
 }
 
 /// A message with the proof that it reached whom it was meant for.
@@ -242,6 +261,13 @@ pub(super) struct AppendRequest {
     entries: Vec<StoredEntry>,
     #[n(3)]
     committed: Option<StoredLogId>,
+}
+
+impl AppendRequest {
+    /// Of the leader that sends it.
+    pub(super) fn term(&self) -> u64 {
+        self.vote.term
+    }
 }
 
 impl From<&AppendEntriesRequest<types::TypeConfig>> for AppendRequest {

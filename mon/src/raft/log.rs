@@ -3,6 +3,7 @@
 //! | key | value (CBOR, shapes in `encoding`) |
 //! |---|---|
 //! | `m/identity` | cluster and monitor id: written first, once |
+//! | `m/joining` | there while this monitor, which began without memory, may not vote (`join`) |
 //! | `m/vote` | the last vote |
 //! | `m/committed` | a log id known to be committed; a hint |
 //! | `m/purged` | the last log id that was purged |
@@ -14,7 +15,9 @@
 //!   callback fires. So nothing is answered that a power cut could take back.
 //! - Writes reach RocksDB's write-ahead log in call order, so one sync makes all earlier ones durable; a torn tail
 //!   holds only what was never answered.
-//! - A snapshot is durable before the entries it covers are purged.
+//! - A snapshot is durable before the entries it covers are purged, and is never replaced by one that holds less: the
+//!   library builds a snapshot beside its other work, and a newer one may have been installed and the log purged up to
+//!   it by the time that the older one is written.
 //! - The log has no holes: entries are keyed by big-endian index, truncation and purge remove whole ends.
 
 use std::fmt::Debug;
@@ -25,6 +28,7 @@ use std::sync::{Arc, mpsc};
 
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
+use parking_lot::Mutex;
 use rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions};
 use tokio::sync::watch;
 
@@ -36,6 +40,7 @@ const KEY_COMMITTED: &[u8] = b"m/committed";
 const KEY_PURGED: &[u8] = b"m/purged";
 const KEY_SNAPSHOT: &[u8] = b"m/snapshot";
 const KEY_IDENTITY: &[u8] = b"m/identity";
+const KEY_JOINING: &[u8] = b"m/joining";
 const ENTRY_PREFIX: &[u8] = b"l/";
 const ENTRIES_END: &[u8] = b"l0"; // '0' follows '/': the first key after all entries
 
@@ -71,7 +76,23 @@ pub(super) struct Storage {
 /// The open database. Fields drop in this order: `closed` tells only after the directory's lock is gone.
 struct Database {
     db: DB,
+    /// Held from the look at the stored snapshot until the new one is in its place.
+    snapshot: Mutex<()>,
+    #[cfg(test)]
+    broken: Arc<std::sync::atomic::AtomicBool>,
     closed: watch::Sender<()>,
+}
+
+impl Database {
+    /// Fails when a test has broken the disk.
+    fn check(&self) -> io::Result<()> {
+        #[cfg(test)]
+        if self.broken.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        let _ = self;
+        Ok(())
+    }
 }
 
 impl std::ops::Deref for Database {
@@ -84,13 +105,23 @@ impl std::ops::Deref for Database {
 
 /// Waits for the database to be closed, without keeping it open.
 #[derive(Clone)]
-pub(super) struct Watch(watch::Receiver<()>);
+pub(super) struct Watch {
+    open: watch::Receiver<()>,
+    #[cfg(test)]
+    broken: Arc<std::sync::atomic::AtomicBool>,
+}
 
 impl Watch {
     /// Returns once the directory can be opened again.
     pub(super) async fn closed(&self) {
-        let mut open = self.0.clone();
+        let mut open = self.open.clone();
         while open.changed().await.is_ok() {}
+    }
+
+    /// Makes every later write fail, as a full disk does.
+    #[cfg(test)]
+    pub(super) fn break_disk(&self) {
+        self.broken.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 }
 
@@ -114,7 +145,13 @@ impl Storage {
 
     fn open_with(options: &Options, directory: &Path) -> io::Result<Storage> {
         let db = DB::open(options, directory).map_err(failed)?;
-        let db = Arc::new(Database { db, closed: watch::Sender::new(()) });
+        let db = Arc::new(Database {
+            db,
+            snapshot: Mutex::new(()),
+            #[cfg(test)]
+            broken: Arc::default(),
+            closed: watch::Sender::new(()),
+        });
         let (sync, waiting) = mpsc::sync_channel(SYNC_QUEUE_MAX);
         let syncing = Arc::clone(&db);
         std::thread::Builder::new().name("raft-sync".into()).spawn(move || sync_loop(&syncing, &waiting))?;
@@ -123,7 +160,11 @@ impl Storage {
 
     /// Tells whether the database is still open.
     pub(super) fn watch(&self) -> Watch {
-        Watch(self.db.closed.subscribe())
+        Watch {
+            open: self.db.closed.subscribe(),
+            #[cfg(test)]
+            broken: Arc::clone(&self.db.broken),
+        }
     }
 
     fn get<T: for<'b> minicbor::Decode<'b, ()>>(&self, key: &[u8]) -> io::Result<Option<T>> {
@@ -138,9 +179,53 @@ impl Storage {
         blocking(move || {
             let mut durable = WriteOptions::default();
             durable.set_sync(true);
+            db.check()?;
             db.put_opt(key, value, &durable).map_err(failed)
         })
         .await
+    }
+
+    /// Whether this database holds nothing that a voter must remember.
+    pub(super) fn is_blank(&self) -> io::Result<bool> {
+        for key in [KEY_VOTE, KEY_COMMITTED, KEY_PURGED, KEY_SNAPSHOT] {
+            if self.db.get_pinned(key).map_err(failed)?.is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(self.last_entry()?.is_none())
+    }
+
+    /// Whether this monitor began without memory and has not caught up yet.
+    pub(super) fn joining(&self) -> io::Result<bool> {
+        Ok(self.db.get_pinned(KEY_JOINING).map_err(failed)?.is_some())
+    }
+
+    /// See [`Self::joining`]; durable.
+    pub(super) async fn set_joining(&self, joining: bool) -> io::Result<()> {
+        if joining {
+            return self.put_durably(KEY_JOINING, Vec::new()).await;
+        }
+        let db = Arc::clone(&self.db);
+        blocking(move || {
+            let mut durable = WriteOptions::default();
+            durable.set_sync(true);
+            db.delete_opt(KEY_JOINING, &durable).map_err(failed)
+        })
+        .await
+    }
+
+    /// Whether the log was purged beyond what the snapshot holds: what is missing then cannot be applied.
+    pub(super) fn check_purged(&self) -> io::Result<()> {
+        let purged = self.purged()?;
+        let held = self.snapshot()?.and_then(|snapshot| snapshot.meta.last());
+        if purged > held {
+            let say = |id: Option<LogId>| id.map_or_else(|| "nothing".to_owned(), |id| format!("entry {}", id.index));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the log was purged up to {}, the snapshot holds up to {}", say(purged), say(held)),
+            ));
+        }
+        Ok(())
     }
 
     /// The bytes that name whose database this is, as [`Self::save_identity`] wrote them.
@@ -158,11 +243,24 @@ impl Storage {
         self.get(KEY_SNAPSHOT)
     }
 
-    /// Replaces the snapshot, durably.
+    /// Replaces the snapshot, durably, unless the stored one holds more.
     pub(super) async fn save_snapshot(&self, snapshot: &StoredSnapshot) -> io::Result<()> {
-        self.put_durably(KEY_SNAPSHOT, encode(snapshot)).await
+        let (storage, last, value) = (self.clone(), snapshot.meta.last(), encode(snapshot));
+        blocking(move || {
+            let _turn = storage.db.snapshot.lock();
+            let stored = storage.snapshot()?.and_then(|stored| stored.meta.last());
+            if stored > last {
+                tracing::info!(?stored, ?last, "an older snapshot does not replace the newer one");
+                return Ok(());
+            }
+            let mut durable = WriteOptions::default();
+            durable.set_sync(true);
+            storage.db.put_opt(KEY_SNAPSHOT, value, &durable).map_err(failed)
+        })
+        .await
     }
 
+    /// Entries of `from..until`, without a hole. Only entries that were purged may be missing at the front.
     fn entries(&self, from: u64, until: Option<u64>) -> io::Result<Vec<Entry>> {
         let mut read = ReadOptions::default();
         let end = until.map_or_else(|| ENTRIES_END.to_vec(), |until| entry_key(until).to_vec());
@@ -172,17 +270,24 @@ impl Storage {
         for item in self.db.iterator_opt(IteratorMode::From(&start, Direction::Forward), read) {
             let (_, value) = item.map_err(failed)?;
             let entry: Entry = decode::<StoredEntry>(&value)?.try_into()?;
-            if let Some(previous) = entries.last()
-                && previous.log_id.index + 1 != entry.log_id.index
-            {
+            let wanted = match entries.last() {
+                Some(previous) => previous.log_id.index + 1,
+                None if entry.log_id.index == from => from,
+                None => from.max(self.purged()?.map_or(0, |purged| purged.index + 1)),
+            };
+            if wanted != entry.log_id.index {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
-                    format!("hole in the log between {} and {}", previous.log_id.index, entry.log_id.index),
+                    format!("hole in the log: entry {wanted} is missing before entry {}", entry.log_id.index),
                 ));
             }
             entries.push(entry);
         }
         Ok(entries)
+    }
+
+    fn purged(&self) -> io::Result<Option<LogId>> {
+        Ok(self.get::<StoredLogId>(KEY_PURGED)?.map(Into::into))
     }
 
     fn last_entry(&self) -> io::Result<Option<LogId>> {
@@ -201,15 +306,17 @@ impl Storage {
 }
 
 /// Makes appended entries durable and says so: one sync for all that wait.
-fn sync_loop(db: &DB, waiting: &mpsc::Receiver<IOFlushed<TypeConfig>>) {
+fn sync_loop(db: &Database, waiting: &mpsc::Receiver<IOFlushed<TypeConfig>>) {
     while let Ok(first) = waiting.recv() {
         let mut batch = vec![first];
         batch.extend(waiting.try_iter().take(SYNC_QUEUE_MAX));
-        match db.flush_wal(true) {
+        match db.check().and_then(|()| db.flush_wal(true).map_err(failed)) {
             Ok(()) => batch.into_iter().for_each(|done| done.io_completed(Ok(()))),
             Err(error) => {
                 tracing::error!(%error, "raft log cannot be made durable; this monitor stops taking part");
-                batch.into_iter().for_each(|done| done.io_completed(Err(io::Error::other(error.clone()))));
+                batch
+                    .into_iter()
+                    .for_each(|done| done.io_completed(Err(io::Error::new(error.kind(), error.to_string()))));
             }
         }
     }
@@ -245,7 +352,7 @@ impl RaftLogStorage<TypeConfig> for Storage {
     type LogReader = Storage;
 
     async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
-        let last_purged_log_id = self.get::<StoredLogId>(KEY_PURGED)?.map(Into::into);
+        let last_purged_log_id = self.purged()?;
         let last_log_id = self.last_entry()?.or(last_purged_log_id);
         Ok(LogState { last_purged_log_id, last_log_id })
     }
@@ -316,7 +423,8 @@ mod tests {
     use openraft::type_config::TypeConfigExt;
     use rocksdb::statistics::Ticker;
 
-    use super::super::types::{LeaderId, Proposal};
+    use super::super::encoding::StoredMeta;
+    use super::super::types::{LeaderId, Proposal, SnapshotMeta, StoredMembership};
     use super::*;
 
     fn entry(term: u64, index: u64) -> Entry {
@@ -373,5 +481,30 @@ mod tests {
         assert!(storage.try_get_log_entries(9..9).await.unwrap().is_empty());
         storage.db.delete(entry_key(10)).unwrap();
         assert!(storage.try_get_log_entries(..).await.is_err(), "a hole is an error");
+        assert!(storage.try_get_log_entries(10..13).await.is_err(), "at the front, too");
+        assert_eq!(indexes(storage.try_get_log_entries(3..7).await.unwrap()), [5, 6], "what was purged is no hole");
+    }
+
+    fn snapshot(index: u64) -> StoredSnapshot {
+        let last = Some(entry(1, index).log_id);
+        let meta = SnapshotMeta { last_log_id: last, last_membership: StoredMembership::default() };
+        StoredSnapshot { meta: StoredMeta::from(&meta), state: vec![u8::try_from(index).unwrap()].into() }
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_is_never_replaced_by_one_that_holds_less() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut storage = Storage::open(directory.path()).unwrap();
+        storage.save_snapshot(&snapshot(5)).await.unwrap();
+        // Built up to 9 while one up to 20 comes from the leader.
+        storage.save_snapshot(&snapshot(20)).await.unwrap();
+        storage.purge(entry(1, 20).log_id).await.unwrap();
+        storage.save_snapshot(&snapshot(9)).await.unwrap();
+        assert_eq!(storage.snapshot().unwrap().unwrap(), snapshot(20));
+        storage.check_purged().unwrap();
+        storage.save_snapshot(&snapshot(21)).await.unwrap();
+        assert_eq!(storage.snapshot().unwrap().unwrap(), snapshot(21));
+        storage.purge(entry(1, 30).log_id).await.unwrap();
+        assert!(storage.check_purged().is_err(), "what neither the log nor the snapshot holds is noticed at the start");
     }
 }

@@ -45,6 +45,11 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for AppliedState<M> {
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
             let index = entry.log_id.index;
+            let next = self.last_applied.map_or(0, |last| last.index + 1);
+            if index != next {
+                let detail = format!("entry {index} was to be applied where entry {next} follows");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, detail));
+            }
             let answer = match entry.payload {
                 EntryPayload::Blank => Vec::new(),
                 EntryPayload::Normal(command) => self.machine.apply(index, &command.0),

@@ -9,8 +9,12 @@
 //!   committed before the call (ReadIndex: leases are not used, since a monitor that restarts forgets the lease that
 //!   it granted).
 //! - A monitor's data directory names the cluster and the monitor; it opens as nobody else.
+//! - A cluster is formed only when that is asked for ([`Consensus::start`]); a monitor whose directory is empty for any
+//!   other reason votes only after the others have let it in (`join`).
+//! - After an error of its disk a monitor takes no part any more, and says so ([`Consensus::stopped`]).
 
 mod encoding;
+mod join;
 mod log;
 mod machine;
 mod network;
@@ -56,6 +60,8 @@ const ENTRIES_KEPT: u64 = 500;
 pub trait Machine: Send + Sync + 'static {
     /// Applies the command at `index` and says what came of it.
     fn apply(&self, index: u64, command: &[u8]) -> Vec<u8>;
+    /// A command that changes nothing.
+    fn no_op(&self) -> Vec<u8>;
     /// The whole state, encoded.
     fn snapshot(&self) -> Vec<u8>;
     /// Replaces the whole state.
@@ -115,6 +121,15 @@ pub enum StartError {
         /// Of which cluster.
         found_cluster: ClusterId,
     },
+    /// The directory is empty, no cluster is to be formed, and there are no others to learn from.
+    #[error(
+        "the data directory is empty, and {id} is the only monitor: to form a new cluster, start it once with \
+         --bootstrap; if it has served before, bring its directory back (is it mounted?)"
+    )]
+    NoMemory {
+        /// Who starts.
+        id: MonId,
+    },
     /// The configured members do not name this monitor.
     #[error("{id} is not among the configured monitors")]
     NotAMember {
@@ -152,6 +167,21 @@ pub enum ConsensusError {
     },
 }
 
+/// Whose part in the consensus it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Seat<'a> {
+    /// Who it is.
+    pub id: MonId,
+    /// In which cluster.
+    pub cluster: ClusterId,
+    /// All monitors, this one included, with their addresses.
+    pub members: &'a BTreeMap<MonId, String>,
+    /// Its own directory.
+    pub directory: &'a Path,
+    /// Whether to form a new cluster, should the directory be empty.
+    pub bootstrap: bool,
+}
+
 #[derive(Encode, Decode)]
 #[cbor(map)]
 struct Identity {
@@ -169,21 +199,22 @@ pub struct Consensus<M: Machine> {
     leadership: watch::Receiver<Leadership>,
     follow: tokio::task::JoinHandle<()>,
     database: log::Watch,
+    gate: Arc<join::Gate>,
+    join: Option<tokio::task::JoinHandle<()>>,
+    no_op: Vec<u8>,
     /// When a leader last reached this monitor.
     heard: parking_lot::Mutex<Option<Instant>>,
 }
 
 impl<M: Machine> Consensus<M> {
-    /// Opens the log in `directory` and takes part. On the very first start the cluster is formed of `members`
-    /// (address by id); later the stored membership counts.
+    /// Opens the log in `directory` and takes part. With `bootstrap`, and an empty directory, it forms the cluster of
+    /// `members` (address by id), as each of them must that one time; later the stored membership counts. Without, an
+    /// empty directory is one whose content was lost: this monitor waits until the others let it in.
     ///
     /// # Errors
     /// [`StartError`].
     pub async fn start<T: Transport>(
-        id: MonId,
-        cluster: ClusterId,
-        members: &BTreeMap<MonId, String>,
-        directory: &Path,
+        Seat { id, cluster, members, directory, bootstrap }: Seat<'_>,
         machine: Arc<M>,
         transport: Arc<T>,
     ) -> Result<Consensus<M>, StartError> {
@@ -192,25 +223,80 @@ impl<M: Machine> Consensus<M> {
         }
         let storage = log::Storage::open(directory)?;
         claim(&storage, id, cluster).await?;
-        let database = storage.watch();
+        storage.check_purged()?;
+        let joining = match (storage.is_blank()?, bootstrap) {
+            (true, true) => {
+                storage.set_joining(false).await?;
+                false
+            }
+            (true, false) if members.len() == 1 => return Err(StartError::NoMemory { id }),
+            (true, false) => {
+                storage.set_joining(true).await?;
+                true
+            }
+            (false, _) => storage.joining()?,
+        };
+        let (database, no_op) = (storage.watch(), machine.no_op());
         let config = Arc::new(config(&cluster)?);
         let applied = AppliedState::new(machine, storage.clone());
-        let raft = Raft::new(id.0, config, network::Peers { cluster, transport }, storage, applied)
+        let peers = network::Peers { cluster, transport: Arc::clone(&transport) };
+        let raft = Raft::new(id.0, config, peers, storage.clone(), applied)
             .await
             .map_err(|error| StartError::Consensus { detail: error.to_string() })?;
         let nodes: BTreeMap<u64, BasicNode> =
             members.iter().map(|(id, addr)| (id.0, BasicNode { addr: addr.clone() })).collect();
-        match raft.initialize(nodes).await {
-            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {} // or formed earlier
-            Err(error) => return Err(StartError::Consensus { detail: error.to_string() }),
+        if bootstrap && !joining {
+            match raft.initialize(nodes).await {
+                Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {} // or formed earlier
+                Err(error) => return Err(StartError::Consensus { detail: error.to_string() }),
+            }
         }
+        let gate = Arc::new(join::Gate::new(joining));
+        let join = joining.then(|| {
+            let (raft, storage, gate) = (raft.clone(), storage.clone(), Arc::clone(&gate));
+            let joining = join::Joining { id, cluster, members: members.clone(), transport, raft, storage, gate };
+            tokio::spawn(joining.run())
+        });
         let (tx, leadership) = watch::channel(leadership_of(&raft, id));
         let follow = tokio::spawn(follow_leadership(raft.clone(), id, tx));
         // Alone, nobody else could lead: do not wait for the first tick.
         if members.len() == 1 {
             raft.trigger().elect(false).await.map_err(|error| StartError::Consensus { detail: error.to_string() })?;
         }
-        Ok(Consensus { id, cluster, raft, leadership, follow, database, heard: parking_lot::Mutex::default() })
+        Ok(Consensus {
+            id,
+            cluster,
+            raft,
+            leadership,
+            follow,
+            database,
+            gate,
+            join,
+            no_op,
+            heard: parking_lot::Mutex::default(),
+        })
+    }
+
+    /// Returns, with the reason, when this monitor takes no part any more: its disk failed, or it was shut down. Only a
+    /// new start helps.
+    pub fn stopped(&self) -> impl Future<Output = String> + Send + use<M> {
+        let mut metrics = self.raft.metrics();
+        async move {
+            loop {
+                if let Err(fatal) = &metrics.borrow_watched().running_state {
+                    return fatal.to_string();
+                }
+                if metrics.changed().await.is_err() {
+                    return "consensus has ended".to_owned();
+                }
+            }
+        }
+    }
+
+    /// Makes every later write to the disk fail.
+    #[cfg(test)]
+    pub(crate) fn break_disk(&self) {
+        self.database.break_disk();
     }
 
     /// Who leads, and changes of it.
@@ -292,6 +378,12 @@ impl<M: Machine> Consensus<M> {
                 self.cluster
             ));
         }
+        match &envelope.request {
+            PeerRequest::Append(request) => self.gate.may_follow(request.term())?,
+            PeerRequest::Snapshot(vote, _) => self.gate.may_follow(vote.term())?,
+            PeerRequest::Vote(_) | PeerRequest::PreVote(_) | PeerRequest::Transfer(..) => self.gate.may_vote()?,
+            PeerRequest::Join(_) => {}
+        }
         match envelope.request {
             PeerRequest::Append(request) => {
                 let request = request.try_into().map_err(|error: io::Error| error.to_string())?;
@@ -323,6 +415,27 @@ impl<M: Machine> Consensus<M> {
                 let reply = self.raft.handle_transfer_leader(request).await.map_err(|error| error.to_string())?;
                 Ok(PeerReply::Transfer(TransferReply::from(&reply)))
             }
+            PeerRequest::Join(from) => self.let_in(MonId(from)).await,
+        }
+    }
+
+    /// Commits an entry for a monitor without memory, which acknowledges nothing before it has this answer.
+    async fn let_in(&self, from: MonId) -> Result<PeerReply, String> {
+        if !self.leadership.borrow().is_self {
+            return Err(format!("{} does not lead", self.id));
+        }
+        tracing::warn!(mon = %from, "has lost its memory and is let in again");
+        // What it held is gone: sent again from the start.
+        match self.raft.trigger().allow_next_revert(&from.0, true).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(error) => return Err(error.to_string()),
+        }
+        let write = self.raft.client_write(Proposal(self.no_op.clone()));
+        match tokio::time::timeout(join::COMMIT_TIMEOUT, write).await {
+            Ok(Ok(done)) => Ok(PeerReply::Joined(done.log_id.leader_id.term, done.log_id.index)),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("no majority of the other monitors answers".to_owned()),
         }
     }
 
@@ -343,6 +456,9 @@ impl<M: Machine> Consensus<M> {
     /// Stops taking part and gives the data directory free. What was answered stays durable with or without this.
     pub async fn shutdown(&self) {
         self.follow.abort();
+        if let Some(join) = &self.join {
+            join.abort();
+        }
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "consensus did not stop in order");
         }

@@ -38,7 +38,7 @@ impl<T: Transport> RaftNetworkFactory<TypeConfig> for Peers<T> {
     type Network = Peer<T>;
 
     async fn new_client(&mut self, target: u64, _: &BasicNode) -> Peer<T> {
-        Peer { cluster: self.cluster, target, transport: Arc::clone(&self.transport) }
+        Peer::new(self.cluster, MonId(target), Arc::clone(&self.transport))
     }
 }
 
@@ -50,8 +50,11 @@ pub(super) struct Peer<T> {
 }
 
 /// Why a peer gave no usable answer.
-enum CallError {
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CallError {
+    #[error("{0}")]
     Unreachable(TransportError),
+    #[error("{0}")]
     Failed(String),
 }
 
@@ -80,7 +83,11 @@ impl From<io::Error> for CallError {
 }
 
 impl<T: Transport> Peer<T> {
-    async fn call(&self, request: PeerRequest, timeout: Duration) -> Result<PeerReply, CallError> {
+    pub(super) fn new(cluster: ClusterId, target: MonId, transport: Arc<T>) -> Peer<T> {
+        Peer { cluster, target: target.0, transport }
+    }
+
+    pub(super) async fn call(&self, request: PeerRequest, timeout: Duration) -> Result<PeerReply, CallError> {
         let envelope = encode(&PeerEnvelope { cluster: self.cluster, to: self.target, request });
         let reply = self.transport.call(MonId(self.target), envelope, timeout).await.map_err(CallError::Unreachable)?;
         match decode(&reply)? {

@@ -11,8 +11,12 @@ use minicbor::{Decode, Encode};
 
 /// A client has few requests under way at once.
 const REPLIES_PER_CLIENT: usize = 16;
-/// About 1 KiB each at most: some MiB.
-const CLIENTS_MAX: usize = 2_048;
+/// Sessions of daemons and commands; a resend comes within seconds.
+const CLIENTS_MAX: usize = 1_024;
+/// Longer answers are refusals that repeat what was asked: nothing was changed, so nothing need be remembered.
+const REPLY_BYTES_MAX: usize = 512;
+/// All that is remembered.
+pub(crate) const ANSWERED_BYTES_MAX: usize = CLIENTS_MAX * REPLIES_PER_CLIENT * (REPLY_BYTES_MAX + 16);
 
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 #[cbor(map)]
@@ -45,6 +49,10 @@ impl Answered {
 
     /// Remembers the answer of a request.
     pub(crate) fn put(&mut self, id: RequestId, reply: MonReply) {
+        let refusal = matches!(reply, MonReply::Failed(_));
+        if refusal && minicbor::to_vec(&reply).is_ok_and(|bytes| bytes.len() > REPLY_BYTES_MAX) {
+            return;
+        }
         self.clock += 1;
         let fresh = Session { incarnation: id.incarnation, replies: VecDeque::new(), used: 0 };
         let session = self.sessions.entry(id.client).or_insert_with(|| fresh.clone());

@@ -11,8 +11,14 @@ const NAME_BYTES_MAX: usize = 128;
 const VALUE_BYTES_MAX: usize = 16 * 1024;
 /// Most options.
 const OPTIONS_MAX: usize = 4_096;
+/// Bytes of all names and values.
+pub(crate) const OPTIONS_BYTES_MAX: usize = 3 << 20;
 /// Changes that are remembered; a rollback can go back this far.
 const HISTORY_MAX: usize = 10_000;
+/// Bytes of the changes that are remembered.
+pub(crate) const HISTORY_BYTES_MAX: usize = 5 << 20;
+/// What an entry takes beside its texts.
+const ENTRY_BYTES: usize = 32;
 
 /// All options that are set, and how they came about.
 #[derive(Debug, Clone, PartialEq, Default, Encode, Decode)]
@@ -55,6 +61,13 @@ impl ConfigStore {
                 reason: format!("{OPTIONS_MAX} options are set already; remove one first"),
             });
         }
+        let others = self.values.iter().filter(|(other, _)| *other != name);
+        let taken: usize = others.map(|(name, value)| name.len() + value.len() + ENTRY_BYTES).sum();
+        if value.is_some_and(|value| taken + name.len() + value.len() + ENTRY_BYTES > OPTIONS_BYTES_MAX) {
+            let reason =
+                format!("all options together would have more than {OPTIONS_BYTES_MAX} bytes; remove one first");
+            return Err(MonError::Invalid { reason });
+        }
         if value.is_none() && !self.values.contains_key(name) {
             return Err(MonError::NotFound { what: "option".into(), name: name.to_owned() });
         }
@@ -94,8 +107,12 @@ impl ConfigStore {
         }
         self.version += 1;
         self.history.push_back(ConfigChange { version: self.version, at_unix_ms, name: name.to_owned(), old, new });
-        if self.history.len() > HISTORY_MAX {
-            self.history.pop_front();
+        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let bytes = |change: &ConfigChange| change.name.len() + length(&change.old) + length(&change.new) + ENTRY_BYTES;
+        let mut kept: usize = self.history.iter().map(bytes).sum();
+        while self.history.len() > HISTORY_MAX || kept > HISTORY_BYTES_MAX {
+            let Some(oldest) = self.history.pop_front() else { break };
+            kept -= bytes(&oldest);
         }
     }
 }
@@ -133,5 +150,17 @@ mod tests {
         assert!(store.set(1, "gone", None).is_err());
         assert!(store.set(1, "big", Some(&"x".repeat(VALUE_BYTES_MAX + 1))).is_err());
         assert!(store.values().is_empty());
+    }
+
+    #[test]
+    fn options_and_their_history_are_bounded_in_bytes() {
+        let mut store = ConfigStore::default();
+        for index in 0..400 {
+            let _ = store.set(1, &format!("big-{}", index % 250), Some(&format!("{index:016384}")));
+        }
+        let values: usize = store.values().values().map(String::len).sum();
+        assert!(values <= OPTIONS_BYTES_MAX, "{values} bytes of options");
+        let history: usize = store.history().map(|change| change.new.as_ref().map_or(0, String::len)).sum();
+        assert!(history <= HISTORY_BYTES_MAX, "{history} bytes of history");
     }
 }

@@ -13,6 +13,10 @@ const ACCESS_KEY_CHARS: std::ops::RangeInclusive<usize> = 3..=128;
 const SECRET_KEY_CHARS: std::ops::RangeInclusive<usize> = 8..=128;
 /// Most keys: the store is part of each snapshot of the monitors.
 const KEYS_MAX: usize = 100_000;
+/// Bytes of all pairs: 100,000 of those that the monitors make.
+pub(crate) const KEYS_BYTES_MAX: usize = 13 << 20;
+/// What a pair takes beside its texts.
+const PAIR_BYTES: usize = 16;
 
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 #[cbor(map)]
@@ -21,6 +25,12 @@ struct KeyRecord {
     name: String,
     #[n(1)]
     secret: Secret,
+}
+
+impl KeyRecord {
+    fn bytes(&self) -> usize {
+        self.name.len() + self.secret.0.len() + PAIR_BYTES
+    }
 }
 
 /// All key pairs, by access key.
@@ -60,11 +70,17 @@ impl KeyStore {
             }
         } else if self.by_access_key.values().any(|record| record.name == name) {
             return Err(MonError::Exists { what: "key".into(), name: name.to_owned() });
-        } else if self.by_access_key.len() >= KEYS_MAX {
-            return invalid(format!("there are {KEYS_MAX} keys already; remove one first"));
+        } else if self.by_access_key.len() >= KEYS_MAX
+            || self.bytes() + access_key.len() + added.bytes() > KEYS_BYTES_MAX
+        {
+            return invalid(format!("there are {} keys already; remove one first", self.by_access_key.len()));
         }
         self.by_access_key.insert(access_key.to_owned(), added);
         Ok(KeyInfo { name: name.to_owned(), access_key: access_key.to_owned(), secret_key: Some(secret.clone()) })
+    }
+
+    fn bytes(&self) -> usize {
+        self.by_access_key.iter().map(|(access_key, record)| access_key.len() + record.bytes()).sum()
     }
 
     /// Removes a pair by its access key or its name.

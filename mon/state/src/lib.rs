@@ -24,4 +24,4 @@ mod state;
 
 pub use command::{Change, Command, Op, Outcome};
 pub use hierarchy::crush_weight;
-pub use state::{RestoreError, State};
+pub use state::{RestoreError, STATE_BYTES_MAX, State};

@@ -9,7 +9,7 @@ use holdfast_wire::mon::MapUpdate;
 /// Most increments that are kept, whatever the placement groups need: a holder that is further behind gets a full map.
 const INCREMENTS_MAX: usize = 5_000;
 /// Most bytes of increments that are kept.
-const INCREMENT_BYTES_MAX: usize = 32 << 20;
+pub(crate) const INCREMENT_BYTES_MAX: usize = 12 << 20;
 /// Most bytes of increments in one answer; the asker asks again.
 const UPDATE_BYTES_MAX: usize = 2 << 20;
 

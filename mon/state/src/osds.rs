@@ -1,16 +1,18 @@
 //! Changes of OSDs: who has which id, who is up, who is in.
+//!
+//! Invariant: an OSD id stands for one disk as it was formatted once, for ever. Placement groups remember past members
+//! by id and take the word of an id that is up for the copy that it had then; under a reused id, or from a store that
+//! was made anew, a blank disk would speak for writes that it never had.
 
 use std::collections::BTreeMap;
 
-use holdfast_map::{ClusterMap, OsdInfo};
+use holdfast_map::{ClusterMap, OSD_ID_MAX, OsdInfo, PG_TEMP_MEMBERS_MAX};
 use holdfast_types::{DiskUuid, Epoch, Incarnation, OsdId};
 use holdfast_wire::mon::{LocationStep, MonError, PgTempWish};
 use minicbor::{Decode, Encode};
 
 use crate::hierarchy;
 
-/// The highest OSD id: placement tables are dense.
-const OSD_ID_MAX: u32 = 65_535;
 /// Markdowns for silence within [`FLAP_WINDOW_MS`] that a run may have before its boots are held off.
 const FLAPS_MAX: usize = 5;
 /// See [`FLAPS_MAX`].
@@ -19,10 +21,11 @@ const FLAP_WINDOW_MS: u64 = 600_000;
 const HOLD_OFF_MS: u64 = 60_000;
 /// Hold-offs double this often at most: 16 minutes.
 const HOLD_OFF_DOUBLINGS_MAX: u32 = 4;
+/// An id that a disk asks for may leave a gap of at most this many: ids are not given again, so a slip must not use
+/// them up.
+const WANTED_GAP_MAX: u32 = 1_024;
 /// Full reweight.
 const REWEIGHT_ONE: u32 = 0x1_0000;
-/// Members that a wish for an acting set may name.
-const WISH_MEMBERS_MAX: usize = 32;
 
 /// Why an OSD is out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -84,19 +87,27 @@ pub(crate) struct Registration<'a> {
     pub(crate) class: Option<&'a str>,
     pub(crate) capacity_bytes: u64,
     pub(crate) wanted: Option<OsdId>,
+    /// Whether its store is yet to be made.
+    pub(crate) blank: bool,
 }
 
 pub(crate) fn register(map: &mut ClusterMap, notes: &mut OsdNotes, disk: &Registration<'_>) -> Result<OsdId, MonError> {
     let known = map.osds.iter().find(|(_, info)| info.disk == disk.disk).map(|(id, _)| *id);
     let weight = hierarchy::crush_weight(disk.capacity_bytes);
     if let Some(osd) = known {
+        let has_served = map.osds.get(&osd).is_some_and(|info| info.up_from > Epoch::ZERO);
+        if disk.blank && has_served {
+            return Err(MonError::Exists { what: "disk".into(), name: format!("{} ({osd})", disk.disk) });
+        }
         hierarchy::place(&mut map.crush, osd, disk.location, disk.class, weight)?;
         return Ok(osd);
     }
-    let wanted = disk.wanted.filter(|wanted| wanted.0 <= OSD_ID_MAX && !map.osds.contains_key(wanted));
-    let free = || (0..=OSD_ID_MAX).map(OsdId).find(|id| !map.osds.contains_key(id));
-    let Some(osd) = wanted.or_else(free) else {
-        return Err(MonError::Invalid { reason: format!("all {OSD_ID_MAX} OSD ids are taken") });
+    let never_given = |id: &OsdId| *id >= map.next_osd && !map.osds.contains_key(id);
+    let highest = map.osds.keys().next_back().map_or(0, |osd| osd.0).max(map.next_osd.0);
+    let wanted_max = OSD_ID_MAX.min(highest.saturating_add(WANTED_GAP_MAX));
+    let wanted = disk.wanted.filter(|wanted| wanted.0 <= wanted_max && never_given(wanted));
+    let Some(osd) = wanted.or_else(|| (map.next_osd.0..=OSD_ID_MAX).map(OsdId).find(never_given)) else {
+        return Err(MonError::Invalid { reason: format!("all {OSD_ID_MAX} OSD ids were given") });
     };
     hierarchy::place(&mut map.crush, osd, disk.location, disk.class, weight)?;
     let info = OsdInfo {
@@ -110,6 +121,7 @@ pub(crate) fn register(map: &mut ClusterMap, notes: &mut OsdNotes, disk: &Regist
         up_thru: Epoch::ZERO,
         down_at: Epoch::ZERO,
         dead_epoch: Epoch::ZERO,
+        formatted_at: map.epoch,
     };
     map.osds.insert(osd, info);
     notes.insert(osd, OsdNote { out: Some(Out::New), ..OsdNote::default() });
@@ -137,7 +149,15 @@ pub(crate) fn boot(map: &mut ClusterMap, notes: &mut OsdNotes, at_ms: u64, boot:
     if info.up && info.incarnation == boot.incarnation && info.address == boot.address {
         return Ok(());
     }
+    let (ran, runs) = (info.incarnation, boot.incarnation);
+    if runs < ran || (runs == ran && !info.up && info.up_from > Epoch::ZERO) {
+        // A boot that was long under way: that run has ended, or was marked down and has to come back as a new one.
+        return Err(stale(format!("{} was up as run {ran} already, this is run {runs}", boot.osd)));
+    }
     let note = notes.entry(boot.osd).or_default();
+    if note.held_until_ms > at_ms.saturating_add(HOLD_OFF_MS << HOLD_OFF_DOUBLINGS_MAX) {
+        note.held_until_ms = 0; // set by a leader whose clock was ahead
+    }
     if at_ms < note.held_until_ms {
         let seconds = (note.held_until_ms - at_ms).div_ceil(1000);
         let reason = format!(
@@ -249,6 +269,7 @@ pub(crate) fn remove(map: &mut ClusterMap, notes: &mut OsdNotes, osd: OsdId) -> 
     }
     hierarchy::remove(&mut map.crush, osd)?;
     map.osds.remove(&osd);
+    map.next_osd = map.next_osd.max(OsdId(osd.0.saturating_add(1)));
     notes.remove(&osd);
     Ok(())
 }
@@ -280,7 +301,7 @@ pub(crate) fn pg_temp(
         if map.pools.get(&wish.pg.pool).is_none_or(|pool| wish.pg.seed >= pool.pg_num) {
             return Err(MonError::NotFound { what: "placement group".into(), name: wish.pg.to_string() });
         }
-        if wish.acting.len() > WISH_MEMBERS_MAX {
+        if wish.acting.len() > PG_TEMP_MEMBERS_MAX {
             return Err(MonError::Invalid { reason: format!("{} members for {}", wish.acting.len(), wish.pg) });
         }
         if let Some(unknown) = wish.acting.iter().find(|member| !map.osds.contains_key(*member)) {

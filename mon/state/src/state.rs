@@ -2,24 +2,35 @@
 
 use std::sync::Arc;
 
-use holdfast_map::{BlocklistEntry, ClusterMap, Increment, MapDecodeError, ServiceInfo};
+use holdfast_map::{BLOCKLIST_MAX, BlocklistEntry, ClusterMap, Increment, MapDecodeError, SERVICES_MAX, ServiceInfo};
 use holdfast_types::{ClusterId, Epoch, OsdId, PoolId, RequestId};
 use holdfast_wire::mon::{KeyInfo, MapUpdate, MonCommand, MonError, MonReply, PoolRow};
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
-use crate::answered::Answered;
+use crate::answered::{ANSWERED_BYTES_MAX, Answered};
 use crate::command::{Change, Command, Outcome, seal, unseal};
-use crate::config::ConfigStore;
-use crate::keys::KeyStore;
-use crate::maps::Maps;
+use crate::config::{ConfigStore, HISTORY_BYTES_MAX, OPTIONS_BYTES_MAX};
+use crate::keys::{KEYS_BYTES_MAX, KeyStore};
+use crate::maps::{INCREMENT_BYTES_MAX, Maps};
 use crate::osds::{self, OsdNotes};
 use crate::{hierarchy, pools};
 
-/// Most fenced sessions. Each map holder keeps all of them.
-const BLOCKLIST_MAX: usize = 100_000;
-/// Most registered services.
-const SERVICES_MAX: usize = 10_000;
+/// The largest [`State::encode`]: it travels to a monitor that is behind in one message. Each part is bounded in bytes;
+/// the rest is for the newest map and the oldest one that is kept.
+pub const STATE_BYTES_MAX: usize = 60 << 20;
+/// A full map of 10,000 OSDs, 100,000 fenced sessions and 10,000 services.
+const FULL_MAP_BYTES: usize = 9 << 20;
+const _: () = assert!(
+    2 * FULL_MAP_BYTES
+        + INCREMENT_BYTES_MAX
+        + KEYS_BYTES_MAX
+        + OPTIONS_BYTES_MAX
+        + HISTORY_BYTES_MAX
+        + ANSWERED_BYTES_MAX
+        <= STATE_BYTES_MAX,
+    "the state fits a message"
+);
 
 /// Bytes that are no state of this release.
 #[derive(Debug, thiserror::Error)]
@@ -195,13 +206,14 @@ impl State {
     fn request(&mut self, map: &mut ClusterMap, at_ms: u64, command: &MonCommand) -> Result<Answer, MonError> {
         let notes = &mut self.notes;
         match command {
-            MonCommand::OsdRegister { disk, location, class, capacity_bytes, wanted } => {
+            MonCommand::OsdRegister { disk, location, class, capacity_bytes, wanted, blank } => {
                 let disk = osds::Registration {
                     disk: *disk,
                     location,
                     class: class.as_deref(),
                     capacity_bytes: *capacity_bytes,
                     wanted: *wanted,
+                    blank: blank.unwrap_or(false),
                 };
                 return Ok(Answer::OsdId(osds::register(map, notes, &disk)?));
             }

@@ -31,8 +31,14 @@ impl World {
         for (id, host) in (0u32..).zip(hosts) {
             let disk = DiskUuid([u8::try_from(id).unwrap() + 1; 16]);
             let location = vec![LocationStep { kind: "host".into(), name: format!("h{host}") }];
-            let register =
-                MonCommand::OsdRegister { disk, location, class: None, capacity_bytes: 1 << 40, wanted: None };
+            let register = MonCommand::OsdRegister {
+                disk,
+                location,
+                class: None,
+                capacity_bytes: 1 << 40,
+                wanted: None,
+                blank: None,
+            };
             apply(&mut state, Change::Request(register));
             let address = format!("127.0.0.1:{}", 7000 + id);
             let boot = MonCommand::OsdBoot { osd: OsdId(id), disk, incarnation: run_of(id), address };
@@ -119,6 +125,7 @@ impl World {
             pgs: pgs.collect(),
             checksum_errors: 0,
             repaired: 0,
+            copies_lost: None,
         };
         self.leader.on_report(self.now, &map, report)
     }
@@ -323,6 +330,7 @@ fn a_new_leader_asks_for_all_placement_groups() {
         pgs: Vec::new(),
         checksum_errors: 0,
         repaired: 0,
+        copies_lost: None,
     };
     let answer = world.leader.on_report(world.now, &map, nothing_new.clone());
     assert!(matches!(answer, Err(MonError::Stale { .. })));
@@ -336,6 +344,7 @@ fn a_new_leader_asks_for_all_placement_groups() {
         pgs: Vec::new(),
         checksum_errors: 0,
         repaired: 0,
+        copies_lost: None,
     };
     assert!(matches!(world.leader.on_report(world.now, &map, dead), Err(MonError::Stale { .. })));
 }
@@ -404,6 +413,7 @@ fn a_full_disk_sets_the_flag_and_room_clears_it_without_flicker() {
             pgs: Vec::new(),
             checksum_errors: 0,
             repaired: 0,
+            copies_lost: None,
         };
         let _ = world.leader.on_report(world.now, &map, report);
         for change in world.proposals() {

@@ -70,7 +70,14 @@ fn disk(id: u32) -> DiskUuid {
 
 fn register(id: u32, host: u32, wanted: Option<OsdId>) -> MonCommand {
     let location = vec![LocationStep { kind: "host".into(), name: format!("node-{host}") }];
-    MonCommand::OsdRegister { disk: disk(id), location, class: Some("ssd".into()), capacity_bytes: TIB, wanted }
+    MonCommand::OsdRegister {
+        disk: disk(id),
+        location,
+        class: Some("ssd".into()),
+        capacity_bytes: TIB,
+        wanted,
+        blank: None,
+    }
 }
 
 fn boot(id: u32, incarnation: u64) -> MonCommand {
@@ -118,8 +125,66 @@ fn a_disk_gets_one_id_for_ever_and_a_new_disk_another() {
         class: None,
         capacity_bytes: TIB,
         wanted: None,
+        blank: None,
     };
     assert!(matches!(cluster.ask(nowhere), Err(MonError::Invalid { .. })));
+}
+
+#[test]
+fn an_osd_id_is_never_given_to_a_second_disk() {
+    let mut cluster = Cluster::with_osds(3, 1);
+    cluster.ask(MonCommand::OsdOut(OsdId(1))).unwrap();
+    cluster.ask(MonCommand::OsdStopping { osd: OsdId(1), incarnation: Incarnation(101) }).unwrap();
+    cluster.ask(MonCommand::OsdRemove(OsdId(1))).unwrap();
+    assert_eq!(cluster.ask(register(8, 0, Some(OsdId(1)))).unwrap(), MonReply::OsdId(OsdId(3)), "not by its wish");
+    assert_eq!(cluster.register(9, 0), OsdId(4), "nor by chance");
+    assert_eq!(cluster.register(1, 1), OsdId(5), "nor to its former disk: it was given up");
+    let epoch = cluster.map().epoch;
+    assert_eq!(cluster.map().osds[&OsdId(5)].formatted_at, epoch, "the map tells since when the disk counts");
+    let restored = State::decode(&cluster.state.encode()).unwrap();
+    assert_eq!(restored.map().next_osd, OsdId(2));
+    let slip = cluster.ask(register(10, 0, Some(OsdId(60_000)))).unwrap();
+    assert_eq!(slip, MonReply::OsdId(OsdId(6)), "a slip does not use up the ids");
+}
+
+#[test]
+fn a_boot_that_was_long_under_way_brings_no_dead_run_back() {
+    let mut cluster = Cluster::with_osds(1, 1);
+    cluster.change(Change::MarkDown { osd: OsdId(0), incarnation: Incarnation(100), dead: true });
+    assert!(matches!(cluster.boot(0, 100), Err(MonError::Stale { .. })), "that run was marked down");
+    cluster.boot(0, 101).unwrap();
+    assert!(matches!(cluster.boot(0, 99), Err(MonError::Stale { .. })), "an older one");
+    let info = &cluster.map().osds[&OsdId(0)];
+    assert!(info.up && info.incarnation == Incarnation(101));
+}
+
+#[test]
+fn a_hold_off_set_by_a_clock_that_was_ahead_does_not_last() {
+    let mut cluster = Cluster::with_osds(1, 1);
+    cluster.at_unix_ms = 86_400_000;
+    for run in 100..106 {
+        cluster.change(Change::MarkDown { osd: OsdId(0), incarnation: Incarnation(run), dead: false });
+        let booted = cluster.boot(0, run + 1);
+        assert_eq!(booted.is_err(), run == 105, "held off after the sixth silence: {booted:?}");
+    }
+    cluster.at_unix_ms = 1_000;
+    cluster.boot(0, 107).expect("a leader with the right clock does not hold it off for a day");
+}
+
+#[test]
+fn a_store_that_was_made_anew_is_not_the_disk_that_it_was() {
+    let mut cluster = Cluster::new();
+    let blank = |id: u32| match register(id, 0, None) {
+        MonCommand::OsdRegister { disk, location, class, capacity_bytes, wanted, .. } => {
+            MonCommand::OsdRegister { disk, location, class, capacity_bytes, wanted, blank: Some(true) }
+        }
+        other => other,
+    };
+    assert_eq!(cluster.ask(blank(0)).unwrap(), MonReply::OsdId(OsdId(0)));
+    assert_eq!(cluster.ask(blank(0)).unwrap(), MonReply::OsdId(OsdId(0)), "a first start that was cut off goes on");
+    cluster.boot(0, 1).unwrap();
+    assert!(matches!(cluster.ask(blank(0)), Err(MonError::Exists { .. })), "what it held is gone: it has no vote");
+    assert_eq!(cluster.ask(register(0, 0, None)).unwrap(), MonReply::OsdId(OsdId(0)), "with its store it is itself");
 }
 
 #[test]
@@ -289,15 +354,15 @@ fn a_flapping_osd_is_held_off_and_a_crashing_one_is_not() {
         assert!(matches!(reply, MonReply::Done { .. }), "{reply:?}");
         cluster.boot(0, 201 + run).unwrap();
     }
-    for _ in 0..6 {
+    for run in 0..6 {
         let incarnation = cluster.map().osds[&OsdId(1)].incarnation;
         cluster.change(Change::MarkDown { osd: OsdId(1), incarnation, dead: false });
         cluster.at_unix_ms += 10_000;
-        let _ = cluster.boot(1, 101);
+        let _ = cluster.boot(1, 300 + run);
     }
-    assert!(matches!(cluster.boot(1, 101), Err(MonError::Unsafe { .. })));
+    assert!(matches!(cluster.boot(1, 400), Err(MonError::Unsafe { .. })));
     cluster.at_unix_ms += 60_000;
-    cluster.boot(1, 101).unwrap();
+    cluster.boot(1, 400).unwrap();
 }
 
 #[test]

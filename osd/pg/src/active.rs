@@ -38,6 +38,11 @@ use crate::rows;
 const RESEND: Duration = Duration::from_secs(1);
 /// Writes sent again at a time; the rest follows when these are acknowledged.
 const RESEND_WRITES_MAX: usize = 32;
+/// Bytes of results that may wait for the commit of what they show; a read beyond that is told to come again.
+const HELD_BYTES_MAX: usize = 32 << 20;
+/// Most bytes of rows that a request may put beside what it deletes when there is no room: one row of the largest size
+/// (the manifest of a deleted object, waiting to be collected), and some small ones.
+const ROWS_BESIDE_DELETE_BYTES_MAX: usize = (1 << 20) + (64 << 10);
 /// The monitors are asked again for another acting set after this long.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -77,6 +82,15 @@ enum Hold {
     Due(Held),
 }
 
+impl Held {
+    fn bytes(&self) -> usize {
+        match &self.outcome {
+            ClientOutcome::Done { results, .. } => results.iter().map(exec::result_bytes).sum(),
+            ClientOutcome::Failed { .. } | ClientOutcome::Refused(_) => 0,
+        }
+    }
+}
+
 /// A write that is not yet durable everywhere.
 #[derive(Debug)]
 struct InFlight {
@@ -100,6 +114,9 @@ pub(crate) struct Active {
     pub committed_to: LogVersion,
     local_durable: LogVersion,
     in_flight: VecDeque<InFlight>,
+    /// Answers that wait in there, and the bytes of their results.
+    held: usize,
+    held_bytes: usize,
     /// Newest uncommitted version by object.
     uncommitted: BTreeMap<ObjectKey, LogVersion>,
     /// Requests that write, have an answer without a log entry, and wait for a commit to get it.
@@ -119,6 +136,8 @@ impl Active {
             committed_to: head,
             local_durable: head,
             in_flight: VecDeque::new(),
+            held: 0,
+            held_bytes: 0,
             uncommitted: BTreeMap::new(),
             unlogged: BTreeSet::new(),
             clean: false,
@@ -150,11 +169,14 @@ impl Active {
         let Some(write) = self.in_flight.get_mut(at) else { return Hold::Due(held) };
         let id = held.queued.request.id;
         if let Some(same) = write.answers.iter_mut().find(|other| other.queued.request.id == id) {
+            self.held_bytes = (self.held_bytes + held.bytes()).saturating_sub(same.bytes());
             return Hold::Replaced(std::mem::replace(same, held).queued);
         }
         if !held.logged && held.queued.request.is_write() {
             self.unlogged.insert(id);
         }
+        self.held += 1;
+        self.held_bytes += held.bytes();
         write.answers.push(held);
         Hold::Kept
     }
@@ -217,7 +239,7 @@ impl Pg {
             this.reply(queued.reply_to, request.id, ClientOutcome::Refused(reason), step.out);
         };
         let in_flight = match &self.role {
-            Role::Active(active) => active.in_flight.len(),
+            Role::Active(active) => active.in_flight.len().max(active.held),
             _ => 0,
         };
         if self.clients.len() + in_flight >= self.limits.client_requests_max {
@@ -241,15 +263,23 @@ impl Pg {
         match &self.role {
             Role::Active(active) if active.writeable => {}
             _ => {
-                self.clients.push_waiting(queued);
-                return;
+                let replaced = self.clients.push_waiting(queued);
+                return self.answer_replaced(replaced, step);
             }
         }
         if self.clients.is_blocked(&key) {
-            self.clients.push_blocked(key, queued);
-            return;
+            let replaced = self.clients.push_blocked(key, queued);
+            return self.answer_replaced(replaced, step);
         }
         self.try_or_block(key, queued, step);
+    }
+
+    /// A resend has taken the place of an earlier sending, for which nobody waits any more: it is answered only so that
+    /// the shell gives back what it holds for it.
+    fn answer_replaced(&self, replaced: Option<Queued>, step: &mut Step<'_>) {
+        if let Some(queued) = replaced {
+            self.refuse(&queued, RefusedReason::Busy, step);
+        }
     }
 
     fn try_or_block(&mut self, key: ObjectKey, queued: Queued, step: &mut Step<'_>) {
@@ -285,15 +315,21 @@ impl Pg {
     }
 
     fn try_request(&mut self, key: &ObjectKey, queued: Queued, step: &mut Step<'_>) -> Tried {
-        let id = queued.request.id;
-        if self.map.is_blocklisted(id.client, id.incarnation) {
-            // It may have been fenced while the request waited.
+        let (client, incarnation) = (queued.request.id.client, queued.request.id.incarnation);
+        if self.map.is_blocklisted(client, incarnation) {
+            // It may have been fenced while it waited.
             self.refuse(&queued, RefusedReason::Blocklisted, step);
             return Tried::Done;
         }
         let writes = queued.request.is_write();
         let missing = self.holding.missing.contains(key);
         let min_size = self.interval.min_size as usize;
+        let Some(active) = self.active() else { return Tried::Wait(queued) };
+        if missing && active.recovery.is_unfound(key) && !self.absent_may_have() {
+            // Every copy there is has been asked for, and none can be read: waiting would be for ever.
+            self.answer_unreadable(queued, step);
+            return Tried::Done;
+        }
         let Some(active) = self.active() else { return Tried::Wait(queued) };
         if missing || active.copies_held(key) < min_size {
             // W5: what is in all logs but on one disk only must not be shown, nor confirmed to its writer.
@@ -334,20 +370,25 @@ impl Pg {
                 // Writes trim the log; when none is let in any more, this must do it.
                 self.trim_alone(step);
             }
-            if let Some(reason) = self.refuse_write(&queued) {
+            // Only now: what was done before is answered as it was, however full it has become since.
+            if let Some(reason) = self.refuse_write(&queued, step) {
                 self.refuse(&queued, reason, step);
                 return Tried::Done;
             }
         }
         let Some(active) = self.active() else { return Tried::Wait(queued) };
-        if writes && active.is_degraded(key) {
+        if writes && active.is_degraded(key) && !removes(&queued.request.ops) {
             active.recovery.hurry(key);
             return Tried::Wait(queued);
+        }
+        if !writes && active.held_bytes >= HELD_BYTES_MAX && active.is_uncommitted(key) {
+            self.refuse(&queued, RefusedReason::Busy, step);
+            return Tried::Done;
         }
         if step.touched.contains(key) {
             return Tried::NextStep(queued);
         }
-        match exec::execute(step.store, key, &queued.request.ops) {
+        match exec::execute(step.store, key, &queued.request.ops, self.limits.effects_bytes_max) {
             Ok(done) if done.effects.is_empty() => {
                 let outcome = ClientOutcome::Done { version: done.prior, results: done.results };
                 self.answer_read(key, queued, outcome, step);
@@ -357,15 +398,34 @@ impl Pg {
                 self.answer_read(key, queued, ClientOutcome::Failed { index, error }, step);
             }
             Err(Stopped::Unreadable(error)) => {
-                tracing::warn!(pg = %self.id, object = ?key, %error, "own copy unreadable, taking it from a peer");
+                self.note_damage(key, &error, step);
                 if self.mark_own_missing(key, step) {
                     return Tried::Wait(queued);
                 }
-                let outcome = ClientOutcome::Failed { index: 0, error: OpError::Unreadable };
-                self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+                self.answer_unreadable(queued, step);
             }
         }
         Tried::Done
+    }
+
+    /// Tells that no copy can be read. A request that writes has then had no effect, and never will have one (C4); if it
+    /// had one before, its result cannot be confirmed (W5), and it is not said that it had none.
+    fn answer_unreadable(&mut self, queued: Queued, step: &mut Step<'_>) {
+        let mut outcome = ClientOutcome::Failed { index: 0, error: OpError::Unreadable };
+        if queued.request.is_write() {
+            let id = queued.request.id;
+            match self.clients.remembered(id, queued.request.lowest_outstanding_tid) {
+                Remembered::No => {}
+                Remembered::Forgotten => return self.refuse(&queued, RefusedReason::Forgotten, step),
+                Remembered::As(before) => outcome = before,
+            }
+            match self.holding.log.answered(id) {
+                Answered::Unknown => {}
+                Answered::Forgotten => return self.refuse(&queued, RefusedReason::Forgotten, step),
+                Answered::As(_) => return self.refuse(&queued, RefusedReason::Busy, step),
+            }
+        }
+        self.answer(Held { queued, outcome, logged: false }, step);
     }
 
     fn refuse(&self, queued: &Queued, reason: RefusedReason, step: &mut Step<'_>) {
@@ -388,13 +448,22 @@ impl Pg {
         }
     }
 
-    fn refuse_write(&self, queued: &Queued) -> Option<RefusedReason> {
+    fn refuse_write(&self, queued: &Queued, step: &Step<'_>) -> Option<RefusedReason> {
         if self.log_is_full() {
             // What is not durable everywhere cannot be trimmed; it must not grow for ever.
             return Some(RefusedReason::Busy);
         }
-        let frees = |op: &ObjectOp| !op.is_write() || op.frees_space();
-        (self.map.flags.full && !queued.request.ops.iter().all(frees)).then_some(RefusedReason::Full)
+        let ops = &queued.request.ops;
+        if frees_space(ops, queued.request.frees_space == Some(true)) {
+            return None;
+        }
+        // Refused before it is logged: what is logged, every member must be able to take.
+        let bytes = ops.iter().map(payload_bytes).sum();
+        let full = self.map.flags.full || !step.store.has_room(bytes) || {
+            let Role::Active(active) = &self.role else { return None };
+            active.peers.keys().any(|osd| !step.store.peer_has_room(*osd))
+        };
+        full.then_some(RefusedReason::Full)
     }
 
     // ---- answers ----
@@ -447,6 +516,7 @@ impl Pg {
             bytes_delta: done.bytes_delta,
         };
         let trim_to = self.trim_bound();
+        self.forget_damage(key, &done.effects);
         let mut ops = Vec::with_capacity(done.effects.len() + 4);
         entry_ops(key, &entry, &done.effects, &mut ops);
         self.holding.objects += entry.objects_delta;
@@ -457,6 +527,13 @@ impl Pg {
 
         let outcome = ClientOutcome::Done { version, results: done.results };
         let Some(active) = self.active() else { return };
+        if entry.kind == EntryKind::Delete {
+            // What is gone need not be copied any more: a delete does not wait for a copy for which there is no room.
+            active.recovery.cancel_pushes(key);
+            for peer in active.peers.values_mut() {
+                peer.missing.remove(key);
+            }
+        }
         let committed_to = active.committed_to;
         active.uncommitted.insert(key.clone(), version);
         let (filled, unfilled): (Vec<_>, Vec<_>) =
@@ -466,12 +543,15 @@ impl Pg {
         let rep_op = |entry, effects| PeerBody::RepOp(RepOp { previous, entry, effects, committed_to, trim_to });
         let without_effects = (!unfilled.is_empty()).then(|| rep_op(entry.clone(), None));
         let with_effects = (!filled.is_empty()).then(|| rep_op(entry, Some(done.effects.clone())));
+        let own = Held { queued, outcome, logged: true };
+        active.held += 1;
+        active.held_bytes += own.bytes();
         active.in_flight.push_back(InFlight {
             version,
             previous,
             key: key.clone(),
             effects: done.effects,
-            answers: vec![Held { queued, outcome, logged: true }],
+            answers: vec![own],
             sent: step.now,
         });
         for (osds, body) in [(filled, with_effects), (unfilled, without_effects)] {
@@ -533,6 +613,8 @@ impl Pg {
             answers.extend(write.answers);
         }
         for held in &answers {
+            active.held = active.held.saturating_sub(1);
+            active.held_bytes = active.held_bytes.saturating_sub(held.bytes());
             active.unlogged.remove(&held.queued.request.id);
         }
         for held in answers {
@@ -590,7 +672,8 @@ impl Pg {
             _ if !in_this_activation => {
                 tracing::debug!(pg = %self.id, %from, ?said, "message of another activation dropped");
             }
-            PeerBody::RepOpAck { version } => self.acknowledged(from, version, step),
+            // That the sender is full, the shell has noted: see `LocalObjects::peer_has_room`.
+            PeerBody::RepOpAck { version, full: _ } => self.acknowledged(from, version, step),
             PeerBody::PushAck(ack) => self.push_acknowledged(from, &ack, step),
             PeerBody::BackfillDigest(digest) => self.backfill_compared(from, &digest, step),
             PeerBody::BackfillProgressAck { cursor } => self.backfill_progressed(from, &cursor, step),
@@ -675,8 +758,11 @@ impl Pg {
     /// known: then no other copy can be told to be the right one.
     pub(crate) fn mark_own_missing(&mut self, key: &ObjectKey, step: &mut Step<'_>) -> bool {
         let stored = exec::stored_version(step.store, key).unwrap_or(LogVersion::ZERO);
-        let logged = self.holding.log.newest_of(&key.name()).map(|entry| entry.version);
-        let need = logged.unwrap_or(stored);
+        let logged = self.holding.log.newest_of(&key.name());
+        if logged.is_some_and(|entry| entry.kind == EntryKind::Delete) {
+            return false; // it is gone, and nobody is to have it
+        }
+        let need = logged.map_or(stored, |entry| entry.version);
         if need == LogVersion::ZERO {
             return false;
         }
@@ -693,6 +779,7 @@ impl Pg {
     pub(crate) fn tick_active(&mut self, step: &mut Step<'_>) {
         self.resend_writes(step);
         self.resend_transfers(step);
+        self.look_again_for_unfound(step);
         self.resend_backfill(step);
         self.renew_slots(step);
         let Some(active) = self.active() else { return };
@@ -701,6 +788,37 @@ impl Pg {
             self.tick_within(TICK, step);
         }
     }
+}
+
+/// Bytes of objects that an op brings.
+fn payload_bytes(op: &ObjectOp) -> u64 {
+    match op {
+        ObjectOp::Write { data, .. } | ObjectOp::Append { data } | ObjectOp::WriteFull { data } => data.len() as u64,
+        _ => 0,
+    }
+}
+
+/// Whether a vector frees space, with no more than the rows that belong to it: whoever deletes must note what is left to
+/// be cleaned up, and keep counts true. It is let in however full it is (protocol.md §2.6).
+fn frees_space(ops: &[ObjectOp], declared: bool) -> bool {
+    let mut frees = declared;
+    let mut rows_bytes = 0;
+    for op in ops.iter().filter(|op| op.is_write()) {
+        match op {
+            ObjectOp::PutRows { rows } => {
+                rows_bytes += rows.iter().map(|row| row.key.len() + row.value.len()).sum::<usize>();
+            }
+            ObjectOp::AddRow { key, .. } | ObjectOp::MaxRow { key, .. } => rows_bytes += key.len() + size_of::<i64>(),
+            op if op.frees_space() => frees = true,
+            _ => return false,
+        }
+    }
+    frees && rows_bytes <= ROWS_BESIDE_DELETE_BYTES_MAX
+}
+
+/// Whether nothing is left of the object after a vector, if it succeeds.
+fn removes(ops: &[ObjectOp]) -> bool {
+    ops.iter().rev().find(|op| op.is_write()).is_some_and(|op| matches!(op, ObjectOp::Remove))
 }
 
 fn stored_outcome(entry: &LogEntry) -> ClientOutcome {

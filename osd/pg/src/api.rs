@@ -129,6 +129,10 @@ pub enum Output {
     },
     /// The copy is gone from the store (durably): forget this placement group.
     Gone,
+    /// The local copy of an object turned out to be unreadable. Said once until that copy is written anew.
+    CopyDamaged,
+    /// A copy that was said to be damaged has been written anew from another one, durably.
+    CopyRepaired,
 }
 
 /// Where a step puts its outputs.
@@ -196,7 +200,7 @@ pub struct RowsPage {
     pub more: bool,
 }
 
-/// This placement group's collection, as of all transactions submitted so far, durable or not.
+/// This placement group's collection, as of all transactions submitted so far, durable or not; and the room around it.
 ///
 /// Reads verify checksums: what is returned is what was written.
 pub trait LocalObjects {
@@ -261,6 +265,13 @@ pub trait LocalObjects {
     /// # Errors
     /// [`ReadError`].
     fn meta_scan(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, ReadError>;
+
+    /// Whether so many more bytes of objects fit here, with enough left for all writes that other primaries have let in
+    /// meanwhile. What carries no bytes of objects (rows, the log, deletes) always fits.
+    fn has_room(&self, bytes: u64) -> bool;
+
+    /// Whether another OSD has room, by what it said last. `true` when it has not said anything.
+    fn peer_has_room(&self, osd: OsdId) -> bool;
 }
 
 /// Sizes that bound a placement group's memory and work.
@@ -294,6 +305,8 @@ pub struct Limits {
     pub piece_bytes: usize,
     /// Objects looked at in one step of a backfill.
     pub backfill_batch: usize,
+    /// Bytes that the effects of one request may have: what the stores of all members take in one transaction.
+    pub effects_bytes_max: usize,
 }
 
 impl Default for Limits {
@@ -312,6 +325,7 @@ impl Default for Limits {
             transfers_max: 4,
             piece_bytes: 4 << 20,
             backfill_batch: 128,
+            effects_bytes_max: 12 << 20,
         }
     }
 }

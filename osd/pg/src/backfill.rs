@@ -167,7 +167,7 @@ impl Pg {
                 }
                 Ok(None) => self.push_object(target, &key, None, true, step),
                 Err(error) => {
-                    tracing::warn!(pg = %self.id, object = ?key, %error, "own copy unreadable");
+                    self.note_damage(&key, &error, step);
                     self.mark_own_missing(&key, step);
                 }
             }

@@ -111,25 +111,27 @@ impl Clients {
         now
     }
 
-    /// Queues for activation; a resend takes the place of what it repeats.
-    pub fn push_waiting(&mut self, queued: Queued) {
+    /// Queues for activation; a resend takes the place of what it repeats, which is given back.
+    #[must_use]
+    pub fn push_waiting(&mut self, queued: Queued) -> Option<Queued> {
         if let Some(same) = self.waiting.iter_mut().find(|other| other.request.id == queued.request.id) {
-            *same = queued;
-            return;
+            return Some(std::mem::replace(same, queued));
         }
         self.count += 1;
         self.waiting.push_back(queued);
+        None
     }
 
-    /// Queues behind others of the same object; a resend takes the place of what it repeats.
-    pub fn push_blocked(&mut self, key: ObjectKey, queued: Queued) {
+    /// Queues behind others of the same object; a resend takes the place of what it repeats, which is given back.
+    #[must_use]
+    pub fn push_blocked(&mut self, key: ObjectKey, queued: Queued) -> Option<Queued> {
         let queue = self.blocked.entry(key).or_default();
         if let Some(same) = queue.iter_mut().find(|other| other.request.id == queued.request.id) {
-            *same = queued;
-            return;
+            return Some(std::mem::replace(same, queued));
         }
         self.count += 1;
         queue.push_back(queued);
+        None
     }
 
     pub fn is_blocked(&self, key: &ObjectKey) -> bool {

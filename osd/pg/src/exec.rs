@@ -13,8 +13,19 @@ use holdfast_wire::{Blob, Effect, ObjectOp, ObjectStat, OpError, OpResult, Row, 
 use crate::api::{LocalObjects, OBJECT_BYTES_MAX, ReadError, VERSION_ATTR, WRITE_RESULT_BYTES_MAX};
 use crate::key::ObjectKey;
 
-/// Longest row key and attribute name in bytes; keeps index entries small.
+/// Longest row key in bytes; keeps index entries small.
 const ROW_KEY_BYTES_MAX: usize = 2_048;
+/// Longest attribute name in bytes, as of the store.
+const ATTR_NAME_BYTES_MAX: usize = 256;
+/// Most bytes of all attributes of an object: with the last piece of a transfer they travel together.
+const ATTRS_BYTES_MAX: usize = 1 << 20;
+/// Most ops of one request; a batch of 4,096 rows has at most as many, and some of its own.
+const OPS_MAX: usize = 8_192;
+/// Most bytes of keys, values and names that the effects of one request may carry: they are one transaction of the store,
+/// which takes 8 MiB of them with the log entry and what is trimmed.
+const EFFECTS_INLINE_BYTES_MAX: usize = 6 << 20;
+/// Most bytes of results of one request: what one frame carries, with room to spare.
+const RESULT_BYTES_MAX: usize = 16 << 20;
 /// Largest row value in bytes: one row must fit one message between OSDs.
 const ROW_VALUE_BYTES_MAX: usize = 1 << 20;
 /// Largest attribute value in bytes: all attributes of an object travel in one message.
@@ -115,7 +126,22 @@ struct View<'a> {
 }
 
 /// Executes a vector.
-pub(crate) fn execute(store: &dyn LocalObjects, key: &ObjectKey, ops: &[ObjectOp]) -> Result<Executed, Stopped> {
+///
+/// Its effects, bytes of the object included, may have `effects_bytes_max` bytes. What a store could not take is refused
+/// here, on the primary, before anything is logged.
+pub(crate) fn execute(
+    store: &dyn LocalObjects,
+    key: &ObjectKey,
+    ops: &[ObjectOp],
+    effects_bytes_max: usize,
+) -> Result<Executed, Stopped> {
+    let too_much = |what: &str, max: usize| {
+        let reason = format!("a request may have at most {max} {what}");
+        Stopped::Failed { index: 0, error: OpError::Invalid { reason } }
+    };
+    if ops.len() > OPS_MAX {
+        return Err(too_much("ops", OPS_MAX));
+    }
     let size = store.stat(key).map_err(Stopped::Unreadable)?;
     let prior = match size {
         Some(_) => stored_version(store, key).map_err(Stopped::Unreadable)?,
@@ -135,18 +161,32 @@ pub(crate) fn execute(store: &dyn LocalObjects, key: &ObjectKey, ops: &[ObjectOp
         effects: Vec::new(),
     };
     let mut results = Vec::with_capacity(ops.len());
+    let mut results_bytes = 0;
     for (index, op) in ops.iter().enumerate() {
         match view.run(op) {
-            Ok(result) => results.push(result),
+            Ok(result) => {
+                results_bytes += result_bytes(&result);
+                if results_bytes > RESULT_BYTES_MAX {
+                    return Err(too_much("bytes of results", RESULT_BYTES_MAX));
+                }
+                results.push(result);
+            }
             Err(Fault::Op(error)) => {
                 return Err(Stopped::Failed { index: u32::try_from(index).unwrap_or(u32::MAX), error });
             }
             Err(Fault::Read(error)) => return Err(Stopped::Unreadable(error)),
         }
     }
-    if !view.effects.is_empty() && results.iter().map(result_bytes).sum::<usize>() > WRITE_RESULT_BYTES_MAX {
+    if !view.effects.is_empty() && results_bytes > WRITE_RESULT_BYTES_MAX {
         let reason = format!("a request that writes may answer at most {WRITE_RESULT_BYTES_MAX} bytes");
         return Err(Stopped::Failed { index: 0, error: OpError::Invalid { reason } });
+    }
+    let (inline, payload) = effects_bytes(&view.effects);
+    if inline > EFFECTS_INLINE_BYTES_MAX {
+        return Err(too_much("bytes of rows and attributes to write", EFFECTS_INLINE_BYTES_MAX));
+    }
+    if inline + payload > effects_bytes_max {
+        return Err(too_much("bytes to write", effects_bytes_max));
     }
     let bytes = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
     Ok(Executed {
@@ -159,7 +199,29 @@ pub(crate) fn execute(store: &dyn LocalObjects, key: &ObjectKey, ops: &[ObjectOp
     })
 }
 
-fn result_bytes(result: &OpResult) -> usize {
+/// Bytes of what effects carry: in keys, values and names, each with what its encoding costs; and of the object.
+fn effects_bytes(effects: &[Effect]) -> (usize, usize) {
+    const ENCODING: usize = 32;
+    let mut inline = 0;
+    let mut payload = 0;
+    for effect in effects {
+        inline += ENCODING;
+        match effect {
+            Effect::Write { data, .. } => payload += data.len(),
+            Effect::SetAttr { name, value } => inline += name.len() + value.len(),
+            Effect::RemoveAttr { name } => inline += name.len(),
+            Effect::PutRows { rows } => {
+                inline += rows.iter().map(|row| row.key.len() + row.value.len() + ENCODING).sum::<usize>();
+            }
+            Effect::DeleteRows { keys } => inline += keys.iter().map(|key| key.len() + ENCODING).sum::<usize>(),
+            Effect::DeleteRowRange { start, end } => inline += start.len() + end.as_ref().map_or(0, Vec::len),
+            Effect::Touch | Effect::Zero { .. } | Effect::Truncate { .. } | Effect::Remove => {}
+        }
+    }
+    (inline, payload)
+}
+
+pub(crate) fn result_bytes(result: &OpResult) -> usize {
     match result {
         OpResult::Done | OpResult::Stat(_) | OpResult::Counter(_) => 0,
         OpResult::Data(data) => data.len(),
@@ -262,6 +324,9 @@ impl View<'_> {
                 if value.len() > ATTR_VALUE_BYTES_MAX {
                     return Err(invalid("the attribute is too large"));
                 }
+                if self.attrs_bytes_without(name)? + name.len() + value.len() > ATTRS_BYTES_MAX {
+                    return Err(invalid("the object's attributes are too large together"));
+                }
                 self.exists = true;
                 self.attrs.insert(name.clone(), Some(value.0.clone()));
                 self.effects.push(Effect::SetAttr { name: name.clone(), value: value.clone() });
@@ -273,6 +338,9 @@ impl View<'_> {
                 self.effects.push(Effect::RemoveAttr { name: name.clone() });
             }
             ObjectOp::PutRows { rows } => self.put_rows(rows.clone())?,
+            ObjectOp::DeleteRows { keys } if keys.iter().any(|key| key.len() > ROW_KEY_BYTES_MAX) => {
+                return Err(invalid("a row's key is too long"));
+            }
             ObjectOp::DeleteRows { keys } => {
                 if self.exists && !keys.is_empty() {
                     for key in keys {
@@ -390,6 +458,14 @@ impl View<'_> {
             None if self.base => Ok(self.store.attr(self.key, name)?),
             None => Ok(None),
         }
+    }
+
+    fn attrs_bytes_without(&self, name: &[u8]) -> Result<usize, Fault> {
+        let stored = if self.base { self.store.attrs(self.key)? } else { Vec::new() };
+        let below = stored.iter().filter(|row| !self.attrs.contains_key(&row.key) && row.key != name);
+        let below: usize = below.map(|row| row.key.len() + row.value.len()).sum();
+        let own = self.attrs.iter().filter(|(key, _)| key.as_slice() != name);
+        Ok(below + own.map(|(key, value)| value.as_ref().map_or(0, |value| key.len() + value.len())).sum::<usize>())
     }
 
     fn hidden(&self, key: &[u8]) -> bool {
@@ -538,7 +614,7 @@ fn holds(met: bool, current: Option<Bytes>) -> Result<OpResult, Fault> {
 }
 
 fn check_attr_name(name: &[u8]) -> Result<(), Fault> {
-    if name.is_empty() || name[0] == 0 || name.len() > ROW_KEY_BYTES_MAX {
+    if name.is_empty() || name[0] == 0 || name.len() > ATTR_NAME_BYTES_MAX {
         return Err(invalid("not a name for an attribute"));
     }
     Ok(())
@@ -567,7 +643,7 @@ mod tests {
 
     /// Applies a vector to a store as a primary would, and gives its results.
     fn apply(store: &mut MemoryCollection, ops: &[ObjectOp]) -> Result<Executed, Stopped> {
-        let done = execute(store, &key(), ops)?;
+        let done = execute(store, &key(), ops, 16 << 20)?;
         let ops: Vec<StoreOp> =
             done.effects.iter().map(|effect| StoreOp::Object { key: key(), effect: effect.clone() }).collect();
         store.apply(&ops);
@@ -605,7 +681,7 @@ mod tests {
         let done = apply(&mut store, &ops).unwrap();
         assert_eq!(done.results[4], OpResult::Data(blob("\0\0llo the!")));
         assert_eq!(done.bytes_delta, -1);
-        let again = execute(&store, &key(), &[read_all()]).unwrap();
+        let again = execute(&store, &key(), &[read_all()], 16 << 20).unwrap();
         assert_eq!(again.results[0], OpResult::Data(blob("\0\0llo the!")), "effects do what the vector saw");
     }
 
@@ -626,7 +702,7 @@ mod tests {
         let expected = vec![row("b", "new"), row("cc", "new"), row("e", "old")];
         assert_eq!(done.results[3], OpResult::RowPage { rows: expected.clone(), more: false });
         assert_eq!(done.results[4], OpResult::RowPage { rows: expected[..2].to_vec(), more: true });
-        let again = execute(&store, &key(), &[scan("", 10)]).unwrap();
+        let again = execute(&store, &key(), &[scan("", 10)], 16 << 20).unwrap();
         assert_eq!(again.results[0], OpResult::RowPage { rows: expected, more: false });
     }
 
@@ -669,7 +745,7 @@ mod tests {
         for op in [ObjectOp::Stat, read_all(), scan("", 1), ObjectOp::GetAttr { name: b"a".to_vec() }, ObjectOp::Remove]
         {
             assert!(matches!(
-                execute(&store, &key(), &[op]),
+                execute(&store, &key(), &[op], 16 << 20),
                 Err(Stopped::Failed { index: 0, error: OpError::NotFound })
             ));
         }
@@ -680,7 +756,7 @@ mod tests {
             ObjectOp::AssertAttr { name: b"a".to_vec(), expected: None },
             ObjectOp::CompareExtent { offset: 0, data: blob("\0\0") },
         ];
-        assert!(execute(&store, &key(), &holds).unwrap().effects.is_empty());
+        assert!(execute(&store, &key(), &holds, 16 << 20).unwrap().effects.is_empty());
     }
 
     #[test]
@@ -696,7 +772,7 @@ mod tests {
         ];
         for op in bad {
             assert!(matches!(
-                execute(&store, &key(), &[op]),
+                execute(&store, &key(), &[op], 16 << 20),
                 Err(Stopped::Failed { error: OpError::Invalid { .. }, .. })
             ));
         }
@@ -707,9 +783,12 @@ mod tests {
         let mut store = MemoryCollection::default();
         let data = Blob(Bytes::from(vec![7; WRITE_RESULT_BYTES_MAX + 1]));
         apply(&mut store, &[ObjectOp::WriteFull { data }]).unwrap();
-        assert!(execute(&store, &key(), &[read_all()]).is_ok());
+        assert!(execute(&store, &key(), &[read_all()], 16 << 20).is_ok());
         let ops = [read_all(), ObjectOp::Append { data: blob("x") }];
-        assert!(matches!(execute(&store, &key(), &ops), Err(Stopped::Failed { error: OpError::Invalid { .. }, .. })));
+        assert!(matches!(
+            execute(&store, &key(), &ops, 16 << 20),
+            Err(Stopped::Failed { error: OpError::Invalid { .. }, .. })
+        ));
     }
 
     #[test]

@@ -282,7 +282,7 @@ impl Pg {
         if op.entry.version <= head {
             if op.entry.version <= follower.durable {
                 let version = follower.durable;
-                self.send(from, PeerBody::RepOpAck { version }, step);
+                self.acknowledge_write(from, version, step);
             }
             return;
         }
@@ -307,6 +307,9 @@ impl Pg {
             return;
         }
         let mut ops = Vec::with_capacity(op.effects.as_ref().map_or(0, Vec::len) + 4);
+        if op.entry.kind == EntryKind::Delete && self.holding.missing.remove(&key).is_some() {
+            ops.push(rows::delete_missing(&key)); // nothing of it is needed any more
+        }
         if let Some(effects) = &op.effects {
             if let Some(lack) = self.holding.missing.get(&key) {
                 // The primary waits for the recovery of an object before it writes it; should it be wrong, the object
@@ -315,6 +318,7 @@ impl Pg {
                 self.put_lack(&key, Lack { need: version, have: lack.have }, &mut ops);
                 ops.push(rows::put_log(&op.entry));
             } else {
+                self.forget_damage(&key, effects);
                 entry_ops(&key, &op.entry, effects, &mut ops);
             }
         } else {
@@ -349,8 +353,13 @@ impl Pg {
         let Some(follower) = self.follower() else { return };
         follower.durable = follower.durable.max(version);
         if let Some(primary) = self.members.primary() {
-            self.send(primary, PeerBody::RepOpAck { version }, step);
+            self.acknowledge_write(primary, version, step);
         }
+    }
+
+    fn acknowledge_write(&self, to: OsdId, version: LogVersion, step: &mut Step<'_>) {
+        let full = (!step.store.has_room(0)).then_some(true);
+        self.send(to, PeerBody::RepOpAck { version, full }, step);
     }
 
     // ---- objects ----
@@ -359,15 +368,42 @@ impl Pg {
     pub(crate) fn serve_pull(&mut self, from: OsdId, pull: Pull, step: &mut Step<'_>) {
         let key = ObjectKey::of(&pull.object);
         let piece = transfer::read_piece(step.store, &key, pull.version, &pull.position, self.limits.piece_bytes);
-        let body = match piece {
-            Ok(Some(piece)) if !step.touched.contains(&key) => PeerBody::PullReply(piece),
-            Ok(_) => PeerBody::PullFailed(pull),
-            Err(error) => {
-                tracing::warn!(pg = %self.id, object = ?key, %error, "cannot send an object");
-                PeerBody::PullFailed(pull)
+        match piece {
+            Ok(Some(piece)) if !step.touched.contains(&key) => {
+                self.send(from, PeerBody::PullReply(piece), step);
+                return;
             }
-        };
-        self.send(from, body, step);
+            Ok(Some(_)) => {}
+            Ok(None) => self.lack_what_was_asked(&key, pull.version, step),
+            Err(error) => {
+                self.note_damage(&key, &error, step);
+                self.lack_what_was_asked(&key, pull.version, step);
+            }
+        }
+        self.send_when_durable(from, PeerBody::PullFailed(pull), step);
+    }
+
+    /// An object that should be here in this version cannot be sent: it counts as missing from now on, or the copy that
+    /// the primary sends for it would be taken for one that is not needed (R3).
+    ///
+    /// Only when it is certain that it should be here: a question may come late, when the object has long been written
+    /// anew or deleted, and the log does not tell of it any more.
+    fn lack_what_was_asked(&mut self, key: &ObjectKey, version: LogVersion, step: &mut Step<'_>) {
+        let holding = &self.holding;
+        let newest = holding.log.newest_of(&key.name()).map(|entry| entry.version);
+        let stored = exec::stored_version(step.store, key).unwrap_or(LogVersion::ZERO);
+        let is_newest = newest.map_or(stored == version, |newest| newest == version);
+        if version == LogVersion::ZERO
+            || !is_newest
+            || !holding.last_backfill.covers(key.as_bytes())
+            || holding.missing.contains(key)
+        {
+            return;
+        }
+        let mut ops = Vec::new();
+        self.put_lack(key, Lack { need: version, have: LogVersion::ZERO }, &mut ops);
+        ops.push(rows::put_info(&self.holding.info()));
+        self.submit(ops, None, step);
     }
 
     fn follow_push(&mut self, from: OsdId, push: Push, step: &mut Step<'_>) {
@@ -408,6 +444,9 @@ impl Pg {
         if piece.position != expected {
             return Some(Some(expected));
         }
+        if !step.store.has_room(piece.data.len() as u64) {
+            return None; // no room: the primary repeats it, and there may be some then
+        }
         let next = piece.next.clone();
         self.write_piece(&key, piece, step);
         let follower = self.follower()?;
@@ -439,10 +478,13 @@ impl Pg {
             }
         }
         transfer::piece_ops(key, piece, &mut ops);
-        if last {
+        let mended = if last {
             ops.push(rows::put_info(&self.holding.info()));
-        }
-        self.submit(ops, None, step);
+            self.mend(key)
+        } else {
+            None
+        };
+        self.submit(ops, mended, step);
     }
 
     // ---- backfill ----
@@ -491,7 +533,15 @@ impl Pg {
 
     fn follow_reservation(&mut self, from: OsdId, step: &mut Step<'_>) {
         let now = step.now;
+        let has_room = step.store.has_room(0);
         let Some(follower) = self.follower() else { return };
+        if !has_room {
+            if follower.slot.take().is_some() {
+                step.out.push(Output::Release(Slot::Incoming));
+            }
+            self.send(from, PeerBody::ReservationReject, step);
+            return;
+        }
         match &mut follower.slot {
             None => {
                 follower.slot = Some(HeldSlot { granted: false, heard: now });

@@ -4,7 +4,8 @@
 //! Invariants: I1 two holders of the same maps compute the same intervals; I2 an interval in which writes may have been
 //! acknowledged is forgotten only when a later activation (`les`) or a clean state (`lec`) has superseded it; I3 a holder
 //! that does not know the past back to `lec` says so (`known_from`) and never goes active on its own word, unless every
-//! OSD that may ever have been a member is up and has been heard.
+//! OSD that may ever have been a member is up and has been heard; I4 of a past interval speaks only who
+//! still has the disk that it had then.
 
 use std::collections::BTreeSet;
 
@@ -148,22 +149,27 @@ pub(crate) struct PriorSet {
     pub blocked_by: BTreeSet<OsdId>,
 }
 
+/// The intervals of which a primary must hear: writes may have been acknowledged in them, and no later activation has
+/// superseded them.
+pub(crate) fn needed(history: &PgHistory) -> impl Iterator<Item = &PastInterval> {
+    let started = history.last_epoch_started;
+    history.past.iter().filter(move |past| past.maybe_rw && past.last >= started)
+}
+
 /// Computes the prior set. An OSD that is in no map any more was removed by an operator: that is the explicit "lost".
+/// One whose disk was formatted since is asked, but what it had is not heard by that: it blocks until it is removed.
 pub(crate) fn prior_set(history: &PgHistory, interval: &Interval, map: &ClusterMap, whoami: OsdId) -> PriorSet {
     let mut prior = PriorSet::default();
     prior.probe.extend(interval.up.iter().chain(&interval.acting).map(|member| member.osd));
     if !is_known(history) {
         return ask_everyone(prior, history, map, whoami);
     }
-    for past in &history.past {
-        if !past.maybe_rw || past.last < history.last_epoch_started {
-            continue;
-        }
-        let mut live = past.acting.iter().filter(|osd| map.is_up(**osd)).peekable();
-        if live.peek().is_none() {
+    for past in needed(history) {
+        let live = || past.acting.iter().filter(|osd| map.is_up(**osd));
+        if !live().any(|osd| map.has_disk_of(*osd, past.first)) {
             prior.blocked_by.extend(past.acting.iter().filter(|osd| map.osds.contains_key(osd)));
         }
-        prior.probe.extend(live);
+        prior.probe.extend(live());
     }
     prior.probe.remove(&whoami);
     prior

@@ -1,9 +1,10 @@
 //! The obvious store: one collection in memory. The model for tests, and the simulator's disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use bytes::Bytes;
+use holdfast_types::OsdId;
 use holdfast_wire::{Blob, Effect, Row};
 
 use crate::api::{LocalObjects, ReadError, RowsPage, StoreOp};
@@ -31,6 +32,10 @@ pub struct MemoryCollection {
     pub objects: BTreeMap<ObjectKey, MemoryObject>,
     /// The collection's own rows.
     pub meta: BTreeMap<Vec<u8>, Bytes>,
+    /// Whether there is no room for more.
+    pub full: bool,
+    /// Other OSDs that have said that they have no room.
+    pub full_peers: BTreeSet<OsdId>,
 }
 
 impl MemoryCollection {
@@ -172,5 +177,13 @@ impl LocalObjects for MemoryCollection {
         }
         let range = self.meta.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)));
         Ok(range.take(limit).map(|(key, value)| (Bytes::copy_from_slice(key), value.clone())).collect())
+    }
+
+    fn has_room(&self, _bytes: u64) -> bool {
+        !self.full
+    }
+
+    fn peer_has_room(&self, osd: OsdId) -> bool {
+        !self.full_peers.contains(&osd)
     }
 }

@@ -27,9 +27,10 @@
 //!
 //! Invariants: P1 the chosen log is of a complete copy (`last_backfill = MAX`) with `info_les ≥ M`; P2 the placement
 //! group goes active for writes only after the map shows `up_thru ≥ interval start` and every member, backfill targets
-//! included, has the activation durable; P3 `history.les` is set only after that; P4 an acknowledgement counts only for
-//! the activation that it names, and only when the member's log ends where the primary's does: what the primary then
-//! confirms as committed is durable on all of them.
+//! included, has the activation durable; P3 `history.les` is set only after that; P4 a copy that was lost speaks for no
+//! interval and never counts as "there is nothing"; P5 an
+//! acknowledgement counts only for the activation that it names, and only when the member's log ends where the primary's
+//! does: what the primary then confirms as committed is durable on all of them.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -171,11 +172,42 @@ impl Pg {
             self.enter(Phase::GetInfo, step);
         } else if !prior.blocked_by.is_empty() {
             self.enter(Phase::Down { blocked_by: prior.blocked_by }, step);
+        } else if let Some(absent) = self.unheard_interval() {
+            let phase = if absent.is_empty() { Phase::Incomplete } else { Phase::Down { blocked_by: absent } };
+            self.enter(phase, step);
+        } else if !intervals::is_known(&self.history) && self.somebody_lost_a_copy() {
+            // Everybody has been heard, but what this one knew is not known.
+            self.enter(Phase::Incomplete, step);
         } else {
             // Either the past is known and each interval with writes has a witness, or every OSD that may ever have held
             // the placement group is up and has been heard.
             self.choose(step);
         }
+    }
+
+    /// P4: an interval in which writes may have been acknowledged is heard only through a member that still has its copy.
+    /// Members take part in an interval with complete copies: one that is not complete now has lost it, and does not
+    /// know what it acknowledged. Gives the members of the first interval that nobody speaks for who are down (and may
+    /// still have it); `None` when all intervals are heard.
+    fn unheard_interval(&self) -> Option<BTreeSet<OsdId>> {
+        let Role::Peering(peering) = &self.role else { return None };
+        let speaks = |osd: &OsdId| {
+            if *osd == self.whoami {
+                return self.holding.last_backfill.is_complete();
+            }
+            let info = peering.notices.get(osd).and_then(|notice| notice.info.as_ref());
+            info.is_some_and(|info| info.last_backfill.is_complete())
+        };
+        let unheard = intervals::needed(&self.history).find(|past| !past.acting.iter().any(speaks))?;
+        let down = unheard.acting.iter().filter(|osd| self.map.osds.get(osd).is_some_and(|info| !info.up));
+        Some(down.copied().collect())
+    }
+
+    /// P4: whether an OSD that may have been a member has nothing left of what it had.
+    fn somebody_lost_a_copy(&self) -> bool {
+        let lost = |info: &PgInfo| !info.last_backfill.is_complete() && info.last_epoch_started == Epoch::ZERO;
+        let Role::Peering(peering) = &self.role else { return false };
+        lost(&self.holding.info()) || peering.notices.values().any(|notice| notice.info.as_ref().is_some_and(lost))
     }
 
     // ---- the choice ----
@@ -383,7 +415,7 @@ impl Pg {
         let strays: BTreeSet<OsdId> = strays.map(|(osd, _)| osd).collect();
         let head = self.holding.log.head();
         for (osd, peer) in &peers {
-            assert_eq!(peer.acked, head, "P4: the log of {osd} does not end where the primary's does");
+            assert_eq!(peer.acked, head, "P5: the log of {osd} does not end where the primary's does");
         }
         let writeable = self.interval.has_enough_acting();
         if writeable {

@@ -14,10 +14,10 @@ use std::time::Duration;
 use holdfast_map::{ClusterMap, PgMembers};
 use holdfast_types::{Epoch, Incarnation, LogVersion, OsdId, PgId, Timestamp};
 use holdfast_wire::peer::{BackfillCursor, Notice, PeerBody, PeerMessage, PgHistory, PgInfo};
-use holdfast_wire::{ClientOutcome, ClientReply, RefusedReason};
+use holdfast_wire::{ClientOutcome, ClientReply, Effect, RefusedReason};
 
 use crate::active::Active;
-use crate::api::{Input, Limits, LoadError, LocalObjects, Outbox, Output, ReplyTo, Slot, StoreOp, TxnId};
+use crate::api::{Input, Limits, LoadError, LocalObjects, Outbox, Output, ReadError, ReplyTo, Slot, StoreOp, TxnId};
 use crate::clients::{Clients, Queued};
 use crate::follower::Follower;
 use crate::intervals::{self, Interval};
@@ -30,6 +30,9 @@ use crate::rows::{self, HistoryRow};
 
 /// How often unanswered questions are looked at. Well below the time in which a silent peer is marked down.
 pub(crate) const TICK: Duration = Duration::from_millis(500);
+/// Damaged copies that are remembered until they are whole. Far more than a disk that is still worth its power has;
+/// what is beyond is repaired all the same, only not counted.
+const DAMAGED_MAX: usize = 4_096;
 /// The history row is rewritten at least every so many epochs, so that the OSD may forget older maps.
 const STORED_EPOCH_LAG_MAX: u64 = 64;
 
@@ -119,6 +122,8 @@ pub(crate) enum AfterDurable {
     OwnActivation,
     /// The collection is gone.
     Gone,
+    /// A damaged copy of an object is whole again.
+    Repaired,
 }
 
 #[derive(Debug)]
@@ -176,8 +181,12 @@ pub struct Pg {
     early: VecDeque<(OsdId, Incarnation, PeerMessage)>,
     /// Messages that must read what an earlier input of the same step changed.
     inbox: VecDeque<(OsdId, PeerMessage)>,
+    /// Objects whose copy here was found unreadable and is not yet written anew; bounded.
+    damaged: BTreeSet<ObjectKey>,
     /// Epoch of the stored history row; `None` while there is no collection.
     stored_epoch: Option<Epoch>,
+    /// Whether the store holds something under this name that is not to be used.
+    discards: bool,
     tick_at: Option<Timestamp>,
     wake_wish: Option<Timestamp>,
 }
@@ -222,10 +231,31 @@ impl Pg {
             pending: VecDeque::new(),
             early: VecDeque::new(),
             inbox: VecDeque::new(),
+            damaged: BTreeSet::new(),
             stored_epoch: None,
+            discards: false,
             tick_at: None,
             wake_wish: None,
         }
+    }
+
+    /// A placement group whose copy on this disk is lost: unreadable, or gone with the rest of an untrusted log. It begins
+    /// empty, as a copy that has yet to be filled: it is never chosen, and it does not speak for any interval that its
+    /// OSD was a member of — as if the disk had been replaced (protocol.md §2.5). `discard`: the store still holds what is
+    /// left of it. `map` as in [`Pg::create`].
+    #[must_use]
+    pub fn create_lost(
+        pg: PgId,
+        whoami: OsdId,
+        incarnation: Incarnation,
+        map: Arc<ClusterMap>,
+        limits: Limits,
+        discard: bool,
+    ) -> Pg {
+        let mut this = Pg::create(pg, whoami, incarnation, map, limits);
+        this.holding.last_backfill = BackfillCursor::START;
+        this.discards = discard;
+        this
     }
 
     /// The epoch of the map to give to [`Pg::load`]: maps after it are then fed one by one.
@@ -388,12 +418,19 @@ impl Pg {
         if map.epoch <= self.map.epoch || matches!(self.role, Role::Removing) {
             return;
         }
+        let deleted = map.is_deleted(self.id.pool);
+        if !deleted && !map.pools.contains_key(&self.id.pool) {
+            // No map after the one that created the pool can lack it but by its deletion: these monitors have
+            // forgotten. What they do not know is kept as it is.
+            tracing::error!(pg = %self.id, osd = %self.whoami, epoch = %map.epoch, "a map without this pool is ignored");
+            return;
+        }
         let gap = map.epoch != self.map.epoch.next();
         let next = Interval::beginning(&map, self.id, &members);
         let continues = self.interval.continues_as(&next) && !gap;
         let last_map = std::mem::replace(&mut self.map, map);
         self.members = members;
-        if !self.map.pools.contains_key(&self.id.pool) {
+        if deleted {
             self.remove_copy(RefusedReason::PoolGone, step);
         } else if continues {
             let lag = self.stored_epoch.map_or(0, |stored| self.map.epoch.0 - stored.0);
@@ -449,6 +486,11 @@ impl Pg {
         self.leave_role(Role::Removing, step);
         let mut ops = Vec::new();
         if self.stored_epoch.is_none() {
+            if std::mem::take(&mut self.discards) {
+                // In one transaction with what takes its place: there is no moment at which this disk has no copy and
+                // nothing says that it had one.
+                ops.push(StoreOp::RemoveCollection);
+            }
             ops.push(StoreOp::CreateCollection);
             ops.push(rows::put_info(&self.holding.info()));
         }
@@ -647,6 +689,35 @@ impl Pg {
         out.push(Output::Reply { reply_to, reply: ClientReply { id, epoch: self.map.epoch, outcome } });
     }
 
+    // ---- damage ----
+
+    /// Takes note that the copy of an object here cannot be read.
+    pub(crate) fn note_damage(&mut self, key: &ObjectKey, error: &ReadError, step: &mut Step<'_>) {
+        tracing::warn!(pg = %self.id, osd = %self.whoami, object = ?key, %error, "the copy here is unreadable");
+        if self.damaged.len() < DAMAGED_MAX && self.damaged.insert(key.clone()) {
+            step.out.push(Output::CopyDamaged);
+        }
+    }
+
+    /// The copy of an object is being written anew as a whole; gives what to do when that is durable.
+    pub(crate) fn mend(&mut self, key: &ObjectKey) -> Option<AfterDurable> {
+        self.damaged.remove(key).then_some(AfterDurable::Repaired)
+    }
+
+    /// A write that leaves nothing of the old bytes ends the damage, too; no other copy was needed for it.
+    pub(crate) fn forget_damage(&mut self, key: &ObjectKey, effects: &[Effect]) {
+        let replaces = |effect: &Effect| matches!(effect, Effect::Remove | Effect::Truncate { size: 0 });
+        if !self.damaged.is_empty() && effects.iter().any(replaces) {
+            self.damaged.remove(key);
+        }
+    }
+
+    /// Whether an OSD that is down may hold what nobody who is up can give.
+    pub(crate) fn absent_may_have(&self) -> bool {
+        let members = self.history.past.iter().flat_map(|past| &past.acting);
+        members.into_iter().any(|osd| self.map.osds.get(osd).is_some_and(|info| !info.up))
+    }
+
     /// What this copy says of itself.
     pub(crate) fn notice(&self) -> Notice {
         Notice {
@@ -686,6 +757,7 @@ impl Pg {
                         self.clients.refuse_early(RefusedReason::WrongPrimary, self.map.epoch, step.out);
                         step.out.push(Output::Gone);
                     }
+                    AfterDurable::Repaired => step.out.push(Output::CopyRepaired),
                     _ if front.interval != self.interval_number => {}
                     AfterDurable::Send(to, activation, body) => self.send_in(activation, [to], *body, step),
                     AfterDurable::Activated(head) => self.activation_durable(head),

@@ -27,6 +27,8 @@ const RESEND: Duration = Duration::from_secs(1);
 const SLOT_RENEWAL: Duration = Duration::from_secs(3);
 /// After a refusal by a target, slots are asked for again after this long.
 const SLOT_RETRY: Duration = Duration::from_secs(5);
+/// Objects that nobody could give are asked for again after this long.
+const UNFOUND_RETRY: Duration = Duration::from_secs(30);
 /// Missing objects looked at in one step while searching for one to transfer.
 const LOOK_MAX: usize = 256;
 
@@ -91,6 +93,8 @@ pub(crate) struct Recovery {
     urgent: BTreeSet<ObjectKey>,
     /// Objects that nobody who is up has.
     unfound: BTreeSet<ObjectKey>,
+    /// When they are looked for again.
+    look_again_at: Option<Timestamp>,
     pub slots: Slots,
     last_transfer: u64,
 }
@@ -121,6 +125,10 @@ impl Recovery {
         self.pulls.len() + self.pushes.len()
     }
 
+    pub fn is_unfound(&self, key: &ObjectKey) -> bool {
+        self.unfound.contains(key)
+    }
+
     pub fn unfound(&self) -> usize {
         self.unfound.len()
     }
@@ -128,6 +136,14 @@ impl Recovery {
     /// Someone new may have what could not be found.
     pub fn retry_unfound(&mut self) {
         self.unfound.clear();
+    }
+
+    /// Ends what is on its way of an object that is being deleted. Late pieces are not taken: nothing misses them.
+    pub fn cancel_pushes(&mut self, key: &ObjectKey) {
+        if self.pushing.remove(key).is_some() {
+            self.pushes.retain(|_, push| push.key != *key);
+        }
+        self.urgent.remove(key);
     }
 
     /// The number that the next transfer will have.
@@ -236,13 +252,24 @@ impl Pg {
     /// Asks the next OSD that may have the object; without one it is unfound.
     fn pull_from_next(&mut self, key: &ObjectKey, version: LogVersion, failed: BTreeSet<OsdId>, step: &mut Step<'_>) {
         let Some(active) = self.active() else { return };
-        let holds = active.peers.iter().filter(|(_, peer)| {
-            !peer.missing.contains(key) && peer.cursor.covers(key.as_bytes()) && peer.acked >= version
+        let holders = active.peers.iter().filter(|(osd, peer)| {
+            !peer.missing.contains(key) && peer.cursor.covers(key.as_bytes()) && !failed.contains(osd)
         });
-        let sources = holds.map(|(osd, _)| *osd).chain(active.strays.iter().copied());
-        let Some(from) = sources.into_iter().find(|osd| !failed.contains(osd)) else {
-            active.recovery.unfound.insert(key.clone());
-            step.report = true;
+        let (holds, will_hold): (Vec<_>, Vec<_>) = holders.partition(|(_, peer)| peer.acked >= version);
+        let strays = active.strays.iter().copied().filter(|osd| !failed.contains(osd));
+        // Last those that are known not to have it, or not to be able to read it: that may have been for a moment only.
+        let lack = active.peers.iter().filter(|(osd, peer)| peer.missing.contains(key) && !failed.contains(osd));
+        let lack = lack.map(|(osd, _)| *osd).filter(|_| will_hold.is_empty());
+        let Some(from) = holds.into_iter().map(|(osd, _)| *osd).chain(strays).chain(lack).next() else {
+            if will_hold.is_empty() {
+                active.recovery.unfound.insert(key.clone());
+                step.report = true;
+                self.tick_within(TICK, step);
+                // Who waits for it is told, or waits on for an OSD that is down.
+                self.clients.wake(key);
+                step.rerun = true;
+            }
+            // Else the write of this version is on its way to a peer: asked for in the step that sees it acknowledged.
             return;
         };
         let position = PiecePosition::default();
@@ -258,6 +285,9 @@ impl Pg {
         let Some(incoming) = active.recovery.pulls.get_mut(&key) else { return };
         if incoming.from != from || incoming.version != piece.version || incoming.position != piece.position {
             return;
+        }
+        if !step.store.has_room(piece.data.len() as u64) {
+            return; // asked for again, and there may be room then
         }
         let (object, version, next) = (piece.object.clone(), piece.version, piece.next.clone());
         match &next {
@@ -350,7 +380,10 @@ impl Pg {
             }
             outcome => {
                 // The own copy is not what the log says: it is not whole either.
-                tracing::warn!(pg = %self.id, object = ?key, %version, ?outcome, "own copy cannot be sent");
+                match &outcome {
+                    Err(error) => self.note_damage(&key, error, step),
+                    Ok(_) => tracing::warn!(pg = %self.id, object = ?key, %version, "own copy has another version"),
+                }
                 if let Some(active) = self.active() {
                     active.recovery.finish_push(transfer);
                 }
@@ -416,6 +449,25 @@ impl Pg {
             let Some(incoming) = self.active().and_then(|active| active.recovery.pulls.remove(&key)) else { continue };
             self.pull_from_next(&key, incoming.version, incoming.failed, step);
         }
+    }
+
+    /// What could not be found or read may only have been out of reach: all holders are asked again now and then.
+    pub(crate) fn look_again_for_unfound(&mut self, step: &mut Step<'_>) {
+        let Some(active) = self.active() else { return };
+        let recovery = &mut active.recovery;
+        if recovery.unfound.is_empty() {
+            recovery.look_again_at = None;
+            return;
+        }
+        match recovery.look_again_at {
+            None => recovery.look_again_at = Some(step.now + UNFOUND_RETRY),
+            Some(at) if at <= step.now => {
+                recovery.look_again_at = None;
+                recovery.unfound.clear();
+            }
+            Some(_) => {}
+        }
+        self.tick_within(UNFOUND_RETRY, step);
     }
 
     // ---- slots ----

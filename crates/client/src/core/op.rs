@@ -87,9 +87,17 @@ impl Op {
         deadline: Timestamp,
     ) -> Op {
         let pg = PgId { pool, seed: 0 }; // set when a target is chosen
-        let request = ClientRequest { id, epoch: Epoch::ZERO, pg, object, ops, lowest_outstanding_tid: id.tid };
+        let (epoch, lowest_outstanding_tid) = (Epoch::ZERO, id.tid);
+        let request = ClientRequest { id, epoch, pg, object, ops, lowest_outstanding_tid, frees_space: None };
         let state = State::Waiting { map: Epoch::ZERO, from: Timestamp::ZERO };
         Op { request, pool, started, deadline, state, pauses: 0, cause: Cause::NotSent }
+    }
+
+    /// The same, marked as one that serves to free space.
+    #[must_use]
+    pub fn freeing_space(mut self, frees_space: bool) -> Op {
+        self.request.frees_space = frees_space.then_some(true);
+        self
     }
 
     /// Its id.

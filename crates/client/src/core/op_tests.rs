@@ -26,6 +26,7 @@ fn map() -> ClusterMap {
             up_thru: Epoch(1),
             down_at: Epoch::ZERO,
             dead_epoch: Epoch::ZERO,
+            formatted_at: Epoch::ZERO,
         };
         map.osds.insert(osd, info);
     }

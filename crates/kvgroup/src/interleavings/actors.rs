@@ -84,7 +84,7 @@ async fn batch(world: &SharedWorld, table: &Table<SimObjects>, conditions: Vec<C
 
 fn failed(error: KvError) -> Answered {
     match error {
-        KvError::TableGone => Answered::Gone,
+        KvError::TableGone | KvError::TableMissing => Answered::Gone,
         KvError::Unanswered | KvError::GroupFull => Answered::Nothing,
         error => panic!("{error:?}"),
     }

@@ -1,6 +1,7 @@
 //! A block device or a (sparse) file, with pread, pwritev and fdatasync.
 //!
-//! Through the page cache: the kernel's cache is then the store's read cache, and it gives way to others under pressure.
+//! Through the page cache, all but large writes: the kernel's cache is then the store's read cache, and it gives way to
+//! others under pressure.
 //! The descriptor is opened for itself and locked, so that no two stores use one device.
 
 use std::fs::{File, OpenOptions};
@@ -8,10 +9,11 @@ use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
 use super::Device;
+use super::direct::DirectFile;
 
 /// Most pieces that one pwritev takes (Linux IOV_MAX).
 const WRITE_PIECES_MAX: usize = 1024;
@@ -20,6 +22,7 @@ const WRITE_PIECES_MAX: usize = 1024;
 #[derive(Debug)]
 pub struct FileDevice {
     file: File,
+    direct: Option<DirectFile>,
     bytes: u64,
     is_file: bool,
 }
@@ -61,7 +64,8 @@ impl FileDevice {
         } else {
             metadata.len()
         };
-        Ok(FileDevice { file, bytes, is_file: kind.is_file() })
+        let direct = DirectFile::of(&file);
+        Ok(FileDevice { file, direct, bytes, is_file: kind.is_file() })
     }
 }
 
@@ -71,6 +75,11 @@ impl Device for FileDevice {
     }
 
     fn write_at(&self, mut offset: u64, data: &[&[u8]]) -> io::Result<()> {
+        if let Some(direct) = &self.direct
+            && direct.write(offset, data)?
+        {
+            return Ok(());
+        }
         let mut pieces: Vec<IoSlice<'_>> =
             data.iter().filter(|piece| !piece.is_empty()).map(|piece| IoSlice::new(piece)).collect();
         let mut rest: &mut [IoSlice<'_>] = &mut pieces;
@@ -109,6 +118,13 @@ impl Device for FileDevice {
         match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, length) {
             Err(Errno::OPNOTSUPP) => Ok(()), // only a help; the write allocates
             result => Ok(result?),
+        }
+    }
+
+    fn drop_cache(&self) {
+        // Pages that a failed writeback left behind are clean and yet not what the device holds.
+        if let Err(error) = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed) {
+            tracing::warn!(%error, "the page cache of the device was not dropped");
         }
     }
 

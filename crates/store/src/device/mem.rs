@@ -4,7 +4,7 @@
 //! lost, or torn (its first bytes new, the rest old). Faults are planned by IO index: the n-th IO of a run fails, is cut
 //! short by a crash, or returns flipped bits, so that a test can try every index.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,7 +51,10 @@ struct Inner {
     /// Written since the last sync: the versions that each sector may have, in order.
     pending: BTreeMap<u64, Vec<Sector>>,
     faults: BTreeMap<u64, Fault>,
+    /// Sectors that cannot be read until they are written anew.
+    unreadable: BTreeSet<u64>,
     crashed: bool,
+    no_blocks: bool,
     stats: MemDeviceStats,
 }
 
@@ -79,6 +82,7 @@ impl Inner {
             let from = (offset % SECTOR_BYTES as u64) as usize;
             let count = data.len().min(SECTOR_BYTES - from);
             let mut sector = self.sector(number);
+            self.unreadable.remove(&number);
             let (head, tail) = data.split_at(count);
             sector[from..from + count].copy_from_slice(head);
             self.pending.entry(number).or_default().push(sector);
@@ -122,6 +126,16 @@ impl MemDevice {
         inner.durable.insert(number, sector);
     }
 
+    /// Makes the sector with the byte at `offset` unreadable until it is written, as a bad sector is.
+    pub fn spoil(&self, offset: u64) {
+        self.inner.lock().unreadable.insert(offset / SECTOR_BYTES as u64);
+    }
+
+    /// Lets the file system that the device is a file of be full, or not: [`Device::allocate`] fails with ENOSPC.
+    pub fn set_no_blocks(&self, no_blocks: bool) {
+        self.inner.lock().no_blocks = no_blocks;
+    }
+
     /// What the device looks like after the power failed now: a new device in which each un-synced sector is kept (one of
     /// the versions written), lost or torn, as `rng` decides. This one is not changed.
     pub fn crash(&self, rng: &mut impl Rng) -> MemDevice {
@@ -149,7 +163,7 @@ impl MemDevice {
                 durable.insert(*number, sector);
             }
         }
-        MemDevice::with_durable(inner.bytes, durable)
+        MemDevice::with_durable(inner.bytes, durable, inner.unreadable.clone())
     }
 
     /// A copy with the same bytes, all of them durable, and no planned faults: what a process crash leaves.
@@ -161,12 +175,16 @@ impl MemDevice {
                 durable.insert(*number, *sector);
             }
         }
-        MemDevice::with_durable(inner.bytes, durable)
+        MemDevice::with_durable(inner.bytes, durable, inner.unreadable.clone())
     }
 
-    fn with_durable(bytes: u64, durable: BTreeMap<u64, Sector>) -> MemDevice {
+    fn with_durable(bytes: u64, durable: BTreeMap<u64, Sector>, unreadable: BTreeSet<u64>) -> MemDevice {
         let device = MemDevice::new(bytes);
-        device.inner.lock().durable = durable;
+        {
+            let mut inner = device.inner.lock();
+            inner.durable = durable;
+            inner.unreadable = unreadable;
+        }
         device
     }
 
@@ -197,6 +215,11 @@ impl Device for MemDevice {
         let end = offset.checked_add(buffer.len() as u64);
         if end.is_none_or(|end| end > inner.bytes) {
             return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let sectors =
+            offset / SECTOR_BYTES as u64..offset.saturating_add(buffer.len() as u64).div_ceil(SECTOR_BYTES as u64);
+        if inner.unreadable.range(sectors).next().is_some() {
+            return Err(eio());
         }
         let mut at = offset;
         let mut rest = &mut *buffer;
@@ -263,6 +286,10 @@ impl Device for MemDevice {
         inner.durable.retain(|number, _| !(first..end).contains(number));
         inner.pending.retain(|number, _| !(first..end).contains(number));
         Ok(())
+    }
+
+    fn allocate(&self, _offset: u64, _length: u64) -> io::Result<()> {
+        if self.inner.lock().no_blocks { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     fn len(&self) -> io::Result<u64> {

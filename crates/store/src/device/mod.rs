@@ -3,6 +3,7 @@
 //! All IO of the store's log goes through [`Device`]. A write is durable only after the next [`Device::sync`] that began
 //! after it returned; without one, each sector of it may be there, be missing or be torn after a crash.
 
+mod direct;
 mod file;
 mod mem;
 
@@ -45,6 +46,10 @@ pub trait Device: Send + Sync {
         let _ = (offset, length);
         Ok(())
     }
+
+    /// Makes later reads come from the device itself, not from a cache of it. Called after a sync, before what is read is
+    /// taken for durable.
+    fn drop_cache(&self) {}
 
     /// Bytes of the device.
     ///

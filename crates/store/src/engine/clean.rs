@@ -22,7 +22,7 @@ use crate::checksum::{ObjectTag, block_sums};
 use crate::device::Device;
 use crate::error::{CleanError, OpenError, SubmitError};
 use crate::format::record::{LogMove, LogOp, decode_ops, next_starts};
-use crate::index::{Index, IndexError, keys};
+use crate::index::{Index, keys};
 use crate::key::{CollectionId, ObjectKey};
 use crate::onode::Extent;
 
@@ -68,6 +68,9 @@ impl<D: Device, I: Index> Engine<D, I> {
         let mut cleaner = self.clean_turn.lock();
         let free_before = self.state.read().space.free.len();
         let mut progress = CleanProgress::default();
+        if self.state.read().space.next_has_no_blocks {
+            self.release_segments(); // which asks for them again
+        }
         if self.state.read().space.empty_sealed() > 0 {
             self.commit()?;
             self.flush_index()?;
@@ -78,8 +81,15 @@ impl<D: Device, I: Index> Engine<D, I> {
                 state.space.victim(state.applied)
             };
             if let Some(victim) = victim {
-                *cleaner =
-                    Cleaner { victim: Some(victim), objects: self.objects_in_records(victim)?, searched_index: false };
+                let (objects, searched_index) = match self.objects_in_records(victim) {
+                    Ok(objects) => (objects, false),
+                    Err(CleanError::Device(error)) => {
+                        tracing::warn!(segment = victim, %error, "records cannot be read, the index is searched instead");
+                        (self.objects_in_index(victim), true)
+                    }
+                    Err(error) => return Err(error),
+                };
+                *cleaner = Cleaner { victim: Some(victim), objects, searched_index };
             }
         }
         if let Some(victim) = cleaner.victim {
@@ -90,7 +100,7 @@ impl<D: Device, I: Index> Engine<D, I> {
                 *cleaner = Cleaner::default();
                 self.flush_index()?;
             } else if cleaner.objects.is_empty() && !cleaner.searched_index {
-                cleaner.objects = self.objects_in_index(victim)?;
+                cleaner.objects = self.objects_in_index(victim);
                 cleaner.searched_index = true;
             } else if cleaner.objects.is_empty() {
                 if let Some(segment) = self.state.write().space.segments.get_mut(victim as usize) {
@@ -120,9 +130,14 @@ impl<D: Device, I: Index> Engine<D, I> {
                     cleaner.objects.pop_first();
                     continue;
                 }
-                let onode = lookup_onode(&state, &self.index, c, &o)?;
                 let pin = state.space.segments.get(victim as usize).map(|segment| Arc::clone(&segment.pin));
-                onode.zip(pin)
+                match lookup_onode(&state, &self.index, c, &o) {
+                    Ok(onode) => onode.zip(pin),
+                    Err(error) => {
+                        tracing::warn!(collection = %c, object = %o, %error, "object not moved");
+                        None
+                    }
+                }
             };
             if let Some((onode, _pin)) = onode {
                 for extent in onode.extents.iter().filter(|extent| extent.segment == victim) {
@@ -231,26 +246,25 @@ impl<D: Device, I: Index> Engine<D, I> {
         Ok(objects)
     }
 
-    /// Objects with extents in a segment, found by looking at all of them.
-    fn objects_in_index(&self, victim: u32) -> Result<BTreeSet<(CollectionId, ObjectKey)>, CleanError> {
+    /// Objects with extents in a segment, found by looking at all of them. What the index cannot show stays where it is:
+    /// one bad onode must not keep all other objects from moving.
+    fn objects_in_index(&self, victim: u32) -> BTreeSet<(CollectionId, ObjectKey)> {
         let mut objects = BTreeSet::new();
-        let mut failure: Option<IndexError> = None;
         // The victim's records are all applied: an onode that the index does not have yet only refers to other segments, or
         // is an older one's with less.
-        self.index.scan(&[keys::TABLE_ONODE], Some(&[keys::TABLE_ONODE + 1]), &mut |key, value| match decode_onode(
-            key, value,
-        ) {
-            Ok(onode) => {
-                if onode.extents.iter().any(|extent| extent.segment == victim) {
+        let scanned = self.index.scan(&[keys::TABLE_ONODE], Some(&[keys::TABLE_ONODE + 1]), &mut |key, value| {
+            match decode_onode(key, value) {
+                Ok(onode) if onode.extents.iter().any(|extent| extent.segment == victim) => {
                     objects.extend(keys::parse_onode(key));
                 }
-                ControlFlow::Continue(())
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "object not moved"),
             }
-            Err(error) => {
-                failure = Some(error);
-                ControlFlow::Break(())
-            }
-        })?;
-        failure.map_or(Ok(objects), |error| Err(error.into()))
+            ControlFlow::Continue(())
+        });
+        if let Err(error) = scanned {
+            tracing::warn!(segment = victim, %error, "the index cannot be searched whole");
+        }
+        objects
     }
 }

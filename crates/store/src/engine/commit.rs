@@ -1,7 +1,7 @@
 //! Committing: one write for each contiguous run of records, one sync, then the index.
 //!
 //! Failure of a write or of the sync poisons the store. A write is not tried again either: what the device then holds is
-//! not known, and the replay of the next open finds out.
+//! not known. The store goes into quarantine; see there.
 
 use std::sync::Arc;
 
@@ -63,10 +63,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             return Err(self.poison(CommitError::Index(error), Vec::new()));
         }
         if let Some(segment) = opened_next {
-            let start = self.layout.segment_start(segment);
-            if let Err(error) = self.device.allocate(start, u64::from(self.layout.segment_bytes)) {
-                tracing::debug!(segment, %error, "segment not allocated ahead");
-            }
+            self.allocate_next(segment);
         }
         Ok(Receipt { position: last })
     }
@@ -153,9 +150,19 @@ impl<D: Device, I: Index> Engine<D, I> {
         Ok(())
     }
 
+    /// After a panic in [`Engine::commit`] or in what it called: nobody knows how far it came.
+    pub(crate) fn fail_after_panic(&self) {
+        if self.state.read().failed.is_none() {
+            self.poison(CommitError::Panicked, Vec::new());
+        }
+    }
+
     /// Stops the store for good and tells all who wait.
     fn poison(&self, error: CommitError, mut told: Vec<OnDurable>) -> CommitError {
         tracing::error!(disk = %self.layout.disk, %error, "the store has failed");
+        if error.doubts_the_device() {
+            self.quarantine(&error);
+        }
         let error = Arc::new(error);
         {
             let mut state = self.state.write();

@@ -7,8 +7,11 @@
 //! Locks: `commit_turn` is held through a commit, `clean_turn` through a cleaning step, `state` only for moments and never
 //! during device IO. They are taken in the order clean, release, commit, state.
 
+pub(crate) mod blank;
+mod blocks;
 mod clean;
 mod commit;
+mod quarantine;
 mod read;
 mod replay;
 mod space;
@@ -17,7 +20,7 @@ mod submit;
 mod verify;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use holdfast_types::{ClusterId, DiskUuid, OsdId};
@@ -33,6 +36,8 @@ use crate::key::{CollectionId, Position, Usage};
 use crate::overlay::{Changes, Overlay};
 
 pub use clean::CleanProgress;
+pub use quarantine::OnQuarantine;
+pub(crate) use quarantine::release;
 pub use read::RowPage;
 use space::{NO_SEGMENT, Space};
 pub use verify::{BadRange, Verified};
@@ -182,6 +187,7 @@ pub struct Engine<D, I> {
     release_turn: Mutex<()>,
     commit_turn: Mutex<CommitSide>,
     state: RwLock<State>,
+    on_quarantine: OnceLock<OnQuarantine>,
 }
 
 impl<D, I> std::fmt::Debug for Engine<D, I> {
@@ -211,12 +217,15 @@ fn check_options(options: &Options) -> Result<(), FormatError> {
 }
 
 impl<D: Device, I: Index> Engine<D, I> {
-    /// Makes an empty store of `device` and `index`, whatever they hold, and opens it.
+    /// Makes an empty store of `device` and `index`, and opens it. The index may hold anything. The device must be blank,
+    /// or cut off while it was formatted for the same `identity`.
     ///
     /// # Errors
-    /// [`FormatError`]; the device may then be neither the old store nor a new one.
+    /// [`FormatError`]; after [`InUse`](FormatError::InUse) nothing has changed, after others the device may be neither
+    /// blank nor a new store: formatting can be repeated.
     pub fn format(device: D, index: I, identity: Identity, options: Options) -> Result<Engine<D, I>, FormatError> {
         check_options(&options)?;
+        blank::check_blank(&device, identity)?;
         let device_bytes = device.len()?;
         let segments = device_bytes.saturating_sub(SEGMENTS_START) / u64::from(options.segment_bytes);
         if segments < space::SEGMENTS_MIN {
@@ -248,6 +257,7 @@ impl<D: Device, I: Index> Engine<D, I> {
                 generation,
                 durable: Position(0),
                 clean: true,
+                quarantined: false,
             };
             superblock.write(&device)?;
             device.sync()?;
@@ -284,6 +294,12 @@ impl<D: Device, I: Index> Engine<D, I> {
         }
     }
 
+    /// Live bytes, and how many there may be at most; cheaper than [`Engine::usage`].
+    pub fn live_bytes(&self) -> (u64, u64) {
+        let state = self.state.read();
+        (state.space.live, state.space.live_limit())
+    }
+
     /// All positions up to this one are durable.
     pub fn durable_position(&self) -> Position {
         self.state.read().durable
@@ -310,10 +326,11 @@ impl<D: Device, I: Index> Engine<D, I> {
         state.applied > state.flushed
     }
 
-    /// True when there are few free segments and cleaning would make more.
+    /// True when there are few free segments and cleaning would make more, or the next one has no blocks yet.
     pub fn wants_cleaning(&self) -> bool {
         let state = self.state.read();
-        state.space.free.len() < state.space.free_target() && state.space.cleaning_helps()
+        state.space.next_has_no_blocks
+            || (state.space.free.len() < state.space.free_target() && state.space.cleaning_helps())
     }
 
     /// Makes the index durable up to what is applied, and frees the segments that this makes free.
@@ -359,19 +376,16 @@ impl<D: Device, I: Index> Engine<D, I> {
         let (released, surplus) = {
             let state = self.state.read();
             let released = state.space.released(state.flushed);
-            (released, state.space.free.len() >= WARM_SEGMENTS)
+            (released, state.space.free.len() >= WARM_SEGMENTS || state.space.next_has_no_blocks)
         };
         for segment in &released {
             // A few free segments keep their blocks: writing to allocated blocks spares the sync a journal commit.
             if surplus {
-                let start = self.layout.segment_start(*segment);
-                let discarded = self.device.discard(start, u64::from(self.layout.segment_bytes));
-                if let Err(error) = discarded {
-                    tracing::debug!(segment, %error, "segment not discarded");
-                }
+                self.discard_segment(*segment);
             }
         }
         self.state.write().space.free.extend(released);
+        self.allocate_again();
     }
 }
 

@@ -10,11 +10,18 @@
 //! - When the log ends although a record exists that was written after the missing one was durable, or before the position
 //!   that the superblock says was durable, it is bad in the middle: [`OpenError::CorruptMiddle`].
 //!
+//! What cannot be read (EIO) is no record, like what does not match its checksum: the rules above then say whether the log
+//! may end there. Only when that is so of many places is it the device that fails, not the log.
+//!
 //! A payload block that is bad in a group known to be durable is no reason to stop: reading it fails, alone.
 //!
-//! The device is synced first: records that only the page cache has must not be taken for durable. The generation of the
-//! superblock is raised before anything is written, so that a record which is lost now and written again has another
-//! checksum than in its first life.
+//! The device is synced first and its cache dropped: records that only a cache has must not be taken for durable, and
+//! after a failed sync the page cache holds pages that never reached the device and are not dirty any more. The generation
+//! of the superblock is raised before anything is written, so that a record which is lost now and written again has
+//! another checksum than in its first life.
+//!
+//! Replay is left out only when both copies of the superblock are there, the newer one says that the store was closed
+//! where the index ends, and no record follows: an older copy that stands in for a lost one tells of an earlier life.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
@@ -36,6 +43,11 @@ use crate::overlay::Overlay;
 
 /// Bytes read ahead while following the log.
 const READ_AHEAD_BYTES: u32 = 1 << 20;
+/// After a read that failed.
+const READ_AHEAD_BYTES_MIN: u32 = 4 << 10;
+/// Places of a log that may be unreadable: more is not a bad sector but a bad device or cable, which says nothing of where
+/// the log ends.
+const UNREADABLE_MAX: u32 = 64;
 /// Records applied to the index in one batch.
 const REPLAY_BATCH: usize = 64;
 
@@ -55,11 +67,21 @@ pub(super) struct LogReader<'a> {
     segment: u32,
     start: u32,
     window: Vec<u8>,
+    /// Bytes that the next read takes at least, within the segment.
+    ahead: u32,
+    /// Places that could not be read.
+    unreadable: u32,
 }
 
 impl<'a> LogReader<'a> {
     pub(super) fn new(device: &'a dyn Device, layout: &'a Superblock) -> LogReader<'a> {
-        LogReader { device, layout, segment: NO_SEGMENT, start: 0, window: Vec::new() }
+        let window = Vec::new();
+        LogReader { device, layout, segment: NO_SEGMENT, start: 0, window, ahead: READ_AHEAD_BYTES, unreadable: 0 }
+    }
+
+    /// Makes the next look read the device again.
+    fn forget(&mut self) {
+        self.segment = NO_SEGMENT;
     }
 
     /// `length` bytes at `offset` of `segment`; `None` when they are not all within it.
@@ -71,10 +93,22 @@ impl<'a> LogReader<'a> {
         let held = u64::from(self.start) + self.window.len() as u64;
         let inside = segment == self.segment && offset >= self.start && u64::from(offset + length) <= held;
         if !inside {
-            let wanted = length.max(READ_AHEAD_BYTES).min(segment_bytes - offset);
-            self.window.resize(wanted as usize, 0);
+            let wanted = length.max(self.ahead).min(segment_bytes - offset);
             self.segment = NO_SEGMENT; // the window is nothing should the read fail
-            self.device.read_at(self.layout.segment_start(segment) + u64::from(offset), &mut self.window)?;
+            let start = self.layout.segment_start(segment) + u64::from(offset);
+            self.window.resize(wanted as usize, 0);
+            if let Err(error) = self.device.read_at(start, &mut self.window) {
+                if wanted == length {
+                    return Err(error.into());
+                }
+                // A bad sector further on is no reason to fail: it may hold nothing. It is neared in small steps, since
+                // each read of it may take seconds.
+                self.ahead = 0;
+                self.window.resize(length as usize, 0);
+                self.device.read_at(start, &mut self.window)?;
+            } else {
+                self.ahead = self.ahead.saturating_mul(2).clamp(READ_AHEAD_BYTES_MIN, READ_AHEAD_BYTES);
+            }
             (self.segment, self.start) = (segment, offset);
         }
         let from = (offset - self.start) as usize;
@@ -120,7 +154,7 @@ impl<'a> LogReader<'a> {
     /// an earlier opening cut off because its payload was torn, and the one written in its stead. That of the later
     /// generation is the right one.
     fn next_record(&mut self, at: &LogRow) -> Result<Option<Found>, OpenError> {
-        let newest = self.layout.generation.saturating_sub(1); // ours is one more, and has written nothing yet
+        let newest = self.layout.generation.saturating_sub(1); // ours is at least one more, and has written nothing yet
         let mut best: Option<Found> = None;
         if at.segment != NO_SEGMENT {
             for offset in next_starts(at.offset, self.layout.sector_bytes) {
@@ -131,7 +165,8 @@ impl<'a> LogReader<'a> {
                 }
             }
         }
-        let Some(header) = self.segment_header(at.next_segment)? else { return Ok(best) };
+        let header = self.segment_header(at.next_segment);
+        let Some(header) = self.or_nothing(header, at.next_segment, 0)? else { return Ok(best) };
         if (header.sequence, header.first, header.chain) != (at.sequence + 1, at.position.next(), at.chain) {
             return Ok(best);
         }
@@ -149,11 +184,13 @@ impl<'a> LogReader<'a> {
         sequence: u64,
         next_segment: u32,
     ) -> Result<Option<Found>, OpenError> {
-        let Some((header, chain)) = self.record_header(segment, offset, sequence)? else { return Ok(None) };
+        let header = self.record_header(segment, offset, sequence);
+        let Some((header, chain)) = self.or_nothing(header, segment, offset)? else { return Ok(None) };
         if (header.position, header.chain) != (at.position.next(), at.chain) {
             return Ok(None);
         }
-        let Some(ops) = self.record_ops(&header)? else { return Ok(None) };
+        let ops = self.record_ops(&header);
+        let Some(ops) = self.or_nothing(ops, segment, offset)? else { return Ok(None) };
         let after = LogRow {
             disk: at.disk,
             position: header.position,
@@ -176,13 +213,40 @@ impl<'a> LogReader<'a> {
             let end = offset + length;
             for sum in words(sums) {
                 let bytes = block_bytes.min(end - offset);
-                match self.bytes(header.segment, offset, bytes)? {
-                    Some(block) if crc32c(block) == sum => offset += bytes,
+                let block = self.bytes(header.segment, offset, bytes).map(|block| block.map(crc32c));
+                match self.or_nothing(block, header.segment, offset)? {
+                    Some(computed) if computed == sum => offset += bytes,
                     _ => return Ok(false),
                 }
             }
         }
         Ok(true)
+    }
+
+    /// Takes what cannot be read for something that is no record, as it takes a flipped bit: a sector that the power cut
+    /// tore often cannot be read. Whether the log may end there is then judged as ever, by what is found behind it and by
+    /// the position that the superblock says was durable.
+    fn or_nothing<T>(
+        &mut self,
+        read: Result<Option<T>, OpenError>,
+        segment: u32,
+        offset: u32,
+    ) -> Result<Option<T>, OpenError> {
+        match read {
+            Err(OpenError::Device(error)) if self.unreadable < UNREADABLE_MAX => {
+                self.unreadable += 1;
+                tracing::warn!(segment, offset, %error, "a place where the log may go on cannot be read");
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
+    /// True when this place has a record that was written after `missing` was durable.
+    fn proves(&mut self, segment: u32, offset: u32, sequence: u64, missing: Position) -> Result<bool, OpenError> {
+        let found = self.record_header(segment, offset, sequence);
+        let found = self.or_nothing(found, segment, offset)?;
+        Ok(found.is_some_and(|(header, _)| header.group_first > missing))
     }
 
     /// True when a record exists that was written after `missing` was durable. Looks at each sector after the end of the
@@ -196,9 +260,7 @@ impl<'a> LogReader<'a> {
         // Each turn is one segment of the log; a stale chain of headers cannot make more than there are segments.
         for _ in 0..=self.layout.segment_count {
             while offset < self.layout.segment_bytes {
-                if let Some((header, _)) = self.record_header(segment, offset, sequence)?
-                    && header.group_first > missing
-                {
+                if self.proves(segment, offset, sequence, missing)? {
                     return Ok(true);
                 }
                 offset = offset.saturating_add(sector);
@@ -206,15 +268,16 @@ impl<'a> LogReader<'a> {
             segment = next_segment;
             sequence += 1;
             offset = sector;
-            match self.segment_header(segment)? {
+            let header = self.segment_header(segment);
+            match self.or_nothing(header, segment, 0)? {
                 Some(header) if header.sequence == sequence => next_segment = header.next,
                 _ => {
                     // Its header may be what is bad; the records in it tell.
                     while offset < self.layout.segment_bytes {
-                        match self.record_header(segment, offset, sequence)? {
-                            Some((header, _)) if header.group_first > missing => return Ok(true),
-                            _ => offset = offset.saturating_add(sector),
+                        if self.proves(segment, offset, sequence, missing)? {
+                            return Ok(true);
                         }
+                        offset = offset.saturating_add(sector);
                     }
                     return Ok(false);
                 }
@@ -282,7 +345,10 @@ impl<D: Device, I: Index> Engine<D, I> {
     /// [`OpenError`]. Nothing that is needed later has then been changed.
     pub fn open(device: D, index: I, options: Options) -> Result<Engine<D, I>, OpenError> {
         device.sync()?;
-        let (found, _both_copies) = Superblock::read(&device)?;
+        let (found, both_copies) = Superblock::read(&device)?;
+        if found.quarantined {
+            return Err(OpenError::Quarantined { disk: found.disk, durable: found.durable });
+        }
         let device_bytes = device.len()?;
         if device_bytes < found.device_bytes() {
             return Err(OpenError::Shrunk { device_bytes, expected_bytes: found.device_bytes() });
@@ -291,19 +357,32 @@ impl<D: Device, I: Index> Engine<D, I> {
         let options = if check_options(&options).is_ok() { options } else { Options::default() };
         let loaded = load(&index, &found)?;
         let mut superblock = found.clone();
-        superblock.generation += 1;
+        superblock.generation = found.next_generation(both_copies);
         superblock.clean = false;
 
         let mut engine = Engine::assemble(device, index, superblock.clone(), options, loaded);
-        let was_closed_here = found.clean && found.durable == engine.state.get_mut().durable;
-        if !was_closed_here {
-            engine.replay(found.durable)?;
+        let was_closed_here = both_copies && found.clean && found.durable == engine.state.get_mut().durable;
+        if !was_closed_here || engine.something_follows()? {
+            let newest = engine.replay(found.durable)?;
+            while superblock.generation <= newest {
+                superblock.generation += 2; // the write of a newer superblock was lost; ours goes to the same place
+            }
         }
         engine.state.get_mut().space.begin_group();
         superblock.durable = engine.state.get_mut().durable;
         superblock.write(&engine.device)?;
         engine.device.sync()?;
+        if !both_copies {
+            // Both copies are as they should be before a record has a new generation: should one of them be lost again, no
+            // generation that records have is ever taken for a new one.
+            superblock.generation += 1;
+            superblock.write(&engine.device)?;
+            engine.device.sync()?;
+        }
+        engine.layout = superblock.clone();
         *engine.superblock.get_mut() = superblock;
+        let next = engine.state.get_mut().space.head.next_segment;
+        engine.allocate_next(next);
         Ok(engine)
     }
 
@@ -364,18 +443,36 @@ impl<D: Device, I: Index> Engine<D, I> {
             release_turn: Mutex::new(()),
             commit_turn,
             state: RwLock::new(state),
+            on_quarantine: std::sync::OnceLock::new(),
         }
     }
 
-    /// Applies all that the log has beyond the index. `durable` is what the superblock says.
-    fn replay(&self, durable: Position) -> Result<(), OpenError> {
+    /// True when the log has a record beyond the index.
+    fn something_follows(&self) -> Result<bool, OpenError> {
+        let mut reader = LogReader::new(&self.device, &self.layout);
+        Ok(reader.next_record(&self.log_end())?.is_some())
+    }
+
+    /// Applies all that the log has beyond the index, and gives the newest generation met. `durable` is what the superblock
+    /// says.
+    fn replay(&self, durable: Position) -> Result<u64, OpenError> {
+        self.device.drop_cache();
         let mut reader = LogReader::new(&self.device, &self.layout);
         let mut at = self.log_end();
         let first = at.position;
+        let mut newest = 0;
         let mut held: VecDeque<Found> = VecDeque::new();
         let mut effects: Vec<Effect> = Vec::new();
-        while let Some(found) = reader.next_record(&at)? {
+        // The end is looked at twice: what is not found is lost, and a bus or a cache may err once.
+        while let Some(found) = match reader.next_record(&at)? {
+            None => {
+                reader.forget();
+                reader.next_record(&at)?
+            }
+            found => found,
+        } {
             at = found.after.clone();
+            newest = newest.max(found.header.generation);
             let group_first = found.header.group_first;
             while let Some(complete) = held.pop_front_if(|held| held.header.position < group_first) {
                 self.replay_record(&complete, &mut effects)?;
@@ -384,7 +481,9 @@ impl<D: Device, I: Index> Engine<D, I> {
         }
         // The last group: nothing proves that it was durable. It is cut at the first record that is not whole.
         while let Some(last) = held.pop_front() {
-            if last.header.position > durable && !reader.payload_is_whole(&last)? {
+            if last.header.position > durable && !self.is_whole(&mut reader, &last)? {
+                let records = held.len() + 1;
+                tracing::warn!(disk = %self.layout.disk, at = %last.header.position, records, "torn end of the log cut off");
                 break;
             }
             self.replay_record(&last, &mut effects)?;
@@ -397,7 +496,17 @@ impl<D: Device, I: Index> Engine<D, I> {
         }
         self.state.write().durable = end.position;
         tracing::info!(disk = %self.layout.disk, from = %first, to = %end.position, "replayed the log");
-        Ok(())
+        Ok(newest)
+    }
+
+    /// Reads twice before it says no, as above.
+    fn is_whole(&self, reader: &mut LogReader<'_>, last: &Found) -> Result<bool, OpenError> {
+        if reader.payload_is_whole(last)? {
+            return Ok(true);
+        }
+        self.device.drop_cache();
+        reader.forget();
+        reader.payload_is_whole(last)
     }
 
     /// Where the log ends, as far as it is known.
@@ -431,12 +540,16 @@ impl<D: Device, I: Index> Engine<D, I> {
         let state = &mut *guard;
         let mut stage = Stage::new(&state.overlay, &self.index, &state.collections, place);
         for op in &ops {
-            stage.apply(op).map_err(|error| match error {
-                StageError::Index(error) => OpenError::Index(error),
-                StageError::NoSuchCollection(_) => bad("its collection does not exist"),
-                StageError::CollectionExists(_) => bad("its collection exists already"),
-                StageError::Bad(reason) => bad(reason),
-            })?;
+            match stage.apply(op) {
+                Ok(()) => {}
+                Err(StageError::Onode { c, o, source }) => {
+                    tracing::warn!(collection = %c, object = %o, error = %source, "object lost: its onode cannot be read");
+                    stage.give_up(c, &o);
+                }
+                Err(StageError::NoSuchCollection(_)) => return Err(bad("its collection does not exist")),
+                Err(StageError::CollectionExists(_)) => return Err(bad("its collection exists already")),
+                Err(StageError::Bad(reason)) => return Err(bad(reason)),
+            }
         }
         let (changes, collections_changed) = (stage.changes, stage.collections_changed);
         if found.after.segment != state.space.head.segment {

@@ -82,6 +82,8 @@ pub(super) struct Space {
     pub(super) free: BTreeSet<u32>,
     pub(super) head: Head,
     pub(super) live: u64,
+    /// The file system had no room for `head.next_segment`.
+    pub(super) next_has_no_blocks: bool,
     segment_bytes: u32,
     sector_bytes: u32,
     reserve_segments: usize,
@@ -98,6 +100,7 @@ impl Space {
             free: BTreeSet::new(),
             head,
             live: 0,
+            next_has_no_blocks: false,
             segment_bytes: superblock.segment_bytes,
             sector_bytes: superblock.sector_bytes,
             reserve_segments: reserve_segments(superblock.segment_count, options.reserve_percent),
@@ -137,6 +140,9 @@ impl Space {
     /// that `admission` may not take.
     pub(super) fn plan(&self, bytes: u64, admission: Admission) -> Option<Plan> {
         let head = &self.head;
+        if self.next_has_no_blocks && admission == Admission::Normal {
+            return None; // the rest of the open segment is for deletes
+        }
         if head.segment != NO_SEGMENT && u64::from(head.offset) + bytes <= u64::from(self.segment_bytes) {
             let (segment, offset, sequence) = (head.segment, head.offset, head.sequence);
             return Some(Plan { segment, offset, sequence, opens_with_next: None });
@@ -146,7 +152,7 @@ impl Space {
             Admission::Reserve => CLEANING_SEGMENTS + 1,
             Admission::Cleaning => 0,
         };
-        let next = self.free.first().filter(|_| self.free.len() > kept)?;
+        let next = self.free.first().filter(|_| self.free.len() > kept && !self.next_has_no_blocks)?;
         Some(Plan {
             segment: head.next_segment,
             offset: self.sector_bytes,

@@ -21,6 +21,9 @@ use crate::overlay::{Changes, Overlay, Seen, Value, scan_over};
 /// compacted them away, and the common ranges (a trimmed log) are short.
 const RANGE_ROWS_MAX: usize = 256;
 
+/// Stands where an onode was that cannot be read; no onode is empty, so reading it fails.
+const NO_ONODE: &[u8] = &[];
+
 /// Why ops cannot be applied.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StageError {
@@ -28,8 +31,9 @@ pub(super) enum StageError {
     NoSuchCollection(CollectionId),
     #[error("collection {0} exists")]
     CollectionExists(CollectionId),
-    #[error("cannot read the index")]
-    Index(#[from] IndexError),
+    /// The onode of one object cannot be read: that object is lost on this device, and no other.
+    #[error("cannot read the onode of {o} in {c}")]
+    Onode { c: CollectionId, o: ObjectKey, source: IndexError },
     #[error("{0}")]
     Bad(&'static str),
 }
@@ -105,17 +109,24 @@ impl<'a> Stage<'a> {
     }
 
     /// The onode as it is, without taking it into `changes`.
-    fn look(&self, _c: CollectionId, _o: &ObjectKey, key: &[u8]) -> Result<Option<Arc<Onode>>, StageError> {
+    fn look(&self, c: CollectionId, o: &ObjectKey, key: &[u8]) -> Result<Option<Arc<Onode>>, StageError> {
         let value = self.changes.get(key).or_else(|| self.overlay.get(key));
-        Ok(match value {
-            Some(Value::Onode(onode)) => Some(Arc::clone(onode)),
-            Some(Value::Deleted) => None,
-            Some(Value::Raw(bytes)) => Some(Arc::new(decode_onode(key, bytes)?)),
-            None => match self.index.get(key)? {
-                Some(bytes) => Some(Arc::new(decode_onode(key, &bytes)?)),
-                None => None,
-            },
-        })
+        let read = match value {
+            Some(Value::Onode(onode)) => return Ok(Some(Arc::clone(onode))),
+            Some(Value::Deleted) => return Ok(None),
+            Some(Value::Raw(bytes)) => decode_onode(key, bytes).map(Some),
+            None => self.index.get(key).and_then(|found| found.map(|bytes| decode_onode(key, &bytes)).transpose()),
+        };
+        match read {
+            Ok(onode) => Ok(onode.map(Arc::new)),
+            Err(source) => Err(StageError::Onode { c, o: o.clone(), source }),
+        }
+    }
+
+    /// Replay only: an op of an object whose onode cannot be read. The log has only what changed, so the object is lost
+    /// here; reads of it fail until it is removed or comes from another copy. All else goes on.
+    pub(super) fn give_up(&mut self, c: CollectionId, o: &ObjectKey) {
+        self.changes.set(keys::onode(c, o), Value::Raw(Bytes::from_static(NO_ONODE)));
     }
 
     /// Shows the present keys of a range with this record's changes so far.
@@ -124,7 +135,7 @@ impl<'a> Stage<'a> {
         start: &[u8],
         end: &[u8],
         visit: &mut dyn FnMut(&[u8], Seen<'_>) -> ControlFlow<()>,
-    ) -> Result<(), StageError> {
+    ) -> Result<(), IndexError> {
         let mut upper: BTreeMap<&Bytes, &Value> =
             self.overlay.range(start, Some(end)).filter(|(key, _)| !self.changes.covers(key)).collect();
         if start < end {
@@ -135,31 +146,30 @@ impl<'a> Stage<'a> {
             );
         }
         let covers = |key: &[u8]| self.changes.covers(key) || self.overlay.covers(key);
-        scan_over(upper.into_iter(), covers, self.index, start, Some(end), visit)?;
-        Ok(())
+        scan_over(upper.into_iter(), covers, self.index, start, Some(end), visit)
     }
 
-    fn remove_range(&mut self, start: &[u8], end: &[u8]) -> Result<(), StageError> {
+    fn remove_range(&mut self, start: &[u8], end: &[u8]) {
         let mut found = Vec::new();
-        self.scan(start, end, &mut |key, _| {
+        let scanned = self.scan(start, end, &mut |key, _| {
             found.push(Bytes::copy_from_slice(key));
             if found.len() > RANGE_ROWS_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        if found.len() > RANGE_ROWS_MAX {
+        });
+        // Rows that cannot be read can be removed all the same: the range covers them.
+        if scanned.is_err() || found.len() > RANGE_ROWS_MAX {
             self.changes.remove_range(Bytes::copy_from_slice(start), Bytes::copy_from_slice(end));
         } else {
             for key in found {
                 self.changes.set(key, Value::Deleted);
             }
         }
-        Ok(())
     }
 
-    fn remove_collection(&mut self, c: CollectionId) -> Result<(), StageError> {
+    /// Onodes that cannot be read go too; their bytes stay counted as live, since nobody knows where they are.
+    fn remove_collection(&mut self, c: CollectionId) {
         let prefix = keys::table_prefix(keys::TABLE_ONODE, c);
         let mut live = BTreeMap::new();
-        let mut failure = None;
-        self.scan(&prefix, &keys::prefix_end(&prefix), &mut |key, seen| {
+        let scanned = self.scan(&prefix, &keys::prefix_end(&prefix), &mut |key, seen| {
             let onode = match seen {
                 Seen::Onode(onode) => Ok(Arc::clone(onode)),
                 Seen::Raw(bytes) => decode_onode(key, bytes).map(Arc::new),
@@ -169,13 +179,13 @@ impl<'a> Stage<'a> {
                     let mut note = note_live(&mut live, &o);
                     onode.extents.iter().for_each(|extent| note(extent, false));
                 }
-                (Err(error), _) => failure = Some(StageError::Index(error)),
-                (Ok(_), None) => failure = Some(StageError::Bad("an onode's key is malformed")),
+                (Err(error), _) => tracing::warn!(collection = %c, %error, "an onode is removed unread"),
+                (Ok(_), None) => tracing::warn!(collection = %c, "an onode with a malformed key is removed"),
             }
-            if failure.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        if let Some(failure) = failure {
-            return Err(failure);
+            ControlFlow::Continue(())
+        });
+        if let Err(error) = scanned {
+            tracing::warn!(collection = %c, %error, "onodes are removed unread");
         }
         for (segment, bytes) in live {
             *self.changes.live.entry(segment).or_default() += bytes;
@@ -183,25 +193,32 @@ impl<'a> Stage<'a> {
         for table in [keys::TABLE_ONODE, keys::TABLE_ROW, keys::TABLE_META] {
             let prefix = keys::table_prefix(table, c);
             let end = keys::prefix_end(&prefix);
-            self.remove_range(&prefix, &end)?;
+            self.remove_range(&prefix, &end);
         }
         self.changes.set(keys::collection(c), Value::Deleted);
         self.collections_changed.insert(c, false);
-        Ok(())
     }
 
-    fn remove_object(&mut self, c: CollectionId, o: &ObjectKey) -> Result<(), StageError> {
+    /// Removes an object, also one whose onode cannot be read: so a copy from elsewhere can take its place.
+    fn remove_object(&mut self, c: CollectionId, o: &ObjectKey) {
         let key = keys::onode(c, o);
-        let Some(onode) = self.look(c, o, &key)? else { return Ok(()) };
-        let mut note = note_live(&mut self.changes.live, o);
-        onode.extents.iter().for_each(|extent| note(extent, false));
-        drop(note);
+        let has_rows = match self.look(c, o, &key) {
+            Ok(None) => return,
+            Ok(Some(onode)) => {
+                let mut note = note_live(&mut self.changes.live, o);
+                onode.extents.iter().for_each(|extent| note(extent, false));
+                onode.has_rows
+            }
+            Err(error) => {
+                tracing::warn!(collection = %c, object = %o, %error, "an object is removed unread");
+                true // perhaps
+            }
+        };
         self.changes.set(key, Value::Deleted);
-        if onode.has_rows {
+        if has_rows {
             let prefix = keys::row_prefix(c, o).freeze();
-            self.remove_range(&prefix, &keys::prefix_end(&prefix))?;
+            self.remove_range(&prefix, &keys::prefix_end(&prefix));
         }
-        Ok(())
     }
 
     /// The next `length` bytes of payload as an extent at `logical`.
@@ -240,7 +257,7 @@ impl<'a> Stage<'a> {
             }
             LogOp::RemoveCollection { c } => {
                 self.check(*c)?;
-                self.remove_collection(*c)?;
+                self.remove_collection(*c);
             }
             LogOp::Touch { c, o } => {
                 self.check(*c)?;
@@ -278,7 +295,7 @@ impl<'a> Stage<'a> {
             }
             LogOp::Remove { c, o } => {
                 self.check(*c)?;
-                self.remove_object(*c, &object(o)?)?;
+                self.remove_object(*c, &object(o)?);
             }
             LogOp::SetAttr { c, o, name, value } => {
                 self.check(*c)?;
@@ -320,7 +337,7 @@ impl<'a> Stage<'a> {
                 let o = object(o)?;
                 let from = keys::row(*c, &o, start);
                 let to = end.map_or_else(|| keys::prefix_end(&keys::row_prefix(*c, &o)), |end| keys::row(*c, &o, end));
-                self.remove_range(&from, &to)?;
+                self.remove_range(&from, &to);
             }
             LogOp::PutMeta { c, key, value } => {
                 self.check(*c)?;
@@ -334,7 +351,7 @@ impl<'a> Stage<'a> {
                 self.check(*c)?;
                 let all = keys::table_prefix(keys::TABLE_META, *c);
                 let to = end.map_or_else(|| keys::prefix_end(&all), |end| keys::meta(*c, end));
-                self.remove_range(&keys::meta(*c, start), &to)?;
+                self.remove_range(&keys::meta(*c, start), &to);
             }
             LogOp::Relocate { c, o, moves } => self.relocate(*c, &object(o)?, moves)?,
         }
@@ -360,7 +377,7 @@ impl<'a> Stage<'a> {
     /// Points extents at their moved bytes. Bytes that were changed or removed since the cleaner looked stay as they are.
     fn relocate(&mut self, c: CollectionId, o: &ObjectKey, moves: &[LogMove<'_>]) -> Result<(), StageError> {
         let tag = ObjectTag::new(c, o);
-        let exists = self.exists(c) && self.look(c, o, &keys::onode(c, o))?.is_some();
+        let exists = self.exists(c) && matches!(self.look(c, o, &keys::onode(c, o)), Ok(Some(_)));
         for piece in moves {
             let new = self.take_payload(tag, piece.offset, piece.length, piece.sums);
             if !exists {

@@ -97,7 +97,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             stage.apply(op).map_err(|error| match error {
                 StageError::NoSuchCollection(collection) => SubmitError::NoSuchCollection { collection },
                 StageError::CollectionExists(collection) => SubmitError::CollectionExists { collection },
-                StageError::Index(error) => SubmitError::Index(error),
+                StageError::Onode { c, o, source } => SubmitError::CorruptObject { collection: c, object: o, source },
                 // Cannot come of a checked transaction: its limits are narrower.
                 StageError::Bad(reason) => unreachable!("a checked transaction is malformed: {reason}"),
             })?;

@@ -11,9 +11,11 @@ use crate::error::OpenError;
 use crate::key::Position;
 
 const MAGIC: [u8; 8] = *b"HOLDFAST";
-/// Version 1: the first.
-const VERSION: u16 = 1;
+/// Version 1: the first. Version 2: `quarantined`, which a program of version 1 would not heed; a superblock without it is
+/// read by both.
+const VERSION: u16 = 2;
 const OLDEST_COMPATIBLE: u16 = 1;
+const OLDEST_COMPATIBLE_QUARANTINED: u16 = 2;
 /// Bytes of the encoded superblock, checksum included.
 pub(crate) const SUPERBLOCK_BYTES: usize = 128;
 const CHECKSUM_AT: usize = SUPERBLOCK_BYTES - 4;
@@ -40,6 +42,8 @@ pub struct Superblock {
     pub durable: Position,
     /// True when the store was closed properly at `durable`: nothing follows it.
     pub clean: bool,
+    /// True when a write or a sync failed: what the device holds beyond `durable` is in doubt, and nothing is opened.
+    pub quarantined: bool,
 }
 
 impl Superblock {
@@ -57,7 +61,8 @@ impl Superblock {
         let mut bytes = Vec::with_capacity(SUPERBLOCK_BYTES);
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&OLDEST_COMPATIBLE.to_le_bytes());
+        let oldest = if self.quarantined { OLDEST_COMPATIBLE_QUARANTINED } else { OLDEST_COMPATIBLE };
+        bytes.extend_from_slice(&oldest.to_le_bytes());
         bytes.extend_from_slice(&(SUPERBLOCK_BYTES as u32).to_le_bytes());
         bytes.extend_from_slice(&self.cluster.0);
         bytes.extend_from_slice(&self.disk.0);
@@ -68,6 +73,7 @@ impl Superblock {
         bytes.extend_from_slice(&self.generation.to_le_bytes());
         bytes.extend_from_slice(&self.durable.0.to_le_bytes());
         bytes.push(u8::from(self.clean));
+        bytes.push(u8::from(self.quarantined));
         bytes.resize(CHECKSUM_AT, 0);
         bytes.extend_from_slice(&crc32c(&bytes).to_le_bytes());
         let mut encoded = [0; SUPERBLOCK_BYTES];
@@ -99,6 +105,7 @@ impl Superblock {
                 generation: fields.u64()?,
                 durable: Position(fields.u64()?),
                 clean: fields.take::<1>()? == [1],
+                quarantined: fields.take::<1>()? == [1], // 0 in version 1
             })
         })();
         // The checksum held, so these are what was written; a zero here would still divide by zero later.
@@ -106,8 +113,8 @@ impl Superblock {
             .filter(|s| s.sector_bytes.is_power_of_two() && s.segment_bytes >= s.sector_bytes && s.segment_count > 0))
     }
 
-    /// Reads the newest valid copy. The flag says whether the other copy is as it should be (one generation older, or of
-    /// the same).
+    /// Reads the newest valid copy. The flag says whether the other copy is as it should be, one generation older. If it
+    /// is not, a newer copy than the one found may have been lost.
     ///
     /// # Errors
     /// [`OpenError`] when there is none, it is of a later version, or the device fails.
@@ -121,11 +128,21 @@ impl Superblock {
                 Err(error) => failure = Some(error), // the other copy may do
             }
         }
-        let whole = copies.iter().all(Option::is_some);
+        let whole = match &copies {
+            [Some(one), Some(other)] => one.generation.abs_diff(other.generation) == 1,
+            _ => false,
+        };
         match copies.into_iter().flatten().max_by_key(|superblock| superblock.generation) {
             Some(superblock) => Ok((superblock, whole)),
             None => Err(failure.map_or(OpenError::NoSuperblock, OpenError::Device)),
         }
+    }
+
+    /// The generation to write next, to the place of the copy that is not this one. Greater than any that can have been
+    /// used: when the other copy is not as it should be, the newest one may have been lost, and records may have its
+    /// generation.
+    pub(crate) fn next_generation(&self, both_copies: bool) -> u64 {
+        self.generation + if both_copies { 1 } else { 3 }
     }
 
     /// Writes the copy that belongs to this generation. Durable after the next sync.
@@ -151,7 +168,24 @@ mod tests {
             generation,
             durable: Position(77),
             clean: true,
+            quarantined: false,
         }
+    }
+
+    #[test]
+    fn a_superblock_of_version_1_is_read_and_a_quarantined_one_is_none() {
+        let device = MemDevice::new(1 << 20);
+        let mut bytes = superblock(4).encode();
+        assert_eq!(&bytes[8..12], &[2, 0, 1, 0], "version 2, which version 1 can read");
+        bytes[8] = 1;
+        let sum = crc32c(&bytes[..CHECKSUM_AT]).to_le_bytes();
+        bytes[CHECKSUM_AT..].copy_from_slice(&sum);
+        device.write_at(0, &[&bytes]).unwrap();
+        assert_eq!(Superblock::read(&device).unwrap().0, superblock(4));
+        let quarantined = Superblock { quarantined: true, ..superblock(4) };
+        assert_eq!(&quarantined.encode()[8..12], &[2, 0, 2, 0], "which version 1 refuses");
+        quarantined.write(&device).unwrap();
+        assert_eq!(Superblock::read(&device).unwrap().0, quarantined);
     }
 
     #[test]

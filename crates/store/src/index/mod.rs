@@ -36,6 +36,18 @@ pub enum IndexError {
     Planned,
 }
 
+impl IndexError {
+    /// Whether the rows themselves are damaged, rather than out of reach for now.
+    #[must_use]
+    pub fn is_corruption(&self) -> bool {
+        match self {
+            IndexError::Rocks(error) => error.kind() == rocksdb::ErrorKind::Corruption,
+            IndexError::Malformed { .. } => true,
+            IndexError::Planned => false,
+        }
+    }
+}
+
 /// One change of the index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {

@@ -71,6 +71,7 @@ fn checks(map: &ClusterMap, stats: &Stats, views: &[PgView<'_>], quorum: &Quorum
     checks.extend(osd_down(map));
     checks.extend(space(map, stats));
     checks.extend(damage(map, stats));
+    checks.extend(copies_lost(map, stats));
     checks.extend(pgs(views));
     checks.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.code.cmp(&b.code)));
     checks
@@ -158,6 +159,28 @@ fn damage(map: &ClusterMap, stats: &Stats) -> Option<HealthCheck> {
             .collect(),
         "no wrong byte was served; the device loses data",
         "check the device's health log; replace it if this goes on",
+    ))
+}
+
+fn copies_lost(map: &ClusterMap, stats: &Stats) -> Option<HealthCheck> {
+    let losers = map.osds.keys().map(|osd| (*osd, stats.copies_lost(*osd))).filter(|(_, lost)| *lost > 0);
+    let losers: Vec<(OsdId, u64)> = losers.collect();
+    if losers.is_empty() {
+        return None;
+    }
+    let copies = |lost| format!("{} of placement groups", plural(lost, "copy", "copies"));
+    Some(check(
+        "OSD_COPIES_LOST",
+        Severity::Warning,
+        format!("{} given up what could not be used", plural(losers.len(), "OSD has", "OSDs have")),
+        losers
+            .iter()
+            .map(|(osd, lost)| {
+                format!("{osd}: {} since its start", copies(usize::try_from(*lost).unwrap_or(usize::MAX)))
+            })
+            .collect(),
+        "they are filled anew from the other copies; until then a further failure weighs more",
+        "read that daemon's log and check the device; replace it if it happens again",
     ))
 }
 

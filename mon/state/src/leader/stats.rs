@@ -22,6 +22,7 @@ struct OsdStat {
     usage: StoreUsage,
     checksum_errors: u64,
     repaired: u64,
+    copies_lost: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -129,6 +130,7 @@ impl Stats {
             usage: report.usage,
             checksum_errors: report.checksum_errors,
             repaired: report.repaired,
+            copies_lost: report.copies_lost.unwrap_or(0),
         };
         self.osds.insert(report.osd, stat);
         for pg in report.pgs {
@@ -161,6 +163,11 @@ impl Stats {
     /// Blocks with a wrong checksum that were found, and repaired, since the OSD's boot.
     pub(crate) fn damage(&self, osd: OsdId) -> (u64, u64) {
         self.osds.get(&osd).map_or((0, 0), |stat| (stat.checksum_errors, stat.repaired))
+    }
+
+    /// Copies of placement groups that the OSD has given up since its boot.
+    pub(crate) fn copies_lost(&self, osd: OsdId) -> u64 {
+        self.osds.get(&osd).map_or(0, |stat| stat.copies_lost)
     }
 
     /// All placement groups as they are known at `now`. `map` is the one last observed.

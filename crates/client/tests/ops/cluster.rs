@@ -1,6 +1,5 @@
 //! A cluster made of fakes: a monitor that serves the maps it is given, OSDs that keep objects in memory. The network
 //! between them and the client is the real one.
-#![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -381,5 +380,6 @@ fn info(osd: &FakeOsd) -> OsdInfo {
         up_thru: Epoch(1),
         down_at: Epoch::ZERO,
         dead_epoch: Epoch::ZERO,
+        formatted_at: Epoch::ZERO,
     }
 }

@@ -1,13 +1,13 @@
 //! Ops against fake OSDs and a fake monitor over the real network.
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod cluster;
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::*;
+use cluster::*;
 use futures::{StreamExt, TryStreamExt};
 use holdfast_client::*;
 use holdfast_types::Epoch;
@@ -98,7 +98,7 @@ async fn an_op_ends_at_its_deadline_and_the_watermark_passes_it() {
     pool.write_full(&name("o"), "connected from here on").await.unwrap();
     cluster.osds[primary].request().await;
     cluster.osds[primary].react([Reaction::Ignore]);
-    let options = OpOptions { timeout: Some(Duration::from_millis(200)), trace_id: 0 };
+    let options = OpOptions { timeout: Some(Duration::from_millis(200)), ..OpOptions::default() };
     let outcome = within(pool.operate_with(&name("o"), vec![ObjectOp::Stat], options)).await;
     assert!(
         matches!(outcome, Err(OperateError::Timeout { last_cause: Cause::NoAnswer, .. })),
@@ -129,12 +129,39 @@ async fn more_ops_than_the_budget_wait_for_their_turn() {
     for _ in 0..2 {
         cluster.osds[primary].request().await;
     }
-    let options = OpOptions { timeout: Some(Duration::from_millis(50)), trace_id: 0 };
+    let options = OpOptions { timeout: Some(Duration::from_millis(50)), ..OpOptions::default() };
     let third = pool.operate_with(&name("o"), vec![ObjectOp::Stat], options).await;
     assert!(matches!(third, Err(OperateError::Timeout { last_cause: Cause::NotSent, .. })), "{third:?}");
     // Giving up gives the place back.
     unanswered.iter().for_each(tokio::task::JoinHandle::abort);
     within(pool.write_full(&name("o"), "value")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_placement_group_that_does_not_answer_leaves_the_budget_to_the_others() {
+    let mut cluster = Cluster::start().await;
+    let config = ClientConfig { bytes_in_flight_max: 64 << 20, ..cluster.config() };
+    let pool = Client::connect(config).await.unwrap().pool(POOL).await.unwrap();
+    let stuck = cluster.acting(&name("o"))[0];
+    // The stuck group's primary hears four stripes and answers none; many more want to follow.
+    cluster.osds[stuck].react((0..4).map(|_| Reaction::Ignore));
+    let stripe = Bytes::from(vec![7; 4 << 20]);
+    let writes: Vec<_> = (0..24)
+        .map(|_| {
+            let (pool, stripe) = (pool.clone(), stripe.clone());
+            tokio::spawn(async move { pool.write_full(&name("o"), stripe).await })
+        })
+        .collect();
+    for _ in 0..4 {
+        cluster.osds[stuck].request().await;
+    }
+    let other = (0..1000).map(|number| name(&format!("other-{number}")));
+    let other = other.into_iter().find(|object| cluster.acting(object)[0] != stuck).unwrap();
+    let at_once = OpOptions { timeout: Some(Duration::from_secs(10)), ..OpOptions::default() };
+    let write = vec![ObjectOp::WriteFull { data: holdfast_wire::Blob(stripe) }];
+    within(pool.operate_with(&other, write, at_once)).await.unwrap();
+    assert!(writes.iter().all(|write| !write.is_finished()));
+    writes.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test]

@@ -1,0 +1,89 @@
+//! What the storage may do to the gateway, and what must not come of it.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use holdfast_gateway_s3::gc::round;
+
+use crate::support::{World, pattern};
+
+const AGE_MS: u64 = 600_000;
+
+#[tokio::test]
+async fn a_full_cluster_can_be_emptied() {
+    let world = World::with_bucket().await;
+    let data = pattern(50_000);
+    for key in ["a", "b"] {
+        world.put(&format!("/bkt/{key}"), &data).await.ok();
+    }
+    world.put("/bkt/small", &data[..100]).await.ok();
+    let id = world.call("POST", "/bkt/u?uploads", &[], b"").await.ok().element("UploadId");
+    world.put(&format!("/bkt/u?partNumber=1&uploadId={id}"), &data).await.ok();
+    world.memory.full.store(true, SeqCst);
+    world.put("/bkt/new", &data[..100]).await.is(507, "InsufficientStorage");
+    world.put("/bkt/new", &data).await.is(507, "InsufficientStorage");
+    world.delete("/bkt/a").await.ok();
+    world.delete("/bkt/small").await.ok();
+    world.delete(&format!("/bkt/u?uploadId={id}")).await.ok();
+    world.clock.advance_ms(AGE_MS);
+    round(&world.gateway).await.unwrap();
+    assert_eq!((world.memory.stripes(), world.memory.rows(b'g')), (1, 0));
+}
+
+#[tokio::test]
+async fn an_upload_that_was_cut_off_is_collected_on_a_full_cluster_too() {
+    let world = World::with_bucket().await;
+    let data = pattern(50_000);
+    world.memory.lose_answers.store(true, SeqCst);
+    world.put("/bkt/k", &data).await; // its intent is all that there is for sure
+    world.memory.lose_answers.store(false, SeqCst);
+    assert_eq!(world.memory.rows(b'g'), 1);
+    world.memory.full.store(true, SeqCst);
+    world.clock.advance_ms(AGE_MS);
+    round(&world.gateway).await.unwrap();
+    assert_eq!((world.memory.stripes(), world.memory.rows(b'g')), (0, 0));
+}
+
+/// A placement group that serves nothing for a while must not cost a bucket.
+#[tokio::test]
+async fn a_bucket_whose_table_is_not_to_be_found_is_kept() {
+    let world = World::with_bucket().await;
+    world.put("/bkt/k", b"data").await.ok();
+    let hidden = world.memory.hide_buckets();
+    world.clock.advance_ms(AGE_MS);
+    assert!(round(&world.gateway).await.is_err(), "it is told");
+    world.get("/bkt/k").await.is(503, "SlowDown");
+    world.put("/bkt", &[]).await.is(503, "SlowDown");
+    world.delete("/bkt").await.is(503, "SlowDown");
+    world.memory.show_buckets(hidden);
+    assert_eq!(world.get("/bkt/k").await.ok().text(), "data");
+    assert_eq!(world.memory.rows(b'b'), 1);
+}
+
+#[tokio::test]
+async fn one_bad_row_keeps_no_other_garbage_from_being_collected() {
+    let world = World::with_bucket().await;
+    let data = pattern(50_000);
+    world.put("/bkt/bad", &data).await.ok();
+    world.delete("/bkt/bad").await.ok();
+    world.memory.damage(b'g');
+    for bucket in ["/bkt", "/other"] {
+        world.put(bucket, &[]).await.ok();
+        world.put(&format!("{bucket}/k"), &data).await.ok();
+        world.delete(&format!("{bucket}/k")).await.ok();
+    }
+    world.clock.advance_ms(AGE_MS);
+    assert!(round(&world.gateway).await.is_err(), "it is told");
+    assert_eq!((world.memory.stripes(), world.memory.rows(b'g')), (1, 1), "only the bad one is left");
+}
+
+/// A client that is told "perhaps" tries again, and would lose against itself.
+#[tokio::test]
+async fn a_commit_whose_answer_is_lost_is_found_out() {
+    let world = World::with_bucket().await;
+    let condition = [("if-none-match", "*")];
+    world.memory.lose_answers.store(true, SeqCst);
+    world.call("PUT", "/bkt/k", &condition, b"mine").await.ok();
+    world.memory.lose_answers.store(false, SeqCst);
+    world.call("PUT", "/bkt/k", &condition, b"theirs").await.is(412, "PreconditionFailed");
+    assert_eq!(world.get("/bkt/k").await.ok().text(), "mine");
+}

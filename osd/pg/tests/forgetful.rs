@@ -1,0 +1,294 @@
+//! Acknowledged writes against OSDs and monitors that have forgotten: a blank disk, and a map without the pool.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_map::{ClusterMap, OsdInfo, PgMembers, Pool, PoolKind};
+use holdfast_pg::memory::MemoryCollection;
+use holdfast_pg::{Input, Limits, Output, Pg, ReplyTo, answer_without_copy};
+use holdfast_types::{
+    ClientId, ClusterId, DiskUuid, Epoch, Incarnation, ObjectName, OsdId, PgId, PoolId, RequestId, Timestamp,
+};
+use holdfast_wire::peer::PeerMessage;
+use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, OpResult};
+
+const PG: PgId = PgId { pool: PoolId(1), seed: 0 };
+const A: OsdId = OsdId(1);
+const B: OsdId = OsdId(2);
+const C: OsdId = OsdId(3);
+
+#[derive(Default)]
+struct Node {
+    running: bool,
+    incarnation: Incarnation,
+    pg: Option<Pg>,
+    disk: MemoryCollection,
+}
+
+/// Three OSDs, one placement group with three copies, all messages delivered in order, each write durable at once.
+struct World {
+    maps: Vec<Arc<ClusterMap>>,
+    nodes: BTreeMap<OsdId, Node>,
+    mail: VecDeque<(OsdId, OsdId, PeerMessage)>,
+    wishes: Vec<(OsdId, Output)>,
+    replies: Vec<ClientReply>,
+    now: Timestamp,
+    tid: u64,
+}
+
+fn info(incarnation: u64, at: Epoch) -> OsdInfo {
+    OsdInfo {
+        disk: DiskUuid([u8::try_from(incarnation).unwrap(); 16]),
+        incarnation: Incarnation(incarnation),
+        address: "nowhere:1".to_owned(),
+        up: true,
+        in_cluster: true,
+        reweight: 0x1_0000,
+        up_from: at,
+        up_thru: Epoch::ZERO,
+        down_at: Epoch::ZERO,
+        dead_epoch: Epoch::ZERO,
+        formatted_at: Epoch::ZERO,
+    }
+}
+
+fn members(map: &ClusterMap) -> PgMembers {
+    let up: Vec<OsdId> = [A, B, C].into_iter().filter(|osd| map.is_up(*osd)).collect();
+    let acting = map.pg_temp.get(&PG).cloned().unwrap_or_else(|| up.clone());
+    PgMembers { up, acting }
+}
+
+impl World {
+    fn new() -> World {
+        let nodes = [A, B, C]
+            .map(|osd| (osd, Node { running: true, incarnation: Incarnation(u64::from(osd.0)), ..Node::default() }));
+        let mut world = World {
+            maps: vec![Arc::new(ClusterMap::empty(ClusterId([1; 16])))],
+            nodes: nodes.into(),
+            mail: VecDeque::new(),
+            wishes: Vec::new(),
+            replies: Vec::new(),
+            now: Timestamp::ZERO,
+            tid: 0,
+        };
+        world.publish(|map| {
+            let kind = PoolKind::Replicated { size: 3, min_size: 2 };
+            let (name, application) = ("p".to_owned(), "test".to_owned());
+            map.pools.insert(PG.pool, Pool { name, kind, pg_num: 1, rule: 0, created: map.epoch, application });
+            map.next_pool = PoolId(2);
+            map.osds.extend([A, B, C].map(|osd| (osd, info(u64::from(osd.0), map.epoch))));
+        });
+        world.settle();
+        world
+    }
+
+    fn newest(&self) -> Arc<ClusterMap> {
+        self.maps.last().unwrap().clone()
+    }
+
+    fn publish(&mut self, change: impl FnOnce(&mut ClusterMap)) {
+        let mut map = ClusterMap::clone(&self.newest());
+        map.epoch = map.epoch.next();
+        change(&mut map);
+        self.maps.push(Arc::new(map));
+        for osd in [A, B, C] {
+            if self.nodes[&osd].running {
+                self.feed(osd);
+            }
+        }
+    }
+
+    /// Gives all maps that the OSD's placement group does not have.
+    fn feed(&mut self, osd: OsdId) {
+        let newest = self.newest();
+        let node = self.nodes.get_mut(&osd).unwrap();
+        if node.pg.is_none() {
+            if !members(&newest).acting.contains(&osd) {
+                return;
+            }
+            let of = members(&newest);
+            node.pg = Some(Pg::create_with(PG, osd, node.incarnation, newest, of, Limits::default()));
+            return self.step(osd, Input::Tick);
+        }
+        let from = node.pg.as_ref().unwrap().epoch().0 + 1;
+        for map in self.maps.iter().filter(|map| map.epoch.0 >= from).cloned().collect::<Vec<_>>() {
+            let members = members(&map);
+            self.step(osd, Input::Map { map, members });
+        }
+    }
+
+    fn step(&mut self, osd: OsdId, input: Input) {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            let node = self.nodes.get_mut(&osd).unwrap();
+            let Some(pg) = node.pg.as_mut() else { return };
+            let mut outbox = Vec::new();
+            pg.step(self.now, input, &node.disk, &mut outbox);
+            for output in outbox {
+                match output {
+                    Output::Submit { txn, ops } => {
+                        self.nodes.get_mut(&osd).unwrap().disk.apply(&ops);
+                        inputs.push_back(Input::Durable(txn));
+                    }
+                    Output::Send { to, message } => {
+                        self.mail.push_back((osd, to, std::sync::Arc::unwrap_or_clone(message)))
+                    }
+                    Output::Reply { reply, .. } => self.replies.push(reply),
+                    Output::Reserve(slot) => inputs.push_back(Input::Reserved(slot)),
+                    wish @ (Output::AskUpThru { .. } | Output::AskPgTemp { .. }) => self.wishes.push((osd, wish)),
+                    Output::Gone => self.nodes.get_mut(&osd).unwrap().pg = None,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Delivers everything, fulfils every wish, and lets time pass, until nothing can happen any more.
+    fn settle(&mut self) {
+        for _ in 0..20 {
+            while !self.mail.is_empty() || !self.wishes.is_empty() {
+                if let Some((from, to, message)) = self.mail.pop_front() {
+                    let incarnation = self.nodes[&from].incarnation;
+                    let node = &self.nodes[&to];
+                    if node.running && node.pg.is_some() {
+                        self.step(to, Input::Peer { from, incarnation, message });
+                    } else if let (true, Some(answer)) =
+                        (node.running, answer_without_copy(&message, self.newest().epoch))
+                    {
+                        self.mail.push_back((to, from, answer));
+                    }
+                } else if let Some((osd, wish)) = self.wishes.pop() {
+                    self.publish(|map| match wish {
+                        Output::AskPgTemp { want } if want.is_empty() => drop(map.pg_temp.remove(&PG)),
+                        Output::AskPgTemp { want } => drop(map.pg_temp.insert(PG, want)),
+                        _ => map.osds.get_mut(&osd).unwrap().up_thru = map.epoch,
+                    });
+                }
+            }
+            self.now = self.now + Duration::from_secs(2);
+            for osd in [A, B, C] {
+                if self.nodes[&osd].running {
+                    self.step(osd, Input::Tick);
+                }
+            }
+        }
+    }
+
+    fn stop(&mut self, osd: OsdId) {
+        self.nodes.get_mut(&osd).unwrap().running = false;
+        self.publish(|map| {
+            let epoch = map.epoch;
+            let info = map.osds.get_mut(&osd).unwrap();
+            (info.up, info.down_at) = (false, epoch);
+        });
+        self.settle();
+    }
+
+    /// Starts an OSD on the disk that it had.
+    fn restart(&mut self, osd: OsdId, incarnation: u64) {
+        let node = self.nodes.get_mut(&osd).unwrap();
+        (node.running, node.incarnation, node.pg) = (true, Incarnation(incarnation), None);
+        if let Some(epoch) = node.disk.exists.then(|| Pg::stored_epoch(&node.disk).unwrap().unwrap()) {
+            let map = self.maps[usize::try_from(epoch.0).unwrap()].clone();
+            let of = members(&map);
+            let pg = Pg::load_with(PG, osd, node.incarnation, map, of, Limits::default(), &node.disk).unwrap();
+            node.pg = Some(pg);
+        }
+        self.publish(|map| {
+            let epoch = map.epoch;
+            let info = map.osds.get_mut(&osd).unwrap();
+            (info.up, info.up_from, info.incarnation) = (true, epoch, Incarnation(incarnation));
+        });
+        self.settle();
+    }
+
+    fn ask(&mut self, ops: Vec<ObjectOp>) -> Option<ClientOutcome> {
+        self.tid += 1;
+        let id = RequestId { client: ClientId(1), incarnation: Incarnation(1), tid: self.tid };
+        let object = ObjectName::new("object".to_owned()).unwrap();
+        let epoch = self.newest().epoch;
+        let request =
+            ClientRequest { id, epoch, pg: PG, object, ops, lowest_outstanding_tid: self.tid, frees_space: None };
+        let primary = members(&self.newest()).acting[0];
+        self.step(primary, Input::Client { reply_to: ReplyTo(0), request });
+        self.settle();
+        self.replies.drain(..).find(|reply| reply.id == id).map(|reply| reply.outcome)
+    }
+
+    fn write(&mut self, value: &'static [u8]) {
+        let data = Bytes::from_static(value).into();
+        let outcome = self.ask(vec![ObjectOp::WriteFull { data }]);
+        assert!(matches!(outcome, Some(ClientOutcome::Done { .. })), "{outcome:?}");
+    }
+
+    fn read(&mut self) -> Option<Bytes> {
+        match self.ask(vec![ObjectOp::Read { offset: 0, length: 100 }])? {
+            ClientOutcome::Done { results, .. } => match results.into_iter().next() {
+                Some(OpResult::Data(data)) => Some(data.as_ref().to_vec().into()),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_blank_disk_under_a_reused_id_has_no_say_about_writes_that_it_never_had() {
+    let mut world = World::new();
+    world.write(b"old");
+    world.stop(A);
+    world.write(b"acknowledged by B and C");
+    world.stop(C);
+    world.stop(B);
+    // C's disk is gone; another one gets its id.
+    world.publish(|map| {
+        let mut blank = info(30, map.epoch);
+        (blank.up, blank.formatted_at) = (false, map.epoch);
+        map.osds.insert(C, blank);
+    });
+    world.nodes.insert(C, Node::default());
+    world.restart(C, 31);
+    world.restart(A, 11);
+    let report = world.nodes[&A].pg.as_ref().unwrap().report();
+    assert!(report.state.down && report.blocked_by.contains(&B), "served without B: {report:?}");
+    assert_eq!(world.read(), None, "an answer now could only be wrong");
+    world.restart(B, 21);
+    assert_eq!(world.read().as_deref(), Some(&b"acknowledged by B and C"[..]));
+}
+
+#[test]
+fn a_disk_that_is_the_same_speaks_for_its_writes_at_once() {
+    let mut world = World::new();
+    world.stop(A);
+    world.write(b"acknowledged by B and C");
+    world.stop(C);
+    world.stop(B);
+    world.restart(C, 31);
+    world.restart(A, 11);
+    assert_eq!(world.read().as_deref(), Some(&b"acknowledged by B and C"[..]), "C holds it all");
+}
+
+#[test]
+fn a_copy_is_removed_only_when_the_map_says_that_its_pool_was_deleted() {
+    let mut world = World::new();
+    world.write(b"precious");
+    // Monitors that have lost everything and count on: no pool, none ever created.
+    world.publish(|map| {
+        map.pools.clear();
+        map.next_pool = PoolId(1);
+    });
+    world.settle();
+    for osd in [A, B, C] {
+        assert!(world.nodes[&osd].pg.is_some(), "{osd} dropped its placement group");
+        assert_eq!(world.nodes[&osd].disk.objects.len(), 1, "{osd} dropped its copy");
+    }
+    // A deletion, in contrast, is one.
+    world.publish(|map| map.next_pool = PoolId(2));
+    world.settle();
+    for osd in [A, B, C] {
+        assert!(world.nodes[&osd].pg.is_none() && !world.nodes[&osd].disk.exists, "{osd} keeps a deleted pool");
+    }
+}

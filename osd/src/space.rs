@@ -1,0 +1,98 @@
+//! Room: how full the own store is, and who else has none.
+//!
+//! A write is refused before it is logged when any member has no room for it (protocol.md §2.6). Members say so with each
+//! acknowledgement and each heartbeat. What primaries let in before they hear of it lands in the **spare** bytes that
+//! admission leaves; should even those not do, the store refuses, the run ends, and the next one comes back without that
+//! object. Deletes, rows and the log need none of it: the store keeps a reserve of its own for them.
+//!
+//! What the monitors are told as "used" is measured against the same limit: full is when writes stop.
+
+use std::collections::BTreeSet;
+
+use holdfast_store::{Engine, FileDevice, RocksIndex};
+use holdfast_types::OsdId;
+use holdfast_wire::mon::StoreUsage;
+use parking_lot::RwLock;
+
+/// Share of the room that is spare: 1/32, about 3 %.
+const SPARE_SHARE: u64 = 32;
+/// At least so much is spare, for a handful of the largest objects...
+const SPARE_BYTES_MIN: u64 = 32 << 20;
+/// ...but never more than a quarter: on a tiny device the run may have to end instead.
+const SPARE_SHARE_MAX: u64 = 4;
+
+type OwnEngine = Engine<FileDevice, RocksIndex>;
+
+/// Most live bytes to which writes are let in, of a store that can hold `limit`.
+fn admission_limit(limit: u64) -> u64 {
+    limit - (limit / SPARE_SHARE).max(SPARE_BYTES_MIN).min(limit / SPARE_SHARE_MAX)
+}
+
+/// Whether a write of so many bytes may be let in.
+pub(crate) fn has_room(engine: &OwnEngine, bytes: u64) -> bool {
+    let (live, limit) = engine.live_bytes();
+    live.saturating_add(bytes) < admission_limit(limit)
+}
+
+/// What is told of the store. Garbage does not count: it is cleaned as soon as its room is needed. The index does: rows
+/// are nowhere else, and its files share a file system with the device file, as a rule.
+pub(crate) fn usage(engine: &OwnEngine) -> StoreUsage {
+    let usage = engine.usage();
+    let room = u128::from(admission_limit(usage.live_bytes_limit)).max(1);
+    let held = u128::from(usage.live_bytes) + u128::from(usage.index_bytes);
+    let used = held * u128::from(usage.total_bytes) / room;
+    StoreUsage {
+        total_bytes: usage.total_bytes,
+        used_bytes: u64::try_from(used).unwrap_or(u64::MAX).min(usage.total_bytes),
+        live_bytes: usage.live_bytes,
+    }
+}
+
+/// The others that have said that they have no room.
+#[derive(Debug, Default)]
+pub(crate) struct PeerSpace {
+    full: RwLock<BTreeSet<OsdId>>,
+}
+
+impl PeerSpace {
+    /// Takes note of what an OSD says of itself.
+    pub(crate) fn note(&self, osd: OsdId, full: bool) {
+        if self.full.read().contains(&osd) == full {
+            return;
+        }
+        let mut all = self.full.write();
+        if full {
+            all.insert(osd);
+        } else {
+            all.remove(&osd);
+        }
+    }
+
+    /// Whether it takes writes, as far as is known.
+    pub(crate) fn has_room(&self, osd: OsdId) -> bool {
+        !self.full.read().contains(&osd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spare_room_is_a_share_of_large_devices_and_bounded_on_small_ones() {
+        assert_eq!(admission_limit(3200 << 20), 3100 << 20);
+        assert_eq!(admission_limit(320 << 20), 288 << 20);
+        assert_eq!(admission_limit(40 << 20), 30 << 20);
+        assert_eq!(admission_limit(0), 0);
+    }
+
+    #[test]
+    fn a_peer_has_room_until_it_says_otherwise_and_again_when_it_says_so() {
+        let peers = PeerSpace::default();
+        assert!(peers.has_room(OsdId(1)));
+        peers.note(OsdId(1), true);
+        assert!(!peers.has_room(OsdId(1)) && peers.has_room(OsdId(2)));
+        peers.note(OsdId(1), false);
+        assert!(peers.has_room(OsdId(1)));
+    }
+}
