@@ -56,6 +56,7 @@ impl Alone {
                 up_thru: Epoch(1),
                 down_at: Epoch(0),
                 dead_epoch: Epoch(0),
+                formatted_at: Epoch(1),
             };
             map.osds.insert(OsdId(*id), info);
         }
@@ -131,7 +132,7 @@ impl Alone {
     fn ask(&mut self, reply_to: u64, tid: u64, ops: Vec<ObjectOp>) {
         let id = RequestId { client: ClientId(9), incarnation: Incarnation(1), tid };
         let (epoch, object) = (self.map.epoch, name(self.object));
-        let request = ClientRequest { id, epoch, pg: PG, object, ops, lowest_outstanding_tid: 1 };
+        let request = ClientRequest { id, epoch, pg: PG, object, ops, lowest_outstanding_tid: 1, frees_space: None };
         self.step(Input::Client { reply_to: ReplyTo(reply_to), request });
     }
 
