@@ -202,7 +202,8 @@ fn a_resend_takes_the_place_of_a_request_whose_answer_is_held() {
 
 #[test]
 fn a_request_is_refused_when_its_answer_is_forgotten_and_never_executed_again() {
-    let limits = Limits { log_entries_min: 1, log_entries_max: 1, log_trim_batch: 1, dups_max: 1, ..Limits::default() };
+    let limits =
+        Limits { log_entries_min: 1, log_entries_max: 10, log_trim_batch: 1, dups_max: 1, ..Limits::default() };
     let mut alone = Alone::member(&[1], 1, limits);
     for tid in 1..=20 {
         alone.ask(tid, tid, append());
