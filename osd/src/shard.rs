@@ -31,6 +31,9 @@ use crate::space::{self, PeerSpace};
 
 /// Longest wait of the thread for its next event; it then looks for clients that went away.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
+/// A request that names a map further ahead than this is refused: no client is so much better informed than an OSD that
+/// lives, and what waits for a map that never comes would wait for ever.
+const EPOCHS_AHEAD_MAX: u64 = 4_096;
 /// Requests of clients with a newer map than this daemon's that may wait for that map. Each holds a permit.
 const WAITING_FOR_MAP_MAX: usize = 4096;
 /// Messages for placement groups that a newer map brings here. What is dropped, the sender repeats.
@@ -365,6 +368,9 @@ impl Shard {
 
     fn client(&mut self, arrival: ClientArrival) {
         let request = &arrival.request;
+        if request.epoch.0 > self.step.map.epoch.0.saturating_add(EPOCHS_AHEAD_MAX) {
+            return self.refuse(&arrival, RefusedReason::Busy);
+        }
         if request.epoch > self.step.map.epoch {
             self.shared.wishes.want_map(request.epoch);
             if self.waiting_for_map.len() >= WAITING_FOR_MAP_MAX {
@@ -504,6 +510,12 @@ impl Shard {
                 self.set_wake(pg, None);
                 self.release(pg, Slot::Incoming);
                 self.release(pg, Slot::Outgoing);
+                // The map may have brought it back while it was being removed.
+                let members = self.step.members_of(pg);
+                let mine = members.up.contains(&self.shared.osd) || members.acting.contains(&self.shared.osd);
+                if mine && self.step.map.pools.contains_key(&pg.pool) {
+                    self.create(pg);
+                }
             }
         }
     }

@@ -77,6 +77,18 @@ impl Node {
         Some(inputs)
     }
 
+    /// Makes a placement group without a copy, if this node is a member by the map that it has.
+    pub fn begin_anew(&mut self, pg: PgId, monitor: &Monitor) -> bool {
+        let Some(map) = monitor.map(self.epoch) else { return false };
+        let members = members(map, pg);
+        let member = members.up.contains(&self.id) || members.acting.contains(&self.id);
+        if member {
+            let core = Pg::create_with(pg, self.id, self.incarnation, map.clone(), members, self.limits);
+            self.pgs.insert(pg, core);
+        }
+        member
+    }
+
     /// Starts again from the disk, as a new run. Placement groups begin at the maps that they had stored.
     pub fn restart(&mut self, incarnation: Incarnation, monitor: &Monitor) -> Result<(), String> {
         self.incarnation = incarnation;

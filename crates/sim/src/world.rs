@@ -428,6 +428,11 @@ impl World {
                 Output::Gone => {
                     self.node(osd).pgs.remove(&pg);
                     self.node(osd).wakes.remove(&pg);
+                    // The map may have brought it back while it was being removed.
+                    let (node, monitor) = (&mut self.nodes[osd.0 as usize], &self.monitor);
+                    if node.begin_anew(pg, monitor) {
+                        self.step(osd, pg, Input::Tick);
+                    }
                 }
             }
         }

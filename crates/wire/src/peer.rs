@@ -6,7 +6,7 @@
 //! A body stays below [`PEER_MESSAGE_BYTES_MAX`]: what can be larger (objects, listings) is sent in pieces.
 
 use bytes::Bytes;
-use holdfast_types::{Epoch, Incarnation, LogVersion, ObjectName, OsdId, PgId, RequestId};
+use holdfast_types::{ClientId, Epoch, Incarnation, LogVersion, ObjectName, OsdId, PgId, RequestId};
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
@@ -32,6 +32,11 @@ pub struct PeerMessage {
     /// What is said.
     #[n(3)]
     pub body: PeerBody,
+    /// The activation that this belongs to: counted by the primary in one run of its process, and repeated by the
+    /// members that have taken its log in it. What replicates, recovers or fills is used only within the activation that
+    /// both sides are in (protocol.md F1 tells intervals apart, but one interval may see several activations).
+    #[n(4)]
+    pub activation: Option<u64>,
 }
 
 /// What OSDs say to each other about a placement group.
@@ -122,6 +127,14 @@ pub enum PeerBody {
     /// Primary → stray: the placement group is clean without you, drop your copy.
     #[n(22)]
     RemovePg,
+    /// Member → primary: I do not know the activation that you speak of (the maps that I saw have a gap, and what came
+    /// before it does not count); have me take your log again.
+    #[n(23)]
+    NotActivated {
+        /// The primary's activation.
+        #[n(0)]
+        activation: u64,
+    },
 }
 
 /// How far a copy has been filled, in key order (bit-reversed object hash, then name).
@@ -384,6 +397,34 @@ pub struct Activate {
     /// With a whole log: the entries at or before its tail.
     #[n(5)]
     pub dups: Vec<LogEntry>,
+    /// With a whole log: the sessions of which entries were dropped before that.
+    #[n(6)]
+    pub sessions: Option<Vec<SessionMemory>>,
+}
+
+/// What is remembered of a client run beyond the entries of a log that are kept: which of its requests were executed, not
+/// how they were answered.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct SessionMemory {
+    /// The client.
+    #[n(0)]
+    pub client: ClientId,
+    /// Its run.
+    #[n(1)]
+    pub incarnation: Incarnation,
+    /// Requests below are answered and never resent.
+    #[n(2)]
+    pub watermark: u64,
+    /// Requests below may have been executed: there was no room to say which.
+    #[n(3)]
+    pub floor: u64,
+    /// Requests that were executed.
+    #[n(4)]
+    pub executed: Vec<u64>,
+    /// Version of the session's newest entry.
+    #[n(5)]
+    pub last: LogVersion,
 }
 
 /// [`PeerBody::ActivateAck`].

@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use holdfast_types::{Epoch, LogVersion, OsdId, RequestId, Timestamp};
+use holdfast_types::{LogVersion, OsdId, RequestId, Timestamp};
 use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry, PeerBody, RepOp, StoredResults};
 use holdfast_wire::{ClientOutcome, Effect, ObjectOp, OpError, RefusedReason};
 
@@ -30,7 +30,7 @@ use crate::follower::entry_ops;
 use crate::key::ObjectKey;
 use crate::log::Answered;
 use crate::missing::{Lack, Missing};
-use crate::pg::{AfterDurable, Pg, Role, Step, TICK};
+use crate::pg::{AfterDurable, Pg, Role, Said, Step, TICK};
 use crate::recovery::Recovery;
 use crate::rows;
 
@@ -70,6 +70,16 @@ struct Held {
     outcome: ClientOutcome,
     /// Whether a log entry tells of it.
     logged: bool,
+}
+
+/// What came of holding an answer.
+enum Hold {
+    /// It waits for the commit.
+    Kept,
+    /// It waits in the place of an earlier sending of the same request.
+    Replaced(Queued),
+    /// It may go out now.
+    Due(Held),
 }
 
 impl Held {
@@ -151,22 +161,34 @@ impl Active {
     }
 
     /// Keeps an answer until the version is committed.
-    fn hold(&mut self, version: LogVersion, held: Held) -> Option<Held> {
+    fn hold(&mut self, version: LogVersion, held: Held) -> Hold {
         if version <= self.committed_to {
-            return Some(held);
+            return Hold::Due(held);
         }
         let at = self.in_flight.partition_point(|write| write.version < version);
-        match self.in_flight.get_mut(at) {
-            Some(write) => {
-                if !held.logged && held.queued.request.is_write() {
-                    self.unlogged.insert(held.queued.request.id);
-                }
-                self.held += 1;
-                self.held_bytes += held.bytes();
-                write.answers.push(held);
-                None
-            }
-            None => Some(held),
+        let Some(write) = self.in_flight.get_mut(at) else { return Hold::Due(held) };
+        let id = held.queued.request.id;
+        if let Some(same) = write.answers.iter_mut().find(|other| other.queued.request.id == id) {
+            self.held_bytes = (self.held_bytes + held.bytes()).saturating_sub(same.bytes());
+            return Hold::Replaced(std::mem::replace(same, held).queued);
+        }
+        if !held.logged && held.queued.request.is_write() {
+            self.unlogged.insert(id);
+        }
+        self.held += 1;
+        self.held_bytes += held.bytes();
+        write.answers.push(held);
+        Hold::Kept
+    }
+
+    /// A request whose answer is held without a log entry was sent again: the answer goes to the new sending. Gives the
+    /// one that it replaces.
+    fn redirect(&mut self, queued: Queued) -> Queued {
+        let id = queued.request.id;
+        let held = self.in_flight.iter_mut().flat_map(|write| &mut write.answers);
+        match held.into_iter().find(|held| !held.logged && held.queued.request.id == id) {
+            Some(held) => std::mem::replace(&mut held.queued, queued),
+            None => queued,
         }
     }
 
@@ -319,7 +341,10 @@ impl Pg {
         }
         if writes {
             if active.unlogged.contains(&queued.request.id) {
-                return Tried::Done; // the answer is under way
+                // The answer is under way; it goes to where the request came from last.
+                let earlier = active.redirect(queued);
+                self.refuse(&earlier, RefusedReason::Busy, step);
+                return Tried::Done;
             }
             match self.clients.remembered(queued.request.id, queued.request.lowest_outstanding_tid) {
                 Remembered::No => {}
@@ -343,6 +368,10 @@ impl Pg {
                     self.answer_at(version, Held { queued, outcome, logged: true }, step);
                     return Tried::Done;
                 }
+            }
+            if self.log_is_full() {
+                // Writes trim the log; when none is let in any more, this must do it.
+                self.trim_alone(step);
             }
             // Only now: what was done before is answered as it was, however full it has become since.
             if let Some(reason) = self.refuse_write(&queued, step) {
@@ -406,10 +435,25 @@ impl Pg {
         self.reply(queued.reply_to, queued.request.id, ClientOutcome::Refused(reason), step.out);
     }
 
-    fn refuse_write(&self, queued: &Queued, step: &Step<'_>) -> Option<RefusedReason> {
+    fn log_is_full(&self) -> bool {
         let log = &self.holding.log;
-        if log.len() >= 2 * self.limits.log_entries_max || log.bytes() >= 2 * self.limits.log_bytes_max {
-            // A member that cannot be made whole keeps the log from being trimmed; it must not grow for ever.
+        log.len() >= 2 * self.limits.log_entries_max || log.bytes() >= 2 * self.limits.log_bytes_max
+    }
+
+    /// Trims the log without a write.
+    fn trim_alone(&mut self, step: &mut Step<'_>) {
+        let bound = self.trim_bound();
+        if bound > self.holding.log.tail() {
+            let mut ops = Vec::new();
+            self.trim_log(bound, &mut ops);
+            ops.push(rows::put_info(&self.holding.info()));
+            self.submit(ops, None, step);
+        }
+    }
+
+    fn refuse_write(&self, queued: &Queued, step: &Step<'_>) -> Option<RefusedReason> {
+        if self.log_is_full() {
+            // What is not durable everywhere cannot be trimmed; it must not grow for ever.
             return Some(RefusedReason::Busy);
         }
         let ops = &queued.request.ops;
@@ -441,8 +485,10 @@ impl Pg {
 
     fn answer_at(&mut self, version: LogVersion, held: Held, step: &mut Step<'_>) {
         let Some(active) = self.active() else { return };
-        if let Some(held) = active.hold(version, held) {
-            self.answer(held, step);
+        match active.hold(version, held) {
+            Hold::Kept => {}
+            Hold::Replaced(earlier) => self.refuse(&earlier, RefusedReason::Busy, step),
+            Hold::Due(held) => self.answer(held, step),
         }
     }
 
@@ -530,9 +576,9 @@ impl Pg {
             return log.tail();
         }
         let Some(candidate) = log.trim_candidate(keep, self.limits.log_bytes_max) else { return log.tail() };
-        let peers = active.peers.values().map(|peer| peer.missing.last_complete(peer.acked));
-        let bound = peers.fold(active.committed_to.min(self.holding.last_complete()), LogVersion::min);
-        candidate.min(bound).max(log.tail())
+        // Entries of objects that are missing somewhere may go, too: every member has its missing set apart from its log,
+        // and one object that cannot be made whole must not keep the log for ever.
+        candidate.min(active.committed_to).max(log.tail())
     }
 
     pub(crate) fn active_logged(&mut self, version: LogVersion, step: &mut Step<'_>) {
@@ -611,23 +657,31 @@ impl Pg {
 
     // ---- the rest of an active primary's life ----
 
-    pub(crate) fn active_heard(&mut self, from: OsdId, body: PeerBody, start: Epoch, step: &mut Step<'_>) {
+    pub(crate) fn active_heard(&mut self, from: OsdId, body: PeerBody, said: Said, step: &mut Step<'_>) {
+        let in_this_activation = said.activation == Some(self.activations);
         match body {
-            // That the sender is full, the shell has noted: see `LocalObjects::peer_has_room`.
-            PeerBody::RepOpAck { version, full: _ } => self.acknowledged(from, version, step),
+            PeerBody::Notice(notice) if notice.info.is_some() => {
+                if let Some(history) = &notice.history {
+                    self.learn_history(history, said.start, step);
+                }
+                self.stray_appeared(from, step);
+            }
             PeerBody::PullReply(piece) => self.pull_replied(from, piece, step),
             PeerBody::PullFailed(pull) => self.pull_failed(from, &pull, step),
+            PeerBody::NotActivated { activation } if activation == self.activations => {
+                tracing::info!(pg = %self.id, %from, activation, "a member has lost track, peering again");
+                self.start_interval(step);
+            }
+            _ if !in_this_activation => {
+                tracing::debug!(pg = %self.id, %from, ?said, "message of another activation dropped");
+            }
+            // That the sender is full, the shell has noted: see `LocalObjects::peer_has_room`.
+            PeerBody::RepOpAck { version, full: _ } => self.acknowledged(from, version, step),
             PeerBody::PushAck(ack) => self.push_acknowledged(from, &ack, step),
             PeerBody::BackfillDigest(digest) => self.backfill_compared(from, &digest, step),
             PeerBody::BackfillProgressAck { cursor } => self.backfill_progressed(from, &cursor, step),
             PeerBody::ReservationGrant => self.remote_granted(from),
             PeerBody::ReservationReject => self.remote_rejected(from, step),
-            PeerBody::Notice(notice) if notice.info.is_some() => {
-                if let Some(history) = &notice.history {
-                    self.learn_history(history, start, step);
-                }
-                self.stray_appeared(from, step);
-            }
             _ => {}
         }
     }

@@ -285,8 +285,16 @@ pub struct Limits {
     pub log_bytes_max: usize,
     /// Entries dropped at a time, so that the cost of a range delete is shared.
     pub log_trim_batch: usize,
-    /// Trimmed entries that are still remembered for exactly-once.
+    /// Trimmed entries whose answers are still kept for exactly-once.
     pub dups_max: usize,
+    /// Bytes of trimmed entries that are kept.
+    pub dups_bytes_max: usize,
+    /// Requests of one client run that are remembered as executed when their answers are not kept any more. Some tens of
+    /// times what a client has under way in one placement group.
+    pub executed_max: usize,
+    /// Client runs that are remembered. Far more than write to one placement group within the time in which a client gives
+    /// a request up.
+    pub sessions_max: usize,
     /// Client requests that wait here for peering, recovery or commit.
     pub client_requests_max: usize,
     /// Messages kept for a map that has not come yet.
@@ -309,6 +317,9 @@ impl Default for Limits {
             log_bytes_max: 3 << 20,
             log_trim_batch: 128,
             dups_max: 3_000,
+            dups_bytes_max: 2 << 20,
+            executed_max: 1_024,
+            sessions_max: 1_024,
             client_requests_max: 4_096,
             early_messages_max: 1_024,
             transfers_max: 4,

@@ -20,7 +20,7 @@ pub(crate) struct Queued {
     pub request: ClientRequest,
 }
 
-/// Sessions whose unlogged answers are remembered.
+/// Sessions whose unlogged answers are remembered; the one that has been silent longest goes first.
 const SESSIONS_MAX: usize = 1_024;
 /// Unlogged answers remembered for one session; those below its watermark go first.
 const ANSWERS_MAX: usize = 256;
@@ -30,6 +30,8 @@ const ANSWERS_MAX: usize = 256;
 struct Unlogged {
     watermark: u64,
     answers: BTreeMap<u64, ClientOutcome>,
+    /// When it was last looked at, counted in requests.
+    used: u64,
 }
 
 /// What is remembered of a request that writes.
@@ -55,6 +57,8 @@ pub(crate) struct Clients {
     runnable: VecDeque<ObjectKey>,
     count: usize,
     unlogged: BTreeMap<(ClientId, Incarnation), Unlogged>,
+    /// Requests looked up so far.
+    looked_up: u64,
 }
 
 impl Clients {
@@ -62,9 +66,12 @@ impl Clients {
     pub fn remembered(&mut self, id: RequestId, lowest_outstanding_tid: u64) -> Remembered {
         let session = (id.client, id.incarnation);
         if !self.unlogged.contains_key(&session) && self.unlogged.len() >= SESSIONS_MAX {
-            self.unlogged.pop_first();
+            let oldest = self.unlogged.iter().min_by_key(|(_, unlogged)| unlogged.used).map(|(session, _)| *session);
+            oldest.and_then(|oldest| self.unlogged.remove(&oldest));
         }
+        self.looked_up += 1;
         let unlogged = self.unlogged.entry(session).or_default();
+        unlogged.used = self.looked_up;
         if lowest_outstanding_tid > unlogged.watermark {
             unlogged.watermark = lowest_outstanding_tid;
             unlogged.answers = unlogged.answers.split_off(&lowest_outstanding_tid);
@@ -196,6 +203,15 @@ impl Clients {
                 reply_to: queued.reply_to,
                 reply: ClientReply { id: queued.request.id, epoch, outcome },
             });
+        }
+    }
+
+    /// Refuses what waits for a newer map.
+    pub fn refuse_early(&mut self, reason: RefusedReason, epoch: Epoch, out: &mut Outbox) {
+        for queued in std::mem::take(&mut self.early) {
+            self.count -= 1;
+            let reply = ClientReply { id: queued.request.id, epoch, outcome: ClientOutcome::Refused(reason) };
+            out.push(Output::Reply { reply_to: queued.reply_to, reply });
         }
     }
 }

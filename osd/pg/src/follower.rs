@@ -1,12 +1,15 @@
 //! A copy that is not the primary: replica, backfill target or stray. It does what the primary of its interval says.
 //!
-//! | told | not activated in this interval | activated |
+//! An activation is named by number (`peering`). What is of an older one than the own is dropped.
+//!
+//! | told | not activated, or in an older activation | in this activation |
 //! |---|---|---|
 //! | `QueryInfo`, `QueryLog` | answer, when all that is submitted is durable | the same |
 //! | `Activate` | merge or replace the log, `info_les = e`, acknowledge when durable → activated | acknowledge again |
-//! | `RepOp` next in order | drop | apply, acknowledge when durable |
-//! | `RepOp` already applied / too early | drop | acknowledge what is durable / keep (bounded) |
-//! | `Push`, `Pull`, scan, progress | drop | do, acknowledge when durable |
+//! | `RepOp` next in order | `NotActivated` | apply, acknowledge when durable |
+//! | `RepOp` already applied / too early | `NotActivated` | acknowledge what is durable / keep (bounded) |
+//! | `Push`, scan, progress, reservation | `NotActivated` | do, acknowledge when durable |
+//! | `Pull` | answer | the same |
 //! | `RemovePg` | remove the copy, if not a member | the same |
 //!
 //! Invariants: R1 an entry is acknowledged only when it is durable here; R2 entries are applied in log order; R3 a push
@@ -17,20 +20,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use holdfast_types::{Epoch, LogVersion, OsdId, Timestamp};
-use holdfast_wire::Effect;
+use holdfast_types::{LogVersion, OsdId, Timestamp};
 use holdfast_wire::peer::{
     Activate, ActivateAck, BackfillCursor, BackfillDigest, BackfillProgress, BackfillScan, DigestItem, EntryKind,
     LogEntry, LogReply, ObjectPiece, PeerBody, PiecePosition, Pull, Push, PushAck, PushWhat, RepOp,
 };
+use holdfast_wire::{Effect, RefusedReason};
 
 use crate::api::{Output, Slot, StoreOp, VERSION_ATTR};
 use crate::exec;
 use crate::key::ObjectKey;
-use crate::log::Log;
-use crate::merge;
-use crate::missing::{Lack, Missing};
-use crate::pg::{AfterDurable, Pg, Role, Step};
+use crate::missing::Lack;
+use crate::pg::{AfterDurable, Pg, Role, Said, Step};
 use crate::rows;
 use crate::transfer;
 
@@ -51,7 +52,8 @@ struct HeldSlot {
 /// See the module document.
 #[derive(Debug)]
 pub(crate) struct Follower {
-    activated: bool,
+    /// The primary's activation whose log this copy has taken.
+    activated: Option<u64>,
     /// Newest entry of this interval that is durable here.
     durable: LogVersion,
     /// What the primary says is durable everywhere.
@@ -76,7 +78,7 @@ impl Follower {
 
     pub fn new(now: Timestamp) -> Follower {
         Follower {
-            activated: false,
+            activated: None,
             durable: LogVersion::ZERO,
             committed_to: LogVersion::ZERO,
             early: BTreeMap::new(),
@@ -87,6 +89,10 @@ impl Follower {
             greet_at: now,
             greeting_pause: GREETING_MIN,
         }
+    }
+
+    pub fn activation(&self) -> Option<u64> {
+        self.activated
     }
 
     pub fn holds_slot(&self) -> bool {
@@ -150,9 +156,10 @@ impl Pg {
     }
 
     /// The primary of this interval says something.
-    pub(crate) fn follow(&mut self, from: OsdId, body: PeerBody, start: Epoch, step: &mut Step<'_>) {
+    pub(crate) fn follow(&mut self, from: OsdId, body: PeerBody, said: Said, step: &mut Step<'_>) {
         let Role::Follower(follower) = &self.role else { return };
-        let activated = follower.activated;
+        let (start, ours) = (said.start, follower.activated);
+        let activated = ours.is_some() && ours == said.activation;
         match body {
             PeerBody::QueryInfo => {
                 let notice = PeerBody::Notice(self.notice());
@@ -162,12 +169,14 @@ impl Pg {
                 let reply = PeerBody::Log(self.log_reply(since));
                 self.send_when_durable(from, reply, step);
             }
-            PeerBody::Activate(activate) if !activated => self.follow_activate(from, activate, start, step),
-            PeerBody::Activate(_) => self.acknowledge_activation(from, step),
+            PeerBody::Activate(_) if activated => self.acknowledge_activation(from, step),
+            PeerBody::Activate(activate) if said.activation > ours => {
+                self.follow_activate(from, activate, said, step);
+            }
             PeerBody::History(history) => self.learn_history(&history, start, step),
             PeerBody::RemovePg if !self.is_member() => {
                 tracing::info!(pg = %self.id, osd = %self.whoami, "stray copy removed");
-                self.remove_copy(step);
+                self.remove_copy(RefusedReason::WrongPrimary, step);
             }
             PeerBody::Pull(pull) => self.serve_pull(from, pull, step),
             PeerBody::RepOp(op) if activated => self.follow_write(from, op, step),
@@ -175,8 +184,25 @@ impl Pg {
             PeerBody::BackfillScan(scan) if activated => self.follow_scan(from, scan, step),
             PeerBody::BackfillProgress(progress) if activated => self.follow_progress(from, progress, step),
             PeerBody::ReservationRequest if activated => self.follow_reservation(from, step),
-            PeerBody::ReservationRelease => self.release_incoming(step),
+            PeerBody::ReservationRelease if activated => self.release_incoming(step),
+            PeerBody::RepOp(_)
+            | PeerBody::Push(_)
+            | PeerBody::BackfillScan(_)
+            | PeerBody::BackfillProgress(_)
+            | PeerBody::ReservationRequest
+                if said.activation > ours =>
+            {
+                self.ask_activation(said.activation.unwrap_or_default(), step);
+            }
             _ => tracing::debug!(pg = %self.id, %from, "message without use in this state dropped"),
+        }
+    }
+
+    /// Tells the primary that its activation is not known here.
+    pub(crate) fn ask_activation(&self, activation: u64, step: &mut Step<'_>) {
+        let primary = self.members.primary().filter(|osd| *osd != self.whoami && self.is_member());
+        if let Some(primary) = primary {
+            self.send(primary, PeerBody::NotActivated { activation }, step);
         }
     }
 
@@ -201,28 +227,21 @@ impl Pg {
 
     // ---- activation ----
 
-    fn follow_activate(&mut self, from: OsdId, activate: Activate, start: Epoch, step: &mut Step<'_>) {
+    fn follow_activate(&mut self, from: OsdId, activate: Activate, said: Said, step: &mut Step<'_>) {
         let mut ops = Vec::new();
         match activate.since {
             Some(since) if !self.holding.log.joins(since) => {
                 tracing::warn!(pg = %self.id, %from, %since, "activation does not join the log here");
+                self.ask_activation(said.activation.unwrap_or_default(), step);
                 return;
             }
             Some(since) => {
-                let own: Vec<&LogEntry> = self.holding.log.after(since).collect();
                 let auth: Vec<&LogEntry> = activate.entries.iter().collect();
-                let holding = &self.holding;
-                let merged = merge::merge(since, &own, &auth, &holding.missing, &holding.last_backfill);
-                self.holding.take_merge(merged, &mut ops);
+                self.adopt_log(since, &auth, step);
             }
             None => {
-                ops.push(rows::delete_log());
-                let none = Missing::default();
-                rows::change_missing(&self.holding.missing, &none, &mut ops);
-                self.holding.missing = none;
-                self.holding.last_backfill = BackfillCursor::START;
-                ops.extend(activate.dups.iter().chain(&activate.entries).map(rows::put_log));
-                self.holding.log = Log::from_parts(activate.info.log_tail, activate.dups, activate.entries);
+                let (tail, sessions) = (activate.info.log_tail, activate.sessions.unwrap_or_default());
+                self.replace_log(tail, sessions, activate.dups, activate.entries, step);
             }
         }
         self.holding.objects = i64::try_from(activate.info.objects).unwrap_or(i64::MAX);
@@ -230,20 +249,24 @@ impl Pg {
         if let Some(epoch) = activate.last_epoch_started {
             self.holding.last_epoch_started = epoch;
         }
-        let merged = crate::intervals::merge_history(&mut self.history, &activate.history);
-        if merged.took_past && start < self.interval.first {
-            self.interval.first = start;
-        }
+        crate::intervals::merge_history(&mut self.history, &activate.history);
+        self.learn_beginning(said.start);
         ops.push(rows::put_info(&self.holding.info()));
         self.push_history_row(&mut ops);
         let head = self.holding.log.head();
-        self.submit(ops, None, step);
+        self.submit(ops, Some(AfterDurable::Activated(head)), step);
         if let Some(follower) = self.follower() {
-            follower.activated = true;
-            follower.durable = head;
-            follower.committed_to = LogVersion::ZERO;
+            // Nothing that was under way in an earlier activation counts in this one.
+            let slot = follower.slot.take();
+            *follower = Follower { activated: said.activation, slot, ..Follower::new(step.now) };
         }
         self.acknowledge_activation(from, step);
+    }
+
+    pub(crate) fn activation_durable(&mut self, head: LogVersion) {
+        if let Some(follower) = self.follower() {
+            follower.durable = follower.durable.max(head);
+        }
     }
 
     fn acknowledge_activation(&mut self, from: OsdId, step: &mut Step<'_>) {
@@ -312,13 +335,12 @@ impl Pg {
         self.submit(ops, Some(AfterDurable::Logged(version)), step);
     }
 
-    /// Trims the log as the primary says, but never past what is complete here.
+    /// Trims the log as the primary says. What is missing here does not matter: the missing set has its own rows.
     pub(crate) fn trim_log(&mut self, trim_to: LogVersion, ops: &mut Vec<StoreOp>) {
-        let bound = trim_to.min(self.holding.last_complete());
-        if bound > self.holding.log.tail()
-            && let Some((before, dropped)) = self.holding.log.trim_to(bound, self.limits.dups_max)
-        {
-            ops.push(rows::delete_log_between(before, dropped));
+        let bound = trim_to.min(self.holding.log.head());
+        if bound > self.holding.log.tail() {
+            let trimmed = self.holding.log.trim_to(bound, &self.limits);
+            rows::trim(&trimmed, ops);
         }
     }
 

@@ -3,8 +3,9 @@
 //!
 //! Invariants: I1 two holders of the same maps compute the same intervals; I2 an interval in which writes may have been
 //! acknowledged is forgotten only when a later activation (`les`) or a clean state (`lec`) has superseded it; I3 a holder
-//! that does not know the past back to `lec` says so (`known_from`) and never goes active on its own word; I4 of a past
-//! interval speaks only who still has the disk that it had then.
+//! that does not know the past back to `lec` says so (`known_from`) and never goes active on its own word, unless every
+//! OSD that may ever have been a member is up and has been heard; I4 of a past interval speaks only who
+//! still has the disk that it had then.
 
 use std::collections::BTreeSet;
 
@@ -39,6 +40,10 @@ pub(crate) struct Interval {
     pub min_size: u32,
     #[n(5)]
     pub pg_num: u32,
+    /// Set when the map before `first` was not seen: the interval may have begun, and its primary may have gone active,
+    /// before `first`.
+    #[n(6)]
+    pub may_be_older: Option<bool>,
 }
 
 impl Interval {
@@ -56,12 +61,13 @@ impl Interval {
             size: pool.map_or(0, holdfast_map::Pool::size),
             min_size: pool.map_or(0, holdfast_map::Pool::min_size),
             pg_num: pool.map_or(0, |pool| pool.pg_num),
+            may_be_older: None,
         }
     }
 
     /// Whether `next` is only a continuation.
     pub fn continues_as(&self, next: &Interval) -> bool {
-        Interval { first: next.first, ..self.clone() } == *next
+        Interval { first: next.first, may_be_older: next.may_be_older, ..self.clone() } == *next
     }
 
     /// This interval when it is over; `last_map` is the last map of it.
@@ -73,8 +79,13 @@ impl Interval {
             last: last_map.epoch,
             up: self.up.iter().map(|member| member.osd).collect(),
             acting: self.acting.iter().map(|member| member.osd).collect(),
-            maybe_rw: enough && up_thru.is_some_and(|up_thru| up_thru >= self.first),
+            maybe_rw: enough && (self.may_be_older() || up_thru.is_some_and(|up_thru| up_thru >= self.first)),
         }
+    }
+
+    /// Whether `first` is only the first epoch that was seen.
+    pub fn may_be_older(&self) -> bool {
+        self.may_be_older == Some(true)
     }
 
     pub fn has_enough_acting(&self) -> bool {
@@ -98,33 +109,35 @@ pub(crate) fn is_known(history: &PgHistory) -> bool {
     history.known_from <= history.epoch_created.max(history.last_epoch_clean)
 }
 
+/// Past intervals kept when a later activation has superseded them: a placement group that never gets clean has a new one
+/// whenever an OSD restarts, and they are in every history that is sent.
+const PAST_MAX: usize = 64;
+
 /// Drops what does not matter any more.
 pub(crate) fn forget_superseded(history: &mut PgHistory) {
     let clean = history.last_epoch_clean;
     history.past.retain(|interval| interval.last >= clean);
+    // Those before `les` have no say in the choice of the log; they only tell who may have an old copy.
+    let started = history.last_epoch_started;
+    let excess = history.past.len().saturating_sub(PAST_MAX);
+    let superseded = history.past.iter().take_while(|interval| interval.last < started).count();
+    history.past.drain(..excess.min(superseded));
 }
 
-/// Takes over what `theirs` knows more; both speak of the same present interval. Gives whether anything changed; with
-/// their past comes their knowledge of when the present interval began.
-pub(crate) fn merge_history(ours: &mut PgHistory, theirs: &PgHistory) -> MergedHistory {
+/// Takes over what `theirs` knows more; both speak of the same present interval. Gives whether anything changed.
+pub(crate) fn merge_history(ours: &mut PgHistory, theirs: &PgHistory) -> bool {
     let before = ours.clone();
+    // Judged before their `lec` counts: with it alone the past would seem known, and its intervals would be missing.
+    let takes_past = theirs.known_from < ours.known_from && !is_known(ours);
     ours.epoch_created = ours.epoch_created.max(theirs.epoch_created);
     ours.last_epoch_started = ours.last_epoch_started.max(theirs.last_epoch_started);
     ours.last_epoch_clean = ours.last_epoch_clean.max(theirs.last_epoch_clean);
-    let took_past = theirs.known_from < ours.known_from && !is_known(ours);
-    if took_past {
+    if takes_past {
         ours.known_from = theirs.known_from;
         ours.past = theirs.past.clone();
     }
     forget_superseded(ours);
-    MergedHistory { changed: *ours != before, took_past }
-}
-
-/// See [`merge_history`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct MergedHistory {
-    pub changed: bool,
-    pub took_past: bool,
+    *ours != before
 }
 
 /// Whom a primary must hear.

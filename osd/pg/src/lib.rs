@@ -9,6 +9,7 @@
 //! `peering`, `active` with `exec`, `follower`, `recovery` with `transfer`, `backfill`.
 
 mod active;
+mod adopt;
 mod api;
 mod backfill;
 mod clients;
@@ -25,6 +26,8 @@ mod pg;
 mod recovery;
 mod report;
 mod rows;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 pub use api::{

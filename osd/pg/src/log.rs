@@ -1,16 +1,35 @@
-//! The log of a placement group, and the memory of answered requests that outlives it.
+//! The log of a placement group, and the memory of executed requests that outlives it.
 //!
 //! Entries are in version order without gaps in their chain: `(tail, head]`. Entries at or before the tail are kept a
 //! while as **dups**: only their request id and results count (protocol.md §2.2, exactly-once). On disk both are the same
 //! rows (`docs/formats/pg.md`), so trimming an entry to a dup costs no write.
 //!
+//! When a dup is dropped, its result is gone, but not that it was executed: unless its session has declared it answered
+//! (it is below the session's **watermark**), its number goes into the session's own memory, which has a row on disk, goes
+//! along with a log that is copied as a whole, and is dropped with the session only. So of a request with session `S` and
+//! number `t` is said
+//!
+//! | of `S` is kept | answer |
+//! |---|---|
+//! | an entry or dup with `t` | [`Answered::As`]: what was answered then |
+//! | `t < watermark`, or `t` executed, or `t < floor` | [`Answered::Forgotten`]: it is refused, never executed again |
+//! | else | [`Answered::Unknown`]: it has never been executed |
+//!
+//! All of it is bounded: dups by count and bytes; numbers per session, the lowest giving way to the **floor** (which then
+//! also refuses what was not executed: the client is told that it does not know); sessions by count, the one that has
+//! written last longest ago going first. That one is the only way left to run a request twice: it takes more client runs
+//! than [`crate::Limits::sessions_max`] that write to one placement group between two sendings of one request.
+//!
 //! Invariants: L1 versions grow strictly; L2 `tail` is before the first entry and `head` is the last; L3 the request
-//! index names exactly the entries and dups that are kept, less those below their session's watermark.
+//! index names exactly the entries and dups that are kept, less those below their session's watermark; L4 a request that
+//! was executed is never `Unknown` while its session is remembered.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use holdfast_types::{ClientId, Incarnation, LogVersion, RequestId};
-use holdfast_wire::peer::LogEntry;
+use holdfast_wire::peer::{LogEntry, SessionMemory};
+
+use crate::api::Limits;
 
 /// What the log knows of a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,9 +38,12 @@ pub(crate) enum Answered<'a> {
     Unknown,
     /// It was executed as this entry.
     As(&'a LogEntry),
-    /// Its session has declared it answered: it must not be executed again.
+    /// It was, or may have been, executed, and its answer is not kept: it must not be executed again.
     Forgotten,
 }
+
+/// A client run.
+pub(crate) type SessionId = (ClientId, Incarnation);
 
 /// A client run's requests.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +52,37 @@ struct Session {
     watermark: u64,
     /// Entries and dups by request number.
     versions: BTreeMap<u64, LogVersion>,
+    /// Requests from the watermark on that were executed and whose dups are dropped.
+    executed: BTreeSet<u64>,
+    /// Requests below may have been executed: what `executed` had no room for.
+    floor: u64,
+    /// Its newest entry.
+    last: LogVersion,
+    /// Whether there is a row of it on disk.
+    stored: bool,
+}
+
+impl Session {
+    fn is_blank(&self) -> bool {
+        self.versions.is_empty() && self.executed.is_empty() && self.floor == 0 && !self.stored
+    }
+
+    fn memory(&self, (client, incarnation): SessionId) -> SessionMemory {
+        let executed = self.executed.iter().copied().collect();
+        let (watermark, floor, last) = (self.watermark, self.floor, self.last);
+        SessionMemory { client, incarnation, watermark, floor, executed, last }
+    }
+}
+
+/// What trimming does to the rows on disk.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Trimmed {
+    /// Log rows to delete: after the first version, up to and with the second.
+    pub rows: Option<(LogVersion, LogVersion)>,
+    /// Sessions whose rows are to be written.
+    pub remembered: Vec<SessionMemory>,
+    /// Sessions whose rows are to be deleted.
+    pub dropped: Vec<SessionId>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -42,20 +95,35 @@ pub(crate) struct Log {
     dups: VecDeque<LogEntry>,
     /// Approximate size of `entries`.
     bytes: usize,
-    sessions: BTreeMap<(ClientId, Incarnation), Session>,
+    /// Approximate size of `dups`.
+    dups_bytes: usize,
+    sessions: BTreeMap<SessionId, Session>,
 }
 
 /// What an entry costs in memory and in a message, nearly.
-fn entry_bytes(entry: &LogEntry) -> usize {
+pub(crate) fn entry_bytes(entry: &LogEntry) -> usize {
     64 + entry.object.as_bytes().len() + entry.results.body.len() + entry.results.payload.len()
 }
 
 impl Log {
-    /// A log from its parts: `dups` before `tail`, `entries` after it, both oldest first.
-    pub fn from_parts(tail: LogVersion, dups: Vec<LogEntry>, entries: Vec<LogEntry>) -> Log {
+    /// A log from its parts: `dups` before `tail`, `entries` after it, both oldest first, and what is remembered of
+    /// sessions beside them.
+    pub fn from_parts(
+        tail: LogVersion,
+        sessions: Vec<SessionMemory>,
+        dups: Vec<LogEntry>,
+        entries: Vec<LogEntry>,
+    ) -> Log {
         let mut log = Log { tail, head: tail, ..Log::default() };
+        for memory in sessions {
+            let SessionMemory { client, incarnation, watermark, floor, executed, last } = memory;
+            let executed = executed.into_iter().collect();
+            let session = Session { watermark, floor, executed, last, stored: true, ..Session::default() };
+            log.sessions.insert((client, incarnation), session);
+        }
         for dup in dups {
             log.index(&dup);
+            log.dups_bytes += entry_bytes(&dup);
             log.dups.push_back(dup);
         }
         for entry in entries {
@@ -86,6 +154,11 @@ impl Log {
 
     pub fn dups(&self) -> impl Iterator<Item = &LogEntry> {
         self.dups.iter()
+    }
+
+    /// What is remembered of sessions beside entries and dups.
+    pub fn sessions(&self) -> Vec<SessionMemory> {
+        self.sessions.iter().filter(|(_, session)| session.stored).map(|(id, session)| session.memory(*id)).collect()
     }
 
     /// Index of the first entry after `version`.
@@ -125,24 +198,59 @@ impl Log {
     fn index(&mut self, entry: &LogEntry) {
         let session = self.sessions.entry((entry.request.client, entry.request.incarnation)).or_default();
         session.versions.insert(entry.request.tid, entry.version);
+        session.last = session.last.max(entry.version);
         if entry.lowest_outstanding_tid > session.watermark {
             session.watermark = entry.lowest_outstanding_tid;
             // The newest request always stays: it is what carries the watermark through a restart.
             let newest = session.versions.keys().next_back().copied().unwrap_or(0);
             session.versions = session.versions.split_off(&session.watermark.min(newest));
+            session.executed = session.executed.split_off(&session.watermark);
         }
     }
 
+    /// Drops a divergent entry: its request counts as not executed.
     fn unindex(&mut self, request: RequestId, version: LogVersion) {
         let id = (request.client, request.incarnation);
         if let Some(session) = self.sessions.get_mut(&id) {
             if session.versions.get(&request.tid) == Some(&version) {
                 session.versions.remove(&request.tid);
             }
-            if session.versions.is_empty() {
+            if session.is_blank() {
                 self.sessions.remove(&id);
             }
         }
+    }
+
+    /// Drops a dup's answer, but not that its request was executed. Gives the session, if its row must be written.
+    fn forget_answer(&mut self, dup: &LogEntry, executed_max: usize) -> Option<SessionId> {
+        let id = (dup.request.client, dup.request.incarnation);
+        let session = self.sessions.get_mut(&id)?;
+        if session.versions.get(&dup.request.tid) != Some(&dup.version) {
+            return None; // below the watermark, which a later entry carries
+        }
+        session.versions.remove(&dup.request.tid);
+        session.executed.insert(dup.request.tid);
+        while session.executed.len() > executed_max {
+            let Some(lowest) = session.executed.pop_first() else { break };
+            session.floor = session.floor.max(lowest.saturating_add(1));
+        }
+        session.stored = true;
+        Some(id)
+    }
+
+    /// Drops the sessions beyond `sessions_max` of which no entry or dup is left, those first that have written last
+    /// longest ago. Gives those that have rows.
+    fn drop_sessions(&mut self, sessions_max: usize) -> Vec<SessionId> {
+        let excess = self.sessions.len().saturating_sub(sessions_max);
+        if excess == 0 {
+            return Vec::new();
+        }
+        let idle = self.sessions.iter().filter(|(_, session)| session.versions.is_empty());
+        let mut idle: Vec<(LogVersion, SessionId)> = idle.map(|(id, session)| (session.last, *id)).collect();
+        idle.sort_unstable();
+        idle.truncate(excess);
+        let dropped = idle.into_iter().filter(|(_, id)| self.sessions.remove(id).is_some_and(|session| session.stored));
+        dropped.map(|(_, id)| id).collect()
     }
 
     /// Adds an entry at the head.
@@ -166,21 +274,27 @@ impl Log {
         dropped
     }
 
-    /// Makes the entries up to `version` dups, and drops the oldest dups beyond `dups_max`. Gives between which versions
-    /// rows are to be deleted, if any: after the first, up to and with the second.
-    pub fn trim_to(&mut self, version: LogVersion, dups_max: usize) -> Option<(LogVersion, LogVersion)> {
+    /// Makes the entries up to `version` dups, and drops the oldest dups beyond the limits. Gives what that does to the
+    /// rows on disk.
+    pub fn trim_to(&mut self, version: LogVersion, limits: &Limits) -> Trimmed {
         while let Some(entry) = self.entries.front().filter(|entry| entry.version <= version) {
-            self.bytes -= entry_bytes(entry);
+            let bytes = entry_bytes(entry);
+            self.bytes -= bytes;
+            self.dups_bytes += bytes;
             self.tail = entry.version;
             self.dups.extend(self.entries.pop_front());
         }
-        let mut dropped = None;
-        while self.dups.len() > dups_max {
+        let (mut dropped, mut changed) = (None, BTreeSet::new());
+        while self.dups.len() > limits.dups_max || self.dups_bytes > limits.dups_bytes_max {
             let Some(dup) = self.dups.pop_front() else { break };
-            self.unindex(dup.request, dup.version);
+            self.dups_bytes -= entry_bytes(&dup);
+            changed.extend(self.forget_answer(&dup, limits.executed_max));
             dropped = Some(dup.version);
         }
-        dropped.map(|to| (std::mem::replace(&mut self.forgotten, to), to))
+        let Some(to) = dropped else { return Trimmed::default() };
+        let dropped = self.drop_sessions(limits.sessions_max);
+        let remembered = changed.iter().filter_map(|id| Some(self.sessions.get(id)?.memory(*id))).collect();
+        Trimmed { rows: Some((std::mem::replace(&mut self.forgotten, to), to)), remembered, dropped }
     }
 
     /// What is known of a request.
@@ -195,7 +309,8 @@ impl Log {
             };
             return self.entry(*version).or_else(dup).map_or(Answered::Forgotten, Answered::As);
         }
-        if request.tid < session.watermark { Answered::Forgotten } else { Answered::Unknown }
+        let executed = request.tid < session.watermark.max(session.floor) || session.executed.contains(&request.tid);
+        if executed { Answered::Forgotten } else { Answered::Unknown }
     }
 
     /// Version of the entry at which trimming leaves `keep` entries and at most `keep_bytes` bytes; `None` when
@@ -222,5 +337,144 @@ impl Log {
         } else {
             assert_eq!(self.head, self.tail, "L2: an empty log ends where it begins");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use holdfast_types::{Epoch, ObjectName};
+    use holdfast_wire::peer::{EntryKind, StoredResults};
+
+    use super::*;
+
+    fn limits() -> Limits {
+        Limits { dups_max: 2, sessions_max: 2, executed_max: 3, ..Limits::default() }
+    }
+
+    fn at(counter: u64) -> LogVersion {
+        LogVersion { epoch: Epoch(1), counter }
+    }
+
+    fn request(client: u64, tid: u64) -> RequestId {
+        RequestId { client: ClientId(client), incarnation: Incarnation(1), tid }
+    }
+
+    fn entry(counter: u64, request: RequestId, lowest_outstanding_tid: u64) -> LogEntry {
+        LogEntry {
+            version: at(counter),
+            prior_version: LogVersion::ZERO,
+            object: ObjectName::new("object").unwrap(),
+            kind: EntryKind::Modify,
+            request,
+            lowest_outstanding_tid,
+            results: StoredResults::default(),
+            objects_delta: 0,
+            bytes_delta: 0,
+        }
+    }
+
+    /// One request of client 1, then `others` of client 2, everything trimmed.
+    fn flooded(others: u64, rows: &mut BTreeMap<SessionId, SessionMemory>) -> Log {
+        let mut log = Log::default();
+        log.append(entry(1, request(1, 7), 7));
+        for counter in 2..2 + others {
+            log.append(entry(counter, request(2, counter), counter));
+            store(rows, log.trim_to(at(counter), &limits()));
+        }
+        log
+    }
+
+    fn store(rows: &mut BTreeMap<SessionId, SessionMemory>, trimmed: Trimmed) {
+        for id in trimmed.dropped {
+            rows.remove(&id);
+        }
+        rows.extend(trimmed.remembered.into_iter().map(|memory| ((memory.client, memory.incarnation), memory)));
+    }
+
+    #[test]
+    fn a_request_whose_dup_was_pushed_out_is_never_executed_again() {
+        let mut rows = BTreeMap::new();
+        let log = flooded(50, &mut rows);
+        assert_eq!(log.answered(request(1, 7)), Answered::Forgotten);
+        assert_eq!(log.answered(request(1, 8)), Answered::Unknown, "what was not executed may be");
+        assert_eq!(log.answered(request(1, 6)), Answered::Forgotten);
+    }
+
+    #[test]
+    fn what_was_executed_is_known_after_a_restart_and_in_a_copied_log() {
+        let mut rows = BTreeMap::new();
+        let log = flooded(50, &mut rows);
+        let copies = |sessions| {
+            Log::from_parts(log.tail(), sessions, log.dups().cloned().collect(), log.entries().cloned().collect())
+        };
+        for copy in [copies(rows.into_values().collect()), copies(log.sessions())] {
+            for (client, tid) in [(1, 6), (1, 7), (1, 8), (2, 3), (2, 51), (2, 52)] {
+                assert_eq!(copy.answered(request(client, tid)), log.answered(request(client, tid)), "{client} {tid}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_that_waits_while_others_of_its_session_are_forgotten_is_still_executed() {
+        let mut log = Log::default();
+        for (counter, tid) in [(1, 11), (2, 12), (3, 13), (4, 14), (5, 15)] {
+            log.append(entry(counter, request(1, tid), 10));
+        }
+        log.trim_to(at(5), &limits());
+        assert_eq!(log.answered(request(1, 11)), Answered::Forgotten);
+        assert_eq!(log.answered(request(1, 10)), Answered::Unknown);
+    }
+
+    #[test]
+    fn the_memory_of_a_session_is_bounded_and_errs_on_the_side_of_refusing() {
+        let mut log = Log::default();
+        for counter in 1..=20 {
+            log.append(entry(counter, request(1, 100 + counter), 10));
+        }
+        log.trim_to(at(20), &limits());
+        assert_eq!(log.sessions()[0].executed.len(), 3);
+        assert_eq!(log.answered(request(1, 101)), Answered::Forgotten);
+        assert_eq!(log.answered(request(1, 50)), Answered::Forgotten);
+        assert!(matches!(log.answered(request(1, 120)), Answered::As(_)));
+        assert_eq!(log.answered(request(1, 121)), Answered::Unknown);
+    }
+
+    #[test]
+    fn the_session_that_wrote_last_longest_ago_is_dropped_first_with_its_row() {
+        let (mut log, mut rows) = (Log::default(), BTreeMap::new());
+        for counter in 1..=8 {
+            log.append(entry(counter, request(10 - counter, 5), 5));
+            store(&mut rows, log.trim_to(at(counter), &limits()));
+        }
+        assert_eq!(log.sessions.len(), 2, "only those with dups are left");
+        assert_eq!(log.answered(request(9, 5)), Answered::Unknown);
+        assert!(matches!(log.answered(request(2, 5)), Answered::As(_)));
+        assert!(rows.len() <= 2);
+    }
+
+    #[test]
+    fn the_watermark_survives_the_dup_that_carried_it() {
+        let mut rows = BTreeMap::new();
+        let mut log = Log::default();
+        log.append(entry(1, request(1, 30), 20));
+        for counter in 2..10 {
+            log.append(entry(counter, request(2, counter), counter));
+        }
+        store(&mut rows, log.trim_to(at(9), &limits()));
+        assert_eq!(rows[&(ClientId(1), Incarnation(1))].watermark, 20);
+        assert_eq!(log.answered(request(1, 19)), Answered::Forgotten);
+    }
+
+    #[test]
+    fn dups_are_bounded_by_bytes_too() {
+        let mut log = Log::default();
+        for counter in 1..=10 {
+            let mut large = entry(counter, request(1, counter), counter);
+            large.results.payload = vec![0; 1_000];
+            log.append(large);
+        }
+        log.trim_to(at(10), &Limits { dups_max: 100, dups_bytes_max: 3_500, ..Limits::default() });
+        assert_eq!(log.dups().count(), 3);
     }
 }

@@ -219,12 +219,13 @@ mod tests {
         let own = Log::from_parts(
             LogVersion::ZERO,
             Vec::new(),
+            Vec::new(),
             vec![entries[0].clone(), entry((1, 2), (0, 0), "c", EntryKind::Modify)],
         );
         assert_eq!(common_version(&own, LogVersion::ZERO, &entries), Some(version(1, 1)));
         assert_eq!(common_version(&own, version(1, 2), &[]), Some(version(1, 2)));
         assert_eq!(common_version(&own, version(5, 5), &[]), None);
-        let trimmed = Log::from_parts(version(1, 1), Vec::new(), Vec::new());
+        let trimmed = Log::from_parts(version(1, 1), Vec::new(), Vec::new(), Vec::new());
         assert_eq!(common_version(&trimmed, LogVersion::ZERO, &entries), Some(version(1, 1)));
     }
 }

@@ -13,12 +13,24 @@
 //! | `Activating` | own activation durable and all members have acknowledged theirs | role `Active` |
 //!
 //! A source that goes down in `GetLog` or `GetMissing` leads back to `GetInfo`; a member that does makes a new interval.
-//! From `Activating` there is no way back within the interval. Every question is asked again each [`RESEND`].
+//! Every question is asked again each [`RESEND`].
+//!
+//! **Activations.** OSDs may miss maps: a primary that did begins anew in an interval that its members think goes on, and a
+//! member that did does not know what it was told. So an interval can see several activations, counted by the primary
+//! ([`Pg::activations`]) and named in every message (`PeerMessage::activation`):
+//!
+//! | who missed maps | what follows |
+//! |---|---|
+//! | primary | it peers again; a member that is told a newer activation than its own merges again, and drops what is of the old one |
+//! | member | it answers `NotActivated` to what is of an activation that it does not know; the primary peers again |
+//! | all | nobody knows the past: the primary waits until every OSD that may have been a member is up and heard |
 //!
 //! Invariants: P1 the chosen log is of a complete copy (`last_backfill = MAX`) with `info_les ≥ M`; P2 the placement
 //! group goes active for writes only after the map shows `up_thru ≥ interval start` and every member, backfill targets
 //! included, has the activation durable; P3 `history.les` is set only after that; P4 a copy that was lost speaks for no
-//! interval and never counts as "there is nothing".
+//! interval and never counts as "there is nothing"; P5 an
+//! acknowledgement counts only for the activation that it names, and only when the member's log ends where the primary's
+//! does: what the primary then confirms as committed is durable on all of them.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +44,7 @@ use crate::api::Output;
 use crate::intervals;
 use crate::merge;
 use crate::missing::Missing;
-use crate::pg::{AfterDurable, Pg, Role, Step};
+use crate::pg::{AfterDurable, Pg, Role, Said, Step};
 use crate::rows;
 
 /// Questions that are not answered are asked again after this long.
@@ -85,6 +97,11 @@ impl Default for Peering {
 }
 
 impl Peering {
+    /// Whether members are being told to take the log.
+    pub fn is_activating(&self) -> bool {
+        matches!(self.phase, Phase::Activating { .. })
+    }
+
     pub fn phase(&self) -> &Phase {
         &self.phase
     }
@@ -158,14 +175,13 @@ impl Pg {
         } else if let Some(absent) = self.unheard_interval() {
             let phase = if absent.is_empty() { Phase::Incomplete } else { Phase::Down { blocked_by: absent } };
             self.enter(phase, step);
-        } else if intervals::is_known(&self.history) {
-            self.choose(step);
-        } else if self.nobody_has_data() {
-            // Every OSD that may ever have held the placement group is up and has nothing: it is new.
-            self.history.known_from = self.history.epoch_created;
-            self.choose(step);
-        } else {
+        } else if !intervals::is_known(&self.history) && self.somebody_lost_a_copy() {
+            // Everybody has been heard, but what this one knew is not known.
             self.enter(Phase::Incomplete, step);
+        } else {
+            // Either the past is known and each interval with writes has a witness, or every OSD that may ever have held
+            // the placement group is up and has been heard.
+            self.choose(step);
         }
     }
 
@@ -186,13 +202,13 @@ impl Pg {
         Some(down.copied().collect())
     }
 
-    fn nobody_has_data(&self) -> bool {
-        // A copy that was lost is no proof that there never was one.
-        let blank = |info: &PgInfo| {
-            info.last_update == LogVersion::ZERO && info.last_epoch_started == Epoch::ZERO && info.lost != Some(true)
+    /// P4: whether an OSD that may have been a member has nothing left of what it had, or says that it lost it.
+    fn somebody_lost_a_copy(&self) -> bool {
+        let lost = |info: &PgInfo| {
+            info.lost == Some(true) || (!info.last_backfill.is_complete() && info.last_epoch_started == Epoch::ZERO)
         };
         let Role::Peering(peering) = &self.role else { return false };
-        blank(&self.holding.info()) && peering.notices.values().all(|notice| notice.info.as_ref().is_none_or(blank))
+        lost(&self.holding.info()) || peering.notices.values().any(|notice| notice.info.as_ref().is_some_and(lost))
     }
 
     // ---- the choice ----
@@ -269,10 +285,8 @@ impl Pg {
             return;
         };
         let auth: Vec<&LogEntry> = reply.entries.iter().filter(|entry| entry.version > common).collect();
-        let own: Vec<&LogEntry> = log.after(common).collect();
-        let merged = merge::merge(common, &own, &auth, &self.holding.missing, &self.holding.last_backfill);
+        self.adopt_log(common, &auth, step);
         let mut ops = Vec::new();
-        self.holding.take_merge(merged, &mut ops);
         self.holding.objects = i64::try_from(reply.info.objects).unwrap_or(i64::MAX);
         self.holding.bytes = i64::try_from(reply.info.bytes).unwrap_or(i64::MAX);
         ops.push(rows::put_info(&self.holding.info()));
@@ -358,6 +372,7 @@ impl Pg {
         let mut ops = vec![rows::put_info(&self.holding.info())];
         self.push_history_row(&mut ops);
         self.submit(ops, Some(AfterDurable::OwnActivation), step);
+        self.activations += 1;
         let waiting = self.peers_wanted();
         self.enter(Phase::Activating { waiting, own_durable: false, epoch }, step);
         self.send_activations(step);
@@ -370,12 +385,12 @@ impl Pg {
         for osd in waiting {
             let since = peering.logs.get(osd).and_then(|log| log.since);
             let log = &self.holding.log;
-            let (entries, dups) = match since {
-                Some(since) => (log.after(since).cloned().collect(), Vec::new()),
-                None => (log.entries().cloned().collect(), log.dups().cloned().collect()),
+            let (entries, dups, sessions) = match since {
+                Some(since) => (log.after(since).cloned().collect(), Vec::new(), None),
+                None => (log.entries().cloned().collect(), log.dups().cloned().collect(), Some(log.sessions())),
             };
             let (info, history) = (self.holding.info(), self.history.clone());
-            let activate = Activate { since, entries, info, history, last_epoch_started, dups };
+            let activate = Activate { since, entries, info, history, last_epoch_started, dups, sessions };
             self.send(*osd, PeerBody::Activate(activate), step);
         }
     }
@@ -399,14 +414,22 @@ impl Pg {
         let member = |osd: &OsdId| peers.contains_key(osd);
         let strays = known.into_iter().filter(|(osd, notice)| notice.info.is_some() && !member(osd));
         let strays: BTreeSet<OsdId> = strays.map(|(osd, _)| osd).collect();
+        let head = self.holding.log.head();
+        for (osd, peer) in &peers {
+            assert_eq!(peer.acked, head, "P5: the log of {osd} does not end where the primary's does");
+        }
         let writeable = self.interval.has_enough_acting();
         if writeable {
             self.history.last_epoch_started = epoch;
+            if !intervals::is_known(&self.history) {
+                // All that may have known the past have been heard, and this activation supersedes it.
+                self.history.known_from = self.history.epoch_created;
+                self.history.past.clear();
+            }
             let mut ops = Vec::new();
             self.push_history_row(&mut ops);
             self.submit(ops, None, step);
         }
-        let head = self.holding.log.head();
         self.role = Role::Active(Box::new(Active::new(writeable, head, peers, strays)));
         if writeable {
             self.share_history(step);
@@ -418,7 +441,9 @@ impl Pg {
 
     // ---- inputs ----
 
-    pub(crate) fn peering_heard(&mut self, from: OsdId, body: PeerBody, start: Epoch, step: &mut Step<'_>) {
+    pub(crate) fn peering_heard(&mut self, from: OsdId, body: PeerBody, said: Said, step: &mut Step<'_>) {
+        let (start, in_this_activation) = (said.start, said.activation == Some(self.activations));
+        let head = self.holding.log.head();
         match body {
             PeerBody::Notice(notice) => {
                 if let Some(history) = &notice.history {
@@ -440,7 +465,17 @@ impl Pg {
                     _ => {}
                 }
             }
-            PeerBody::ActivateAck(ack) => {
+            PeerBody::NotActivated { activation } if activation == self.activations => {
+                if self.peering().is_some_and(|peering| peering.is_activating()) {
+                    self.start_interval(step);
+                }
+            }
+            PeerBody::ActivateAck(ack) if in_this_activation => {
+                if ack.info.last_update != head {
+                    let theirs = ack.info.last_update;
+                    tracing::error!(pg = %self.id, %from, %head, %theirs, "acknowledgement of another log dropped");
+                    return;
+                }
                 let Some(peering) = self.peering() else { return };
                 if let Phase::Activating { waiting, .. } = &mut peering.phase
                     && waiting.remove(&from)

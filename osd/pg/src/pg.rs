@@ -118,8 +118,10 @@ pub(crate) enum Role {
 pub(crate) enum AfterDurable {
     /// Entries up to this one are durable here.
     Logged(LogVersion),
-    /// A message may go out.
-    Send(OsdId, Box<PeerBody>),
+    /// A message may go out, of the activation in which it was written.
+    Send(OsdId, Option<u64>, Box<PeerBody>),
+    /// The log that the primary's activation brought is durable, up to this head.
+    Activated(LogVersion),
     /// The primary's own activation is durable.
     OwnActivation,
     /// The collection is gone.
@@ -135,6 +137,15 @@ struct PendingTxn {
     txn: TxnId,
     interval: u64,
     then: Vec<AfterDurable>,
+}
+
+/// What a message says beside its body.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Said {
+    /// When the present interval began, as far as the sender knows.
+    pub start: Epoch,
+    /// The activation that the sender is in.
+    pub activation: Option<u64>,
 }
 
 /// One call of [`Pg::step`].
@@ -168,6 +179,8 @@ pub struct Pg {
     pub(crate) clients: Clients,
     /// Intervals seen by this instance: tells apart what was started in which.
     interval_number: u64,
+    /// Activations that this instance has begun as the primary.
+    pub(crate) activations: u64,
     next_txn: u64,
     pending: VecDeque<PendingTxn>,
     /// Messages from newer maps.
@@ -219,6 +232,7 @@ impl Pg {
             role: Role::Follower(Follower::unstarted()),
             clients: Clients::default(),
             interval_number: 0,
+            activations: 0,
             next_txn: 1,
             pending: VecDeque::new(),
             early: VecDeque::new(),
@@ -295,6 +309,7 @@ impl Pg {
             this.interval = stored.row.interval;
         } else {
             // Maps in between are lost: what happened there must be learnt from others.
+            this.interval.may_be_older = Some(true);
             this.forget_past();
         }
         this.stored_epoch = Some(stored.row.epoch);
@@ -424,8 +439,7 @@ impl Pg {
         let last_map = std::mem::replace(&mut self.map, map);
         self.members = members;
         if deleted {
-            self.clients.refuse_all(RefusedReason::PoolGone, self.map.epoch, step.out);
-            self.remove_copy(step);
+            self.remove_copy(RefusedReason::PoolGone, step);
         } else if continues {
             let lag = self.stored_epoch.map_or(0, |stored| self.map.epoch.0 - stored.0);
             if lag >= STORED_EPOCH_LAG_MAX {
@@ -436,13 +450,19 @@ impl Pg {
             self.on_same_interval(step);
         } else {
             let ended = self.interval.ended(&last_map);
+            let left = matches!(self.role, Role::Follower(_)).then(|| self.activation()).flatten();
             self.interval = next;
             if gap {
+                // Whether this is a new interval cannot be told: it counts as one, of unknown age.
+                self.interval.may_be_older = Some(true);
                 self.forget_past();
             } else if ended.maybe_rw {
                 self.history.past.push(ended);
             }
             self.start_interval(step);
+            if let Some(activation) = left.filter(|_| gap) {
+                self.ask_activation(activation, step);
+            }
         }
         self.deliver_early(step);
     }
@@ -463,23 +483,15 @@ impl Pg {
         self.members.primary() == Some(self.whoami) && self.is_alive()
     }
 
-    fn start_interval(&mut self, step: &mut Step<'_>) {
+    /// Starts a role anew: in a new interval, or because a member has lost track of the present one (see `peering`).
+    pub(crate) fn start_interval(&mut self, step: &mut Step<'_>) {
         self.interval_number += 1;
         self.inbox.clear();
         self.tick_at = None;
-        let old = std::mem::replace(&mut self.role, Role::Removing);
-        match old {
-            Role::Active(active) => {
-                active.release_slots(step.out);
-                self.clients.take_back(active.into_requests());
-            }
-            Role::Follower(follower) if follower.holds_slot() => step.out.push(Output::Release(Slot::Incoming)),
-            Role::Stopped => {
-                self.role = Role::Stopped;
-                return;
-            }
-            Role::Follower(_) | Role::Peering(_) | Role::Removing => {}
+        if matches!(self.role, Role::Stopped) {
+            return;
         }
+        self.leave_role(Role::Removing, step);
         let mut ops = Vec::new();
         if self.stored_epoch.is_none() {
             if std::mem::take(&mut self.discards) {
@@ -503,6 +515,18 @@ impl Pg {
         step.report = true;
     }
 
+    /// Ends the present role: slots are given back, requests that it had executed but not answered wait again.
+    fn leave_role(&mut self, next: Role, step: &mut Step<'_>) {
+        match std::mem::replace(&mut self.role, next) {
+            Role::Active(active) => {
+                active.release_slots(step.out);
+                self.clients.take_back(active.into_requests());
+            }
+            Role::Follower(follower) if follower.holds_slot() => step.out.push(Output::Release(Slot::Incoming)),
+            Role::Follower(_) | Role::Peering(_) | Role::Removing | Role::Stopped => {}
+        }
+    }
+
     /// Puts the history row as it is now.
     pub(crate) fn push_history_row(&mut self, ops: &mut Vec<StoreOp>) {
         let row = HistoryRow { epoch: self.map.epoch, interval: self.interval.clone(), history: self.history.clone() };
@@ -520,26 +544,27 @@ impl Pg {
 
     /// Takes over what a peer knows of the past.
     pub(crate) fn learn_history(&mut self, theirs: &PgHistory, their_interval_start: Epoch, step: &mut Step<'_>) {
-        let merged = intervals::merge_history(&mut self.history, theirs);
-        if merged.took_past && their_interval_start < self.interval.first {
-            self.interval.first = their_interval_start;
-        }
-        if merged.changed {
+        let learnt = intervals::merge_history(&mut self.history, theirs);
+        if self.learn_beginning(their_interval_start) || learnt {
             let mut ops = Vec::new();
             self.push_history_row(&mut ops);
             self.submit(ops, None, step);
         }
     }
 
+    /// A sender in the same interval may have seen it begin earlier. Gives whether that is news.
+    pub(crate) fn learn_beginning(&mut self, their_interval_start: Epoch) -> bool {
+        let earlier = their_interval_start < self.interval.first;
+        if earlier {
+            self.interval.first = their_interval_start;
+        }
+        earlier
+    }
+
     /// Drops the copy and, when that is durable, the placement group.
-    pub(crate) fn remove_copy(&mut self, step: &mut Step<'_>) {
-        if let Role::Active(active) = &self.role {
-            active.release_slots(step.out);
-        }
-        if matches!(&self.role, Role::Follower(follower) if follower.holds_slot()) {
-            step.out.push(Output::Release(Slot::Incoming));
-        }
-        self.role = Role::Removing;
+    pub(crate) fn remove_copy(&mut self, reason: RefusedReason, step: &mut Step<'_>) {
+        self.leave_role(Role::Removing, step);
+        self.clients.refuse_all(reason, self.map.epoch, step.out);
         self.holding = Holding::empty();
         self.submit(vec![StoreOp::RemoveCollection], Some(AfterDurable::Gone), step);
     }
@@ -604,11 +629,11 @@ impl Pg {
             self.defer(from, message);
             return;
         }
-        let start = message.interval_start;
+        let said = Said { start: message.interval_start, activation: message.activation };
         match (message.body, &self.role) {
-            (body, Role::Follower(_)) if from_primary => self.follow(from, body, start, step),
-            (body, Role::Peering(_)) => self.peering_heard(from, body, start, step),
-            (body, Role::Active(_)) => self.active_heard(from, body, start, step),
+            (body, Role::Follower(_)) if from_primary => self.follow(from, body, said, step),
+            (body, Role::Peering(_)) => self.peering_heard(from, body, said, step),
+            (body, Role::Active(_)) => self.active_heard(from, body, said, step),
             (_, Role::Follower(_) | Role::Removing | Role::Stopped) => {}
         }
     }
@@ -619,20 +644,43 @@ impl Pg {
 
     /// Sends the same to several: encoded once.
     pub(crate) fn send_each(&self, to: impl IntoIterator<Item = OsdId>, body: PeerBody, step: &mut Step<'_>) {
-        let message = PeerMessage { pg: self.id, epoch: self.map.epoch, interval_start: self.interval.first, body };
-        let message = Arc::new(message);
+        self.send_in(self.activation(), to, body, step);
+    }
+
+    fn send_in(
+        &self,
+        activation: Option<u64>,
+        to: impl IntoIterator<Item = OsdId>,
+        body: PeerBody,
+        step: &mut Step<'_>,
+    ) {
+        let (pg, epoch, interval_start) = (self.id, self.map.epoch, self.interval.first);
+        let message = Arc::new(PeerMessage { pg, epoch, interval_start, body, activation });
         step.out.extend(to.into_iter().map(|to| Output::Send { to, message: message.clone() }));
+    }
+
+    /// The activation that this copy is in.
+    fn activation(&self) -> Option<u64> {
+        match &self.role {
+            Role::Peering(peering) if peering.is_activating() => Some(self.activations),
+            Role::Active(_) => Some(self.activations),
+            Role::Follower(follower) => follower.activation(),
+            Role::Peering(_) | Role::Removing | Role::Stopped => None,
+        }
     }
 
     /// Sends when all that was submitted so far is durable: nobody may act on what a crash can take back.
     pub(crate) fn send_when_durable(&mut self, to: OsdId, body: PeerBody, step: &mut Step<'_>) {
         let interval = self.interval_number;
+        let activation = self.activation();
         match self.pending.back_mut() {
-            Some(last) if last.interval == interval => last.then.push(AfterDurable::Send(to, Box::new(body))),
+            Some(last) if last.interval == interval => {
+                last.then.push(AfterDurable::Send(to, activation, Box::new(body)));
+            }
             Some(last) => {
                 // The last transaction belongs to an older interval; what hangs on it must be of this one.
                 let txn = last.txn;
-                let then = vec![AfterDurable::Send(to, Box::new(body))];
+                let then = vec![AfterDurable::Send(to, activation, Box::new(body))];
                 self.pending.push_back(PendingTxn { txn, interval, then });
             }
             None => self.send(to, body, step),
@@ -716,10 +764,16 @@ impl Pg {
             let Some(front) = self.pending.pop_front() else { break };
             for then in front.then {
                 match then {
-                    AfterDurable::Gone => step.out.push(Output::Gone),
+                    AfterDurable::Gone => {
+                        // Nobody will hear of a newer map here: what waits for one is answered, too.
+                        self.clients.refuse_all(RefusedReason::WrongPrimary, self.map.epoch, step.out);
+                        self.clients.refuse_early(RefusedReason::WrongPrimary, self.map.epoch, step.out);
+                        step.out.push(Output::Gone);
+                    }
                     AfterDurable::Repaired => step.out.push(Output::CopyRepaired),
                     _ if front.interval != self.interval_number => {}
-                    AfterDurable::Send(to, body) => self.send(to, *body, step),
+                    AfterDurable::Send(to, activation, body) => self.send_in(activation, [to], *body, step),
+                    AfterDurable::Activated(head) => self.activation_durable(head),
                     AfterDurable::Logged(version) => self.on_logged(version, step),
                     AfterDurable::OwnActivation => self.own_activation_durable(),
                     AfterDurable::Fetched(key) => self.fetched_durably(&key, step),
@@ -769,5 +823,6 @@ pub fn answer_without_copy(message: &PeerMessage, epoch: Epoch) -> Option<PeerMe
         }
         _ => return None,
     };
-    Some(PeerMessage { pg: message.pg, epoch, interval_start: message.interval_start, body })
+    let interval_start = message.interval_start;
+    Some(PeerMessage { pg: message.pg, epoch, interval_start, body, activation: None })
 }

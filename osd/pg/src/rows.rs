@@ -5,13 +5,13 @@
 
 use bytes::Bytes;
 use holdfast_types::{Epoch, LogVersion};
-use holdfast_wire::peer::{LogEntry, PgHistory, PgInfo};
+use holdfast_wire::peer::{LogEntry, PgHistory, PgInfo, SessionMemory};
 use minicbor::{Decode, Encode};
 
 use crate::api::{LoadError, LocalObjects, StoreOp};
 use crate::intervals::Interval;
 use crate::key::ObjectKey;
-use crate::log::Log;
+use crate::log::{Log, SessionId, Trimmed};
 use crate::missing::{Lack, Missing};
 
 /// What this build writes, and the oldest build that can read it.
@@ -20,6 +20,7 @@ const INFO: &[u8] = b"i";
 const HISTORY: &[u8] = b"h";
 const LOG: u8 = b'l';
 const MISSING: u8 = b'm';
+const SESSION: u8 = b's';
 /// Rows read from the store at a time while loading.
 const PAGE_ROWS: usize = 1_000;
 
@@ -90,16 +91,37 @@ pub(crate) fn delete_log_after(version: LogVersion) -> StoreOp {
 
 /// Deletes the log rows after `before`, up to and with `version`. It begins where the last deletion ended: a store
 /// walks over what was deleted and not yet compacted.
-pub(crate) fn delete_log_between(before: LogVersion, version: LogVersion) -> StoreOp {
+fn delete_log_between(before: LogVersion, version: LogVersion) -> StoreOp {
     StoreOp::DeleteMetaRange {
         start: Bytes::copy_from_slice(&log_key_after(before)),
         end: Bytes::copy_from_slice(&log_key_after(version)),
     }
 }
 
-/// Deletes all log rows.
-pub(crate) fn delete_log() -> StoreOp {
-    StoreOp::DeleteMetaRange { start: Bytes::copy_from_slice(&[LOG]), end: Bytes::copy_from_slice(&[LOG + 1]) }
+/// Deletes the log, the missing set and what is remembered of sessions.
+pub(crate) fn delete_log_and_missing() -> impl Iterator<Item = StoreOp> {
+    [LOG, MISSING, SESSION].into_iter().map(|prefix| StoreOp::DeleteMetaRange {
+        start: Bytes::copy_from_slice(&[prefix]),
+        end: Bytes::copy_from_slice(&[prefix + 1]),
+    })
+}
+
+fn session_key((client, incarnation): SessionId) -> Bytes {
+    let mut key = [SESSION; 17];
+    key[1..9].copy_from_slice(&client.0.to_be_bytes());
+    key[9..].copy_from_slice(&incarnation.0.to_be_bytes());
+    Bytes::copy_from_slice(&key)
+}
+
+pub(crate) fn put_session(memory: &SessionMemory) -> StoreOp {
+    StoreOp::PutMeta { key: session_key((memory.client, memory.incarnation)), value: value(memory) }
+}
+
+/// What trimming the log does.
+pub(crate) fn trim(trimmed: &Trimmed, ops: &mut Vec<StoreOp>) {
+    ops.extend(trimmed.rows.map(|(before, to)| delete_log_between(before, to)));
+    ops.extend(trimmed.remembered.iter().map(put_session));
+    ops.extend(trimmed.dropped.iter().map(|id| StoreOp::DeleteMeta { key: session_key(*id) }));
 }
 
 fn missing_key(key: &ObjectKey) -> Bytes {
@@ -159,7 +181,12 @@ pub(crate) fn load(store: &dyn LocalObjects) -> Result<Stored, LoadError> {
         }
         Ok(())
     })?;
-    let log = Log::from_parts(info.log_tail, dups, entries);
+    let mut sessions: Vec<SessionMemory> = Vec::new();
+    each_row(store, SESSION, |_, bytes| {
+        sessions.push(parse("session", bytes)?);
+        Ok(())
+    })?;
+    let log = Log::from_parts(info.log_tail, sessions, dups, entries);
     if log.head() != info.last_update {
         let detail = format!("the log ends at {}, the info row says {}", log.head(), info.last_update);
         return Err(LoadError::Malformed { row: "log", detail });
