@@ -202,11 +202,10 @@ impl Pg {
         Some(down.copied().collect())
     }
 
-    /// P4: whether an OSD that may have been a member has nothing left of what it had, or says that it lost it.
+    /// P4: whether an OSD that may have been a member says that it lost what it had. (One that is being filled has lost
+    /// nothing: an active primary took it in, which knew all that was acknowledged before.)
     fn somebody_lost_a_copy(&self) -> bool {
-        let lost = |info: &PgInfo| {
-            info.lost == Some(true) || (!info.last_backfill.is_complete() && info.last_epoch_started == Epoch::ZERO)
-        };
+        let lost = |info: &PgInfo| info.lost == Some(true);
         let Role::Peering(peering) = &self.role else { return false };
         lost(&self.holding.info()) || peering.notices.values().any(|notice| notice.info.as_ref().is_some_and(lost))
     }
