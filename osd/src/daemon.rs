@@ -341,12 +341,24 @@ fn open_store_blocking(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<
             Err(source) => return Err(OsdError::Store { path, source }),
         }
     }
+    check_given_up(config, disk, lost, identity)?;
     lost::set_aside(config, &store_config.device, &store_config.index).map_err(mark)?;
     let identity = Identity { disk: lost.disk(disk), ..identity };
     let store = Store::format(&store_config, identity, config.capacity_bytes)
         .map_err(|source| OsdError::Format { path: path.clone(), source })?;
     Lost { pending: false, ..lost }.write(&config.data_dir).map_err(mark)?;
     Ok((store, true))
+}
+
+/// Passes a device that holds nothing, or what this daemon gave up, or began to make after that: names of devices change
+/// at a boot, and what is there now may be another disk.
+fn check_given_up(config: &OsdConfig, disk: DiskUuid, lost: Lost, identity: Identity) -> Result<(), OsdError> {
+    let of_life = |life| Identity { disk: Lost { life, ..lost }.disk(disk), ..identity };
+    let own = [of_life(lost.life.saturating_sub(1)), of_life(lost.life)];
+    match Store::check_device(&store_config(config), own[1]) {
+        Err(FormatError::InUse { found: Some(found), .. }) if own.contains(&found) => Ok(()),
+        checked => checked.map_err(|source| OsdError::Format { path: config.data_dir.display().to_string(), source }),
+    }
 }
 
 fn check_identity(store: Store, identity: Identity, path: String) -> Result<Store, OsdError> {
@@ -515,7 +527,10 @@ fn take_up(base: &Base, incarnation: Incarnation, maps: &CaughtUp) -> Result<BTr
                     "the copy of a placement group is not to be used: it is given up, and filled anew from the others");
                 base.counters.copy_lost();
                 let Some(map) = maps.with_pool(pg.pool) else {
-                    remove_collection(base, pg)?; // its pool is gone
+                    // Without a pool there is nothing to fill it from. Only a pool that was deleted is no loss.
+                    if maps.newest().is_deleted(pg.pool) {
+                        remove_collection(base, pg)?;
+                    }
                     continue;
                 };
                 Pg::create_lost(pg, base.id, incarnation, map.clone(), run::limits(base), true)
@@ -587,6 +602,25 @@ mod tests {
         assert!(!unmounted.path().join("identity").exists(), "no new disk is made known");
         let store = open_store_blocking(&before, disk, OsdId(3)).expect("untouched").0;
         assert_eq!(own_collection(&store.engine().collections()), None);
+    }
+
+    #[test]
+    fn a_device_of_somebody_else_is_never_wiped_for_one_that_was_given_up() {
+        let dirs = [(); 3].map(|()| tempfile::tempdir().expect("a directory"));
+        let [data, other_data, elsewhere] = &dirs;
+        let (device, aside) = (elsewhere.path().join("device"), elsewhere.path().join("aside"));
+        let own = config(data.path(), Some(&device));
+        let disk = use_store(&own);
+        Lost { life: 1, pending: true, before: None }.write(data.path()).expect("written");
+        std::fs::rename(&device, &aside).expect("the names of devices change");
+        let other = config(other_data.path(), Some(&device));
+        let other_disk = use_store(&other);
+        let refused = open_store_blocking(&own, disk, OsdId(3)).map(|_| ());
+        assert!(matches!(refused, Err(OsdError::Format { source: FormatError::InUse { .. }, .. })), "{refused:?}");
+        drop(open_store_blocking(&other, other_disk, OsdId(3)).expect("untouched"));
+        std::fs::rename(&aside, &device).expect("the names change back");
+        let (_store, lost_now) = open_store_blocking(&own, disk, OsdId(3)).expect("made anew");
+        assert!(lost_now);
     }
 
     #[test]

@@ -80,6 +80,7 @@ pub(crate) struct ClientArrival {
 }
 
 /// What a shard is told.
+#[expect(clippy::large_enum_variant, reason = "most events are the largest; a box would cost each of them")]
 pub(crate) enum Event {
     /// The next epoch.
     Map(Arc<MapStep>),

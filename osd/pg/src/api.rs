@@ -39,6 +39,7 @@ pub enum Slot {
 
 /// All that a placement group is ever told.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "made and taken apart one at a time; a box would cost each message")]
 pub enum Input {
     /// The next map. Every epoch is fed, in order, from the one that [`crate::Pg::create`] or [`crate::Pg::load`] was
     /// given.

@@ -464,10 +464,10 @@ impl Pg {
                     _ => {}
                 }
             }
-            PeerBody::NotActivated { activation } if activation == self.activations => {
-                if self.peering().is_some_and(|peering| peering.is_activating()) {
-                    self.start_interval(step);
-                }
+            PeerBody::NotActivated { activation }
+                if activation == self.activations && self.peering().is_some_and(|peering| peering.is_activating()) =>
+            {
+                self.start_interval(step);
             }
             PeerBody::ActivateAck(ack) if in_this_activation => {
                 if ack.info.last_update != head {

@@ -16,6 +16,9 @@ const GENERATION_OF_NEW: u64 = 3;
 /// Passes a device without superblock and with nothing but zeros where it would be, and one whose formatting for the same
 /// `identity` was cut off before anything was stored.
 pub(crate) fn check_blank(device: &dyn Device, identity: Identity) -> Result<(), FormatError> {
+    if device.len()? < SEGMENTS_START {
+        return check_zeros(device); // a file that is to be made longer
+    }
     let found = match Superblock::read(device) {
         Ok((found, _)) => found,
         Err(OpenError::NoSuperblock) => return check_zeros(device),
