@@ -21,7 +21,7 @@ use holdfast_wire::{Blob, ObjectOp, RowCondition};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-/// Objects are not larger than this (protocol.md §2.5), so neither is what one read brings back.
+/// Objects are not larger than this, so neither is what one read brings back.
 const OBJECT_BYTES_MAX: u64 = 4 << 20;
 /// Requests up to this are small: the bytes of all small ones together stay below `ops_in_flight_max` times this.
 const SMALL_BYTES_MAX: u64 = 16 << 10;

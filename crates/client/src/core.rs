@@ -10,7 +10,7 @@
 //!
 //! `WrongPrimary` at a newer epoch: waits for that map. `WrongPrimary` at ours or `Busy`: pauses. All other refusals
 //! finish. Every state ends at the op's deadline, and only there: nothing else bounds resending, because a request keeps
-//! its id and is executed at most once (protocol.md §2.2).
+//! its id and is executed at most once.
 
 mod follow;
 mod op;

@@ -1,5 +1,4 @@
-//! The primary before it serves: it learns who has what, takes the authoritative log, and makes every member take it
-//! (protocol.md §2.4).
+//! The primary before it serves: it learns who has what, takes the authoritative log, and makes every member take it.
 //!
 //! | phase | leaves when | to |
 //! |---|---|---|
