@@ -1,6 +1,6 @@
 //! What the client decides, without doing it: targeting, resending, following the map.
 //!
-//! No IO, no clock, no randomness: the shell around it ([`crate::Client`]) and the simulator drive the same code.
+//! No IO, no clock, no randomness: the shell around it ([`crate::Client`]) performs, and tests need no network.
 //!
 //! | an op that is … | new map, same target | new map, other target | reply | connection lost | wake-up |
 //! |---|---|---|---|---|---|

@@ -7,7 +7,7 @@
 //! the file system can, and read through it. After a failed write or sync a store is in quarantine until a person decides.
 //! See `docs/formats/store.md` for the bytes, and `ARCHITECTURE.md` for the why.
 //!
-//! - [`Engine`]: the synchronous core. No threads, no clock; the simulator drives it over [`MemDevice`] and [`MemIndex`].
+//! - [`Engine`]: the synchronous core. No threads, no clock; tests crash it at every IO over [`MemDevice`] and [`MemIndex`].
 //! - [`Store`]: the engine with a commit thread and a cleaner, over [`FileDevice`] and [`RocksIndex`].
 //!
 //! The store knows nothing of placement groups or peers.
