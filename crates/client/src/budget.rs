@@ -5,7 +5,8 @@
 //!
 //! - Small ops are counted and large ones weighed, in two lanes that do not wait for each other: metadata passes while
 //!   data queue.
-//! - One placement group gets at most a quarter of a lane ([`GROUP_SHARE`]).
+//! - One placement group gets at most a quarter of a lane ([`GROUP_SHARE`]), or what keeps a pipeline full where that is
+//!   more ([`GROUP_OPS_MIN`], [`GROUP_BYTES_MIN`]).
 //! - An op that is not done after [`LATE_AFTER`] gives its share of the lane back, and its placement group counts as
 //!   *late* until that op ends. Ops to late groups share a quarter of the lane of their own ([`LATE_SHARE`]). So any number
 //!   of stuck groups delays the others for [`LATE_AFTER`] at most; what is outstanding exceeds the lane by what those

@@ -40,8 +40,8 @@ pub enum Slot {
 /// All that a placement group is ever told.
 #[derive(Debug)]
 pub enum Input {
-    /// The next map. Every epoch is fed, in order, from the one that [`crate::Pg::create`] or [`crate::Pg::load`] was
-    /// given.
+    /// A later map than the one that [`crate::Pg::create`] or [`crate::Pg::load`] was given. Epochs come in order; where some
+    /// are left out, a new interval of unknown age begins.
     Map {
         /// The map.
         map: Arc<ClusterMap>,
