@@ -17,7 +17,7 @@ const QUEUE_MAX: usize = 1_024;
 /// Changes of one log entry.
 const BATCH_MAX: usize = 256;
 /// How long an entry of nothing but `up_thru` and `pg_temp` waits for more of them: after a failure every primary asks
-/// within milliseconds (protocol.md §2.4: batch them).
+/// within milliseconds.
 const LINGER: Duration = Duration::from_millis(20);
 /// A commit takes milliseconds; without a quorum it takes for ever.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(3);

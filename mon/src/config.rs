@@ -30,7 +30,7 @@ pub struct MonConfig {
     /// Where it listens.
     pub listen: Listen,
     /// All monitors and the `host:port` under which the others, the daemons and the clients reach them, this one
-    /// included. One, three or five.
+    /// included. An odd number, at most seven; one, three or five are meant.
     pub members: BTreeMap<MonId, String>,
     /// Whether to form a new cluster of `members`, should the directory be empty: for the very first start of each of
     /// them, and never again. A monitor that finds its directory empty without it has lost its memory and waits until

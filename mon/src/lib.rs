@@ -5,7 +5,8 @@
 //! - `service` answers, `server` accepts, `batcher` gathers changes into log entries, `machine` holds the applied state.
 //!
 //! What it guarantees: an answered change is durable at a majority; a question's answer shows all that was committed
-//! before it was asked; a subscriber sees every map in order, or a full one when it was too far behind.
+//! before it was asked; a subscriber sees every map in order, or a full one when it was too far behind. A cluster is formed
+//! only when [`MonConfig::bootstrap`] says so; a monitor that finds its directory empty otherwise is let in by the others.
 
 mod batcher;
 mod config;

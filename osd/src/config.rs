@@ -10,7 +10,8 @@ use holdfast_wire::mon::LocationStep;
 pub struct OsdConfig {
     /// The cluster; a disk or peer of another one is refused.
     pub cluster: ClusterId,
-    /// Directory of the daemon: identity, index, and the device file unless `device` is given.
+    /// Directory of the daemon: identity, number of its last run, index, and the device file unless `device` is given
+    /// (`docs/formats/osd-directory.md`).
     pub data_dir: PathBuf,
     /// A block device or file for the segments; `None`: `data_dir/block`, a sparse file of `capacity_bytes`.
     pub device: Option<PathBuf>,

@@ -2,7 +2,7 @@
 //!
 //! A heartbeat goes to each watched peer every [`HEARTBEAT_INTERVAL`], over the connection that carries data. A peer
 //! that has not answered for [`HEARTBEAT_GRACE`] is reported as silent, and again at each further interval while it
-//! stays silent, since a report may be lost with a monitor. Source: protocol.md §2.6 (Ceph: 6 s and 20 s).
+//! stays silent, since a report may be lost with a monitor. (Ceph: 6 s and 20 s.)
 
 use std::collections::BTreeMap;
 use std::time::Duration;

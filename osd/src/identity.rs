@@ -1,4 +1,5 @@
-//! Who this daemon is: the disk's uuid, drawn once and kept beside the store.
+//! Who this daemon is: the disk's uuid, drawn once and kept beside the store; and which run of it this is. The files:
+//! `docs/formats/osd-directory.md`.
 //!
 //! The uuid is durable before the monitors hear of it, and they give a known disk its id again: a crash at any point of
 //! the first start neither loses nor doubles an OSD id. A store that is made anew after it has served gets another

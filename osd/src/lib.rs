@@ -4,8 +4,10 @@
 //! answers heartbeats, so that a stuck shard is noticed by its peers); the store's commit thread reports durability
 //! back to the shard; everything else (connections, monitors, timers) is tokio. Shards never wait for the network.
 //!
-//! One run of a daemon has one incarnation. When the monitors marked a living daemon down, the run ends and the next
-//! one starts with a new incarnation over the same store: coming back is one path, whatever the cause.
+//! One run of a daemon has one incarnation, greater than all before it, whatever the clock does. When the monitors marked
+//! a living daemon down, or the store had no room for what was let in, the run ends and the next one starts with a new
+//! incarnation over the same store: coming back is one path, whatever the cause. A store that cannot be trusted is given
+//! up and filled anew from the other copies; what it held is remembered to be lost (`lost`).
 
 mod config;
 mod counters;

@@ -15,7 +15,7 @@ use crate::space::{self, PeerSpace};
 const OWN: CollectionId = CollectionId { pool: 0, seed: 0 };
 /// Rows of the maps that were fed to the placement groups: this and the epoch, big-endian → `ClusterMap::encode_full`.
 const MAP_ROWS: &[u8] = b"map/";
-/// Maps kept. A placement group records its epoch at least every 256 epochs and must be fed from that one on after a
+/// Maps kept. A placement group records its epoch at least every 64 epochs and must be fed from that one on after a
 /// restart; the rest is margin for the shards that are behind.
 const MAPS_KEPT: u64 = 512;
 /// Old maps are deleted so many epochs at a time.

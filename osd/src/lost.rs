@@ -2,7 +2,8 @@
 //! same OSD id.
 //!
 //! It must not be forgotten that it once held something: an empty disk that passed for one that never had anything would
-//! speak for writes that it has acknowledged and lost. The file `lost` in the data directory remembers it:
+//! speak for writes that it has acknowledged and lost. The file `lost` in the data directory remembers it
+//! (`docs/formats/osd-directory.md`):
 //!
 //! - `life` counts the formattings after a loss. Each has a disk uuid of its own in the store, so that nothing of an
 //!   earlier life is taken for part of the present log.

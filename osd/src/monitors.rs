@@ -1,7 +1,7 @@
 //! What the placement groups want of the monitors, gathered and sent in batches until the map shows it.
 //!
 //! A wish is never answered by the reply to a command, only by a map: a reply can be lost, a map cannot lie. So each
-//! wish is repeated until the map that this daemon holds fulfils it (protocol.md §2.4, "batch up_thru and pg_temp").
+//! wish is repeated until the map that this daemon holds fulfils it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,9 +1,11 @@
 //! A shard: one thread that owns placement groups and performs what their steps ask for.
 //!
-//! Events come in through one channel and are handled in order. The thread never waits for the network; it waits for
-//! the store only when the store's queue is full, which is the back-pressure that clients feel (each waiting request
-//! holds its connection's permit). The channel itself is unbounded because the store's commit thread writes to it and
-//! must never wait; what can be in it is bounded by permits and by the transactions that the store admits.
+//! Events come in through one channel and are handled in order, some dozens in a turn: of what became durable in it, each
+//! placement group is told the newest, at its end, and messages are held until then and written together. The thread never
+//! waits for the network; it waits for the store only when the store's queue is full, which is the back-pressure that
+//! clients feel (each waiting request holds its connection's permit). The channel itself is unbounded because the store's
+//! commit thread writes to it and must never wait; what can be in it is bounded by permits and by the transactions that
+//! the store admits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -43,7 +45,7 @@ const TICKS_AT_ONCE_MAX: usize = 16;
 /// Events handled before what they have to say is sent. More would add latency and save little.
 const EVENTS_AT_ONCE_MAX: usize = 32;
 
-/// Nanoseconds on `CLOCK_BOOTTIME`: it goes on during suspend (protocol.md §2.3).
+/// Nanoseconds on `CLOCK_BOOTTIME`: it goes on during suspend.
 pub(crate) fn now() -> Timestamp {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let nanos = u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0);

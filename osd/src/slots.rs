@@ -1,4 +1,4 @@
-//! The daemon's recovery budget: how many placement groups may recover at a time, each way (protocol.md §2.5).
+//! The daemon's recovery budget: how many placement groups may recover at a time, each way.
 
 use std::collections::VecDeque;
 

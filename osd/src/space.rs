@@ -1,6 +1,6 @@
 //! Room: how full the own store is, and who else has none.
 //!
-//! A write is refused before it is logged when any member has no room for it (protocol.md §2.6). Members say so with each
+//! A write is refused before it is logged when any member has no room for it. Members say so with each
 //! acknowledgement and each heartbeat. What primaries let in before they hear of it lands in the **spare** bytes that
 //! admission leaves; should even those not do, the store refuses, the run ends, and the next one comes back without that
 //! object. Deletes, rows and the log need none of it: the store keeps a reserve of its own for them.

@@ -72,7 +72,7 @@ pub struct OsdFile {
     /// Memory of caches, queues and recovery.
     #[serde(default = "default_memory")]
     pub memory_target: ByteSize,
-    /// Threads that own placement groups; one for each core without.
+    /// Threads that own placement groups; one for two cores without, 8 at most.
     pub shards: Option<usize>,
 }
 

@@ -5,7 +5,8 @@
 //!
 //! - Small ops are counted and large ones weighed, in two lanes that do not wait for each other: metadata passes while
 //!   data queue.
-//! - One placement group gets at most a quarter of a lane ([`GROUP_SHARE`]).
+//! - One placement group gets at most a quarter of a lane ([`GROUP_SHARE`]), or what keeps a pipeline full where that is
+//!   more ([`GROUP_OPS_MIN`], [`GROUP_BYTES_MIN`]).
 //! - An op that is not done after [`LATE_AFTER`] gives its share of the lane back, and its placement group counts as
 //!   *late* until that op ends. Ops to late groups share a quarter of the lane of their own ([`LATE_SHARE`]). So any number
 //!   of stuck groups delays the others for [`LATE_AFTER`] at most; what is outstanding exceeds the lane by what those
@@ -21,7 +22,7 @@ use holdfast_wire::{Blob, ObjectOp, RowCondition};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-/// Objects are not larger than this (protocol.md §2.5), so neither is what one read brings back.
+/// Objects are not larger than this, so neither is what one read brings back.
 const OBJECT_BYTES_MAX: u64 = 4 << 20;
 /// Requests up to this are small: the bytes of all small ones together stay below `ops_in_flight_max` times this.
 const SMALL_BYTES_MAX: u64 = 16 << 10;

@@ -1,6 +1,6 @@
 //! What the client decides, without doing it: targeting, resending, following the map.
 //!
-//! No IO, no clock, no randomness: the shell around it ([`crate::Client`]) and the simulator drive the same code.
+//! No IO, no clock, no randomness: the shell around it ([`crate::Client`]) performs, and tests need no network.
 //!
 //! | an op that is … | new map, same target | new map, other target | reply | connection lost | wake-up |
 //! |---|---|---|---|---|---|
@@ -10,7 +10,7 @@
 //!
 //! `WrongPrimary` at a newer epoch: waits for that map. `WrongPrimary` at ours or `Busy`: pauses. All other refusals
 //! finish. Every state ends at the op's deadline, and only there: nothing else bounds resending, because a request keeps
-//! its id and is executed at most once (protocol.md §2.2).
+//! its id and is executed at most once.
 
 mod follow;
 mod op;

@@ -16,7 +16,7 @@ use crate::client::OpOptions;
 use crate::error::OperateError;
 use crate::pool::Pool;
 
-/// Bytes in each stripe but the last: the largest object (protocol.md §2.5), so that recovery of one stays short.
+/// Bytes in each stripe but the last: the largest object, so that recovery of one stays short.
 pub const STRIPE_BYTES: u64 = 4 << 20;
 /// Stripes of one blob in flight: covers the latency of a write at 1 GB/s, and bounds the memory of a request to 16 MiB.
 const STRIPES_IN_FLIGHT: usize = 4;

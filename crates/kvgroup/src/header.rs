@@ -19,7 +19,7 @@
 //! | `Dropping` | `Open` n+1 | [`GroupHeader::thawed`] | the root left that attempt, undropped |
 //!
 //! A `Splitting` group never goes back: a split that was begun is finished, by whoever meets it. So "the parent's
-//! version has passed the split's" means exactly "the parent was cut". Source: protocol.md §3; ADR 0002.
+//! version has passed the split's" means exactly "the parent was cut". Source: ADR 0002.
 
 use std::fmt;
 

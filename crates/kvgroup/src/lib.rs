@@ -5,7 +5,7 @@
 //! to groups. Rows of one [route](Affinity) are always in the same group, so a conditional [batch](Table::batch) over
 //! them is one op vector on one object: atomic, one round trip, one sync. So is a get, and a page of a scan.
 //!
-//! There is no server of this: it is client-side access to rows kept in the OSDs (design.md §6). Invariants:
+//! There is no server of this: it is client-side access to rows kept in the OSDs. Invariants:
 //! - K1: at any moment exactly one object holds the truth of a row: the group that covers its key and is not being
 //!   built. Splits keep it (`split` module, ADR 0002), under any number of concurrent and stopped helpers.
 //! - K2: every op vector on a group asserts the version of the group's record, so that it acts on the range and state

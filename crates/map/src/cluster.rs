@@ -83,7 +83,7 @@ pub struct OsdInfo {
     /// Epoch of the map that last marked it up.
     #[n(6)]
     pub up_from: Epoch,
-    /// Up to this epoch it may have gone active as a primary (protocol.md §2.4 step 5).
+    /// Up to this epoch it may have gone active as a primary.
     #[n(7)]
     pub up_thru: Epoch,
     /// Epoch of the map that last marked it down; zero when it never was.

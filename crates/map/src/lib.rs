@@ -2,7 +2,7 @@
 //!
 //! Pure: a map never judges that an OSD is down, it records what the monitors committed. Two holders of the same
 //! epoch hold the same bytes: [`ClusterMap::encode_full`] is canonical and its checksum ([`ClusterMap::checksum`])
-//! travels with every [`Increment`] (protocol.md §2.1). Format: `docs/formats/map.md`.
+//! travels with every [`Increment`]. Format: `docs/formats/map.md`.
 
 mod cluster;
 mod encoding;

@@ -5,8 +5,11 @@
 //! - An [`Endpoint`] is this process on the network: its identity, its limits, the incarnations it knows.
 //! - A [`Listener`] accepts, a [`Peer`] connects (lazily, again and again); both give [`Connection`]s, which are alike
 //!   from then on: either side sends one-way messages, asks requests, answers them.
-//! - A [`Handler`] is told of each message, with a [`Permit`]: the memory of the message is charged to the connection
-//!   until the permit is dropped, and when the charge is full the connection is not read any further.
+//! - A [`Handler`] is told of each message, with a [`Permit`]: the memory of the message is charged to the connection, and
+//!   to the credit of all clients or of all daemons, until the permit is dropped; while either is used up the connection is
+//!   not read any further.
+//! - What is sent is queued, and written by the connection's task or by a thread that has gathered several messages
+//!   ([`Connection::flush`]).
 //!
 //! Invariants:
 //! - Only the handshake makes an [`Authenticated`] identity; nothing of a peer is handed on without one.

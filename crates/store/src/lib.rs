@@ -3,10 +3,11 @@
 //! The device is a log of segments and is the truth for what is new; an index on RocksDB says where everything is, and is
 //! brought up to date from the log when opened. It cannot be made anew from it: segments are used again once the index has
 //! what they said, and rows are then in the index alone. To lose the index is to lose the disk. A transaction is one record
-//! in the log; all records that wait together become durable by one sync. See `docs/formats/store.md` for the bytes, and
-//! `ARCHITECTURE.md` for the why.
+//! in the log; all records that wait together become durable by one sync. The log is written past the page cache where
+//! the file system can, and read through it. After a failed write or sync a store is in quarantine until a person decides.
+//! See `docs/formats/store.md` for the bytes, and `ARCHITECTURE.md` for the why.
 //!
-//! - [`Engine`]: the synchronous core. No threads, no clock; the simulator drives it over [`MemDevice`] and [`MemIndex`].
+//! - [`Engine`]: the synchronous core. No threads, no clock; tests crash it at every IO over [`MemDevice`] and [`MemIndex`].
 //! - [`Store`]: the engine with a commit thread and a cleaner, over [`FileDevice`] and [`RocksIndex`].
 //!
 //! The store knows nothing of placement groups or peers.

@@ -58,7 +58,7 @@ number_id!(
 );
 number_id!(
     /// One run of a daemon or client process: drawn anew at each boot, so that messages of an earlier run are known
-    /// for what they are (protocol.md F3). 0 means "never booted".
+    /// for what they are (`docs/invariants.md`, F3). 0 means "never booted".
     Incarnation, u64, "", "an incarnation number"
 );
 number_id!(

@@ -6,7 +6,7 @@ use minicbor::{Decode, Encode};
 use crate::op::{ObjectOp, OpError, OpResult};
 use crate::payload::PayloadContext;
 
-/// An op vector on one object (protocol.md F2).
+/// An op vector on one object, stamped with the map that it was aimed by.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map, context_bound = "PayloadContext")]
 pub struct ClientRequest {

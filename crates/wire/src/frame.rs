@@ -27,7 +27,7 @@ pub const HEADER_VERSION: u16 = 1;
 /// Length of the header in bytes.
 pub const HEADER_BYTES: usize = 48;
 
-/// The longest body. A KV group (≤ 32 MiB of keys and values, ≤ 64k rows; protocol.md §2.5) is pushed whole, and its
+/// The longest body. A KV group (≤ 32 MiB of keys and values, ≤ 64k rows) is pushed whole, and its
 /// keys and small values stand in the body: 32 MiB, and 16 bytes of CBOR for each row.
 pub const BODY_BYTES_MAX: usize = 33 << 20;
 

@@ -135,7 +135,7 @@ pub enum MonCommand {
         #[n(1)]
         target: OsdId,
     },
-    /// A primary is about to go active (protocol.md §2.4 step 5).
+    /// A primary is about to go active.
     #[n(5)]
     UpThru {
         /// Which OSD.

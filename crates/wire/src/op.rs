@@ -1,7 +1,7 @@
 //! What may be asked of one object, what that answers, and what it does to the object.
 //!
 //! An op vector is executed in order, atomically: when one op fails, none has an effect. Writes become [`Effect`]s at
-//! the primary; only effects are replicated (protocol.md §2.2), so replicas never evaluate a condition.
+//! the primary; only effects are replicated, so replicas never evaluate a condition.
 
 use holdfast_types::LogVersion;
 use minicbor::{Decode, Encode};

@@ -1,8 +1,8 @@
 //! Between OSDs: the messages of one placement group, heartbeats, and maps passed on.
 //!
-//! Every [`PeerMessage`] carries the sender's map epoch and the start of its interval (protocol.md F1): a receiver
-//! whose own interval began after `epoch` drops the message, one whose map is older gets the map first. Every message
-//! may be lost, duplicated and reordered; receivers are idempotent and senders repeat what is not answered.
+//! Every [`PeerMessage`] carries the sender's map epoch and the start of its interval (`docs/invariants.md`, F1): a
+//! receiver whose own interval began after `epoch` drops the message, one whose map is older gets the map first. Every
+//! message may be lost, duplicated and reordered; receivers are idempotent and senders repeat what is not answered.
 //! A body stays below [`PEER_MESSAGE_BYTES_MAX`]: what can be larger (objects, listings) is sent in pieces.
 
 use bytes::Bytes;
@@ -34,7 +34,7 @@ pub struct PeerMessage {
     pub body: PeerBody,
     /// The activation that this belongs to: counted by the primary in one run of its process, and repeated by the
     /// members that have taken its log in it. What replicates, recovers or fills is used only within the activation that
-    /// both sides are in (protocol.md F1 tells intervals apart, but one interval may see several activations).
+    /// both sides are in (F1 tells intervals apart, but one interval may see several activations).
     #[n(4)]
     pub activation: Option<u64>,
 }
@@ -74,7 +74,7 @@ pub enum PeerBody {
         /// The newest durable entry.
         #[n(0)]
         version: LogVersion,
-        /// Set when the sender has no room for more than is on its way: no new writes, please (protocol.md §2.6).
+        /// Set when the sender has no room for more than is on its way: no new writes, please.
         #[n(1)]
         full: Option<bool>,
     },
@@ -143,7 +143,7 @@ pub enum BackfillCursor {
     /// Objects with keys up to this one follow the log, later ones are unknown. Empty: none yet.
     #[n(0)]
     At(#[cbor(n(0), with = "minicbor::bytes")] Vec<u8>),
-    /// The copy is complete (`last_backfill = MAX` of protocol.md §2.4).
+    /// The copy is complete (`last_backfill = MAX`).
     #[n(1)]
     Complete,
 }
@@ -607,7 +607,7 @@ pub struct BackfillProgress {
     pub transfer_floor: u64,
 }
 
-/// OSD → OSD, twice per heartbeat interval on each connection.
+/// OSD → OSD, once each heartbeat interval, over the connection that carries data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Heartbeat {

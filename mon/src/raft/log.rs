@@ -1,4 +1,4 @@
-//! The Raft log, the vote and the snapshot of one monitor, in RocksDB.
+//! The Raft log, the vote and the snapshot of one monitor, in RocksDB (`docs/formats/mon.md`).
 //!
 //! | key | value (CBOR, shapes in `encoding`) |
 //! |---|---|

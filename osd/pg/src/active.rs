@@ -1,4 +1,4 @@
-//! The primary while it serves: admission, execution, replication and commit of client requests (protocol.md §2.2).
+//! The primary while it serves: admission, execution, replication and commit of client requests.
 //!
 //! | request | executed when | answered when |
 //! |---|---|---|
@@ -8,10 +8,11 @@
 //!
 //! Invariants: W1 a write is acknowledged only when every acting member and backfill target has it durable; W2 commits
 //! are in log order; W3 what an answer shows of an object is committed (no read of what may be taken back); W4 a request
-//! id is executed at most once, ever; W5 nothing is answered about an object of which fewer than `min_size` acting members
-//! hold the newest version: an entry that activation has put into all logs may still be on one disk only.
+//! id is executed at most once while its session is remembered; W5 nothing is answered about an object of which fewer
+//! than `min_size` acting members hold the newest version: an entry that activation has put into all logs may still be on
+//! one disk only; W6 a write is refused before it is logged when a member has no room for it, unless it frees space.
 //!
-//! **Seam for read leases** (protocol.md §2.3, not built yet): [`Pg::may_read`] is the one place where a read is let out.
+//! **Seam for read leases** (not built yet): [`Pg::may_read`] is the one place where a read is let out.
 //! Until leases exist, a primary that is cut off and does not know it yet can answer a read with a value that a newer
 //! interval has replaced; writes are safe (F1).
 
@@ -802,7 +803,7 @@ fn payload_bytes(op: &ObjectOp) -> u64 {
 }
 
 /// Whether a vector frees space, with no more than the rows that belong to it: whoever deletes must note what is left to
-/// be cleaned up, and keep counts true. It is let in however full it is (protocol.md §2.6).
+/// be cleaned up, and keep counts true. It is let in however full it is.
 fn frees_space(ops: &[ObjectOp], declared: bool) -> bool {
     let mut frees = declared;
     let mut rows_bytes = 0;

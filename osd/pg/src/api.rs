@@ -14,7 +14,7 @@ use crate::key::ObjectKey;
 pub const VERSION_ATTR: &[u8] = b"\0version";
 
 /// Largest object in bytes: larger values are striped by the client. It bounds how long an op can wait for the
-/// recovery of one object (protocol.md §2.5).
+/// recovery of one object.
 pub const OBJECT_BYTES_MAX: u64 = 8 << 20;
 
 /// Most bytes of results that a request *with writes* may produce: they are kept in the log for a resend.
@@ -28,7 +28,7 @@ pub struct TxnId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReplyTo(pub u64);
 
-/// Which of the OSD's two recovery budgets a slot comes from (protocol.md §2.5: one "each way").
+/// Which of the OSD's two recovery budgets a slot comes from (one each way).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Slot {
     /// As primary, sending and fetching.
@@ -41,8 +41,8 @@ pub enum Slot {
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "made and taken apart one at a time; a box would cost each message")]
 pub enum Input {
-    /// The next map. Every epoch is fed, in order, from the one that [`crate::Pg::create`] or [`crate::Pg::load`] was
-    /// given.
+    /// A later map than the one that [`crate::Pg::create`] or [`crate::Pg::load`] was given. Epochs come in order; where some
+    /// are left out, a new interval of unknown age begins.
     Map {
         /// The map.
         map: Arc<ClusterMap>,

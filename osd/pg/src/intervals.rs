@@ -1,5 +1,5 @@
-//! Intervals: runs of epochs in which a placement group's members do not change (protocol.md §2.1), and who of the past
-//! must be heard before it may serve (§2.4 step 1).
+//! Intervals: runs of epochs in which a placement group's members do not change, and who of the past must be heard
+//! before it may serve.
 //!
 //! Invariants: I1 two holders of the same maps compute the same intervals; I2 an interval in which writes may have been
 //! acknowledged is forgotten only when a later activation (`les`) or a clean state (`lec`) has superseded it; I3 a holder

@@ -1,12 +1,12 @@
 //! The placement-group machine of replicated pools: peering, the log, replication, recovery and backfill.
 //!
-//! A pure, synchronous core (design.md §2): [`Pg::step`] is told one [`Input`] and says in [`Output`]s what is to be
+//! A pure, synchronous core: [`Pg::step`] is told one [`Input`] and says in [`Output`]s what is to be
 //! done; it reads no clock, does no IO but through [`LocalObjects`], and the same inputs give the same outputs.
 //! What must hold is listed by id in `docs/invariants.md`; the transition tables are in the module documents here, the
 //! stored rows in `docs/formats/pg.md`.
 //!
 //! Read in this order: `api` (what goes in and out), `pg` (what all roles share), `intervals`, `log` and `merge`,
-//! `peering`, `active` with `exec`, `follower`, `recovery` with `transfer`, `backfill`.
+//! `peering`, `active` with `exec`, `follower` with `adopt`, `recovery` with `transfer`, `backfill`.
 
 mod active;
 mod adopt;

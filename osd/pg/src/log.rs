@@ -1,7 +1,7 @@
 //! The log of a placement group, and the memory of executed requests that outlives it.
 //!
 //! Entries are in version order without gaps in their chain: `(tail, head]`. Entries at or before the tail are kept a
-//! while as **dups**: only their request id and results count (protocol.md §2.2, exactly-once). On disk both are the same
+//! while as **dups**: only their request id and results count (exactly-once). On disk both are the same
 //! rows (`docs/formats/pg.md`), so trimming an entry to a dup costs no write.
 //!
 //! When a dup is dropped, its result is gone, but not that it was executed: unless its session has declared it answered

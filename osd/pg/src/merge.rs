@@ -1,5 +1,5 @@
 //! Where two logs part, and what that means for the objects: one pure function for the own log, a peer's, and a
-//! replayed one (protocol.md §2.4 step 3).
+//! replayed one.
 //!
 //! The authoritative log wins. An own entry that it does not have is **divergent**: it was never acknowledged. Its object
 //! is brought back to the version before the first divergent entry — from another copy, through the missing set — or

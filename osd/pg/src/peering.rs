@@ -1,9 +1,8 @@
-//! The primary before it serves: it learns who has what, takes the authoritative log, and makes every member take it
-//! (protocol.md §2.4).
+//! The primary before it serves: it learns who has what, takes the authoritative log, and makes every member take it.
 //!
 //! | phase | leaves when | to |
 //! |---|---|---|
-//! | `GetInfo` | every live OSD of the prior set has answered, none is missing for an interval with writes | choice of the log |
+//! | `GetInfo` | every live OSD of the prior set has answered, none is missing for an interval with writes | choice of the log; `Down` or `Incomplete` when somebody is missing |
 //! | `Down` | an OSD of `blocked_by` is up again (map), or a notice shows a newer `les` | `GetInfo` |
 //! | `Incomplete` | a map or a notice brings a copy that may be chosen | `GetInfo` |
 //! | `WaitActing` | the map has the acting set asked for (a new interval), or changes otherwise | new interval, `GetInfo` |
@@ -23,7 +22,7 @@
 //! |---|---|
 //! | primary | it peers again; a member that is told a newer activation than its own merges again, and drops what is of the old one |
 //! | member | it answers `NotActivated` to what is of an activation that it does not know; the primary peers again |
-//! | all | nobody knows the past: the primary waits until every OSD that may have been a member is up and heard |
+//! | all | nobody knows the past: the primary waits until every OSD that may have been a member is up and heard, and goes on if none of them says that its copy was lost |
 //!
 //! Invariants: P1 the chosen log is of a complete copy (`last_backfill = MAX`) with `info_les ≥ M`; P2 the placement
 //! group goes active for writes only after the map shows `up_thru ≥ interval start` and every member, backfill targets

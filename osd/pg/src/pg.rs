@@ -247,7 +247,7 @@ impl Pg {
 
     /// A placement group whose copy on this disk is lost: unreadable, or gone with the rest of an untrusted log. It begins
     /// empty, as a copy that has yet to be filled: it is never chosen, and it does not speak for any interval that its
-    /// OSD was a member of — as if the disk had been replaced (protocol.md §2.5). `discard`: the store still holds what is
+    /// OSD was a member of — as if the disk had been replaced. `discard`: the store still holds what is
     /// left of it. `map` as in [`Pg::create`].
     #[must_use]
     pub fn create_lost(

@@ -1,4 +1,4 @@
-//! Recovery by the log: fetching what the primary misses, sending what others miss (protocol.md §2.5).
+//! Recovery by the log: fetching what the primary misses, sending what others miss.
 //!
 //! An object that a client waits for goes first and needs no slot. The rest needs the OSD's outgoing slot and each
 //! target's incoming one, taken in a fixed order (outgoing first, then targets by id), so that no two placement groups wait

@@ -1,4 +1,5 @@
-//! The placement group's own rows in its collection (`docs/formats/pg.md`): info, history, log, missing set.
+//! The placement group's own rows in its collection (`docs/formats/pg.md`): info, history, log, missing set,
+//! memory of sessions.
 //!
 //! A value is one version byte, one byte for the oldest version that can read it, then CBOR. The info row is small and
 //! rewritten with every write; history changes with intervals only.

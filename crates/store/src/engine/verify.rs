@@ -1,6 +1,6 @@
 //! Verifying: reads all stored bytes of an object and says which are bad, without stopping at the first.
 //!
-//! For scrubbing, and for `holdfast disk verify`. Holds one extent at a time.
+//! For tests, and for the scrubbing to come. Holds one extent at a time.
 
 use std::sync::Arc;
 

@@ -45,7 +45,7 @@ pub struct Hello {
     /// The sender.
     #[n(3)]
     pub sender: PeerIdentity,
-    /// The sender's run; grows with each of its boots (protocol.md F3).
+    /// The sender's run; grows with each of its boots (`docs/invariants.md`, F3).
     #[n(4)]
     pub incarnation: Incarnation,
     /// Whom the sender means to speak to, where it knows.

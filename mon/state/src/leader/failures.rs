@@ -1,4 +1,4 @@
-//! Who says that whom is silent, and when that is enough (protocol.md §2.6).
+//! Who says that whom is silent, and when that is enough.
 //!
 //! | reports about a run that the map has up | then |
 //! |---|---|

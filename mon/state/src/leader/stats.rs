@@ -1,7 +1,7 @@
 //! What OSDs say of themselves and of their placement groups, and which of it can be believed now.
 //!
 //! A report of a placement group counts only if it comes from the present primary, of its present run, made with a map
-//! that has all members' boots, and speaks of the present interval (protocol.md §2.1): same up set, same acting set,
+//! that has all members' boots, and speaks of the present interval: same up set, same acting set,
 //! begun no earlier than the map that made them so. What does not count is unknown, never clean.
 
 use std::collections::BTreeMap;
