@@ -136,6 +136,13 @@ impl Quorum {
         mon.shutdown().await;
     }
 
+    /// Stops all: a process that ends while a database is open may end badly.
+    async fn end(mut self) {
+        for id in self.mons.keys().copied().collect::<Vec<_>>() {
+            self.stop(id).await;
+        }
+    }
+
     /// The leader that `id` sees, once there is one other than `not`.
     async fn leader_seen_by(&self, id: MonId, not: Option<MonId>) -> MonId {
         let mut leadership = self.mons[&id].0.leadership();
@@ -186,6 +193,7 @@ async fn a_lone_monitor_leads_at_once_and_keeps_all_over_a_restart() {
     quorum.propose(MonId(0), b"two").await;
     println!("first commit after a restart: {:?}", begun.elapsed());
     quorum.holds(MonId(0), &[b"one", b"two"]).await;
+    quorum.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -210,6 +218,7 @@ async fn a_dead_leader_is_replaced_within_two_seconds_and_nothing_committed_is_l
     quorum.boot(first).await;
     quorum.holds(first, &[b"one", b"two"]).await;
     quorum.mons[&second].0.read_barrier().await.unwrap();
+    quorum.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,6 +240,7 @@ async fn all_monitors_restart_with_everything_that_was_answered() {
     for id in 0..3 {
         quorum.holds(MonId(id), &commands).await;
     }
+    quorum.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -257,6 +267,7 @@ async fn a_monitor_that_was_away_for_long_catches_up_by_a_snapshot() {
     quorum.stop(away).await;
     quorum.boot(away).await;
     quorum.holds(away, &commands).await;
+    quorum.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -269,6 +280,7 @@ async fn a_directory_opens_as_nobody_else() {
     let seat = Seat { id, cluster: CLUSTER, members: &other, directory: &directory, bootstrap: false };
     let error = Consensus::start(seat, Arc::new(Ledger::default()), Arc::new(wires)).await.err().unwrap();
     assert!(error.to_string().contains("belongs to mon.0"), "{error}");
+    quorum.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -288,6 +300,7 @@ async fn a_monitor_without_memory_elects_nobody_who_lacks_what_was_committed() {
     for id in [leader, wiped, behind] {
         quorum.holds(id, &[b"one", b"acknowledged by two"]).await;
     }
+    quorum.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -314,6 +327,7 @@ async fn a_monitor_without_memory_is_let_in_by_the_others_and_votes_again() {
     quorum.stop(wiped).await;
     quorum.boot(wiped).await;
     quorum.holds(wiped, &[b"one", b"two", b"three", b"four"]).await;
+    quorum.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -339,4 +353,5 @@ async fn monitors_with_empty_directories_never_form_a_new_cluster_by_themselves(
     let refused = alone.try_boot(MonId(0), false).await;
     let said = refused.expect_err("it has nothing to serve").to_string();
     assert!(said.contains("--bootstrap"), "{said}");
+    quorum.end().await;
 }
