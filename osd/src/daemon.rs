@@ -31,6 +31,8 @@ use crate::space::PeerSpace;
 
 /// Pause between attempts to reach the monitors while starting.
 const RETRY: Duration = Duration::from_millis(200);
+/// Pause between attempts to begin a run on a full file system.
+const RETRY_FULL: Duration = Duration::from_secs(2);
 
 /// Why a storage daemon cannot start or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +97,12 @@ pub enum OsdError {
         /// Why.
         #[source]
         source: LoadError,
+    },
+    /// The configured device is not there. Nothing is made in its place: under `/dev` that would be a file in memory.
+    #[error("there is no device {device}: attach it, or make an empty file there with `truncate -s SIZE {device}`")]
+    NoDevice {
+        /// As configured.
+        device: String,
     },
     /// The network.
     #[error("cannot serve on {address}")]
@@ -190,6 +198,10 @@ pub async fn start(config: OsdConfig, listener: TcpListener, stop: CancellationT
     let no_address = |source| OsdError::Listen { address: "the given socket".to_owned(), source };
     listener.set_nonblocking(true).map_err(no_address)?;
     let address = listener.local_addr().map_err(no_address)?;
+    let named = config.device.as_ref().filter(|device| !device.try_exists().unwrap_or(false));
+    if let Some(device) = named {
+        return Err(OsdError::NoDevice { device: device.display().to_string() });
+    }
     let mut disk = known_disk(&config)?;
     let caller = ClientId(rand::random());
     let session = MonSession::new(config.cluster, &config.monitors, caller, Incarnation(unix_millis()))?;
@@ -403,7 +415,17 @@ async fn live(base: Base) -> Result<(), OsdError> {
             Err(error) => break Err(error),
         };
         let last = maps.newest().osds.get(&base.id).map_or(0, |info| info.incarnation.0);
-        let incarnation = identity::next_run(&base.config.data_dir, unix_millis().max(last.saturating_add(1)))?;
+        let incarnation = match identity::next_run(&base.config.data_dir, unix_millis().max(last.saturating_add(1))) {
+            Ok(incarnation) => incarnation,
+            Err(IdentityError::Io { source, .. }) if source.kind() == std::io::ErrorKind::StorageFull => {
+                warn!(osd = %base.id, data_dir = %base.config.data_dir.display(), "the file system is full: waiting for room");
+                tokio::select! {
+                    () = base.stop.cancelled() => break Ok(()),
+                    () = tokio::time::sleep(RETRY_FULL) => continue,
+                }
+            }
+            Err(error) => break Err(error.into()),
+        };
         let taken = note_loss(&base, &maps).and_then(|lost| Ok((lost, take_up(&base, incarnation, &maps)?)));
         let (lost, pgs) = match taken {
             Ok(taken) => taken,
@@ -415,8 +437,8 @@ async fn live(base: Base) -> Result<(), OsdError> {
                 warn!(osd = %base.id, %epoch, "the monitors marked this daemon down while it lives; it comes back");
                 base.up.send_replace(false);
             }
-            Ok(RunEnd::NoSpace { detail }) => {
-                warn!(osd = %base.id, %detail, "the next run starts; it takes no writes until there is room");
+            Ok(RunEnd::NotTaken { detail }) => {
+                warn!(osd = %base.id, %detail, "the store did not take a write: the next run starts, and comes back without it");
                 base.up.send_replace(false);
                 tokio::time::sleep(RETRY).await;
             }
@@ -621,6 +643,16 @@ mod tests {
         std::fs::rename(&aside, &device).expect("the names change back");
         let (_store, lost_now) = open_store_blocking(&own, disk, OsdId(3)).expect("made anew");
         assert!(lost_now);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_made_in_the_place_of_a_device_that_is_not_there() {
+        let data = tempfile::tempdir().expect("a directory");
+        let device = data.path().join("not-there");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let started = start(config(data.path(), Some(&device)), listener, CancellationToken::new()).await;
+        assert!(matches!(started, Err(OsdError::NoDevice { .. })), "{started:?}");
+        assert!(!device.exists() && !data.path().join("identity").exists());
     }
 
     #[test]

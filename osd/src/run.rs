@@ -48,8 +48,8 @@ pub(crate) enum RunEnd {
     Stopped,
     /// The map says that this run is down.
     MarkedDown { epoch: Epoch },
-    /// The store had no room for a write that had been let in.
-    NoSpace { detail: String },
+    /// The store did not take a write that had been let in.
+    NotTaken { detail: String },
 }
 
 /// The parts of a run that its tasks share.
@@ -81,7 +81,7 @@ impl Run {
         if let Err(error) = kept {
             let detail = crate::describe(&error);
             let no_space = matches!(error, SubmitError::NoSpace { .. });
-            let _ = self.shared.fatal.send(if no_space { Fatal::NoSpace(detail) } else { Fatal::Store(detail) });
+            let _ = self.shared.fatal.send(if no_space { Fatal::NotTaken(detail) } else { Fatal::Store(detail) });
         }
     }
 
@@ -176,9 +176,9 @@ pub(crate) async fn run(
             }
             Some(fatal) = fatal_seen.recv() => match fatal {
                 Fatal::Store(detail) => break Err(OsdError::StoreFailed { detail }),
-                Fatal::NoSpace(detail) => {
+                Fatal::NotTaken(detail) => {
                     say_stopping(base, incarnation).await;
-                    break Ok(RunEnd::NoSpace { detail });
+                    break Ok(RunEnd::NotTaken { detail });
                 }
             },
             Some(update) = updates_seen.recv() => {

@@ -25,7 +25,8 @@ use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
 use crate::counters::Counters;
-use crate::local::{Local, to_transaction};
+use crate::heartbeat::HEARTBEAT_GRACE;
+use crate::local::{Local, collection_of, to_transaction};
 use crate::monitors::Wishes;
 use crate::peers::{Held, Outbound, Peers};
 use crate::slots::Slots;
@@ -165,8 +166,9 @@ pub(crate) struct Shared {
 pub(crate) enum Fatal {
     /// The store is not to be used any more.
     Store(String),
-    /// The store had no room for what had been let in. The next run peers anew.
-    NoSpace(String),
+    /// The store is whole but did not take what had been let in (no room, an object that cannot be read). The next run
+    /// peers anew.
+    NotTaken(String),
 }
 
 struct Pending {
@@ -269,6 +271,8 @@ impl Shard {
             Event::Heartbeat { .. } if self.index + 1 < self.shared.shards.count() => {
                 self.shared.shards.send_to(self.index + 1, event);
             }
+            // A device that hangs fails nothing: who does not answer is found dead by its peers.
+            Event::Heartbeat { .. } if self.shared.store.stalled_for() > HEARTBEAT_GRACE => {}
             Event::Heartbeat { connection, request_id, heartbeat, permit } => {
                 let Shared { osd, incarnation, .. } = &*self.shared;
                 let reply = HeartbeatReply {
@@ -323,11 +327,13 @@ impl Shard {
         debug!(%pg, epoch = %self.step.map.epoch, "placement group starts on this OSD");
         let Shared { osd, incarnation, limits, lost_now, .. } = &*self.shared;
         let map = self.step.map.clone();
-        let made = if self.may_have_lost(pg) {
+        // All copies were taken up at the start but those that cannot be used and whose pool no map knew then.
+        let unusable = self.shared.store.engine().collection_exists(collection_of(pg));
+        let made = if unusable || self.may_have_lost(pg) {
             if *lost_now {
                 self.shared.counters.copy_lost();
             }
-            Pg::create_lost(pg, *osd, *incarnation, map, *limits, false)
+            Pg::create_lost(pg, *osd, *incarnation, map, *limits, unusable)
         } else {
             Pg::create(pg, *osd, *incarnation, map, *limits)
         };
@@ -537,11 +543,15 @@ impl Shard {
         // What a placement group does next builds on this: it must not reach the store without it.
         self.stopped.insert(pg);
         let detail = crate::describe(&error);
-        let fatal = if matches!(error, SubmitError::NoSpace { .. }) {
+        let fatal = if matches!(error, SubmitError::CorruptObject { .. }) {
+            // One object's error, not the store's: the next run finds that it lacks this write, and has the object mended.
+            error!(osd = %self.shared.osd, %pg, %detail, "a write met an object that cannot be read: this run ends");
+            Fatal::NotTaken(detail)
+        } else if matches!(error, SubmitError::NoSpace { .. }) {
             // More was let in at the same time than is kept free for that. Nothing of it was stored: the copy on the disk
             // is whole, as of the write before, and comes back as a member that lacks an object.
             error!(osd = %self.shared.osd, %pg, %detail, "no room for a write that was let in: this run ends");
-            Fatal::NoSpace(detail)
+            Fatal::NotTaken(detail)
         } else {
             error!(osd = %self.shared.osd, %pg, %detail, "the store failed: this daemon ends, its disk needs a look");
             Fatal::Store(detail)

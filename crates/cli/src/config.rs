@@ -50,7 +50,7 @@ pub struct OsdFile {
     pub monitors: Vec<String>,
     /// Its directory.
     pub data: PathBuf,
-    /// A block device or file; `data/block` without.
+    /// A block device or file that is there; without this, `data/block`, which is made.
     pub device: Option<PathBuf>,
     /// Where it listens.
     pub listen: SocketAddr,

@@ -375,7 +375,7 @@ impl Pg {
                 self.trim_alone(step);
             }
             // Only now: what was done before is answered as it was, however full it has become since.
-            if let Some(reason) = self.refuse_write(&queued, step) {
+            if let Some(reason) = self.refuse_write(key, &queued, step) {
                 self.refuse(&queued, reason, step);
                 return Tried::Done;
             }
@@ -452,7 +452,7 @@ impl Pg {
         }
     }
 
-    fn refuse_write(&self, queued: &Queued, step: &Step<'_>) -> Option<RefusedReason> {
+    fn refuse_write(&self, key: &ObjectKey, queued: &Queued, step: &Step<'_>) -> Option<RefusedReason> {
         if self.log_is_full() {
             // What is not durable everywhere cannot be trimmed; it must not grow for ever.
             return Some(RefusedReason::Busy);
@@ -465,7 +465,9 @@ impl Pg {
         let bytes = ops.iter().map(payload_bytes).sum();
         let full = self.map.flags.full || !step.store.has_room(bytes) || {
             let Role::Active(active) = &self.role else { return None };
-            active.peers.keys().any(|osd| !step.store.peer_has_room(*osd))
+            // One that is being filled and only logs this write needs no room for it.
+            let takes = |osd: &OsdId, peer: &Peer| active.takes_effects(*osd, peer, key);
+            active.peers.iter().any(|(osd, peer)| takes(osd, peer) && !step.store.peer_has_room(*osd))
         };
         full.then_some(RefusedReason::Full)
     }

@@ -391,8 +391,11 @@ impl Pg {
     fn lack_what_was_asked(&mut self, key: &ObjectKey, version: LogVersion, step: &mut Step<'_>) {
         let holding = &self.holding;
         let newest = holding.log.newest_of(&key.name()).map(|entry| entry.version);
-        let stored = exec::stored_version(step.store, key).unwrap_or(LogVersion::ZERO);
-        let is_newest = newest.map_or(stored == version, |newest| newest == version);
+        let is_newest = match (newest, exec::stored_version(step.store, key)) {
+            (Some(newest), _) => newest == version,
+            (None, Ok(stored)) => stored == version,
+            (None, Err(_)) => true, // what cannot be read is here: it was not deleted
+        };
         if version == LogVersion::ZERO
             || !is_newest
             || !holding.last_backfill.covers(key.as_bytes())
@@ -433,6 +436,9 @@ impl Pg {
         if push.backfill {
             if piece.version > self.holding.log.head() {
                 return None; // R4: its entry has not come yet; the primary repeats the push
+            }
+            if self.holding.log.newest_of(&piece.object).is_some_and(|entry| entry.version > piece.version) {
+                return Some(None); // late: the object was written or deleted since
             }
         } else {
             match self.holding.missing.get(&key) {

@@ -299,10 +299,12 @@ impl<D: Device, I: Index> Engine<D, I> {
         }
     }
 
-    /// Live bytes, and how many there may be at most; cheaper than [`Engine::usage`].
+    /// Live bytes, and how many there may be at most; cheaper than [`Engine::usage`]. While the device has no blocks for
+    /// the next segment (the file system under a sparse file is full), there may be no more than there are.
     pub fn live_bytes(&self) -> (u64, u64) {
         let state = self.state.read();
-        (state.space.live, state.space.live_limit())
+        let live = state.space.live;
+        (live, if state.space.next_has_no_blocks { live } else { state.space.live_limit() })
     }
 
     /// All positions up to this one are durable.
