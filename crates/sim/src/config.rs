@@ -101,7 +101,8 @@ impl Config {
     pub fn rot() -> Config {
         let storm = Config::storm();
         let faults = Faults { loss: 0.02, duplication: 0.02, rots_per_second: 1.0, ..Faults::NONE };
-        Config { faults, duration: Duration::from_secs(20), ..storm }
+        // So many that most are older than the log when they rot.
+        Config { faults, objects: 16, duration: Duration::from_secs(20), ..storm }
     }
 
     /// All OSDs lose power at once, again and again, while most syncs are slow: what was acknowledged too soon is lost.

@@ -509,10 +509,11 @@ pub struct Pull {
     /// The object.
     #[n(0)]
     pub object: ObjectName,
-    /// The version wanted.
+    /// The version wanted. [`LogVersion::ZERO`]: say which version you have, with an empty piece; zero when there is no
+    /// such object. [`PeerBody::PullFailed`] then means that it cannot be told.
     #[n(1)]
     pub version: LogVersion,
-    /// Where to start.
+    /// Where to start; in a question for the version any number in `bytes`, which the answer repeats.
     #[n(2)]
     pub position: PiecePosition,
 }

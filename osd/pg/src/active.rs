@@ -23,17 +23,18 @@ use holdfast_types::{LogVersion, OsdId, RequestId, Timestamp};
 use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry, PeerBody, RepOp, StoredResults};
 use holdfast_wire::{ClientOutcome, Effect, ObjectOp, OpError, RefusedReason};
 
-use crate::api::{Outbox, Output, Slot, StoreOp};
+use crate::api::{Outbox, Output, Slot};
 use crate::backfill::Backfill;
 use crate::clients::{Queued, Remembered};
 use crate::exec::{self, Executed, Stopped};
 use crate::follower::entry_ops;
 use crate::key::ObjectKey;
 use crate::log::Answered;
-use crate::missing::{Lack, Missing};
+use crate::missing::Missing;
 use crate::pg::{AfterDurable, Pg, Role, Said, Step, TICK};
 use crate::recovery::Recovery;
 use crate::rows;
+use crate::unnamed::Noted;
 
 /// A write that a peer has not acknowledged is sent again after this long.
 const RESEND: Duration = Duration::from_secs(1);
@@ -326,13 +327,16 @@ impl Pg {
         let missing = self.holding.missing.contains(key);
         let min_size = self.interval.min_size as usize;
         let Some(active) = self.active() else { return Tried::Wait(queued) };
-        if missing && active.recovery.is_unfound(key) && !self.absent_may_have() {
+        let unknown = active.recovery.unnamed.is_unknown(key);
+        if unknown || missing && active.recovery.is_unfound(key) {
+            if self.absent_may_have() {
+                return Tried::Wait(queued);
+            }
             // Every copy there is has been asked for, and none can be read: waiting would be for ever.
             self.answer_unreadable(queued, step);
             return Tried::Done;
         }
-        let Some(active) = self.active() else { return Tried::Wait(queued) };
-        if active.recovery.is_landing(key) {
+        if active.recovery.is_landing(key) || active.recovery.unnamed.is_asking(key) {
             return Tried::Wait(queued);
         }
         if missing || active.copies_held(key) < min_size {
@@ -403,10 +407,10 @@ impl Pg {
             }
             Err(Stopped::Unreadable(error)) => {
                 self.note_damage(key, &error, step);
-                if self.mark_own_missing(key, step) {
-                    return Tried::Wait(queued);
+                match self.mark_own_missing(key, step) {
+                    Noted::Lacking | Noted::Asked => return Tried::Wait(queued),
+                    Noted::Unknown | Noted::Deleted => self.answer_unreadable(queued, step),
                 }
-                self.answer_unreadable(queued, step);
             }
         }
         Tried::Done
@@ -669,7 +673,18 @@ impl Pg {
                 }
                 self.stray_appeared(from, step);
             }
+            PeerBody::PullReply(piece)
+                if self.answers_question(from, &ObjectKey::of(&piece.object), &piece.position) =>
+            {
+                self.version_told(&ObjectKey::of(&piece.object), in_this_activation.then_some(piece.version), step);
+            }
             PeerBody::PullReply(piece) => self.pull_replied(from, piece, step),
+            PeerBody::PullFailed(pull) if pull.version == LogVersion::ZERO => {
+                let key = ObjectKey::of(&pull.object);
+                if self.answers_question(from, &key, &pull.position) {
+                    self.version_told(&key, None, step);
+                }
+            }
             PeerBody::PullFailed(pull) => self.pull_failed(from, &pull, step),
             PeerBody::NotActivated { activation } if activation == self.activations => {
                 tracing::info!(pg = %self.id, %from, activation, "a member has lost track, peering again");
@@ -724,7 +739,7 @@ impl Pg {
         let (is_up_set, epoch) = (self.members.acting == up, self.map.epoch);
         let full_size = up.len() == self.interval.size as usize;
         let Some(active) = self.active() else { return };
-        if !whole || !active.all_copied() || active.backfill.is_some() {
+        if !whole || !active.all_copied() || active.backfill.is_some() || !active.recovery.is_settled() {
             return;
         }
         if !is_up_set {
@@ -760,31 +775,10 @@ impl Pg {
         }
     }
 
-    /// Notes that the own copy of an object cannot be used, and has it fetched. Gives `false` when its version is not
-    /// known: then no other copy can be told to be the right one.
-    pub(crate) fn mark_own_missing(&mut self, key: &ObjectKey, step: &mut Step<'_>) -> bool {
-        let stored = exec::stored_version(step.store, key).unwrap_or(LogVersion::ZERO);
-        let logged = self.holding.log.newest_of(&key.name());
-        if logged.is_some_and(|entry| entry.kind == EntryKind::Delete) {
-            return false; // it is gone, and nobody is to have it
-        }
-        let need = logged.map_or(stored, |entry| entry.version);
-        if need == LogVersion::ZERO {
-            return false;
-        }
-        let mut ops: Vec<StoreOp> = Vec::new();
-        self.put_lack(key, Lack { need, have: LogVersion::ZERO }, &mut ops);
-        self.submit(ops, None, step);
-        let Some(active) = self.active() else { return false };
-        active.clean = false;
-        active.recovery.hurry(key);
-        step.report = true;
-        true
-    }
-
     pub(crate) fn tick_active(&mut self, step: &mut Step<'_>) {
         self.resend_writes(step);
         self.resend_transfers(step);
+        self.resend_questions(step);
         self.look_again_for_unfound(step);
         self.resend_backfill(step);
         self.renew_slots(step);

@@ -20,6 +20,7 @@ use crate::key::ObjectKey;
 use crate::missing::Lack;
 use crate::pg::{AfterDurable, Pg, Role, Step, TICK};
 use crate::transfer;
+use crate::unnamed::Unnamed;
 
 /// A piece that is not answered is sent or asked for again after this long.
 const RESEND: Duration = Duration::from_secs(1);
@@ -97,6 +98,8 @@ pub(crate) struct Recovery {
     landing: BTreeSet<ObjectKey>,
     /// When they are looked for again.
     look_again_at: Option<Timestamp>,
+    /// Objects of which the version is not known.
+    pub unnamed: Unnamed,
     pub slots: Slots,
     last_transfer: u64,
 }
@@ -116,7 +119,13 @@ impl Recovery {
     }
 
     pub fn is_busy(&self) -> bool {
-        !self.pulls.is_empty() || !self.pushes.is_empty() || !self.urgent.is_empty() || self.slots.asked_or_held()
+        let transfers = !self.pulls.is_empty() || !self.pushes.is_empty() || self.unnamed.is_busy();
+        transfers || !self.urgent.is_empty() || self.slots.asked_or_held()
+    }
+
+    /// Whether nothing is on its way, to its place on the disk here, or in doubt.
+    pub fn is_settled(&self) -> bool {
+        self.landing.is_empty() && self.unnamed.is_empty()
     }
 
     pub fn is_transferring(&self) -> bool {
@@ -136,7 +145,7 @@ impl Recovery {
     }
 
     pub fn unfound(&self) -> usize {
-        self.unfound.len()
+        self.unfound.len() + self.unnamed.unknown()
     }
 
     /// Someone new may have what could not be found.
@@ -150,6 +159,7 @@ impl Recovery {
             self.pushes.retain(|_, push| push.key != *key);
         }
         self.urgent.remove(key);
+        self.unnamed.forget(key);
     }
 
     /// The number that the next transfer will have.
@@ -473,7 +483,7 @@ impl Pg {
     pub(crate) fn look_again_for_unfound(&mut self, step: &mut Step<'_>) {
         let Some(active) = self.active() else { return };
         let recovery = &mut active.recovery;
-        if recovery.unfound.is_empty() {
+        if recovery.unfound() == 0 {
             recovery.look_again_at = None;
             return;
         }
@@ -482,6 +492,7 @@ impl Pg {
             Some(at) if at <= step.now => {
                 recovery.look_again_at = None;
                 recovery.unfound.clear();
+                self.ask_again_for_unknown(step);
             }
             Some(_) => {}
         }
