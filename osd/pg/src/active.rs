@@ -3,6 +3,7 @@
 //! | request | executed when | answered when |
 //! |---|---|---|
 //! | write | active for writes, object whole on all members and not being filled | its entry is durable on all members |
+//! | removal of what cannot be fetched (unfound, or no room) | at once: nothing of the object is needed | its entry is durable on all members |
 //! | write seen before | object whole on `min_size` members | with the first result, when that is durable everywhere |
 //! | read, failed assert | object whole here and on `min_size` members | its newest write is durable everywhere |
 //!
@@ -21,7 +22,7 @@ use std::time::Duration;
 
 use holdfast_types::{LogVersion, OsdId, RequestId, Timestamp};
 use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry, PeerBody, RepOp, StoredResults};
-use holdfast_wire::{ClientOutcome, Effect, ObjectOp, OpError, RefusedReason};
+use holdfast_wire::{ClientOutcome, Effect, ObjectOp, OpError, OpResult, RefusedReason};
 
 use crate::api::{Outbox, Output, Slot};
 use crate::backfill::Backfill;
@@ -328,7 +329,11 @@ impl Pg {
         let min_size = self.interval.min_size as usize;
         let Some(active) = self.active() else { return Tried::Wait(queued) };
         let unknown = active.recovery.unnamed.is_unknown(key);
-        if unknown || missing && active.recovery.is_unfound(key) {
+        let out_of_reach = unknown || missing && active.recovery.is_unfound(key);
+        // A removal needs nothing of the object: neither that somebody can read it, nor room for fetching it before.
+        let unread = out_of_reach || missing && !step.store.has_room(0);
+        let removes_unread = unread && is_removal(&queued.request.ops);
+        if out_of_reach && !removes_unread {
             if self.absent_may_have() {
                 return Tried::Wait(queued);
             }
@@ -339,7 +344,7 @@ impl Pg {
         if active.recovery.is_landing(key) || active.recovery.unnamed.is_asking(key) {
             return Tried::Wait(queued);
         }
-        if missing || active.copies_held(key) < min_size {
+        if !removes_unread && (missing || active.copies_held(key) < min_size) {
             // W5: what is in all logs but on one disk only must not be shown, nor confirmed to its writer.
             active.recovery.hurry(key);
             return Tried::Wait(queued);
@@ -396,6 +401,10 @@ impl Pg {
         if step.touched.contains(key) {
             return Tried::NextStep(queued);
         }
+        if removes_unread {
+            self.remove_unread(key, queued, step);
+            return Tried::Done;
+        }
         match exec::execute(step.store, key, &queued.request.ops, self.limits.effects_bytes_max) {
             Ok(done) if done.effects.is_empty() => {
                 let outcome = ClientOutcome::Done { version: done.prior, results: done.results };
@@ -414,6 +423,23 @@ impl Pg {
             }
         }
         Tried::Done
+    }
+
+    /// Removes an object that is missing here. Its entry says which version it had: should the entry be taken back, that
+    /// is what everybody needs again.
+    fn remove_unread(&mut self, key: &ObjectKey, queued: Queued, step: &mut Step<'_>) {
+        let size = step.store.stat(key).ok().flatten().unwrap_or(0);
+        let done = Executed {
+            results: vec![OpResult::Done; queued.request.ops.len()],
+            effects: vec![Effect::Remove],
+            prior: self.holding.missing.get(key).map_or(LogVersion::ZERO, |lack| lack.need),
+            exists: false,
+            objects_delta: -1,
+            bytes_delta: 0_i64.saturating_sub_unsigned(size),
+        };
+        tracing::info!(pg = %self.id, object = ?key, "removed without being read");
+        self.write(key, queued, done, step);
+        step.report = true;
     }
 
     /// Tells that no copy can be read. A request that writes has then had no effect, and never will have one (C4); if it
@@ -528,6 +554,9 @@ impl Pg {
         let trim_to = self.trim_bound();
         self.forget_damage(key, &done.effects);
         let mut ops = Vec::with_capacity(done.effects.len() + 4);
+        if entry.kind == EntryKind::Delete && self.holding.missing.remove(key).is_some() {
+            ops.push(rows::delete_missing(key)); // nothing of it is needed any more
+        }
         entry_ops(key, &entry, &done.effects, &mut ops);
         self.holding.objects += entry.objects_delta;
         self.holding.bytes += entry.bytes_delta;
@@ -539,7 +568,7 @@ impl Pg {
         let Some(active) = self.active() else { return };
         if entry.kind == EntryKind::Delete {
             // What is gone need not be copied any more: a delete does not wait for a copy for which there is no room.
-            active.recovery.cancel_pushes(key);
+            active.recovery.cancel(key);
             for peer in active.peers.values_mut() {
                 peer.missing.remove(key);
             }
@@ -819,6 +848,11 @@ fn frees_space(ops: &[ObjectOp], declared: bool) -> bool {
 /// Whether nothing is left of the object after a vector, if it succeeds.
 fn removes(ops: &[ObjectOp]) -> bool {
     ops.iter().rev().find(|op| op.is_write()).is_some_and(|op| matches!(op, ObjectOp::Remove))
+}
+
+/// Whether a vector does nothing but remove an object that exists.
+fn is_removal(ops: &[ObjectOp]) -> bool {
+    matches!(ops, [asserts @ .., ObjectOp::Remove] if asserts.iter().all(|op| matches!(op, ObjectOp::AssertExists)))
 }
 
 fn stored_outcome(entry: &LogEntry) -> ClientOutcome {

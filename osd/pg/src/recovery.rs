@@ -105,9 +105,11 @@ pub(crate) struct Recovery {
 }
 
 impl Recovery {
-    /// Puts an object in front.
+    /// Puts an object in front, unless nobody has it: who waits for that waits for an OSD to come back.
     pub fn hurry(&mut self, key: &ObjectKey) {
-        self.urgent.insert(key.clone());
+        if !self.unfound.contains(key) {
+            self.urgent.insert(key.clone());
+        }
     }
 
     pub fn is_pushing(&self, key: &ObjectKey) -> bool {
@@ -154,7 +156,9 @@ impl Recovery {
     }
 
     /// Ends what is on its way of an object that is being deleted. Late pieces are not taken: nothing misses them.
-    pub fn cancel_pushes(&mut self, key: &ObjectKey) {
+    pub fn cancel(&mut self, key: &ObjectKey) {
+        self.pulls.remove(key);
+        self.unfound.remove(key);
         if self.pushing.remove(key).is_some() {
             self.pushes.retain(|_, push| push.key != *key);
         }
@@ -279,6 +283,7 @@ impl Pg {
         let Some(from) = holds.into_iter().map(|(osd, _)| *osd).chain(strays).chain(lack).next() else {
             if will_hold.is_empty() {
                 active.recovery.unfound.insert(key.clone());
+                active.recovery.urgent.remove(key);
                 step.report = true;
                 self.tick_within(TICK, step);
                 // Who waits for it is told, or waits on for an OSD that is down.

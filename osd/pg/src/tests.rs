@@ -341,3 +341,40 @@ fn the_log_is_trimmed_past_an_object_that_stays_missing() {
     let done = |(to, outcome): &(u64, ClientOutcome)| *to == 100 || matches!(outcome, ClientOutcome::Done { .. });
     assert!(replies.len() >= 49 && replies.iter().all(done), "{replies:?}");
 }
+
+#[test]
+fn a_missing_object_is_removed_although_there_is_no_room_to_fetch_it() {
+    let mut alone = Alone::member(&[1], 1, Limits::default());
+    alone.ask(1, 1, append());
+    alone.sync();
+    alone.take_replies();
+    let key = crate::ObjectKey::of(&name("object"));
+    let need = alone.pg.holding.log.head();
+    alone.pg.active().unwrap().clean = false;
+    alone.pg.holding.missing.insert(key.clone(), crate::missing::Lack { need, have: LogVersion::ZERO });
+    alone.store.full = true;
+    alone.ask(2, 2, vec![ObjectOp::Remove]);
+    alone.sync();
+    assert!(matches!(alone.take_replies().as_slice(), [(2, ClientOutcome::Done { .. })]));
+    assert!(!alone.store.objects.contains_key(&key));
+    let entry = alone.pg.holding.log.entries().next_back().unwrap();
+    assert_eq!((entry.kind, entry.prior_version), (EntryKind::Delete, need));
+    alone.ask(3, 2, vec![ObjectOp::Remove]);
+    assert!(matches!(alone.take_replies().as_slice(), [(3, ClientOutcome::Done { .. })]), "exactly once");
+}
+
+#[test]
+fn a_placement_group_whose_only_worry_is_an_unfound_object_is_idle() {
+    let mut alone = Alone::member(&[1], 1, Limits::default());
+    alone.ask(1, 1, append());
+    alone.sync();
+    let key = crate::ObjectKey::of(&name("object"));
+    alone.store.objects.get_mut(&key).unwrap().rotten = true;
+    for reply_to in [2, 3] {
+        alone.ask(reply_to, reply_to, vec![ObjectOp::Read { offset: 0, length: 1 }]);
+        alone.sync();
+    }
+    let unreadable = |(_, outcome): &(u64, ClientOutcome)| matches!(outcome, ClientOutcome::Failed { .. });
+    assert_eq!(alone.take_replies().iter().filter(|reply| unreadable(reply)).count(), 2);
+    assert!(!alone.pg.active().unwrap().recovery.is_busy());
+}

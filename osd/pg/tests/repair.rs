@@ -424,3 +424,29 @@ fn a_backfill_does_not_spin_on_an_object_that_nobody_can_read() {
     assert!(pulls < 100, "{pulls} questions in ten minutes");
     assert!(group.is_gone(3, "old"));
 }
+
+#[test]
+fn an_object_that_nobody_can_read_can_be_removed() {
+    for whole in [false, true] {
+        let mut group = Group::of(3, 3, short_log());
+        group.write_before_the_log("old");
+        for id in 0..3 {
+            let key = ObjectKey::of(&name("old"));
+            let object = group.nodes[id].store.objects.get_mut(&key).unwrap();
+            (object.rotten, object.unreadable) = (true, whole);
+        }
+        assert!(is_unreadable(&group.read("old")));
+        let conditional = vec![ObjectOp::CompareExtent { offset: 0, data: Blob::default() }, ObjectOp::Remove];
+        assert!(is_unreadable(&group.operate("old", conditional)), "its condition cannot be judged");
+        let outcome = group.operate("old", vec![ObjectOp::AssertExists, ObjectOp::Remove]);
+        assert!(matches!(outcome, ClientOutcome::Done { .. }), "{outcome:?}");
+        group.run_until_clean();
+        assert_eq!(group.report().objects_unfound, 0);
+        for id in 0..3 {
+            assert!(group.is_gone(id, "old"));
+            assert!(!group.nodes[id].store.meta.keys().any(|key| key.starts_with(b"m")), "no lack is left");
+        }
+        group.write("old");
+        assert!(shows(&group.read("old"), "old"));
+    }
+}
