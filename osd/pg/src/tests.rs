@@ -11,7 +11,7 @@ use holdfast_types::{
     Timestamp,
 };
 use holdfast_wire::peer::{
-    Activate, BackfillCursor, EntryKind, LogEntry, PeerBody, PeerMessage, PgInfo, RepOp, StoredResults,
+    Activate, BackfillCursor, EntryKind, LogEntry, PeerBody, PeerMessage, PgInfo, RepOp, SessionMemory, StoredResults,
 };
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, RefusedReason};
 
@@ -283,6 +283,10 @@ fn no_transaction_of_an_activation_is_too_large_and_each_leaves_a_copy_that_load
         let mut told = activate(&alone, since, if whole { 10 } else { 0 }, entries);
         if whole {
             told.dups = (1..=10).map(|counter| entry(counter, "dup", 4_096)).collect();
+            let executed: Vec<u64> = (1 << 40..(1 << 40) + 1_024).collect(); // as many as an earlier build kept
+            let session =
+                |client| SessionMemory { client: ClientId(client), executed: executed.clone(), ..Default::default() };
+            told.sessions = Some((100..1_124).map(session).collect());
         }
         let mut disk = alone.store.clone();
         alone.hear(0, 1, PeerBody::Activate(told));
