@@ -194,8 +194,11 @@ impl Pg {
             if *osd == self.whoami { self.holding.lost } else { peering.notices.get(osd).is_some_and(said) }
         };
         // Members of whom nobody is up, or left, are the prior set's concern.
-        let speaks = |osd: &OsdId| self.map.is_up(*osd) && !lost(osd);
-        let unheard = |past: &&PastInterval| past.acting.iter().any(lost) && !past.acting.iter().any(speaks);
+        let speaks = |osd: &OsdId, past: &PastInterval| {
+            self.map.is_up(*osd) && self.map.has_disk_of(*osd, past.first) && !lost(osd)
+        };
+        let unheard =
+            |past: &&PastInterval| past.acting.iter().any(lost) && !past.acting.iter().any(|osd| speaks(osd, past));
         let unheard = intervals::needed(&self.history).find(unheard)?;
         let down = unheard.acting.iter().filter(|osd| self.map.osds.get(osd).is_some_and(|info| !info.up));
         Some(down.copied().collect())

@@ -24,6 +24,9 @@ use crate::unnamed::Unnamed;
 
 /// A piece that is not answered is sent or asked for again after this long.
 const RESEND: Duration = Duration::from_secs(1);
+/// Each time that a piece is not answered again, the pause is doubled, up to this many times: whoever has no room for it
+/// would get megabytes every second otherwise, for as long as it is full.
+const RESEND_DOUBLINGS_MAX: u32 = 5;
 /// A target that has granted its slot hears of us at least this often (`follower::SLOT_SILENCE_MAX` is much longer).
 const SLOT_RENEWAL: Duration = Duration::from_secs(3);
 /// After a refusal by a target, slots are asked for again after this long.
@@ -40,6 +43,7 @@ struct Incoming {
     from: OsdId,
     position: PiecePosition,
     sent: Timestamp,
+    repeated: u32,
     /// OSDs that cannot give it.
     failed: BTreeSet<OsdId>,
 }
@@ -54,6 +58,12 @@ struct Outgoing {
     position: PiecePosition,
     backfill: bool,
     sent: Timestamp,
+    repeated: u32,
+}
+
+/// How long to wait for the answer to a piece that has been sent again so many times.
+fn patience(repeated: u32) -> Duration {
+    RESEND * (1 << repeated.min(RESEND_DOUBLINGS_MAX))
 }
 
 /// The recovery slots that this placement group holds or has asked for.
@@ -294,7 +304,7 @@ impl Pg {
             return;
         };
         let position = PiecePosition::default();
-        let incoming = Incoming { version, from, position: position.clone(), sent: step.now, failed };
+        let incoming = Incoming { version, from, position: position.clone(), sent: step.now, repeated: 0, failed };
         active.recovery.pulls.insert(key.clone(), incoming);
         self.send(from, PeerBody::Pull(Pull { object: key.name(), version, position }), step);
         self.tick_within(TICK, step);
@@ -315,6 +325,7 @@ impl Pg {
             Some(position) => {
                 incoming.position = position.clone();
                 incoming.sent = step.now;
+                incoming.repeated = 0;
             }
             None => {
                 active.recovery.pulls.remove(&key);
@@ -389,7 +400,7 @@ impl Pg {
         active.recovery.last_transfer += 1;
         let transfer = active.recovery.last_transfer;
         let position = PiecePosition::default();
-        let push = Outgoing { to, key: key.clone(), version, position, backfill, sent: step.now };
+        let push = Outgoing { to, key: key.clone(), version, position, backfill, sent: step.now, repeated: 0 };
         active.recovery.pushes.insert(transfer, push);
         active.recovery.pushing.entry(key.clone()).or_default().insert(to);
         self.send_piece(transfer, step);
@@ -431,6 +442,7 @@ impl Pg {
         if let Some(next) = &ack.next {
             if push.position != *next {
                 push.position = next.clone();
+                push.repeated = 0;
                 self.send_piece(ack.transfer, step);
             }
             return;
@@ -454,14 +466,20 @@ impl Pg {
         let Some(active) = self.active() else { return };
         let mut pulls = Vec::new();
         for (key, incoming) in &mut active.recovery.pulls {
-            if step.now.since(incoming.sent) >= RESEND {
+            if step.now.since(incoming.sent) >= patience(incoming.repeated) {
                 incoming.sent = step.now;
+                incoming.repeated += 1;
                 let (version, position) = (incoming.version, incoming.position.clone());
                 pulls.push((incoming.from, Pull { object: key.name(), version, position }));
             }
         }
-        let late = active.recovery.pushes.iter().filter(|(_, push)| step.now.since(push.sent) >= RESEND);
-        let late: Vec<u64> = late.map(|(transfer, _)| *transfer).collect();
+        let mut late = Vec::new();
+        for (transfer, push) in &mut active.recovery.pushes {
+            if step.now.since(push.sent) >= patience(push.repeated) {
+                push.repeated += 1;
+                late.push(*transfer);
+            }
+        }
         let gone: Vec<ObjectKey> = active
             .recovery
             .pulls

@@ -450,3 +450,21 @@ fn an_object_that_nobody_can_read_can_be_removed() {
         assert!(shows(&group.read("old"), "old"));
     }
 }
+
+#[test]
+fn a_target_that_is_full_is_not_sent_the_same_piece_every_second() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write_before_the_log("old");
+    group.spoil(2, "old");
+    group.nodes[2].store.full = true;
+    let set = ObjectOp::SetAttr { name: b"a".to_vec(), value: Bytes::from_static(b"b").into() };
+    assert!(matches!(group.operate("old", vec![set]), ClientOutcome::Done { .. }));
+    group.sent.clear();
+    group.pass(Duration::from_secs(600));
+    let pieces = group.sent.iter().filter(|(_, _, message)| matches!(message.body, PeerBody::Push(_))).count();
+    assert!(pieces < 30, "{pieces} pieces in ten minutes");
+    assert!(!group.is_clean());
+    group.nodes[2].store.full = false;
+    group.run_until_clean();
+    assert!((0..3).all(|id| group.is_whole(id, "old")));
+}
