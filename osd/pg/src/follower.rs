@@ -41,6 +41,8 @@ const GREETING_MIN: Duration = Duration::from_secs(2);
 const GREETING_MAX: Duration = Duration::from_secs(32);
 /// Writes kept that came before the one they follow. The primary repeats what is dropped.
 const EARLY_WRITES_MAX: usize = 128;
+/// What an object that is missing costs in a message beside its name.
+const MISSING_ITEM_BYTES: usize = 48;
 /// A recovery slot is given back when the primary has not renewed its claim for this long: its release may be lost.
 const SLOT_SILENCE_MAX: Duration = Duration::from_secs(10);
 
@@ -221,7 +223,7 @@ impl Pg {
             info: self.holding.info(),
             history: self.history.clone(),
             entries,
-            missing: self.holding.missing.to_items(),
+            missing: Vec::new(),
             dups,
         }
     }
@@ -271,8 +273,30 @@ impl Pg {
     }
 
     fn acknowledge_activation(&mut self, from: OsdId, step: &mut Step<'_>) {
-        let ack = ActivateAck { info: self.holding.info(), missing: self.holding.missing.to_items() };
-        self.send_when_durable(from, PeerBody::ActivateAck(ack), step);
+        let all = self.holding.missing.to_items();
+        let (info, count) = (self.holding.info(), all.len() as u64);
+        let (mut parts, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for item in all {
+            bytes += MISSING_ITEM_BYTES + item.object.as_bytes().len();
+            part.push(item);
+            if bytes >= self.limits.piece_bytes {
+                parts.push(std::mem::take(&mut part));
+                bytes = 0;
+            }
+        }
+        if !part.is_empty() || parts.is_empty() {
+            parts.push(part);
+        }
+        let mut first = 0;
+        let several = parts.len() > 1;
+        for missing in parts {
+            let next = first + missing.len() as u64;
+            let missing_from = several.then_some(first);
+            let ack =
+                ActivateAck { info: info.clone(), missing, missing_from, missing_count: several.then_some(count) };
+            self.send_when_durable(from, PeerBody::ActivateAck(ack), step);
+            first = next;
+        }
     }
 
     // ---- writes ----

@@ -11,7 +11,8 @@ use holdfast_types::{
     Timestamp,
 };
 use holdfast_wire::peer::{
-    Activate, BackfillCursor, EntryKind, LogEntry, PeerBody, PeerMessage, PgInfo, RepOp, SessionMemory, StoredResults,
+    Activate, ActivateAck, BackfillCursor, EntryKind, LogEntry, PeerBody, PeerMessage, PgInfo, RepOp, SessionMemory,
+    StoredResults,
 };
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, RefusedReason};
 
@@ -381,4 +382,29 @@ fn a_placement_group_whose_only_worry_is_an_unfound_object_is_idle() {
     let unreadable = |(_, outcome): &(u64, ClientOutcome)| matches!(outcome, ClientOutcome::Failed { .. });
     assert_eq!(alone.take_replies().iter().filter(|reply| unreadable(reply)).count(), 2);
     assert!(!alone.pg.active().unwrap().recovery.is_busy());
+}
+
+#[test]
+fn a_member_tells_what_it_misses_in_messages_of_bounded_size() {
+    let mut alone = Alone::member(&[0, 1, 2], 3, Limits { piece_bytes: 1_000, ..Limits::default() });
+    let entries = (1..200).map(|counter| entry(counter, &format!("{counter:0>100}"), 0)).collect();
+    let told = activate(&alone, Some(LogVersion::ZERO), 0, entries);
+    alone.hear(0, 1, PeerBody::Activate(told));
+    alone.sync();
+    let mut acks = Vec::new();
+    for (_, message) in alone.sent.drain(..) {
+        if let PeerBody::ActivateAck(ack) = message.body {
+            acks.push(ack);
+        }
+    }
+    assert!(acks.len() > 10 && acks.iter().all(|ack| ack.missing.len() < 10), "{} messages", acks.len());
+    // Out of order, twice, and after a part of what it missed before.
+    let mut partial = crate::peering::PartialMissing::default();
+    let stale = ActivateAck { missing_count: Some(198), ..acks[3].clone() };
+    assert!(partial.take(stale).is_none());
+    let last = acks.remove(0);
+    for ack in acks.iter().rev().chain(&acks) {
+        assert!(partial.take(ack.clone()).is_none());
+    }
+    assert_eq!(partial.take(last), Some(alone.pg.holding.missing.clone()));
 }
