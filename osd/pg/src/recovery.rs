@@ -287,10 +287,16 @@ impl Pg {
         });
         let (holds, will_hold): (Vec<_>, Vec<_>) = holders.partition(|(_, peer)| peer.acked >= version);
         let strays = active.strays.iter().copied().filter(|osd| !failed.contains(osd));
+        // A target that is being filled may have kept what all others lost sight of: it was the only one that had the
+        // object, and the log went on without it. It gives out no other version than the one asked for.
+        let unfilled = active.peers.iter().filter(|(osd, peer)| {
+            !peer.missing.contains(key) && !peer.cursor.covers(key.as_bytes()) && !failed.contains(osd)
+        });
+        let unfilled = unfilled.map(|(osd, _)| *osd);
         // Last those that are known not to have it, or not to be able to read it: that may have been for a moment only.
         let lack = active.peers.iter().filter(|(osd, peer)| peer.missing.contains(key) && !failed.contains(osd));
         let lack = lack.map(|(osd, _)| *osd).filter(|_| will_hold.is_empty());
-        let Some(from) = holds.into_iter().map(|(osd, _)| *osd).chain(strays).chain(lack).next() else {
+        let Some(from) = holds.into_iter().map(|(osd, _)| *osd).chain(strays).chain(unfilled).chain(lack).next() else {
             if will_hold.is_empty() {
                 active.recovery.unfound.insert(key.clone());
                 active.recovery.urgent.remove(key);
