@@ -64,10 +64,11 @@ impl Run {
     /// Takes an update: each new map goes to the shards, in order, and to the table of peers.
     fn take(&self, update: &MapUpdate) -> Result<(), crate::maps::MapUpdateError> {
         let mut maps = self.maps.lock();
-        for map in maps.take(update)? {
+        let (new, taken) = maps.take(update);
+        for map in new {
             self.feed(map);
         }
-        Ok(())
+        taken
     }
 
     /// Stores a map; before it is fed, see [`map_transaction`].
