@@ -23,7 +23,7 @@ use tracing::{debug, info, warn};
 use crate::daemon::{Base, CaughtUp, OsdError, ask_maps};
 use crate::handler::{OsdHandler, Sign};
 use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
-use crate::local::map_transaction;
+use crate::local::map_transactions;
 use crate::maps::{MapUpdateError, Maps};
 use crate::monitors::{self, Wishes};
 use crate::peers::{Held, Outbound, Peers};
@@ -72,18 +72,21 @@ impl Run {
         taken
     }
 
-    /// Stores a map; before it is fed, see [`map_transaction`]. Blocks while the store takes nothing.
+    /// Stores a map; before it is fed, see [`map_transactions`]. Blocks while the store takes nothing.
     fn keep(&self, map: &ClusterMap) {
-        let fatal = self.shared.fatal.clone();
-        let kept = self.shared.store.submit(map_transaction(map), move |result| {
-            if let Err(error) = result {
-                let _ = fatal.send(Fatal::Store(crate::describe(&*error)));
+        for transaction in map_transactions(map) {
+            let fatal = self.shared.fatal.clone();
+            let kept = self.shared.store.submit(transaction, move |result| {
+                if let Err(error) = result {
+                    let _ = fatal.send(Fatal::Store(crate::describe(&*error)));
+                }
+            });
+            if let Err(error) = kept {
+                let detail = crate::describe(&error);
+                let no_space = matches!(error, SubmitError::NoSpace { .. });
+                let _ = self.shared.fatal.send(if no_space { Fatal::NotTaken(detail) } else { Fatal::Store(detail) });
+                return;
             }
-        });
-        if let Err(error) = kept {
-            let detail = crate::describe(&error);
-            let no_space = matches!(error, SubmitError::NoSpace { .. });
-            let _ = self.shared.fatal.send(if no_space { Fatal::NotTaken(detail) } else { Fatal::Store(detail) });
         }
     }
 
