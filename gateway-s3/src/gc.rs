@@ -21,7 +21,9 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{BackendError, BatchError, BlobId, Condition, Mutation, RowKey, ScanLimit, ScanRange, TableId};
+use crate::backend::{
+    BackendError, BatchError, BlobId, Condition, Mutation, Purpose, RowKey, ScanLimit, ScanRange, TableId,
+};
 use crate::blob::condemn;
 use crate::error::{S3Error, S3Result};
 use crate::gateway::Gateway;
@@ -255,7 +257,7 @@ async fn collect_row(gateway: &Gateway, table: TableId, key: Vec<u8>, value: Byt
 /// Removes a row as it was seen.
 async fn remove_row(gateway: &Gateway, route: &[u8], place: RowKey, table: TableId, value: Bytes) -> S3Result<()> {
     let seen = vec![Condition::Equals(place.clone(), value)];
-    match gateway.backend.tables.batch(table, route, seen, vec![Mutation::Delete(place)]).await {
+    match gateway.backend.tables.batch(table, route, seen, vec![Mutation::Delete(place)], Purpose::FreeSpace).await {
         Ok(()) | Err(BatchError::ConditionFailed { .. }) => Ok(()),
         Err(BatchError::Backend(error)) => Err(error.into()),
     }

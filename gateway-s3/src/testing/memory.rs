@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::backend::{
-    Backend, BackendError, BatchError, BlobId, Blobs, Condition, DropError, KeyInfo, Keys, Mutation, Page, RowKey,
-    ScanLimit, ScanRange, TableId, Tables,
+    Backend, BackendError, BatchError, BlobId, Blobs, Condition, DropError, KeyInfo, Keys, Mutation, Page, Purpose,
+    RowKey, ScanLimit, ScanRange, TableId, Tables,
 };
 use crate::row::{BlobRef, GLOBAL_TABLE, GcRow, Row as _, route, row_key, space, unique_id};
 
@@ -155,16 +155,12 @@ impl Memory {
         route: &[u8],
         conditions: Vec<Condition>,
         mutations: Vec<Mutation>,
+        purpose: Purpose,
     ) -> Result<(), BatchError> {
-        let (mut puts, mut deletes) = (false, false);
-        for mutation in &mutations {
-            match mutation {
-                Mutation::Put(..) => puts = true,
-                Mutation::Delete(_) | Mutation::DeleteRange { .. } => deletes = true,
-            }
-        }
-        // What deletes something is let in, with the rows that belong to it.
-        if self.full.load(Ordering::SeqCst) && puts && !deletes {
+        // What is to free space and deletes something is let in, with the rows that belong to it.
+        let frees =
+            purpose == Purpose::FreeSpace && mutations.iter().any(|mutation| !matches!(mutation, Mutation::Put(..)));
+        if self.full.load(Ordering::SeqCst) && !frees {
             return Err(BackendError::Full.into());
         }
         let keys = conditions
@@ -297,18 +293,19 @@ impl Tables for Memory {
         route: &[u8],
         conditions: Vec<Condition>,
         mutations: Vec<Mutation>,
+        purpose: Purpose,
     ) -> Result<(), BatchError> {
         self.batches.fetch_add(1, Ordering::SeqCst);
         if self.hold_batches.load(Ordering::SeqCst) {
             self.release.notified().await;
         }
         if self.repeat_batches.load(Ordering::SeqCst) {
-            let _ = self.apply(table, route, conditions.clone(), mutations.clone());
+            let _ = self.apply(table, route, conditions.clone(), mutations.clone(), purpose);
             if self.hold_repeats.load(Ordering::SeqCst) {
                 self.repeat.notified().await;
             }
         }
-        let result = self.apply(table, route, conditions, mutations);
+        let result = self.apply(table, route, conditions, mutations, purpose);
         if self.lose_answers.load(Ordering::SeqCst) {
             return Err(BackendError::Unavailable("the answer was lost".into()).into());
         }
