@@ -406,7 +406,7 @@ impl Shard {
     fn refuse(&mut self, arrival: &ClientArrival, reason: RefusedReason) {
         let reply =
             ClientReply { id: arrival.request.id, epoch: self.step.map.epoch, outcome: ClientOutcome::Refused(reason) };
-        respond(&arrival.connection, arrival.request_id, Kind::ClientReply, &reply, &mut self.held);
+        respond_client(&arrival.connection, arrival.request_id, &reply, &mut self.held);
     }
 
     /// Gives a tick to each placement group whose time has come.
@@ -491,7 +491,7 @@ impl Shard {
             Output::Send { to, message } => self.send(to, Outbound::new(Kind::Peer, &*message).as_ref()),
             Output::Reply { reply_to, reply } => {
                 if let Some(pending) = self.replies.remove(&reply_to.0) {
-                    respond(&pending.connection, pending.request_id, Kind::ClientReply, &reply, &mut self.held);
+                    respond_client(&pending.connection, pending.request_id, &reply, &mut self.held);
                 }
             }
             Output::AskUpThru { at_least } => self.shared.wishes.want_up_thru(at_least),
@@ -569,13 +569,51 @@ fn respond<T: minicbor::Encode<holdfast_wire::Payload>>(
     message: &T,
     held: &mut Held,
 ) {
-    let encoded = encode(message);
-    match connection.hold_reply(request_id, Message::new(kind as u16, encoded.body, encoded.payload)) {
-        Ok(()) => held.add(connection),
-        Err(NetError::Closed(_)) => {}
-        Err(error) => {
-            warn!(%error, peer = %connection.peer(), "connection closed: it does not take an answer");
-            connection.close(GoodbyeReason::Shutdown);
-        }
+    match hold(connection, request_id, kind, message, held) {
+        Ok(()) | Err(NetError::Closed(_)) => {}
+        Err(error) => give_up(connection, &error),
     }
+}
+
+/// Answers a client. When its connection has no room for the answer (it asked for much at once, and takes it slowly), it
+/// gets a "busy", which it answers by a pause: it is executed at most once however often it is sent. Closing would make it
+/// send all that it has outstanding at once, to meet the same end.
+fn respond_client(connection: &Arc<Connection>, request_id: u64, reply: &ClientReply, held: &mut Held) {
+    match hold(connection, request_id, Kind::ClientReply, reply, held) {
+        Err(NetError::QueueFull) => {
+            let busy = ClientOutcome::Refused(RefusedReason::Busy);
+            let busy = ClientReply { id: reply.id, epoch: reply.epoch, outcome: busy };
+            respond(connection, request_id, Kind::ClientReply, &busy, held);
+        }
+        Ok(()) | Err(NetError::Closed(_)) => {}
+        Err(error) => give_up(connection, &error),
+    }
+}
+
+fn give_up(connection: &Connection, error: &NetError) {
+    warn!(%error, peer = %connection.peer(), "connection closed: it does not take an answer");
+    connection.close(GoodbyeReason::Shutdown);
+}
+
+/// Holds an answer for the end of the turn; what is held is written before, when it fills the queue.
+fn hold<T: minicbor::Encode<holdfast_wire::Payload>>(
+    connection: &Arc<Connection>,
+    request_id: u64,
+    kind: Kind,
+    message: &T,
+    held: &mut Held,
+) -> Result<(), NetError> {
+    let encoded = encode(message);
+    let message = Message::new(kind as u16, encoded.body, encoded.payload);
+    let result = match connection.hold_reply(request_id, message.clone()) {
+        Err(NetError::QueueFull) => {
+            connection.flush();
+            connection.hold_reply(request_id, message)
+        }
+        result => result,
+    };
+    if result.is_ok() {
+        held.add(connection);
+    }
+    result
 }
