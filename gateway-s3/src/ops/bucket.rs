@@ -241,7 +241,7 @@ pub(crate) async fn delete(call: &Arc<Call>) -> S3Result<Response> {
 
 /// A mutation that hands a dropped table to the collector.
 fn note_dropped(gateway: &Gateway, route: &[u8], table: TableId) -> Mutation {
-    let row = DroppedRow { table, since_ms: gateway.clock.now_ms() };
+    let row = DroppedRow { table, since_ms: gateway.clock.now_ms(), collected: None };
     Mutation::Put(row_key(space::DROPPED, route, &table.0), row.to_bytes())
 }
 

@@ -108,18 +108,20 @@ impl Memory {
         if dropped { BackendError::NoTable(table) } else { BackendError::TableMissing(table) }
     }
 
-    /// Hides the tables of all buckets, as if nothing of them could be found.
+    /// Hides the tables of all buckets, also of deleted ones, as if nothing of them could be found.
     pub fn hide_buckets(&self) -> Hidden {
         let mut tables = self.tables.lock();
         let global = tables.remove(&GLOBAL_TABLE);
-        let hidden = Hidden(std::mem::take(&mut *tables));
+        let hidden =
+            Hidden { tables: std::mem::take(&mut *tables), dropped: std::mem::take(&mut *self.dropped.lock()) };
         tables.extend(global.map(|rows| (GLOBAL_TABLE, rows)));
         hidden
     }
 
     /// Shows them again.
     pub fn show_buckets(&self, hidden: Hidden) {
-        self.tables.lock().extend(hidden.0);
+        self.tables.lock().extend(hidden.tables);
+        self.dropped.lock().extend(hidden.dropped);
     }
 
     /// Puts a garbage row of `key` into every bucket.
@@ -213,7 +215,10 @@ impl Memory {
 
 /// Tables that are hidden.
 #[derive(Debug)]
-pub struct Hidden(BTreeMap<TableId, Rows>);
+pub struct Hidden {
+    tables: BTreeMap<TableId, Rows>,
+    dropped: BTreeMap<TableId, Rows>,
+}
 
 fn page(rows: &Rows, range: ScanRange, limit: ScanLimit) -> Page {
     let mut page = Page::default();

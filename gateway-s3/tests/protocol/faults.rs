@@ -91,6 +91,23 @@ async fn a_bucket_whose_table_is_not_to_be_found_is_kept() {
 }
 
 #[tokio::test]
+async fn garbage_of_a_deleted_bucket_that_is_not_to_be_found_is_collected_when_it_is() {
+    let world = World::with_bucket().await;
+    world.put("/bkt/k", &pattern(50_000)).await.ok();
+    world.delete("/bkt/k").await.ok();
+    world.delete("/bkt").await.ok();
+    world.clock.advance_ms(AGE_MS);
+    let hidden = world.memory.hide_buckets();
+    assert!(round(&world.gateway).await.is_err(), "it is told");
+    assert_eq!((world.memory.stripes(), world.memory.rows(b'x')), (1, 1), "the note stays");
+    world.memory.show_buckets(hidden);
+    world.memory.full.store(true, SeqCst);
+    round(&world.gateway).await.unwrap();
+    assert_eq!((world.memory.stripes(), world.memory.rows(b'g'), world.memory.rows(b'x')), (0, 0, 0));
+    assert_eq!(world.memory.tables(), 1, "the table is purged");
+}
+
+#[tokio::test]
 async fn one_bad_row_keeps_no_other_garbage_from_being_collected() {
     let world = World::with_bucket().await;
     let data = pattern(50_000);
