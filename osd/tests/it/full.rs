@@ -1,11 +1,9 @@
 //! Full devices: writes are refused, reads and deletes go on, no daemon ends, and room is made by deleting.
 
-mod common;
-
 use std::time::Duration;
 
+use crate::common::*;
 use bytes::Bytes;
-use common::*;
 use holdfast_client::{Client, OpOptions, OperateError, Pool};
 use holdfast_types::{Incarnation, ObjectName};
 use holdfast_wire::{Blob, ObjectOp, Row};
