@@ -13,17 +13,17 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use holdfast_map::{ClusterMap, PgMembers};
-use holdfast_net::{Connection, Message, NetError, Permit};
+use holdfast_net::{Connection, Permit};
 use holdfast_pg::{Input, Limits, Outbox, Output, Pg, ReplyTo, Slot, StoreOp, TxnId, answer_without_copy};
 use holdfast_store::{Store, SubmitError};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
-use holdfast_wire::frame::GoodbyeReason;
 use holdfast_wire::mon::PgReport;
 use holdfast_wire::peer::{Heartbeat, HeartbeatReply, PeerBody, PeerMessage};
-use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, Kind, RefusedReason, encode};
+use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, Kind, RefusedReason};
 use tokio::sync::oneshot;
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
+use crate::answers::{respond, respond_client};
 use crate::counters::Counters;
 use crate::heartbeat::HEARTBEAT_GRACE;
 use crate::local::{Local, collection_of, to_transaction};
@@ -598,62 +598,4 @@ impl Shard {
         };
         let _ = self.shared.fatal.send(fatal);
     }
-}
-
-/// Sends an answer. A connection that cannot take it is closed, if it is not already: whoever waits for the answer then
-/// knows at once and asks again over a new one, where it would wait on this one to its deadline.
-fn respond<T: minicbor::Encode<holdfast_wire::Payload>>(
-    connection: &Arc<Connection>,
-    request_id: u64,
-    kind: Kind,
-    message: &T,
-    held: &mut Held,
-) {
-    match hold(connection, request_id, kind, message, held) {
-        Ok(()) | Err(NetError::Closed(_)) => {}
-        Err(error) => give_up(connection, &error),
-    }
-}
-
-/// Answers a client. When its connection has no room for the answer (it asked for much at once, and takes it slowly), it
-/// gets a "busy", which it answers by a pause: it is executed at most once however often it is sent. Closing would make it
-/// send all that it has outstanding at once, to meet the same end.
-fn respond_client(connection: &Arc<Connection>, request_id: u64, reply: &ClientReply, held: &mut Held) {
-    match hold(connection, request_id, Kind::ClientReply, reply, held) {
-        Err(NetError::QueueFull) => {
-            let busy = ClientOutcome::Refused(RefusedReason::Busy);
-            let busy = ClientReply { id: reply.id, epoch: reply.epoch, outcome: busy };
-            respond(connection, request_id, Kind::ClientReply, &busy, held);
-        }
-        Ok(()) | Err(NetError::Closed(_)) => {}
-        Err(error) => give_up(connection, &error),
-    }
-}
-
-fn give_up(connection: &Connection, error: &NetError) {
-    warn!(%error, peer = %connection.peer(), "connection closed: it does not take an answer");
-    connection.close(GoodbyeReason::Shutdown);
-}
-
-/// Holds an answer for the end of the turn; what is held is written before, when it fills the queue.
-fn hold<T: minicbor::Encode<holdfast_wire::Payload>>(
-    connection: &Arc<Connection>,
-    request_id: u64,
-    kind: Kind,
-    message: &T,
-    held: &mut Held,
-) -> Result<(), NetError> {
-    let encoded = encode(message);
-    let message = Message::new(kind as u16, encoded.body, encoded.payload);
-    let result = match connection.hold_reply(request_id, message.clone()) {
-        Err(NetError::QueueFull) => {
-            connection.flush();
-            connection.hold_reply(request_id, message)
-        }
-        result => result,
-    };
-    if result.is_ok() {
-        held.add(connection);
-    }
-    result
 }
