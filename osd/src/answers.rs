@@ -168,7 +168,8 @@ mod tests {
                 }
                 Step::Frame(_) | Step::Header(_) => {}
                 Step::Incomplete => {
-                    let read = tokio::time::timeout(Duration::from_secs(60), client.read_buf(&mut decoder.space()));
+                    let mut space = decoder.space();
+                    let read = tokio::time::timeout(Duration::from_secs(60), client.read_buf(&mut space));
                     assert!(read.await.expect("in time").expect("read") > 0, "the connection ended");
                 }
             }
