@@ -120,7 +120,7 @@ impl StoredMaps {
             return;
         }
         self.finish();
-        match value.strip_prefix(PIECES).map(|count| <[u8; 4]>::try_from(count)) {
+        match value.strip_prefix(PIECES).map(<[u8; 4]>::try_from) {
             Some(Ok(count)) => self.pieces = Some((key.to_vec(), u32::from_be_bytes(count), Vec::new())),
             Some(Err(_)) | None => self.maps.push(value),
         }
