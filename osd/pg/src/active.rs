@@ -827,22 +827,28 @@ fn payload_bytes(op: &ObjectOp) -> u64 {
     }
 }
 
-/// Whether a vector frees space, with no more than the rows that belong to it: whoever deletes must note what is left to
-/// be cleaned up, and keep counts true. It is let in however full it is.
+/// Whether a vector frees space, and is let in however full it is: it only deletes; or it deletes something, puts no more
+/// than the rows that belong to that (whoever deletes must note what is left to be cleaned up, and keep counts true), and
+/// its sender says that this is what it serves. Without that word it might replace what it deletes, and a cluster that is
+/// overwritten all the time would fill to the brim.
 fn frees_space(ops: &[ObjectOp], declared: bool) -> bool {
-    let mut frees = declared;
-    let mut rows_bytes = 0;
+    let mut frees = false;
+    let (mut puts, mut rows_bytes) = (false, 0);
     for op in ops.iter().filter(|op| op.is_write()) {
         match op {
             ObjectOp::PutRows { rows } => {
+                puts = true;
                 rows_bytes += rows.iter().map(|row| row.key.len() + row.value.len()).sum::<usize>();
             }
-            ObjectOp::AddRow { key, .. } | ObjectOp::MaxRow { key, .. } => rows_bytes += key.len() + size_of::<i64>(),
+            ObjectOp::AddRow { key, .. } | ObjectOp::MaxRow { key, .. } => {
+                puts = true;
+                rows_bytes += key.len() + size_of::<i64>();
+            }
             op if op.frees_space() => frees = true,
             _ => return false,
         }
     }
-    frees && rows_bytes <= ROWS_BESIDE_DELETE_BYTES_MAX
+    frees && (declared || !puts) && rows_bytes <= ROWS_BESIDE_DELETE_BYTES_MAX
 }
 
 /// Whether nothing is left of the object after a vector, if it succeeds.
