@@ -501,8 +501,11 @@ impl Pg {
         if piece.position != expected {
             return Some(Some(expected));
         }
-        if !step.store.has_room(piece.data.len() as u64) {
-            return None; // no room: the primary repeats it, and there may be some then
+        let bytes = piece.data.len() as u64;
+        let has_room =
+            if push.backfill { step.store.has_room(bytes) } else { step.store.has_room_to_recover(bytes) };
+        if !has_room {
+            return None; // the primary repeats it, and there may be room then
         }
         let next = piece.next.clone();
         self.write_piece(&key, piece, step);
@@ -591,7 +594,8 @@ impl Pg {
 
     fn follow_reservation(&mut self, from: OsdId, step: &mut Step<'_>) {
         let now = step.now;
-        let has_room = step.store.has_room(0);
+        // What the log says must be here is taken as long as there is any room; a copy that is being filled waits for more.
+        let has_room = self.holding.last_backfill.is_complete() || step.store.has_room(0);
         let Some(follower) = self.follower() else { return };
         if !has_room {
             if follower.slot.take().is_some() {

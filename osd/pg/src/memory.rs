@@ -36,6 +36,8 @@ pub struct MemoryCollection {
     pub meta: BTreeMap<Vec<u8>, Bytes>,
     /// Whether there is no room for more.
     pub full: bool,
+    /// Largest piece of an object that recovery may bring all the same.
+    pub spare: u64,
     /// Other OSDs that have said that they have no room.
     pub full_peers: BTreeSet<OsdId>,
 }
@@ -204,6 +206,10 @@ impl LocalObjects for MemoryCollection {
 
     fn has_room(&self, _bytes: u64) -> bool {
         !self.full
+    }
+
+    fn has_room_to_recover(&self, bytes: u64) -> bool {
+        !self.full || bytes <= self.spare
     }
 
     fn peer_has_room(&self, osd: OsdId) -> bool {

@@ -323,7 +323,7 @@ impl Pg {
         if incoming.from != from || incoming.version != piece.version || incoming.position != piece.position {
             return;
         }
-        if !step.store.has_room(piece.data.len() as u64) {
+        if !step.store.has_room_to_recover(piece.data.len() as u64) {
             return; // asked for again, and there may be room then
         }
         let (object, version, next) = (piece.object.clone(), piece.version, piece.next.clone());
