@@ -271,6 +271,9 @@ pub struct Notice {
     /// Objects that the copy misses.
     #[n(2)]
     pub missing_count: u64,
+    /// Set when the objects of the copy cannot be listed: others cannot be filled from it.
+    #[n(3)]
+    pub unlisted: Option<bool>,
 }
 
 /// Whether a log entry changed an object or removed it.

@@ -9,7 +9,11 @@
 //! | `Finish` | the target is told that it is complete | it has that durable → done |
 //!
 //! A write to an object at or before the cursor, or of the batch and already done, carries its effects to the target; one
-//! to an object still to be sent, or beyond the batch, only its log entry; one to an object that is being sent waits.
+//! to an object still to be sent, or beyond the batch, only its log entry; one to an object that is being sent waits, unless
+//! it deletes the object: that ends the transfer.
+//!
+//! A listing that cannot be read ends nothing in silence: the primary peers again and leaves its place to a member that can
+//! list (`peering`), a target gives up what it holds and is filled from the beginning.
 //!
 //! Invariants: B1 everything at or before the cursor follows the log on the target; B2 the cursor moves only when the
 //! whole batch is durable there, and what is stored of it is never ahead of that; B3 what is sent is committed.
@@ -103,8 +107,11 @@ impl Pg {
         let own = match step.store.list_objects(after, limit) {
             Ok(own) => own,
             Err(error) => {
-                tracing::error!(pg = %self.id, %error, "cannot list the collection");
-                return;
+                let another = active.peers.values().any(|peer| peer.acting && peer.cursor.is_complete());
+                if self.note_listing(Err(&error), step) && another {
+                    self.start_interval(step); // that one shall lead until all are filled
+                }
+                return; // asked again: the device may have erred for a moment only
             }
         };
         let own_end = match own.last() {
@@ -119,6 +126,7 @@ impl Pg {
         for key in own.iter().filter(|key| in_batch(key.as_bytes())) {
             let version = self.own_version(key, step);
             if version == LogVersion::ZERO || theirs.get(key.as_bytes()) != Some(&version) {
+        self.note_listing(Ok(()), step);
                 items.insert(key.clone(), ());
             }
         }

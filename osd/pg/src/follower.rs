@@ -10,6 +10,7 @@
 //! | `RepOp` of an object that cannot be read here | `NotActivated` | log it, the object is missing; when that is durable `NotActivated` → not activated |
 //! | `RepOp` already applied / too early | `NotActivated` | acknowledge what is durable / keep (bounded) |
 //! | `Push`, scan, progress, reservation | `NotActivated` | do, acknowledge when durable |
+//! | scan of a copy that cannot be listed | `NotActivated` | what is here is given up; when that is durable `NotActivated` → not activated |
 //! | `Pull` | answer | the same |
 //! | `RemovePg` | remove the copy, if not a member | the same |
 //!
@@ -28,7 +29,7 @@ use holdfast_wire::peer::{
 };
 use holdfast_wire::{Effect, RefusedReason};
 
-use crate::api::{Output, Slot, StoreOp, VERSION_ATTR};
+use crate::api::{Output, ReadError, Slot, StoreOp, VERSION_ATTR};
 use crate::exec;
 use crate::key::ObjectKey;
 use crate::missing::Lack;
@@ -555,7 +556,10 @@ impl Pg {
         let keys = match step.store.list_objects(after, limit) {
             Ok(keys) => keys,
             Err(error) => {
-                tracing::error!(pg = %self.id, %error, "cannot list the collection");
+                self.note_listing(Err(&error), step);
+                if matches!(error, ReadError::Corrupt { .. }) && self.give_up_unlisted(step) {
+                    self.lose_activation(step);
+                }
                 return;
             }
         };
@@ -576,6 +580,7 @@ impl Pg {
     fn follow_progress(&mut self, from: OsdId, progress: BackfillProgress, step: &mut Step<'_>) {
         if progress.cursor > self.holding.last_backfill {
             self.holding.lost &= !progress.cursor.is_complete();
+        self.note_listing(Ok(()), step);
             self.holding.last_backfill = progress.cursor;
             let ops = vec![rows::put_info(&self.holding.info())];
             self.submit(ops, None, step);

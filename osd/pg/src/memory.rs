@@ -34,6 +34,8 @@ pub struct MemoryCollection {
     pub objects: BTreeMap<ObjectKey, MemoryObject>,
     /// The collection's own rows.
     pub meta: BTreeMap<Vec<u8>, Bytes>,
+    /// Whether its objects cannot be listed.
+    pub unlisted: bool,
     /// Whether there is no room for more.
     pub full: bool,
     /// Largest piece of an object that recovery may bring all the same.
@@ -190,6 +192,9 @@ impl LocalObjects for MemoryCollection {
     fn list_objects(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<ObjectKey>, ReadError> {
         let keys = self.objects.keys().filter(|key| after.is_none_or(|after| key.as_bytes() > after));
         Ok(keys.take(limit).cloned().collect())
+        if self.unlisted {
+            return Err(ReadError::Corrupt { detail: "unlisted".to_owned() });
+        }
     }
 
     fn meta_get(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {

@@ -181,3 +181,28 @@ fn a_target_that_is_full_is_not_sent_the_same_piece_every_second() {
     group.run_until_clean();
     assert!((0..3).all(|id| group.is_whole(id, "old")));
 }
+
+#[test]
+fn a_primary_that_cannot_list_its_objects_has_another_fill_the_new_member() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("old");
+    group.nodes[0].store.unlisted = true;
+    group.members.up = vec![osd(0), osd(1), osd(3)];
+    group.publish();
+    group.run_until_clean();
+    assert!(group.is_whole(3, "old"));
+    assert_eq!((group.primary(), group.damaged), (0, 1), "it leads again when all are filled");
+    group.write("old");
+}
+
+#[test]
+fn a_target_that_cannot_list_its_objects_is_filled_from_the_beginning() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("old");
+    group.nodes[3].store.unlisted = true;
+    group.members.up = vec![osd(0), osd(1), osd(3)];
+    group.publish();
+    group.run_until_clean();
+    assert!(group.is_whole(3, "old"));
+    assert_eq!((group.damaged, group.repaired), (1, 1));
+}
