@@ -564,6 +564,9 @@ pub struct PushAck {
     /// What to send now; `None` when the object is whole (or gone).
     #[n(1)]
     pub next: Option<PiecePosition>,
+    /// Set when there is no room for the piece at `next`: it has not been taken.
+    #[n(2)]
+    pub no_room: Option<bool>,
 }
 
 /// [`PeerBody::BackfillScan`].

@@ -56,6 +56,11 @@ impl Backfill {
         }
     }
 
+    /// Whether another target may be filled before this one is complete: what it has then is where its cursor is.
+    pub fn can_be_put_off(&self) -> bool {
+        !matches!(self.stage, Stage::Finish { .. })
+    }
+
     pub fn item_done(&mut self, key: &ObjectKey) {
         if let Stage::Batch { items, .. } = &mut self.stage {
             items.remove(key);
@@ -72,14 +77,13 @@ fn cursor_key(cursor: &BackfillCursor) -> Vec<u8> {
 
 impl Pg {
     /// Goes on with the backfill, or starts that of `next`.
-    pub(crate) fn backfill(&mut self, next: Option<OsdId>, step: &mut Step<'_>) {
+    pub(crate) fn backfill(&mut self, next: OsdId, step: &mut Step<'_>) {
         let Some(active) = self.active() else { return };
         if active.backfill.is_none()
-            && let Some(target) = next
-            && let Some(peer) = active.peers.get(&target)
+            && let Some(peer) = active.peers.get(&next)
         {
             let cursor = peer.cursor.clone();
-            active.backfill = Some(Backfill { target, cursor, stage: Stage::Scan { asked: step.now } });
+            active.backfill = Some(Backfill { target: next, cursor, stage: Stage::Scan { asked: step.now } });
             self.ask_digest(step);
             step.report = true;
         }
@@ -122,11 +126,11 @@ impl Pg {
         let theirs: BTreeMap<&[u8], LogVersion> =
             digest.objects.iter().map(|item| (item.key.as_slice(), item.version)).collect();
         let mut items = BTreeMap::new();
+        self.note_listing(Ok(()), step);
         let in_batch = |key: &[u8]| key > digest.after.as_slice() && end.covers(key);
         for key in own.iter().filter(|key| in_batch(key.as_bytes())) {
             let version = self.own_version(key, step);
             if version == LogVersion::ZERO || theirs.get(key.as_bytes()) != Some(&version) {
-        self.note_listing(Ok(()), step);
                 items.insert(key.clone(), ());
             }
         }

@@ -294,4 +294,3 @@ pub fn is_unreadable(outcome: &ClientOutcome) -> bool {
 pub fn short_log() -> Limits {
     Limits { log_entries_min: 2, log_entries_max: 4, log_trim_batch: 1, piece_bytes: 64, ..Limits::default() }
 }
-
