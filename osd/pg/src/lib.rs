@@ -26,6 +26,7 @@ mod pg;
 mod recovery;
 mod report;
 mod rows;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod transfer;
