@@ -10,6 +10,7 @@ use holdfast_types::{ObjectName, OsdId, PgId, Timestamp};
 use holdfast_wire::mon::{Cause, Explanation, MonError, PgDetail, Subject};
 
 use super::health::{fate_words, held_words};
+use super::out::Limits;
 use super::stats::{PgView, REPORT_STALE};
 use super::{Leader, Scene, reports};
 use crate::notes::{DownReason, OsdNote};
@@ -187,7 +188,8 @@ impl Explainer<'_> {
         if down.is_empty() {
             return "none of them is known to be down".to_owned();
         }
-        let why = |osd: &OsdId| match self.leader.fate(self.now, self.map(), *osd) {
+        let limits = Limits::of(self.map(), &self.leader.stats);
+        let why = |osd: &OsdId| match self.leader.fate(self.now, &limits, *osd) {
             Some(fate) => format!("{osd} {} ({})", self.down_words(*osd), fate_words(Some(fate))),
             None => format!("{osd} {}", self.down_words(*osd)),
         };

@@ -7,6 +7,7 @@ use holdfast_wire::mon::{Cause, Explanation, MonError};
 
 use super::explain::{Explainer, names, strings};
 use super::health::fate_words;
+use super::out::Limits;
 use super::stats::{PgView, REPORT_STALE};
 use crate::notes::OutReason;
 use crate::words::span;
@@ -89,7 +90,8 @@ impl Explainer<'_> {
             (false, true) => ("FLAPPING", format!("it {}", self.down_words(osd))),
             (false, false) => ("DOWN", format!("it {}", self.down_words(osd))),
         };
-        let fate = self.leader.fate(self.now, map, osd).filter(|_| !self.is_out(osd));
+        let limits = Limits::of(map, &self.leader.stats);
+        let fate = self.leader.fate(self.now, &limits, osd).filter(|_| !self.is_out(osd));
         let cause = match fate {
             Some(fate) => format!("{cause}; {}", fate_words(Some(fate))),
             None => cause,

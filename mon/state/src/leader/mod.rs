@@ -25,6 +25,7 @@ use crate::notes::OsdNotes;
 use balancer::Balancer;
 use explain::Explainer;
 use failures::Failures;
+use out::{Fate, Limits};
 use stats::Stats;
 
 pub use failures::{GRACE, REPORTERS_NEEDED, Verdict};
@@ -269,14 +270,22 @@ impl Leader {
 
     /// One OSD that has been down for long enough to go out, if the limits allow it.
     fn out_due(&self, now: Timestamp, map: &ClusterMap) -> Option<OsdId> {
-        let mut down = map.osds.iter().filter(|(_, info)| !info.up && info.in_cluster).map(|(osd, _)| *osd);
-        down.find(|osd| self.fate(now, map, *osd) == Some(out::Fate::Out))
+        let down = map.osds.iter().filter(|(_, info)| !info.up && info.in_cluster).map(|(osd, _)| *osd);
+        let long = |osd: &OsdId| self.down_for(now, *osd).is_some_and(|time| time >= out::DOWN_OUT);
+        let mut candidates = down.filter(long).peekable();
+        candidates.peek()?;
+        let limits = Limits::of(map, &self.stats);
+        candidates.find(|osd| self.fate(now, &limits, *osd) == Some(Fate::Out))
     }
 
     /// What becomes of an OSD that is down and in.
-    fn fate(&self, now: Timestamp, map: &ClusterMap, osd: OsdId) -> Option<out::Fate> {
-        let since = self.down_since.get(&osd)?;
-        Some(out::fate(map, &self.stats, now, osd, *since))
+    fn fate(&self, now: Timestamp, limits: &Limits<'_>, osd: OsdId) -> Option<Fate> {
+        Some(limits.fate(osd, self.down_for(now, osd)?))
+    }
+
+    /// How long it has been down, as far as this leader knows.
+    fn down_for(&self, now: Timestamp, osd: OsdId) -> Option<Duration> {
+        self.down_since.get(&osd).map(|since| now.since(*since))
     }
 
     /// Hold-offs end early where data is unavailable without the OSD: then even one that flaps is better than none.

@@ -9,11 +9,12 @@
 //!
 //! It comes back in when it boots (`osds::boot`), unless an operator took it out.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use holdfast_map::{ClusterMap, RuleShape};
-use holdfast_types::{OsdId, Timestamp};
+use holdfast_crush::{ItemId, RuleId};
+use holdfast_map::{ClusterMap, Pool, RuleShape};
+use holdfast_types::OsdId;
 
 use super::stats::Stats;
 
@@ -50,65 +51,105 @@ pub(super) enum Fate {
     Stays(StaysIn),
 }
 
-/// What becomes of an OSD that has been down since `since`.
-pub(super) fn fate(map: &ClusterMap, stats: &Stats, now: Timestamp, osd: OsdId, since: Timestamp) -> Fate {
-    let down_for = now.since(since);
-    match DOWN_OUT.checked_sub(down_for).filter(|left| !left.is_zero()) {
-        Some(left) => Fate::OutIn(left),
-        None => why_not(map, stats, osd).map_or(Fate::Out, Fate::Stays),
-    }
+/// How far the cluster is from each limit: worked out once, then asked for each OSD.
+pub(super) struct Limits<'a> {
+    map: &'a ClusterMap,
+    inside: usize,
+    rules: Vec<RuleLimit>,
+    /// How full the OSDs that are up and in would be with all data, in thousandths; `None`: nobody has said.
+    permille: Option<u128>,
 }
 
-fn why_not(map: &ClusterMap, stats: &Stats, osd: OsdId) -> Option<StaysIn> {
-    let in_after = map.osds.values().filter(|info| info.in_cluster).count().saturating_sub(1);
-    if in_after * 100 < map.osds.len() * IN_MIN_PERCENT {
-        return Some(StaysIn::TooMany { in_after, all: map.osds.len() });
-    }
-    whole_domain(map, osd).or_else(|| too_few_domains(map, osd)).or_else(|| too_full(map, stats, osd))
+/// What the pools of one rule need.
+struct RuleLimit {
+    shape: RuleShape,
+    /// OSDs that can hold data, by failure domain.
+    domains: BTreeMap<ItemId, usize>,
+    /// The pool with the most copies.
+    pool: String,
+    size: u32,
 }
 
-fn whole_domain(map: &ClusterMap, osd: OsdId) -> Option<StaysIn> {
-    let types = map.crush.parts();
-    let lowest = types.type_named(NEVER_OUT_WHOLE)?;
-    let concerned = |kind: &str| kind != ROOT && types.type_named(kind).is_some_and(|level| level >= lowest);
-    let all_down = |name: &str| {
-        let inside = map.crush.devices_beneath(name);
-        inside.len() > 1 && !inside.iter().any(|osd| map.is_up(*osd))
-    };
-    let location = map.crush.location_of(osd);
-    let (kind, name) = location.into_iter().find(|(kind, name)| concerned(kind) && all_down(name))?;
-    Some(StaysIn::WholeDomain { kind: kind.to_owned(), name: name.to_owned() })
-}
-
-fn too_few_domains(map: &ClusterMap, osd: OsdId) -> Option<StaysIn> {
-    map.pools.values().find_map(|pool| {
-        let shape = RuleShape::of(&map.crush, holdfast_crush::RuleId(pool.rule))?;
-        let usable = |other: &OsdId| map.osds.get(other).is_some_and(|info| info.in_cluster && info.reweight > 0);
-        let domains = |without: Option<OsdId>| -> usize {
-            let osds = shape.candidates().map(|(osd, _)| osd).filter(|osd| usable(osd) && Some(*osd) != without);
-            osds.filter_map(|osd| shape.domain(osd)).collect::<BTreeSet<_>>().len()
+impl<'a> Limits<'a> {
+    pub(super) fn of(map: &'a ClusterMap, stats: &Stats) -> Limits<'a> {
+        let mut largest = BTreeMap::<u32, &Pool>::new();
+        for pool in map.pools.values() {
+            let known = largest.entry(pool.rule).or_insert(pool);
+            if pool.size() > known.size() {
+                *known = pool;
+            }
+        }
+        let usable = |osd: &OsdId| map.osds.get(osd).is_some_and(|info| info.in_cluster && info.reweight > 0);
+        let rule_limit = |(rule, pool): (u32, &Pool)| {
+            let shape = RuleShape::of(&map.crush, RuleId(rule))?;
+            let mut domains = BTreeMap::new();
+            for osd in shape.candidates().map(|(osd, _)| osd).filter(usable) {
+                *domains.entry(shape.domain(osd)?).or_default() += 1;
+            }
+            Some(RuleLimit { shape, domains, pool: pool.name.clone(), size: pool.size() })
         };
-        let (before, left) = (domains(None), domains(Some(osd)));
-        (left < before && left < pool.size() as usize).then(|| StaysIn::TooFewDomains {
-            pool: pool.name.clone(),
-            size: pool.size(),
-            level: shape.level_name(&map.crush).to_owned(),
-            left,
-        })
-    })
-}
-
-fn too_full(map: &ClusterMap, stats: &Stats, osd: OsdId) -> Option<StaysIn> {
-    // What it held is copied from the others, so all that is used now must then fit without it.
-    let (mut used, mut total) = (0u128, 0u128);
-    for (other, info) in map.osds.iter().filter(|(_, info)| info.in_cluster) {
-        let Some(usage) = stats.usage(map, *other) else { continue };
-        used += u128::from(usage.used_bytes);
-        if info.up && *other != osd {
-            total += u128::from(usage.total_bytes);
+        // What an OSD that goes out held is copied from the others: all that is used now must then fit without it.
+        let (mut used, mut total) = (0u128, 0u128);
+        for (osd, info) in map.osds.iter().filter(|(_, info)| info.in_cluster) {
+            let Some(usage) = stats.usage(map, *osd) else { continue };
+            used += u128::from(usage.used_bytes);
+            if info.up {
+                total += u128::from(usage.total_bytes);
+            }
+        }
+        Limits {
+            map,
+            inside: map.osds.values().filter(|info| info.in_cluster).count(),
+            rules: largest.into_iter().filter_map(rule_limit).collect(),
+            permille: (used * 1_000).checked_div(total),
         }
     }
-    let permille = (used * 1_000).checked_div(total)?;
-    let percent = u64::try_from(permille / 10).unwrap_or(u64::MAX);
-    (permille >= u128::from(map.ratios.backfill_full)).then_some(StaysIn::TooFull { percent })
+
+    /// What becomes of an OSD that is in, and has been down for so long.
+    pub(super) fn fate(&self, osd: OsdId, down_for: Duration) -> Fate {
+        match DOWN_OUT.checked_sub(down_for).filter(|left| !left.is_zero()) {
+            Some(left) => Fate::OutIn(left),
+            None => self.why_not(osd).map_or(Fate::Out, Fate::Stays),
+        }
+    }
+
+    fn why_not(&self, osd: OsdId) -> Option<StaysIn> {
+        let (in_after, all) = (self.inside.saturating_sub(1), self.map.osds.len());
+        if in_after * 100 < all * IN_MIN_PERCENT {
+            return Some(StaysIn::TooMany { in_after, all });
+        }
+        self.whole_domain(osd).or_else(|| self.too_few_domains(osd)).or_else(|| self.too_full())
+    }
+
+    fn whole_domain(&self, osd: OsdId) -> Option<StaysIn> {
+        let (crush, types) = (&self.map.crush, self.map.crush.parts());
+        let lowest = types.type_named(NEVER_OUT_WHOLE)?;
+        let concerned = |kind: &str| kind != ROOT && types.type_named(kind).is_some_and(|level| level >= lowest);
+        let all_down = |name: &str| {
+            let inside = crush.devices_beneath(name);
+            inside.len() > 1 && !inside.iter().any(|osd| self.map.is_up(*osd))
+        };
+        let location = crush.location_of(osd);
+        let (kind, name) = location.into_iter().find(|(kind, name)| concerned(kind) && all_down(name))?;
+        Some(StaysIn::WholeDomain { kind: kind.to_owned(), name: name.to_owned() })
+    }
+
+    fn too_few_domains(&self, osd: OsdId) -> Option<StaysIn> {
+        self.rules.iter().find_map(|rule| {
+            let counts = self.map.osds.get(&osd).is_some_and(|info| info.reweight > 0);
+            let is_last = counts && rule.domains.get(&rule.shape.domain(osd)?) == Some(&1);
+            let left = rule.domains.len().saturating_sub(1);
+            (is_last && left < rule.size as usize).then(|| StaysIn::TooFewDomains {
+                pool: rule.pool.clone(),
+                size: rule.size,
+                level: rule.shape.level_name(&self.map.crush).to_owned(),
+                left,
+            })
+        })
+    }
+
+    fn too_full(&self) -> Option<StaysIn> {
+        let permille = self.permille.filter(|permille| *permille >= u128::from(self.map.ratios.backfill_full))?;
+        Some(StaysIn::TooFull { percent: u64::try_from(permille / 10).unwrap_or(u64::MAX) })
+    }
 }

@@ -6,7 +6,7 @@ use holdfast_map::ClusterMap;
 use holdfast_types::{OsdId, Timestamp};
 use holdfast_wire::mon::{HealthCheck, Severity};
 
-use super::super::out::Fate;
+use super::super::out::{Fate, Limits};
 use super::super::stats::Stats;
 use super::super::{Leader, Scene};
 use super::{check, plural};
@@ -22,8 +22,9 @@ pub(super) fn down(leader: &Leader, now: Timestamp, map: &ClusterMap) -> Option<
     if down.is_empty() {
         return None;
     }
+    let limits = Limits::of(map, &leader.stats);
     let line = |(osd, info): &(&OsdId, &holdfast_map::OsdInfo)| {
-        let fate = fate_words(leader.fate(now, map, **osd));
+        let fate = fate_words(leader.fate(now, &limits, **osd));
         format!("{osd} on {} ({}) is down; {fate}", host(map, **osd), info.address)
     };
     Some(check(
