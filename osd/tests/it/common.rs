@@ -1,5 +1,4 @@
 //! Real monitors, OSDs and a client in one process, over loopback and real disks.
-#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -18,6 +17,8 @@ use holdfast_wire::mon::{LocationStep, MonCommand, MonReply, StatusReport};
 use tokio_util::sync::CancellationToken;
 
 pub const CLUSTER: ClusterId = ClusterId([7; 16]);
+/// What never comes on a busy machine either.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct Cluster {
     pub dir: tempfile::TempDir,
@@ -98,7 +99,8 @@ impl Cluster {
     }
 
     pub async fn client(&self) -> Client {
-        Client::connect(ClientConfig::new(CLUSTER, vec![self.mon_address.clone()])).await.expect("the monitors answer")
+        let config = ClientConfig::new(CLUSTER, vec![self.mon_address.clone()]);
+        Client::connect(ClientConfig { op_timeout: PATIENCE, ..config }).await.expect("the monitors answer")
     }
 
     pub async fn stop(mut self) {
@@ -131,9 +133,10 @@ pub async fn status(client: &Client) -> StatusReport {
     }
 }
 
-/// Asks until the status is as wanted: states change with reports, which no client hears of.
+/// Asks until the status is as wanted. This has to poll: states of placement groups change with the reports of OSDs to the
+/// monitors, which make no new map, so a client that follows the maps hears nothing of them.
 pub async fn wait_status(client: &Client, what: &str, wanted: impl Fn(&StatusReport) -> bool) -> StatusReport {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let now = status(client).await;
         if wanted(&now) {
