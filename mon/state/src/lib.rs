@@ -27,4 +27,4 @@ mod words;
 pub use command::{Change, Command, Op, Outcome};
 pub use hierarchy::crush_weight;
 pub use notes::{DownReason, HoldOff, OsdNote, OutReason};
-pub use state::{RestoreError, STATE_BYTES_MAX, State};
+pub use state::{RestoreError, SPLIT_OPTION, STATE_BYTES_MAX, State};

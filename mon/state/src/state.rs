@@ -39,8 +39,8 @@ const _: () = assert!(
 /// The option that stops the balancer, with the value `off`.
 const BALANCER_OPTION: &str = "balancer";
 
-/// The option that lets pools be split, with the value `on`.
-const SPLIT_OPTION: &str = "pg_split";
+/// The option that lets the leader split pools, with the value `on`.
+pub const SPLIT_OPTION: &str = "pg_split";
 
 /// Bytes that are no state of this release.
 #[derive(Debug, thiserror::Error)]

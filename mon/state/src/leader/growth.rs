@@ -7,8 +7,8 @@
 //! | else | nothing |
 //!
 //! One step at a time over all pools; each makes placement groups unclean, and the next waits until they are clean
-//! again. A pool is never given fewer. Needs OSDs that can split: until all releases in use can, the option `pg_split`
-//! must be `on`.
+//! again. A pool is never given fewer. Needs OSDs that can split: until they can, the option `pg_split` must be
+//! `on`, which monitors do not accept.
 
 use std::time::Duration;
 
