@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_crush::CrushMap;
 use holdfast_types::{ClientId, ClusterId, DiskUuid, Epoch, Incarnation, MonId, OsdId, PgId, PoolId};
 use minicbor::{Decode, Encode};
+use serde::Serialize;
 
 /// The highest OSD id: placement tables are dense.
 pub const OSD_ID_MAX: u32 = 65_535;
@@ -56,6 +57,46 @@ pub struct ClusterMap {
     #[n(11)]
     #[cbor(default)]
     pub next_osd: OsdId,
+    /// Placement groups that people want scrubbed; each stays until its primary reports that it was done.
+    #[n(12)]
+    #[cbor(default)]
+    pub scrub_wishes: BTreeMap<PgId, ScrubWish>,
+}
+
+/// How thoroughly copies are compared. Each kind does what those before it do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode, Serialize)]
+#[cbor(index_only)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScrubKind {
+    /// Versions, sizes, attributes and rows.
+    #[n(0)]
+    Shallow,
+    /// All bytes, too.
+    #[n(1)]
+    Deep,
+    /// And whatever can be told to be wrong is repaired, however much it is.
+    #[n(2)]
+    Repair,
+}
+
+impl ScrubKind {
+    /// Whether all bytes are read.
+    #[must_use]
+    pub fn is_deep(self) -> bool {
+        self != ScrubKind::Shallow
+    }
+}
+
+/// One scrub that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct ScrubWish {
+    /// What.
+    #[n(0)]
+    pub kind: ScrubKind,
+    /// The map that brought the wish: its name. A scrub that began in an earlier map does not fulfil it.
+    #[n(1)]
+    pub epoch: Epoch,
 }
 
 /// One OSD, as the monitors see it.
@@ -213,6 +254,7 @@ impl ClusterMap {
             services: BTreeMap::new(),
             next_pool: PoolId(1),
             next_osd: OsdId(0),
+            scrub_wishes: BTreeMap::new(),
         }
     }
 

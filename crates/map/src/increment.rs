@@ -6,7 +6,7 @@ use holdfast_crush::CrushMap;
 use holdfast_types::{ClusterId, Epoch, MonId, OsdId, PgId, PoolId};
 use minicbor::{Decode, Encode};
 
-use crate::cluster::{BlocklistEntry, ClusterFlags, ClusterMap, OsdInfo, Pool, ServiceInfo};
+use crate::cluster::{BlocklistEntry, ClusterFlags, ClusterMap, OsdInfo, Pool, ScrubWish, ServiceInfo};
 use crate::encoding::{MapDecodeError, seal, unseal};
 
 const MAGIC: [u8; 4] = *b"HFMI";
@@ -54,6 +54,10 @@ pub struct Increment {
     /// The next OSD id, when it changed.
     #[n(12)]
     pub next_osd: Option<OsdId>,
+    /// Scrubs that were asked for.
+    #[n(13)]
+    #[cbor(default)]
+    pub scrub_wishes: BTreeMap<PgId, Option<ScrubWish>>,
 }
 
 /// An increment that does not fit the map it was applied to. The holder then asks for the full map.
@@ -137,6 +141,7 @@ impl Increment {
             services: changes_of(&old.services, &new.services),
             next_pool: (old.next_pool != new.next_pool).then_some(new.next_pool),
             next_osd: (old.next_osd != new.next_osd).then_some(new.next_osd),
+            scrub_wishes: changes_of(&old.scrub_wishes, &new.scrub_wishes),
         }
     }
 
@@ -174,6 +179,7 @@ impl ClusterMap {
         set_each(&mut next.pools, &increment.pools);
         set_each(&mut next.pg_temp, &increment.pg_temp);
         set_each(&mut next.services, &increment.services);
+        set_each(&mut next.scrub_wishes, &increment.scrub_wishes);
         for (entry, added) in &increment.blocklist {
             if *added {
                 next.blocklist.insert(*entry);

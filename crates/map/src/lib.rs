@@ -12,7 +12,7 @@ mod placement;
 
 pub use cluster::{
     BLOCKLIST_MAX, BlocklistEntry, ClusterFlags, ClusterMap, OSD_ID_MAX, OsdInfo, PG_TEMP_MEMBERS_MAX, Pool, PoolKind,
-    SERVICES_MAX, ServiceInfo,
+    SERVICES_MAX, ScrubKind, ScrubWish, ServiceInfo,
 };
 pub use encoding::MapDecodeError;
 pub use increment::{ApplyError, Increment};

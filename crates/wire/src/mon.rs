@@ -3,9 +3,12 @@
 //! Carried over gRPC (`net::mon_api`) as CBOR in an envelope whose first byte is the version. Report types derive
 //! `serde::Serialize`: their JSON is what `holdfast … -o json` prints, and its field names are stable.
 
+use holdfast_map::ScrubKind;
 use holdfast_types::{DiskUuid, Epoch, Incarnation, LogVersion, MonId, OsdId, PgId, PoolId, RequestId};
 use minicbor::{Decode, Encode};
 use serde::Serialize;
+
+use crate::scrub::{PgScrub, ScrubStatus, ScrubTarget};
 
 /// A command or a question. A resend carries the same id and is applied at most once.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
@@ -245,6 +248,17 @@ pub enum MonCommand {
         /// All its runs up to this one.
         #[n(1)]
         incarnation: Incarnation,
+    },
+    /// Has placement groups scrubbed. Asking again for what is still to be done changes nothing; a more thorough wish
+    /// takes the place of a lesser one. Answers [`MonReply::Done`] with the map that has the wishes.
+    #[n(30)]
+    Scrub {
+        /// Which.
+        #[n(0)]
+        target: ScrubTarget,
+        /// How.
+        #[n(1)]
+        kind: ScrubKind,
     },
 
     /// Makes an S3 user's key pair; what is `None` is generated. Answers [`MonReply::Key`].
@@ -563,6 +577,10 @@ pub struct PgState {
     /// Up and acting sets differ.
     #[n(9)]
     pub remapped: bool,
+    /// Copies of some objects differ, and it could not be told which are right, or a person is to decide.
+    #[n(10)]
+    #[cbor(default)]
+    pub inconsistent: bool,
 }
 
 /// What a primary says of a placement group.
@@ -608,6 +626,9 @@ pub struct PgReport {
     /// OSDs that must come back before it can go on.
     #[n(12)]
     pub blocked_by: Vec<OsdId>,
+    /// Its scrubs; `None` before the primary was told the time.
+    #[n(13)]
+    pub scrub: Option<PgScrub>,
 }
 
 /// Space of one device.
@@ -753,6 +774,9 @@ pub struct StatusReport {
     /// Space over all OSDs.
     #[n(17)]
     pub usage: StoreUsage,
+    /// Scrubs; `None` from a monitor that does not count them.
+    #[n(18)]
+    pub scrub: Option<ScrubStatus>,
 }
 
 /// A line of `osd tree`.
@@ -912,6 +936,9 @@ pub struct PgRow {
     /// OSDs that must come back before it can go on.
     #[n(9)]
     pub blocked_by: Vec<OsdId>,
+    /// Its scrubs, as last reported.
+    #[n(10)]
+    pub scrub: Option<PgScrub>,
 }
 
 impl PgState {
@@ -929,6 +956,7 @@ impl PgState {
             (self.remapped, "remapped"),
             (self.recovering, "recovering"),
             (self.backfilling, "backfilling"),
+            (self.inconsistent, "inconsistent"),
         ];
         let set: Vec<&str> = words.into_iter().filter_map(|(holds, word)| holds.then_some(word)).collect();
         if set.is_empty() { "unknown".to_owned() } else { set.join("+") }

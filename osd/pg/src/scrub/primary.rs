@@ -1,0 +1,671 @@
+//! A pass, as the primary leads it; the table is in `scrub`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use holdfast_map::ScrubKind;
+use holdfast_types::{Epoch, LogVersion, ObjectName, OsdId, Timestamp};
+use holdfast_wire::peer::{BackfillCursor, EntryKind, MissingItem};
+use holdfast_wire::scrub::{
+    BadCopy, CopyFault, Inconsistency, ScrubBody, ScrubCopy, ScrubMap, ScrubMarks, ScrubMessage, ScrubRange,
+};
+
+use super::compare::{Expected, Judgement, Verdict, judge};
+use super::scan::{ITEMS_MAX, Scan};
+use super::{HOLD_MAX, NAMED_MAX, Pace, RESEND, schedule};
+use crate::active::Active;
+use crate::api::{LocalObjects, Output, ReadError, ScrubLimits, Slot};
+use crate::key::ObjectKey;
+use crate::missing::Lack;
+use crate::pg::{Pg, Role, Step, TICK};
+
+/// Writes that make a chunk begin anew, in a row; the next one waits.
+const DISTURBANCES_MAX: u32 = 4;
+/// A chunk that writes could not wait for is tried so many times more, then the pass ends.
+const GIVEN_UP_MAX: u32 = 5;
+/// Pause before a chunk is tried again that writes could not wait for.
+const GIVEN_UP_PAUSE: Duration = Duration::from_secs(1);
+/// A pass that had to end is begun anew after this long.
+const RETRY: Duration = Duration::from_secs(300);
+/// Members that keep a slot hear of the primary at least this often (`member::SILENCE_MAX` is much longer).
+const RENEWAL: Duration = Duration::from_secs(3);
+/// Slots are given back when the placement group is not clean for this long.
+const UNCLEAN_MAX: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+enum Stage {
+    Wait,
+    Reserve { own: bool, asked: Timestamp },
+    Choose { since: Timestamp },
+    Settle { upto: BackfillCursor },
+    Scan { number: u64, upto: BackfillCursor, own: Option<Scan>, maps: BTreeMap<OsdId, ScrubMap>, asked: Timestamp },
+    Mark { number: u64, upto: BackfillCursor, marks: BTreeMap<OsdId, ScrubMarks>, waiting: BTreeSet<OsdId>, asked: Timestamp },
+}
+
+/// See `scrub`.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    pub kind: ScrubKind,
+    wish: Option<Epoch>,
+    stage: Stage,
+    /// Members that keep a slot.
+    slots: BTreeSet<OsdId>,
+    renewed: Timestamp,
+    /// The chunk begins after this key.
+    after: Vec<u8>,
+    /// Most objects of the next chunk.
+    objects: usize,
+    disturbed: u32,
+    given_up: u32,
+    /// Since when a write waits for the chunk, and which objects' do.
+    held_since: Option<Timestamp>,
+    held: BTreeSet<ObjectKey>,
+    pace: Pace,
+    verified: u64,
+    /// Wrong copies found.
+    faults: u64,
+    /// Copies marked that are not whole yet.
+    mending: u64,
+    /// Inconsistent objects that are not kept by name.
+    unnamed: u64,
+}
+
+impl Pass {
+    fn new(kind: ScrubKind, wish: Option<Epoch>, limits: &ScrubLimits) -> Pass {
+        Pass {
+            kind,
+            wish,
+            stage: Stage::Wait,
+            slots: BTreeSet::new(),
+            renewed: Timestamp::ZERO,
+            after: Vec::new(),
+            objects: limits.chunk_objects.max(1),
+            disturbed: 0,
+            given_up: 0,
+            held_since: None,
+            held: BTreeSet::new(),
+            pace: Pace::default(),
+            verified: 0,
+            faults: 0,
+            mending: 0,
+            unnamed: 0,
+        }
+    }
+
+    pub fn asked_or_holds_slot(&self) -> bool {
+        !matches!(self.stage, Stage::Wait)
+    }
+
+    /// The end of the present chunk, if there is one.
+    fn chunk_end(&self) -> Option<&BackfillCursor> {
+        match &self.stage {
+            Stage::Settle { upto } | Stage::Scan { upto, .. } | Stage::Mark { upto, .. } => Some(upto),
+            Stage::Wait | Stage::Reserve { .. } | Stage::Choose { .. } => None,
+        }
+    }
+
+    fn in_chunk(&self, key: &ObjectKey) -> bool {
+        let key = key.as_bytes();
+        self.chunk_end().is_some_and(|upto| key > self.after.as_slice() && upto.covers(key))
+    }
+
+    fn is_urgent(&self) -> bool {
+        self.disturbed >= DISTURBANCES_MAX
+    }
+
+    /// Whether a write to the object must wait; it is then remembered to do so.
+    pub fn holds(&mut self, key: &ObjectKey, now: Timestamp) -> bool {
+        let holds = self.in_chunk(key) && (self.is_urgent() || matches!(self.stage, Stage::Mark { .. }));
+        if holds {
+            self.held_since.get_or_insert(now);
+            self.held.insert(key.clone());
+        }
+        holds
+    }
+
+    /// A write to the object goes out.
+    pub fn saw_write(&mut self, key: &ObjectKey) {
+        if self.in_chunk(key) {
+            self.disturbed += 1;
+            self.objects = (self.objects / 2).max(1);
+            self.stage = Stage::Choose { since: self.pace.next };
+        }
+    }
+
+    /// Waiting writes are let go, and the chunk is tried again later. Gives `false` when it was tried too often.
+    fn give_up_chunk(&mut self, now: Timestamp) -> bool {
+        self.given_up += 1;
+        self.disturbed = 0;
+        self.objects = 1;
+        self.pace.next = now + GIVEN_UP_PAUSE;
+        self.stage = Stage::Choose { since: now };
+        self.given_up <= GIVEN_UP_MAX
+    }
+
+    /// The chunk is done.
+    fn go_on(&mut self, upto: BackfillCursor, now: Timestamp, limits: &ScrubLimits) {
+        self.after = match upto {
+            BackfillCursor::At(key) => key,
+            BackfillCursor::Complete => PAST_ALL.to_vec(),
+        };
+        self.disturbed = 0;
+        self.given_up = 0;
+        self.objects = (self.objects * 2).min(limits.chunk_objects.max(1));
+        self.stage = Stage::Choose { since: now };
+    }
+
+    fn is_past_all(&self) -> bool {
+        self.after == PAST_ALL
+    }
+
+    /// The end of a chunk: so many objects, and in a deep scrub about so many bytes.
+    fn choose(&self, store: &dyn LocalObjects, limits: &ScrubLimits) -> Result<BackfillCursor, ReadError> {
+        let limit = self.objects.clamp(1, ITEMS_MAX);
+        let after = (!self.after.is_empty()).then_some(self.after.as_slice());
+        let keys = store.list_objects(after, limit)?;
+        let mut bytes = 0u64;
+        for (index, key) in keys.iter().enumerate() {
+            // What cannot be read is small enough.
+            bytes = bytes.saturating_add(store.stat(key).ok().flatten().unwrap_or(0));
+            if (self.kind.is_deep() && bytes >= limits.chunk_bytes) || index + 1 == limit {
+                return Ok(BackfillCursor::At(key.as_bytes().to_vec()));
+            }
+        }
+        Ok(BackfillCursor::Complete)
+    }
+}
+
+/// Stands for "after the last object": longer than any key.
+const PAST_ALL: &[u8] = &[0xff; 4 + 2 * ObjectName::BYTES_MAX];
+
+/// What the comparison of a chunk found.
+#[derive(Default)]
+struct Findings {
+    marks: BTreeMap<OsdId, ScrubMarks>,
+    inconsistent: Vec<Inconsistency>,
+}
+
+impl Pg {
+    /// Goes on with the pass; begins one when it is time.
+    pub(crate) fn advance_scrub(&mut self, step: &mut Step<'_>) {
+        let pass = self.scrub.pass.take().or_else(|| self.begin_scrub(step).map(Box::new));
+        let Some(mut pass) = pass else { return };
+        let goes_on = self.drive_scrub(&mut pass, step);
+        if goes_on {
+            let held = pass.chunk_end().is_some();
+            if !held {
+                self.let_writes_go(&mut pass, step);
+            }
+            self.tick_within(TICK, step);
+            self.scrub.pass = Some(pass);
+        }
+    }
+
+    /// What a person wants first, then what the calendar says.
+    fn begin_scrub(&mut self, step: &mut Step<'_>) -> Option<Pass> {
+        let limits = self.limits.scrub;
+        let wish = self.map.scrub_wishes.get(&self.id).filter(|wish| wish.epoch > self.scrub.record.served);
+        let wall = self.scrub.wall_ms(step.now);
+        if (wish.is_none() && wall.is_none()) || !self.is_ready_for_scrub() {
+            return None;
+        }
+        if let Some(at) = self.scrub.retry_at.filter(|at| *at > step.now) {
+            self.tick_within(at.since(step.now), step);
+            return None;
+        }
+        self.scrub.retry_at = None;
+        let pass = match wish {
+            Some(wish) => Pass::new(wish.kind, Some(wish.epoch), &limits),
+            None => {
+                let born = self.scrub.record.born_ms > 0;
+                let kind = schedule::due(&self.scrub.record, self.id, &limits, wall?).filter(|_| born)?;
+                Pass::new(kind, None, &limits)
+            }
+        };
+        tracing::debug!(pg = %self.id, osd = %self.whoami, kind = ?pass.kind, "scrub begins");
+        step.report = true;
+        Some(pass)
+    }
+
+    /// Whether all copies should be the same, and nothing is being copied.
+    fn is_ready_for_scrub(&self) -> bool {
+        let Role::Active(active) = &self.role else { return false };
+        active.clean
+            && active.writeable
+            && active.backfill.is_none()
+            && self.holding.missing.is_empty()
+            && active.all_copied()
+            && !active.recovery.is_transferring()
+    }
+
+    fn scrub_members(&self) -> BTreeSet<OsdId> {
+        let Role::Active(active) = &self.role else { return BTreeSet::new() };
+        active.peers.iter().filter(|(_, peer)| peer.acting).map(|(osd, _)| *osd).collect()
+    }
+
+    fn let_writes_go(&mut self, pass: &mut Pass, step: &mut Step<'_>) {
+        pass.held_since = None;
+        for key in std::mem::take(&mut pass.held) {
+            self.clients.wake(&key);
+            step.rerun = true;
+        }
+    }
+
+    fn drive_scrub(&mut self, pass: &mut Pass, step: &mut Step<'_>) -> bool {
+        self.renew_scrub_slots(pass, step);
+        let overdue = pass.held_since.is_some_and(|since| step.now.since(since) >= HOLD_MAX);
+        if overdue && matches!(pass.stage, Stage::Settle { .. } | Stage::Scan { .. }) {
+            return if pass.give_up_chunk(step.now) { true } else { self.end_scrub(pass, false, step) };
+        }
+        match &pass.stage {
+            Stage::Wait => {
+                if self.is_ready_for_scrub() {
+                    pass.stage = Stage::Reserve { own: false, asked: step.now };
+                    step.out.push(Output::Reserve(Slot::ScrubOutgoing));
+                }
+                true
+            }
+            Stage::Reserve { own, asked } => {
+                let (own, asked) = (*own, *asked);
+                self.reserve_for_scrub(pass, own, asked, step);
+                true
+            }
+            Stage::Choose { since } => {
+                let since = *since;
+                self.choose_chunk(pass, since, step)
+            }
+            Stage::Settle { upto } => {
+                let upto = upto.clone();
+                self.settle_chunk(pass, upto, step);
+                true
+            }
+            Stage::Scan { .. } => self.scan_chunk(pass, step),
+            Stage::Mark { .. } => {
+                self.mark_copies(pass, step);
+                true
+            }
+        }
+    }
+
+    // ---- slots ----
+
+    fn reserve_for_scrub(&mut self, pass: &mut Pass, own: bool, asked: Timestamp, step: &mut Step<'_>) {
+        if !own {
+            return;
+        }
+        let next = self.scrub_members().into_iter().find(|osd| !pass.slots.contains(osd));
+        let Some(next) = next else {
+            pass.stage = Stage::Choose { since: step.now };
+            step.rerun = true;
+            return;
+        };
+        if asked == Timestamp::ZERO || step.now.since(asked) >= RESEND {
+            pass.stage = Stage::Reserve { own, asked: step.now };
+            self.send_scrub(next, 0, ScrubBody::Reserve, step);
+        }
+    }
+
+    fn renew_scrub_slots(&mut self, pass: &mut Pass, step: &mut Step<'_>) {
+        if !pass.slots.is_empty() && step.now.since(pass.renewed) >= RENEWAL {
+            pass.renewed = step.now;
+            for osd in pass.slots.clone() {
+                self.send_scrub(osd, 0, ScrubBody::Reserve, step);
+            }
+        }
+    }
+
+    fn release_scrub_slots(&self, pass: &mut Pass, step: &mut Step<'_>) {
+        if pass.asked_or_holds_slot() {
+            step.out.push(Output::Release(Slot::ScrubOutgoing));
+        }
+        pass.slots.clear();
+        for osd in self.scrub_members() {
+            self.send_scrub(osd, 0, ScrubBody::Release, step);
+        }
+        pass.stage = Stage::Wait;
+    }
+
+    pub(crate) fn scrub_outgoing_reserved(&mut self) {
+        if let Some(Stage::Reserve { own, asked }) = self.scrub.pass.as_mut().map(|pass| &mut pass.stage)
+            && !*own
+        {
+            (*own, *asked) = (true, Timestamp::ZERO);
+        }
+    }
+
+    pub(crate) fn scrub_outgoing_refused(&mut self, step: &Step<'_>) {
+        self.scrub.pass = None;
+        self.scrub.retry_at = Some(step.now + RETRY);
+    }
+
+    // ---- chunks ----
+
+    fn choose_chunk(&mut self, pass: &mut Pass, since: Timestamp, step: &mut Step<'_>) -> bool {
+        if !self.is_ready_for_scrub() {
+            if step.now.since(since) >= UNCLEAN_MAX {
+                self.release_scrub_slots(pass, step);
+            }
+            return true;
+        }
+        if pass.mending > 0 {
+            self.scrub.record.repaired = self.scrub.record.repaired.saturating_add(std::mem::take(&mut pass.mending));
+            self.keep_scrub_record(step);
+        }
+        if pass.is_past_all() {
+            return self.end_scrub(pass, true, step);
+        }
+        if pass.pace.next > step.now {
+            self.tick_within(pass.pace.next.since(step.now), step);
+            return true;
+        }
+        match pass.choose(step.store, &self.limits.scrub) {
+            Ok(upto) => {
+                self.settle_chunk(pass, upto, step);
+                true
+            }
+            Err(error) => {
+                tracing::error!(pg = %self.id, osd = %self.whoami, %error, "a scrub cannot list the objects here");
+                self.end_scrub(pass, false, step)
+            }
+        }
+    }
+
+    /// Asks all members about the chunk, when no write to it is under way.
+    fn settle_chunk(&mut self, pass: &mut Pass, upto: BackfillCursor, step: &mut Step<'_>) {
+        pass.stage = Stage::Settle { upto: upto.clone() };
+        let Role::Active(active) = &self.role else { return };
+        if active.has_uncommitted(|key| pass.in_chunk(key)) || step.touched.iter().any(|key| pass.in_chunk(key)) {
+            return;
+        }
+        self.scrub.number += 1;
+        let number = self.scrub.number;
+        let range = self.range_of(pass, upto.clone());
+        let own = Some(Scan::new(range.clone()));
+        pass.stage = Stage::Scan { number, upto, own, maps: BTreeMap::new(), asked: step.now };
+        for osd in self.scrub_members() {
+            self.send_scrub(osd, number, ScrubBody::Scan(range.clone()), step);
+        }
+        step.rerun = true;
+    }
+
+    fn range_of(&self, pass: &Pass, upto: BackfillCursor) -> ScrubRange {
+        ScrubRange { after: pass.after.clone(), upto, deep: pass.kind.is_deep(), urgent: pass.is_urgent() }
+    }
+
+    fn scan_chunk(&mut self, pass: &mut Pass, step: &mut Step<'_>) -> bool {
+        if !self.is_ready_for_scrub() {
+            // Something of it was found damaged by a reader, and is being fetched.
+            pass.stage = Stage::Choose { since: step.now };
+            return true;
+        }
+        let (limits, head, urgent) = (self.limits.scrub, self.holding.log.head(), pass.is_urgent());
+        let (me, members) = (self.whoami, self.scrub_members());
+        let after = pass.after.clone();
+        let (kind, pace) = (pass.kind, &mut pass.pace);
+        let Stage::Scan { number, upto, own, maps, asked } = &mut pass.stage else { return true };
+        if let Some(scan) = own {
+            if (pace.next > step.now && !urgent) || step.submitted {
+                let wait = pace.next.since(step.now).max(limits.pause);
+                self.tick_within(wait, step);
+            } else {
+                let piece = scan.piece(step.store, limits.piece_bytes);
+                let pause = pace.pause(step.now, head, &limits, urgent);
+                match piece {
+                    Some(map) => {
+                        maps.insert(me, map);
+                        *own = None;
+                    }
+                    None => self.tick_within(pause, step),
+                }
+            }
+        }
+        let silent: Vec<OsdId> = members.iter().copied().filter(|osd| !maps.contains_key(osd)).collect();
+        if silent.is_empty() && own.is_none() {
+            let maps = std::mem::take(maps);
+            return self.compare_chunk(pass, &maps, step);
+        }
+        if step.now.since(*asked) >= RESEND {
+            *asked = step.now;
+            let range = ScrubRange { after, upto: upto.clone(), deep: kind.is_deep(), urgent };
+            let number = *number;
+            for osd in silent {
+                self.send_scrub(osd, number, ScrubBody::Scan(range.clone()), step);
+            }
+        }
+        true
+    }
+
+    fn compare_chunk(&mut self, pass: &mut Pass, maps: &BTreeMap<OsdId, ScrubMap>, step: &mut Step<'_>) -> bool {
+        if maps.values().any(|map| map.failed == Some(true)) {
+            tracing::error!(pg = %self.id, "a scrub ends: a member cannot list its objects");
+            return self.end_scrub(pass, false, step);
+        }
+        let upto = maps.values().map(|map| map.upto.clone()).min().unwrap_or(BackfillCursor::Complete);
+        let found = self.judge_chunk(pass, maps, &upto);
+        self.record_findings(pass, &upto, found.inconsistent, step);
+        if found.marks.is_empty() {
+            pass.go_on(upto, step.now, &self.limits.scrub);
+            step.rerun = true;
+            return true;
+        }
+        self.scrub.number += 1;
+        let number = self.scrub.number;
+        let waiting: BTreeSet<OsdId> = found.marks.keys().copied().filter(|osd| *osd != self.whoami).collect();
+        for (osd, marks) in found.marks.iter().filter(|(osd, _)| waiting.contains(osd)) {
+            self.send_scrub(*osd, number, ScrubBody::Mark(marks.clone()), step);
+        }
+        pass.stage = Stage::Mark { number, upto, marks: found.marks, waiting, asked: step.now };
+        step.rerun = true;
+        true
+    }
+
+    /// What the log says of each object, and what the copies say.
+    fn judge_chunk(&self, pass: &mut Pass, maps: &BTreeMap<OsdId, ScrubMap>, upto: &BackfillCursor) -> Findings {
+        let nobody: BTreeMap<OsdId, Option<ScrubCopy>> = maps.keys().map(|osd| (*osd, None)).collect();
+        let mut objects = BTreeMap::<ObjectKey, BTreeMap<OsdId, Option<ScrubCopy>>>::new();
+        for (osd, map) in maps {
+            for item in &map.items {
+                let Some(key) = ObjectKey::from_bytes(&item.key) else { continue };
+                if key.as_bytes() > pass.after.as_slice() && upto.covers(key.as_bytes()) {
+                    objects.entry(key).or_insert_with(|| nobody.clone()).insert(*osd, Some(item.copy));
+                }
+            }
+        }
+        let names: BTreeSet<ObjectName> = objects.keys().map(ObjectKey::name).collect();
+        let mut expected = BTreeMap::new();
+        for entry in self.holding.log.entries().filter(|entry| names.contains(&entry.object)) {
+            let says = match entry.kind {
+                EntryKind::Modify => Expected::Version(entry.version),
+                EntryKind::Delete => Expected::Deleted,
+            };
+            expected.insert(entry.object.clone(), says); // the last one counts
+        }
+        let mut found = Findings::default();
+        let asked = pass.kind == ScrubKind::Repair;
+        for (key, copies) in objects {
+            let name = key.name();
+            let says = expected.get(&name).copied().unwrap_or(Expected::Unknown);
+            let judgement = judge(&copies, says, asked);
+            for bad in &judgement.bad {
+                tracing::warn!(pg = %self.id, object = ?key, osd = %bad.osd, fault = bad.fault.describe(),
+                    verdict = ?judgement.verdict, "scrub found a wrong copy");
+            }
+            self.take_judgement(pass, name, judgement, &mut found);
+        }
+        found
+    }
+
+    fn take_judgement(&self, pass: &mut Pass, object: ObjectName, judgement: Judgement, found: &mut Findings) {
+        let Judgement { verdict, bad } = judgement;
+        pass.faults += bad.len() as u64;
+        // More than a few wrong copies are no accident of one disk: a person is to look first.
+        let allowed = pass.kind == ScrubKind::Repair || pass.faults <= self.limits.scrub.repairs_max;
+        let version = match verdict {
+            Verdict::Whole => {
+                pass.verified += 1;
+                return;
+            }
+            Verdict::Replace(version) if allowed => Some(version),
+            Verdict::Remove if allowed => None,
+            Verdict::Replace(_) | Verdict::Remove | Verdict::Unclear => {
+                let deep = bad.iter().all(|copy| matches!(copy.fault, CopyFault::Data | CopyFault::Unreadable));
+                found.inconsistent.push(Inconsistency { object, deep, copies: bad });
+                return;
+            }
+        };
+        pass.verified += 1;
+        for BadCopy { osd, .. } in bad {
+            let marks = found.marks.entry(osd).or_default();
+            match version {
+                Some(need) => {
+                    let item = MissingItem { object: object.clone(), need, have: LogVersion::ZERO };
+                    marks.missing.push(item);
+                }
+                None => marks.remove.push(object.clone()),
+            }
+        }
+    }
+
+    /// Takes what is inconsistent in the chunk into the record, in the place of what was.
+    fn record_findings(
+        &mut self,
+        pass: &mut Pass,
+        upto: &BackfillCursor,
+        inconsistent: Vec<Inconsistency>,
+        step: &mut Step<'_>,
+    ) {
+        let record = &mut self.scrub.record;
+        let before = (record.inconsistent.clone(), record.inconsistent_more);
+        let (after, deep) = (pass.after.as_slice(), pass.kind.is_deep());
+        record.inconsistent.retain(|known| {
+            let key = ObjectKey::of(&known.object);
+            let looked_at = key.as_bytes() > after && upto.covers(key.as_bytes());
+            // Without reading bytes nobody can say that they are right.
+            !looked_at || (known.deep && !deep)
+        });
+        for found in inconsistent {
+            let key = ObjectKey::of(&found.object);
+            let at = record.inconsistent.partition_point(|known| ObjectKey::of(&known.object) < key);
+            if record.inconsistent.get(at).is_some_and(|known| known.object == found.object) {
+                continue;
+            }
+            if record.inconsistent.len() >= NAMED_MAX {
+                pass.unnamed += 1;
+                record.inconsistent_more = record.inconsistent_more.max(pass.unnamed);
+            } else {
+                record.inconsistent.insert(at, found);
+            }
+        }
+        if before != (record.inconsistent.clone(), record.inconsistent_more) {
+            self.keep_scrub_record(step);
+        }
+    }
+
+    // ---- repair ----
+
+    /// When all bad copies are durably missing on the other members, they are missing here, too: recovery does the rest.
+    fn mark_copies(&mut self, pass: &mut Pass, step: &mut Step<'_>) {
+        let Stage::Mark { number, upto, marks, waiting, asked } = &mut pass.stage else { return };
+        if !waiting.is_empty() {
+            if step.now.since(*asked) >= RESEND {
+                *asked = step.now;
+                for osd in waiting.iter() {
+                    let marks = marks.get(osd).cloned().unwrap_or_default();
+                    let message = ScrubMessage { number: *number, body: ScrubBody::Mark(marks) };
+                    self.send(*osd, holdfast_wire::peer::PeerBody::Scrub(message), step);
+                }
+            }
+            return;
+        }
+        let (upto, marks) = (upto.clone(), std::mem::take(marks));
+        let own = marks.get(&self.whoami).cloned().unwrap_or_default();
+        let mut mending = self.take_scrub_marks(&own, step);
+        let mut removed = own.remove.len() as u64;
+        let Some(active) = self.active() else { return };
+        for (osd, marks) in &marks {
+            removed += if active.peers.contains_key(osd) { marks.remove.len() as u64 } else { 0 };
+            mending += mark_peer(active, *osd, marks);
+        }
+        if mending > 0 {
+            active.clean = false;
+        }
+        pass.mending += mending + removed;
+        pass.go_on(upto, step.now, &self.limits.scrub);
+        step.report = true;
+        step.rerun = true;
+    }
+
+    // ---- answers ----
+
+    /// A member answers.
+    pub(crate) fn scrub_answered(&mut self, from: OsdId, message: ScrubMessage, step: &mut Step<'_>) {
+        let is_member = self.scrub_members().contains(&from);
+        let Some(pass) = self.scrub.pass.as_mut().filter(|_| is_member) else {
+            if matches!(message.body, ScrubBody::Reserved) {
+                self.send_scrub(from, 0, ScrubBody::Release, step); // its release was lost
+            }
+            return;
+        };
+        match (message.body, &mut pass.stage) {
+            (ScrubBody::Reserved, Stage::Reserve { own: true, asked }) => {
+                if pass.slots.insert(from) {
+                    *asked = Timestamp::ZERO;
+                    pass.renewed = step.now;
+                }
+            }
+            (ScrubBody::Map(map), Stage::Scan { number, maps, .. }) if *number == message.number => {
+                maps.insert(from, map);
+            }
+            (ScrubBody::Marked, Stage::Mark { number, waiting, .. }) if *number == message.number => {
+                waiting.remove(&from);
+            }
+            _ => {}
+        }
+    }
+
+    // ---- the end ----
+
+    /// Ends the pass; `complete`: all objects were compared. Always gives `false`: it does not go on.
+    fn end_scrub(&mut self, pass: &mut Pass, complete: bool, step: &mut Step<'_>) -> bool {
+        self.let_writes_go(pass, step);
+        self.release_scrub_slots(pass, step);
+        step.report = true;
+        if !complete {
+            self.scrub.retry_at = Some(step.now + RETRY);
+            return false;
+        }
+        let now_ms = self.scrub.wall_ms(step.now);
+        let record = &mut self.scrub.record;
+        record.verified = pass.verified;
+        if let Some(now_ms) = now_ms {
+            record.scrubbed_ms = now_ms;
+            if pass.kind.is_deep() {
+                record.deep_scrubbed_ms = now_ms;
+            }
+        }
+        if pass.kind.is_deep() {
+            record.inconsistent_more = pass.unnamed;
+        }
+        record.served = record.served.max(pass.wish.unwrap_or(Epoch::ZERO));
+        tracing::info!(pg = %self.id, osd = %self.whoami, kind = ?pass.kind, verified = pass.verified,
+            wrong_copies = pass.faults, inconsistent = record.inconsistent_count(), "scrubbed");
+        self.keep_scrub_record(step);
+        false
+    }
+
+    /// Tells the other members what is known of scrubs.
+    pub(super) fn share_scrub_record(&mut self, step: &mut Step<'_>) {
+        self.scrub.number += 1;
+        let message = ScrubMessage { number: self.scrub.number, body: ScrubBody::Note(self.scrub.record.clone()) };
+        self.send_each(self.scrub_members(), holdfast_wire::peer::PeerBody::Scrub(message), step);
+    }
+}
+
+/// Copies that a peer has in its missing set now. Gives how many.
+fn mark_peer(active: &mut Active, osd: OsdId, marks: &ScrubMarks) -> u64 {
+    let Some(peer) = active.peers.get_mut(&osd) else { return 0 };
+    for item in &marks.missing {
+        peer.missing.insert(ObjectKey::of(&item.object), Lack { need: item.need, have: LogVersion::ZERO });
+    }
+    marks.missing.len() as u64
+}
