@@ -180,6 +180,7 @@ impl Service {
             | MonCommand::OsdDown(_)
             | MonCommand::OsdReweight { .. }
             | MonCommand::OsdRemove(_)
+            | MonCommand::Scrub { .. }
             | MonCommand::BlocklistAdd { .. }
             | MonCommand::KeyRemove { .. }
             | MonCommand::ConfigSet { .. }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use holdfast_types::OsdId;
+use holdfast_types::{OsdId, PgId};
 
 use crate::units::ByteSize;
 
@@ -148,6 +148,10 @@ pub enum OsdVerb {
     In(Osds),
     /// Mark them down; living ones come back by themselves.
     Down(Osds),
+    /// Have all placement groups that have a copy there scrubbed.
+    Scrub(Osds),
+    /// The same, reading all bytes of all copies.
+    DeepScrub(Osds),
     /// Give one less or more of its share of data.
     Reweight {
         /// Which, such as osd.3 or 3.
@@ -217,6 +221,20 @@ pub enum PgVerb {
         #[arg(long)]
         unclean: bool,
     },
+    /// Have the copies compared: versions, sizes, attributes and rows.
+    Scrub(Pgs),
+    /// Have all bytes of all copies read and compared, too.
+    DeepScrub(Pgs),
+    /// Have them compared deeply, and repaired whatever can be told to be wrong, however much it is.
+    Repair(Pgs),
+}
+
+/// Some placement groups.
+#[derive(Debug, Args)]
+pub struct Pgs {
+    /// Which, such as 1.1f.
+    #[arg(required = true, value_name = "PG")]
+    pub pgs: Vec<PgId>,
 }
 
 /// `holdfast key …`

@@ -5,7 +5,7 @@
 //! activation; a repeated question has the same number, and an answer repeats the number of its question. So a late or
 //! doubled message does nothing twice.
 
-use holdfast_map::ScrubKind;
+pub use holdfast_map::ScrubKind;
 use holdfast_types::{Epoch, LogVersion, ObjectName, OsdId, PgId};
 use minicbor::{Decode, Encode};
 use serde::Serialize;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_map::ClusterFlags;
-use holdfast_types::{Epoch, Incarnation, MonId, OsdId, RequestId};
+use holdfast_types::{Epoch, Incarnation, MonId, OsdId, PgId, RequestId};
 use holdfast_wire::mon::{MonCommand, MonReply};
 use minicbor::{Decode, Encode};
 
@@ -72,6 +72,9 @@ pub enum Change {
     /// Nobody needs the maps before this epoch any more.
     #[n(6)]
     TrimMaps(#[n(0)] Epoch),
+    /// These scrubs are done, up to the wishes of these epochs.
+    #[n(7)]
+    ScrubsServed(#[n(0)] Vec<(PgId, Epoch)>),
 }
 
 /// What came of a [`Command`].

@@ -20,6 +20,7 @@ pub mod leader;
 mod maps;
 mod osds;
 mod pools;
+mod scrubs;
 mod state;
 
 pub use command::{Change, Command, Op, Outcome};

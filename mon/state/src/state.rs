@@ -14,7 +14,7 @@ use crate::config::{ConfigStore, HISTORY_BYTES_MAX, OPTIONS_BYTES_MAX};
 use crate::keys::{KEYS_BYTES_MAX, KeyStore};
 use crate::maps::{INCREMENT_BYTES_MAX, Maps};
 use crate::osds::{self, OsdNotes};
-use crate::{hierarchy, pools};
+use crate::{hierarchy, pools, scrubs};
 
 /// The largest [`State::encode`]: it travels to a monitor that is behind in one message. Each part is bounded in bytes;
 /// the rest is for the newest map and the oldest one that is kept.
@@ -142,6 +142,7 @@ impl State {
             answers.push(Pending::Now(op.id, answer));
         }
         osds::prune_pg_temp(&mut draft);
+        scrubs::prune(&mut draft);
         self.publish(draft);
         if let Some(epoch) = trim {
             self.maps.trim(epoch.min(newest), &self.map);
@@ -200,6 +201,10 @@ impl State {
                 Ok(Answer::Done)
             }
             Change::TrimMaps(_) => Ok(Answer::Done),
+            Change::ScrubsServed(served) => {
+                scrubs::served(map, served);
+                Ok(Answer::Done)
+            }
         }
     }
 
@@ -247,6 +252,7 @@ impl State {
             MonCommand::OsdDown(osd) => osds::down(map, *osd)?,
             MonCommand::OsdReweight { osd, weight } => osds::reweight(map, *osd, *weight)?,
             MonCommand::OsdRemove(osd) => osds::remove(map, notes, *osd)?,
+            MonCommand::Scrub { target, kind } => scrubs::wish(map, *target, *kind)?,
             MonCommand::BlocklistAdd { client, incarnation } => {
                 if map.blocklist.len() >= BLOCKLIST_MAX {
                     return Err(MonError::Invalid { reason: format!("{BLOCKLIST_MAX} sessions are fenced already") });

@@ -39,11 +39,10 @@ mod tests;
 
 use std::time::Duration;
 
-use holdfast_map::ScrubKind;
 use holdfast_types::{LogVersion, Timestamp};
 use holdfast_wire::scrub::{Inconsistency, PgScrub, ScrubRecord};
 
-use crate::api::{Output, Outbox, ScrubLimits, Slot};
+use crate::api::{Outbox, Output, ScrubLimits, Slot};
 use crate::key::ObjectKey;
 use crate::pg::{Pg, Role, Step};
 use crate::rows;
@@ -175,14 +174,9 @@ impl Pg {
     }
 
     /// A write to the object goes out now: the chunk that it belongs to begins anew.
-    pub(crate) fn scrub_saw_write(&mut self, key: &ObjectKey) {
+    pub(crate) fn scrub_saw_write(&mut self, key: &ObjectKey, now: Timestamp) {
         if let Some(pass) = &mut self.scrub.pass {
-            pass.saw_write(key);
+            pass.saw_write(key, now);
         }
-    }
-
-    /// Whether a scrub of any kind goes on, for reports.
-    pub(crate) fn scrub_kind(&self) -> Option<ScrubKind> {
-        self.scrub.pass.as_ref().map(|pass| pass.kind)
     }
 }

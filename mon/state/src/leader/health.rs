@@ -9,12 +9,12 @@ use holdfast_types::{MonId, OsdId, Timestamp};
 use holdfast_wire::mon::{HealthCheck, Severity, StatusReport};
 
 use super::stats::{PgView, Stats};
-use super::{Quorum, reports};
+use super::{Quorum, reports, scrub};
 
 /// Most lines of detail of one check.
 const DETAIL_MAX: usize = 50;
 
-fn check(
+pub(super) fn check(
     code: &str,
     severity: Severity,
     summary: String,
@@ -30,7 +30,7 @@ fn check(
     HealthCheck { code: code.into(), severity, summary, detail, impact: impact.into(), fix: fix.into() }
 }
 
-fn plural(count: usize, one: &str, many: &str) -> String {
+pub(super) fn plural(count: usize, one: &str, many: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {many}") }
 }
 
@@ -62,6 +62,7 @@ pub(super) fn status(map: &ClusterMap, stats: &Stats, now: Timestamp, quorum: &Q
         copies_missing: views.iter().map(PgView::copies_missing).sum(),
         objects_unfound: views.iter().filter_map(|view| view.report).map(|report| report.objects_unfound).sum(),
         usage: reports::usage(map, stats),
+        scrub: Some(scrub::status(&views)),
     }
 }
 
@@ -73,6 +74,7 @@ fn checks(map: &ClusterMap, stats: &Stats, views: &[PgView<'_>], quorum: &Quorum
     checks.extend(damage(map, stats));
     checks.extend(copies_lost(map, stats));
     checks.extend(pgs(views));
+    checks.extend(scrub::checks(views));
     checks.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.code.cmp(&b.code)));
     checks
 }

@@ -6,6 +6,7 @@
 mod failures;
 mod health;
 mod reports;
+mod scrub;
 mod stats;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -224,6 +225,10 @@ impl Leader {
         let flags = self.flags(map);
         if flags != map.flags {
             due.push(Due::Propose(Change::Flags(flags)));
+        }
+        let served = scrub::served(map, &self.stats, now);
+        if !served.is_empty() {
+            due.push(Due::Propose(Change::ScrubsServed(served)));
         }
         for (name, service) in &map.services {
             let renewed = self.services.get(name).copied().unwrap_or(self.since);

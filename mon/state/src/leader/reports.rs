@@ -138,6 +138,7 @@ pub(super) fn pg_list(map: &ClusterMap, stats: &Stats, now: Timestamp) -> Vec<Pg
         objects_unfound: view.report.map_or(0, |report| report.objects_unfound),
         last_update: view.last.map_or(LogVersion::ZERO, |report| report.last_update),
         blocked_by: view.report.map_or_else(Vec::new, |report| report.blocked_by.clone()),
+        scrub: view.last.and_then(|report| report.scrub.clone()),
     };
     views.iter().map(row).collect()
 }

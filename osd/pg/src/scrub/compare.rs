@@ -111,8 +111,7 @@ fn right_copy(copies: &BTreeMap<OsdId, Option<ScrubCopy>>, expected: Expected, a
     }
     match winner {
         Usable::Absent => {
-            let never_whole =
-                |copy: &Option<ScrubCopy>| matches!(copy, None | Some(ScrubCopy::HalfWritten));
+            let never_whole = |copy: &Option<ScrubCopy>| matches!(copy, None | Some(ScrubCopy::HalfWritten));
             let unreadable = |copy: &Option<ScrubCopy>| matches!(copy, Some(ScrubCopy::Unreadable { .. }));
             let certain = copies.values().all(never_whole) || (asked && !copies.values().any(unreadable));
             certain.then_some(Usable::Absent)

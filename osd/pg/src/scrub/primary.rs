@@ -35,11 +35,31 @@ const UNCLEAN_MAX: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 enum Stage {
     Wait,
-    Reserve { own: bool, asked: Timestamp },
-    Choose { since: Timestamp },
-    Settle { upto: BackfillCursor },
-    Scan { number: u64, upto: BackfillCursor, own: Option<Scan>, maps: BTreeMap<OsdId, ScrubMap>, asked: Timestamp },
-    Mark { number: u64, upto: BackfillCursor, marks: BTreeMap<OsdId, ScrubMarks>, waiting: BTreeSet<OsdId>, asked: Timestamp },
+    /// `own`: whether the own slot is held; then when the next member was asked.
+    Reserve {
+        own: bool,
+        asked: Option<Timestamp>,
+    },
+    Choose {
+        since: Timestamp,
+    },
+    Settle {
+        upto: BackfillCursor,
+    },
+    Scan {
+        number: u64,
+        upto: BackfillCursor,
+        own: Option<Scan>,
+        maps: BTreeMap<OsdId, ScrubMap>,
+        asked: Timestamp,
+    },
+    Mark {
+        number: u64,
+        upto: BackfillCursor,
+        marks: BTreeMap<OsdId, ScrubMarks>,
+        waiting: BTreeSet<OsdId>,
+        asked: Timestamp,
+    },
 }
 
 /// See `scrub`.
@@ -53,6 +73,8 @@ pub(crate) struct Pass {
     renewed: Timestamp,
     /// The chunk begins after this key.
     after: Vec<u8>,
+    /// The last chunk is done.
+    is_past_all: bool,
     /// Most objects of the next chunk.
     objects: usize,
     disturbed: u32,
@@ -79,6 +101,7 @@ impl Pass {
             slots: BTreeSet::new(),
             renewed: Timestamp::ZERO,
             after: Vec::new(),
+            is_past_all: false,
             objects: limits.chunk_objects.max(1),
             disturbed: 0,
             given_up: 0,
@@ -124,11 +147,11 @@ impl Pass {
     }
 
     /// A write to the object goes out.
-    pub fn saw_write(&mut self, key: &ObjectKey) {
+    pub fn saw_write(&mut self, key: &ObjectKey, now: Timestamp) {
         if self.in_chunk(key) {
             self.disturbed += 1;
             self.objects = (self.objects / 2).max(1);
-            self.stage = Stage::Choose { since: self.pace.next };
+            self.stage = Stage::Choose { since: now };
         }
     }
 
@@ -144,18 +167,14 @@ impl Pass {
 
     /// The chunk is done.
     fn go_on(&mut self, upto: BackfillCursor, now: Timestamp, limits: &ScrubLimits) {
-        self.after = match upto {
-            BackfillCursor::At(key) => key,
-            BackfillCursor::Complete => PAST_ALL.to_vec(),
-        };
+        match upto {
+            BackfillCursor::At(key) => self.after = key,
+            BackfillCursor::Complete => self.is_past_all = true,
+        }
         self.disturbed = 0;
         self.given_up = 0;
         self.objects = (self.objects * 2).min(limits.chunk_objects.max(1));
         self.stage = Stage::Choose { since: now };
-    }
-
-    fn is_past_all(&self) -> bool {
-        self.after == PAST_ALL
     }
 
     /// The end of a chunk: so many objects, and in a deep scrub about so many bytes.
@@ -174,9 +193,6 @@ impl Pass {
         Ok(BackfillCursor::Complete)
     }
 }
-
-/// Stands for "after the last object": longer than any key.
-const PAST_ALL: &[u8] = &[0xff; 4 + 2 * ObjectName::BYTES_MAX];
 
 /// What the comparison of a chunk found.
 #[derive(Default)]
@@ -260,7 +276,7 @@ impl Pg {
         match &pass.stage {
             Stage::Wait => {
                 if self.is_ready_for_scrub() {
-                    pass.stage = Stage::Reserve { own: false, asked: step.now };
+                    pass.stage = Stage::Reserve { own: false, asked: None };
                     step.out.push(Output::Reserve(Slot::ScrubOutgoing));
                 }
                 true
@@ -289,7 +305,7 @@ impl Pg {
 
     // ---- slots ----
 
-    fn reserve_for_scrub(&mut self, pass: &mut Pass, own: bool, asked: Timestamp, step: &mut Step<'_>) {
+    fn reserve_for_scrub(&mut self, pass: &mut Pass, own: bool, asked: Option<Timestamp>, step: &mut Step<'_>) {
         if !own {
             return;
         }
@@ -299,8 +315,8 @@ impl Pg {
             step.rerun = true;
             return;
         };
-        if asked == Timestamp::ZERO || step.now.since(asked) >= RESEND {
-            pass.stage = Stage::Reserve { own, asked: step.now };
+        if asked.is_none_or(|asked| step.now.since(asked) >= RESEND) {
+            pass.stage = Stage::Reserve { own, asked: Some(step.now) };
             self.send_scrub(next, 0, ScrubBody::Reserve, step);
         }
     }
@@ -329,7 +345,7 @@ impl Pg {
         if let Some(Stage::Reserve { own, asked }) = self.scrub.pass.as_mut().map(|pass| &mut pass.stage)
             && !*own
         {
-            (*own, *asked) = (true, Timestamp::ZERO);
+            (*own, *asked) = (true, None);
         }
     }
 
@@ -351,7 +367,7 @@ impl Pg {
             self.scrub.record.repaired = self.scrub.record.repaired.saturating_add(std::mem::take(&mut pass.mending));
             self.keep_scrub_record(step);
         }
-        if pass.is_past_all() {
+        if pass.is_past_all {
             return self.end_scrub(pass, true, step);
         }
         if pass.pace.next > step.now {
@@ -609,7 +625,7 @@ impl Pg {
         match (message.body, &mut pass.stage) {
             (ScrubBody::Reserved, Stage::Reserve { own: true, asked }) => {
                 if pass.slots.insert(from) {
-                    *asked = Timestamp::ZERO;
+                    *asked = None;
                     pass.renewed = step.now;
                 }
             }
