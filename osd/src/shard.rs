@@ -397,6 +397,7 @@ impl Shard {
             Pg::create(pg, *osd, *incarnation, map, *limits)
         };
         self.pgs.insert(pg, made);
+        self.told_time = None;
         self.step_pg(pg, Input::Tick);
     }
 

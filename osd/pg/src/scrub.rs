@@ -30,6 +30,7 @@
 //! for a comparison at most [`HOLD_MAX`]; N7 a stamp is set only when each object was compared on all members.
 
 mod compare;
+mod findings;
 mod member;
 mod primary;
 mod scan;

@@ -4,15 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use holdfast_map::ScrubKind;
-use holdfast_types::{Epoch, LogVersion, ObjectName, OsdId, Timestamp};
-use holdfast_wire::peer::{BackfillCursor, EntryKind, MissingItem};
-use holdfast_wire::scrub::{
-    BadCopy, CopyFault, Inconsistency, ScrubBody, ScrubCopy, ScrubMap, ScrubMarks, ScrubMessage, ScrubRange,
-};
+use holdfast_types::{Epoch, LogVersion, OsdId, Timestamp};
+use holdfast_wire::peer::BackfillCursor;
+use holdfast_wire::scrub::{ScrubBody, ScrubMap, ScrubMarks, ScrubMessage, ScrubRange};
 
-use super::compare::{Expected, Judgement, Verdict, judge};
 use super::scan::{ITEMS_MAX, Scan};
-use super::{HOLD_MAX, NAMED_MAX, Pace, RESEND, schedule};
+use super::{HOLD_MAX, Pace, RESEND, schedule};
 use crate::active::Active;
 use crate::api::{LocalObjects, Output, ReadError, ScrubLimits, Slot};
 use crate::key::ObjectKey;
@@ -49,7 +46,7 @@ enum Stage {
     Scan {
         number: u64,
         upto: BackfillCursor,
-        own: Option<Scan>,
+        own: Option<Box<Scan>>,
         maps: BTreeMap<OsdId, ScrubMap>,
         asked: Timestamp,
     },
@@ -72,7 +69,7 @@ pub(crate) struct Pass {
     slots: BTreeSet<OsdId>,
     renewed: Timestamp,
     /// The chunk begins after this key.
-    after: Vec<u8>,
+    pub(super) after: Vec<u8>,
     /// The last chunk is done.
     is_past_all: bool,
     /// Most objects of the next chunk.
@@ -83,13 +80,17 @@ pub(crate) struct Pass {
     held_since: Option<Timestamp>,
     held: BTreeSet<ObjectKey>,
     pace: Pace,
-    verified: u64,
+    pub(super) verified: u64,
+    /// Their bytes.
+    pub(super) bytes: u64,
+    /// The head of the log when the first chunk was chosen.
+    pub(super) head: Option<LogVersion>,
     /// Wrong copies found.
-    faults: u64,
+    pub(super) faults: u64,
     /// Copies marked that are not whole yet.
     mending: u64,
     /// Inconsistent objects that are not kept by name.
-    unnamed: u64,
+    pub(super) unnamed: u64,
 }
 
 impl Pass {
@@ -109,6 +110,8 @@ impl Pass {
             held: BTreeSet::new(),
             pace: Pace::default(),
             verified: 0,
+            bytes: 0,
+            head: None,
             faults: 0,
             mending: 0,
             unnamed: 0,
@@ -192,13 +195,6 @@ impl Pass {
         }
         Ok(BackfillCursor::Complete)
     }
-}
-
-/// What the comparison of a chunk found.
-#[derive(Default)]
-struct Findings {
-    marks: BTreeMap<OsdId, ScrubMarks>,
-    inconsistent: Vec<Inconsistency>,
 }
 
 impl Pg {
@@ -374,6 +370,7 @@ impl Pg {
             self.tick_within(pass.pace.next.since(step.now), step);
             return true;
         }
+        pass.head.get_or_insert(self.holding.log.head());
         match pass.choose(step.store, &self.limits.scrub) {
             Ok(upto) => {
                 self.settle_chunk(pass, upto, step);
@@ -396,7 +393,7 @@ impl Pg {
         self.scrub.number += 1;
         let number = self.scrub.number;
         let range = self.range_of(pass, upto.clone());
-        let own = Some(Scan::new(range.clone()));
+        let own = Some(Box::new(Scan::new(range.clone())));
         pass.stage = Stage::Scan { number, upto, own, maps: BTreeMap::new(), asked: step.now };
         for osd in self.scrub_members() {
             self.send_scrub(osd, number, ScrubBody::Scan(range.clone()), step);
@@ -475,108 +472,6 @@ impl Pg {
         true
     }
 
-    /// What the log says of each object, and what the copies say.
-    fn judge_chunk(&self, pass: &mut Pass, maps: &BTreeMap<OsdId, ScrubMap>, upto: &BackfillCursor) -> Findings {
-        let nobody: BTreeMap<OsdId, Option<ScrubCopy>> = maps.keys().map(|osd| (*osd, None)).collect();
-        let mut objects = BTreeMap::<ObjectKey, BTreeMap<OsdId, Option<ScrubCopy>>>::new();
-        for (osd, map) in maps {
-            for item in &map.items {
-                let Some(key) = ObjectKey::from_bytes(&item.key) else { continue };
-                if key.as_bytes() > pass.after.as_slice() && upto.covers(key.as_bytes()) {
-                    objects.entry(key).or_insert_with(|| nobody.clone()).insert(*osd, Some(item.copy));
-                }
-            }
-        }
-        let names: BTreeSet<ObjectName> = objects.keys().map(ObjectKey::name).collect();
-        let mut expected = BTreeMap::new();
-        for entry in self.holding.log.entries().filter(|entry| names.contains(&entry.object)) {
-            let says = match entry.kind {
-                EntryKind::Modify => Expected::Version(entry.version),
-                EntryKind::Delete => Expected::Deleted,
-            };
-            expected.insert(entry.object.clone(), says); // the last one counts
-        }
-        let mut found = Findings::default();
-        let asked = pass.kind == ScrubKind::Repair;
-        for (key, copies) in objects {
-            let name = key.name();
-            let says = expected.get(&name).copied().unwrap_or(Expected::Unknown);
-            let judgement = judge(&copies, says, asked);
-            for bad in &judgement.bad {
-                tracing::warn!(pg = %self.id, object = ?key, osd = %bad.osd, fault = bad.fault.describe(),
-                    verdict = ?judgement.verdict, "scrub found a wrong copy");
-            }
-            self.take_judgement(pass, name, judgement, &mut found);
-        }
-        found
-    }
-
-    fn take_judgement(&self, pass: &mut Pass, object: ObjectName, judgement: Judgement, found: &mut Findings) {
-        let Judgement { verdict, bad } = judgement;
-        pass.faults += bad.len() as u64;
-        // More than a few wrong copies are no accident of one disk: a person is to look first.
-        let allowed = pass.kind == ScrubKind::Repair || pass.faults <= self.limits.scrub.repairs_max;
-        let version = match verdict {
-            Verdict::Whole => {
-                pass.verified += 1;
-                return;
-            }
-            Verdict::Replace(version) if allowed => Some(version),
-            Verdict::Remove if allowed => None,
-            Verdict::Replace(_) | Verdict::Remove | Verdict::Unclear => {
-                let deep = bad.iter().all(|copy| matches!(copy.fault, CopyFault::Data | CopyFault::Unreadable));
-                found.inconsistent.push(Inconsistency { object, deep, copies: bad });
-                return;
-            }
-        };
-        pass.verified += 1;
-        for BadCopy { osd, .. } in bad {
-            let marks = found.marks.entry(osd).or_default();
-            match version {
-                Some(need) => {
-                    let item = MissingItem { object: object.clone(), need, have: LogVersion::ZERO };
-                    marks.missing.push(item);
-                }
-                None => marks.remove.push(object.clone()),
-            }
-        }
-    }
-
-    /// Takes what is inconsistent in the chunk into the record, in the place of what was.
-    fn record_findings(
-        &mut self,
-        pass: &mut Pass,
-        upto: &BackfillCursor,
-        inconsistent: Vec<Inconsistency>,
-        step: &mut Step<'_>,
-    ) {
-        let record = &mut self.scrub.record;
-        let before = (record.inconsistent.clone(), record.inconsistent_more);
-        let (after, deep) = (pass.after.as_slice(), pass.kind.is_deep());
-        record.inconsistent.retain(|known| {
-            let key = ObjectKey::of(&known.object);
-            let looked_at = key.as_bytes() > after && upto.covers(key.as_bytes());
-            // Without reading bytes nobody can say that they are right.
-            !looked_at || (known.deep && !deep)
-        });
-        for found in inconsistent {
-            let key = ObjectKey::of(&found.object);
-            let at = record.inconsistent.partition_point(|known| ObjectKey::of(&known.object) < key);
-            if record.inconsistent.get(at).is_some_and(|known| known.object == found.object) {
-                continue;
-            }
-            if record.inconsistent.len() >= NAMED_MAX {
-                pass.unnamed += 1;
-                record.inconsistent_more = record.inconsistent_more.max(pass.unnamed);
-            } else {
-                record.inconsistent.insert(at, found);
-            }
-        }
-        if before != (record.inconsistent.clone(), record.inconsistent_more) {
-            self.keep_scrub_record(step);
-        }
-    }
-
     // ---- repair ----
 
     /// When all bad copies are durably missing on the other members, they are missing here, too: recovery does the rest.
@@ -623,11 +518,9 @@ impl Pg {
             return;
         };
         match (message.body, &mut pass.stage) {
-            (ScrubBody::Reserved, Stage::Reserve { own: true, asked }) => {
-                if pass.slots.insert(from) {
-                    *asked = None;
-                    pass.renewed = step.now;
-                }
+            (ScrubBody::Reserved, Stage::Reserve { own: true, asked }) if pass.slots.insert(from) => {
+                *asked = None;
+                pass.renewed = step.now;
             }
             (ScrubBody::Map(map), Stage::Scan { number, maps, .. }) if *number == message.number => {
                 maps.insert(from, map);
@@ -650,6 +543,7 @@ impl Pg {
             self.scrub.retry_at = Some(step.now + RETRY);
             return false;
         }
+        self.check_counts(pass, step);
         let now_ms = self.scrub.wall_ms(step.now);
         let record = &mut self.scrub.record;
         record.verified = pass.verified;

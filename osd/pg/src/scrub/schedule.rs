@@ -21,8 +21,7 @@ fn millis(time: Duration) -> u64 {
 
 /// The part of `whole` that falls to this placement group, evenly spread over all ids.
 fn share(whole: u64, pg: PgId, salt: u64) -> u64 {
-    let mut mixed =
-        (u64::from(pg.seed) << 32 ^ pg.pool.0 as u64 ^ salt.rotate_left(17)).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut mixed = (u64::from(pg.seed) << 32 ^ pg.pool.0 ^ salt.rotate_left(17)).wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^= mixed >> 31;

@@ -41,6 +41,8 @@ struct Node {
     slots: Vec<Slot>,
 }
 
+/// A kind of damage, and what it does to a copy.
+type Damage = (&'static str, fn(&mut MemoryObject));
 type Filter = fn(OsdId, OsdId, &PeerBody) -> bool;
 
 struct Cluster {
@@ -365,6 +367,19 @@ fn rot_that_nobody_reads_is_found_by_a_deep_scrub_and_repaired() {
 }
 
 #[test]
+fn counts_that_have_drifted_are_put_right_when_nothing_is_written_meanwhile() {
+    let mut cluster = Cluster::start(&[A, B, C]);
+    cluster.fill(7);
+    let before = (cluster.report().objects, cluster.report().bytes);
+    assert_eq!(before, (7, 7 * 150));
+    let holding = &mut cluster.nodes.get_mut(&A).unwrap().pg.as_mut().unwrap().holding;
+    (holding.objects, holding.bytes) = (9, 1);
+    cluster.scrub(ScrubKind::Shallow);
+    assert_eq!((cluster.report().objects, cluster.report().bytes), before);
+    cluster.assert_equal_and_clean();
+}
+
+#[test]
 fn one_good_copy_of_three_repairs_the_others() {
     let mut cluster = Cluster::start(&[A, B, C]);
     cluster.fill(3);
@@ -376,7 +391,7 @@ fn one_good_copy_of_three_repairs_the_others() {
 
 #[test]
 fn every_kind_of_wrong_copy_is_repaired_wherever_it_is() {
-    let kinds: [(&str, fn(&mut MemoryObject)); 6] = [
+    let kinds: [Damage; 6] = [
         ("bytes", |object| object.data[100] ^= 1),
         ("size", |object| object.data.truncate(20)),
         ("attribute", |object| drop(object.attrs.insert(b"attr".to_vec(), Bytes::from_static(b"w")))),
