@@ -9,6 +9,7 @@
 //! incarnation over the same store: coming back is one path, whatever the cause. A store that cannot be trusted is given
 //! up and filled anew from the other copies; what it held is remembered to be lost (`lost`).
 
+mod answers;
 mod config;
 mod counters;
 mod daemon;

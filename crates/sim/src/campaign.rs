@@ -38,6 +38,7 @@ impl Summary {
             map_lags,
             skipped_maps,
             rots,
+            whole_rots,
         } = report.faults;
         self.faults.losses += losses;
         self.faults.duplicates += duplicates;
@@ -49,6 +50,7 @@ impl Summary {
         self.faults.map_lags += map_lags;
         self.faults.skipped_maps += skipped_maps;
         self.faults.rots += rots;
+        self.faults.whole_rots += whole_rots;
     }
 }
 

@@ -121,8 +121,10 @@ impl Config {
     #[must_use]
     pub fn rot() -> Config {
         let storm = Config::storm();
-        let faults = Faults { loss: 0.02, duplication: 0.02, rots_per_second: 1.0, ..Faults::NONE };
-        Config { faults, duration: Duration::from_secs(20), ..storm }
+        let faults = Faults { loss: 0.02, duplication: 0.02, rots_per_second: 4.0, ..Faults::NONE };
+        // So many objects that about half are older than the log when they rot; so many requests that rot is soon met.
+        let (duration, pause) = (Duration::from_secs(20), Duration::from_millis(25));
+        Config { faults, objects: 16, duration, pause, ..storm }
     }
 
     /// All OSDs lose power at once, again and again, while most syncs are slow: what was acknowledged too soon is lost.

@@ -34,9 +34,13 @@ fn apply(state: &mut BTreeMap<PgId, MemoryCollection>, pg: PgId, ops: &[StoreOp]
 }
 
 impl Disk {
-    pub fn submit(&mut self, pg: PgId, txn: TxnId, ops: Vec<StoreOp>) {
+    /// Takes a transaction, as a store would: `false` when it changes what cannot be read.
+    #[must_use]
+    pub fn submit(&mut self, pg: PgId, txn: TxnId, ops: Vec<StoreOp>) -> bool {
+        let takes = self.visible.get(&pg).is_none_or(|collection| collection.takes(&ops));
         apply(&mut self.visible, pg, &ops);
         self.unsynced.push_back(Unsynced { pg, txn, ops });
+        takes
     }
 
     /// Makes up to `count` transactions durable; gives, for each placement group, the newest of them.
@@ -69,8 +73,8 @@ impl Disk {
         self.visible.iter()
     }
 
-    /// Spoils the bytes of one object; a rewrite heals it. Gives whether there was something to spoil.
-    pub fn rot(&mut self, pick: usize) -> bool {
+    /// Spoils the bytes of one object, or the `whole` of it; a rewrite heals it. Gives whether there was something to spoil.
+    pub fn rot(&mut self, pick: usize, whole: bool) -> bool {
         let places: Vec<_> = self
             .visible
             .iter()
@@ -80,6 +84,7 @@ impl Disk {
         for state in [&mut self.visible, &mut self.durable] {
             if let Some(object) = state.get_mut(pg).and_then(|collection| collection.objects.get_mut(key)) {
                 object.rotten = !object.data.is_empty();
+                object.unreadable = whole;
             }
         }
         true

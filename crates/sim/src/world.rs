@@ -52,6 +52,8 @@ pub struct FaultCounts {
     pub skipped_maps: u64,
     /// Objects spoilt.
     pub rots: u64,
+    /// Those of them of which nothing can be read.
+    pub whole_rots: u64,
 }
 
 /// What a run did.
@@ -399,7 +401,9 @@ impl World {
             }
             match output {
                 Output::Submit { txn, ops } => {
-                    self.node(osd).disk.submit(pg, txn, ops);
+                    if !self.node(osd).disk.submit(pg, txn, ops) {
+                        self.violation = Some(format!("R5: {osd} {pg} changes an object that cannot be read"));
+                    }
                     if self.syncing.insert(osd) {
                         let after = self.sync_time();
                         self.schedule(after, Event::Sync { osd, run });
@@ -615,15 +619,16 @@ impl World {
 
     /// Spoils an object, but never the last good copy.
     fn rot(&mut self, victim: OsdId) {
-        let all_well = self.nodes.iter().all(|node| node.running)
-            && self
-                .nodes
-                .iter()
-                .flat_map(|node| node.disk.collections())
-                .all(|(_, collection)| collection.objects.values().all(|object| !object.rotten));
+        let all_well =
+            self.nodes.iter().all(|node| node.running)
+                && self.nodes.iter().flat_map(|node| node.disk.collections()).all(|(_, collection)| {
+                    collection.objects.values().all(|object| !object.rotten && !object.unreadable)
+                });
         let pick = self.rng.random_range(0..1_000_000);
-        if all_well && self.all_clean() && self.node(victim).disk.rot(pick) {
+        let whole = self.rng.random_bool(0.5);
+        if all_well && self.all_clean() && self.node(victim).disk.rot(pick, whole) {
             self.counts.rots += 1;
+            self.counts.whole_rots += u64::from(whole);
         }
     }
 

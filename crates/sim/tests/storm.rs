@@ -54,3 +54,10 @@ fn acknowledged_writes_survive_power_loss_on_all_osds_at_once() {
     let counts = run_all(60, &Config::power());
     assert!(counts.power_losses > 0 && counts.lost_transactions > 0);
 }
+
+/// Found by seed 5054: the one OSD that had an object was filled anew meanwhile, and nobody asked it.
+#[test]
+fn an_object_that_only_a_backfill_target_still_has_is_fetched_from_it() {
+    let summary = campaign(5054, 1, &Config::power());
+    assert!(summary.violations.is_empty(), "{}", summary.violations[0]);
+}

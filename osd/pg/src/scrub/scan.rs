@@ -208,7 +208,7 @@ mod tests {
             let attrs = [(VERSION_ATTR.to_vec(), exec::version_value(version))].into();
             let rows = (0..index).map(|row| (vec![u8::try_from(row).unwrap()], Bytes::from_static(b"row"))).collect();
             let data = vec![7; index as usize * 100];
-            store.objects.insert(key(index), MemoryObject { data, attrs, rows, rotten: false });
+            store.objects.insert(key(index), MemoryObject { data, attrs, rows, ..MemoryObject::default() });
         }
         store
     }

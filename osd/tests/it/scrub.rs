@@ -1,8 +1,6 @@
 //! Rot that nobody reads, on real disks: a deep scrub finds it and has it repaired, and people are told.
 
-mod common;
-
-use common::{Cluster, all_clean, check_lines, create_pool, keepers, map, name, unique, wait_status};
+use crate::common::{self, Cluster, all_clean, check_lines, create_pool, keepers, map, name, unique, wait_status};
 use holdfast_client::{Client, Pool};
 use holdfast_types::{ObjectName, PgId};
 use holdfast_wire::mon::{MonCommand, MonReply, PgRow, StatusReport};
