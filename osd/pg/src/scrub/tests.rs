@@ -423,6 +423,22 @@ fn every_kind_of_wrong_copy_is_repaired_wherever_it_is() {
 }
 
 #[test]
+fn a_copy_of_which_not_even_the_version_can_be_read_is_repaired_by_a_shallow_scrub() {
+    for trimmed in [false, true] {
+        for osd in [A, B, C] {
+            let mut cluster = Cluster::start(&[A, B, C]);
+            cluster.fill(5);
+            if trimmed {
+                cluster.forget_log();
+            }
+            cluster.damage(osd, "object-3", |object| object.unreadable = true);
+            assert_eq!(cluster.scrub(ScrubKind::Shallow).copies_repaired, 1, "on {osd}, trimmed: {trimmed}");
+            cluster.assert_equal_and_clean();
+        }
+    }
+}
+
+#[test]
 fn what_was_deleted_and_is_still_there_is_removed_only_on_the_log_s_word_or_a_person_s() {
     for osd in [A, B] {
         let mut cluster = Cluster::start(&[A, B, C]);
