@@ -582,7 +582,7 @@ impl World {
             for osd in 0..self.config.osds {
                 self.crash(OsdId(osd));
             }
-        } else if crash {
+        } else if crash && !self.is_double_fault(victim) {
             self.crash(victim);
         }
         if cut && self.cut_off.is_empty() {
