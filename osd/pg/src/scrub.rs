@@ -113,7 +113,7 @@ impl Scrub {
             objects_verified: record.verified,
             objects_inconsistent: record.inconsistent_count(),
             copies_repaired: record.repaired,
-            running: self.pass.as_ref().map(|pass| pass.kind),
+            running: self.pass.as_ref().filter(|pass| pass.is_running()).map(|pass| pass.kind),
             served: record.served,
             examples: record.inconsistent.iter().take(EXAMPLES_MAX).map(describe).collect(),
         })

@@ -122,6 +122,11 @@ impl Pass {
         !matches!(self.stage, Stage::Wait)
     }
 
+    /// Whether it has its turn: before that it waits to be told so.
+    pub fn is_running(&self) -> bool {
+        !matches!(self.stage, Stage::Wait | Stage::Reserve { own: false, .. })
+    }
+
     /// The end of the present chunk, if there is one.
     fn chunk_end(&self) -> Option<&BackfillCursor> {
         match &self.stage {
@@ -202,13 +207,18 @@ impl Pg {
     pub(crate) fn advance_scrub(&mut self, step: &mut Step<'_>) {
         let pass = self.scrub.pass.take().or_else(|| self.begin_scrub(step).map(Box::new));
         let Some(mut pass) = pass else { return };
+        if !pass.is_running() {
+            self.take_up_wish(&mut pass);
+        }
         let goes_on = self.drive_scrub(&mut pass, step);
         if goes_on {
             let held = pass.chunk_end().is_some();
             if !held {
                 self.let_writes_go(&mut pass, step);
             }
-            self.tick_within(TICK, step);
+            if pass.is_running() {
+                self.tick_within(TICK, step);
+            }
             self.scrub.pass = Some(pass);
         }
     }
@@ -237,6 +247,15 @@ impl Pg {
         tracing::debug!(pg = %self.id, osd = %self.whoami, kind = ?pass.kind, "scrub begins");
         step.report = true;
         Some(pass)
+    }
+
+    /// A pass that has not had its turn yet does what is asked for meanwhile, too.
+    fn take_up_wish(&self, pass: &mut Pass) {
+        let wish = self.map.scrub_wishes.get(&self.id).filter(|wish| wish.epoch > self.scrub.record.served);
+        if let Some(wish) = wish.filter(|wish| Some(wish.epoch) > pass.wish) {
+            pass.kind = pass.kind.max(wish.kind);
+            pass.wish = Some(wish.epoch);
+        }
     }
 
     /// Whether all copies should be the same, and nothing is being copied.
