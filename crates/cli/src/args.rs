@@ -117,6 +117,12 @@ pub enum Command {
     /// Placement groups.
     #[command(subcommand)]
     Pg(PgVerb),
+    /// Why something is not as it should be: the cause, who stands in the way, the next command.
+    #[command(subcommand)]
+    Explain(ExplainWhat),
+    /// What evens out how full the OSDs are.
+    #[command(subcommand)]
+    Balancer(BalancerVerb),
     /// S3 keys.
     #[command(subcommand)]
     Key(KeyVerb),
@@ -159,6 +165,16 @@ pub enum OsdVerb {
         /// 0 to 1.
         weight: f64,
     },
+    /// Let one that flaps, and whose boots are held off, boot at once.
+    Release(Osds),
+    /// Where the warning of a nearly full OSD starts.
+    SetNearfullRatio(Ratio),
+    /// Where an OSD is given no further copies of placement groups.
+    SetBackfillfullRatio(Ratio),
+    /// Where writes stop.
+    SetFullRatio(Ratio),
+    /// Where all stops but what frees space.
+    SetFailsafeRatio(Ratio),
     /// Forget one that is down, out and empty.
     Rm {
         /// Which, such as osd.3 or 3.
@@ -167,6 +183,47 @@ pub enum OsdVerb {
         #[arg(long, value_name = "NAME")]
         confirm: Option<String>,
     },
+}
+
+/// `holdfast explain …`
+#[derive(Debug, Subcommand)]
+pub enum ExplainWhat {
+    /// A placement group.
+    Pg {
+        /// Which, such as 1.3.
+        pg: PgId,
+    },
+    /// The placement group of an object.
+    Object {
+        /// Its pool.
+        pool: String,
+        /// Its name.
+        name: String,
+    },
+    /// An OSD.
+    Osd {
+        /// Which, such as osd.3 or 3.
+        osd: OsdId,
+    },
+}
+
+/// `holdfast balancer …`
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum BalancerVerb {
+    /// What it does or waits for.
+    Status,
+    /// Let it move data, as it does by default.
+    On,
+    /// Let it move nothing.
+    Off,
+}
+
+/// A part of an OSD's room.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Ratio {
+    /// Such as 0.85.
+    #[arg(value_name = "0.0-1.0")]
+    pub ratio: f64,
 }
 
 /// Some OSDs.
@@ -220,6 +277,11 @@ pub enum PgVerb {
         /// Only those that are not active+clean.
         #[arg(long)]
         unclean: bool,
+    },
+    /// All that is known of one.
+    Query {
+        /// Which, such as 1.3.
+        pg: PgId,
     },
     /// Have the copies compared: versions, sizes, attributes and rows.
     Scrub(Pgs),

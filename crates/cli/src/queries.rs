@@ -5,7 +5,7 @@ use holdfast_wire::mon::{KeyInfo, MonCommand, MonReply, PgRow, Secret};
 use holdfast_wire::scrub::{PgScrub, ScrubKind, ScrubTarget};
 use serde_json::{Value, json};
 
-use crate::args::{Common, ConfigVerb, Format, KeyVerb, OsdVerb, Osds, PgVerb, PoolVerb};
+use crate::args::{Common, ConfigVerb, Format, KeyVerb, OsdVerb, Osds, PgVerb, PoolVerb, Ratio};
 use crate::failure::{Exit, Failure};
 use crate::monitors::{ask, unexpected};
 use crate::output::Align::{Left, Right};
@@ -44,6 +44,17 @@ pub fn osd(common: &Common, verb: OsdVerb) -> Result<(), Failure> {
             let value = change(common, &format!("reweight {osd}"), command)?;
             print_change(common, &value, &format!("{osd} has weight {weight} now"))
         }
+        OsdVerb::Release(osds) => each(common, &osds, "let", "boot", MonCommand::OsdRelease),
+        OsdVerb::SetNearfullRatio(ratio) => {
+            full_ratio(common, "nearfull", ratio, |part| [Some(part), None, None, None])
+        }
+        OsdVerb::SetBackfillfullRatio(ratio) => {
+            full_ratio(common, "backfillfull", ratio, |part| [None, Some(part), None, None])
+        }
+        OsdVerb::SetFullRatio(ratio) => full_ratio(common, "full", ratio, |part| [None, None, Some(part), None]),
+        OsdVerb::SetFailsafeRatio(ratio) => {
+            full_ratio(common, "failsafe", ratio, |part| [None, None, None, Some(part)])
+        }
         OsdVerb::Rm { osd, confirm } => {
             confirmed(&format!("remove {osd}"), &osd.to_string(), confirm.as_deref())?;
             let value = change(common, &format!("remove {osd}"), MonCommand::OsdRemove(osd))?;
@@ -72,13 +83,31 @@ fn scrub(common: &Common, targets: impl Iterator<Item = ScrubTarget>, kind: Scru
     print(common.output, &values, text)
 }
 
+/// `set` says which of the four levels the new one is.
+fn full_ratio(
+    common: &Common,
+    level: &str,
+    Ratio { ratio }: Ratio,
+    set: fn(u32) -> [Option<u32>; 4],
+) -> Result<(), Failure> {
+    if !(0.0..=1.0).contains(&ratio) {
+        return Err(Failure::usage(format!("{ratio} is not between 0 and 1")));
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 1000")]
+    let [near_full, backfill_full, full, failsafe] = set((ratio * 1_000.0).round() as u32);
+    let command = MonCommand::FullRatios { near_full, backfill_full, full, failsafe };
+    let value = change(common, &format!("set the {level} ratio"), command)?;
+    print_change(common, &value, &format!("{level} begins at {ratio}"))
+}
+
 fn each(common: &Common, osds: &Osds, verb: &str, word: &str, command: fn(OsdId) -> MonCommand) -> Result<(), Failure> {
     let mut values = Vec::new();
     for osd in &osds.osds {
         values.push(change(common, &format!("{verb} {osd} {word}"), command(*osd))?);
     }
     let names: Vec<String> = osds.osds.iter().map(ToString::to_string).collect();
-    print(common.output, &values, || format!("{} marked {word}\n", names.join(", ")))
+    let done = if verb == "mark" { format!("marked {word}") } else { format!("may {word}") };
+    print(common.output, &values, || format!("{} {done}\n", names.join(", ")))
 }
 
 /// Dangerous acts want the name once more.
@@ -254,6 +283,7 @@ pub fn pool(common: &Common, verb: PoolVerb) -> Result<(), Failure> {
 pub fn pg(common: &Common, verb: PgVerb) -> Result<(), Failure> {
     let unclean = match verb {
         PgVerb::Ls { unclean } => unclean,
+        PgVerb::Query { pg } => return crate::explain::pg_query(common, pg),
         PgVerb::Scrub(pgs) => return scrub(common, pgs.pgs.into_iter().map(ScrubTarget::Pg), ScrubKind::Shallow),
         PgVerb::DeepScrub(pgs) => return scrub(common, pgs.pgs.into_iter().map(ScrubTarget::Pg), ScrubKind::Deep),
         PgVerb::Repair(pgs) => return scrub(common, pgs.pgs.into_iter().map(ScrubTarget::Pg), ScrubKind::Repair),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_map::ClusterFlags;
+use holdfast_map::{ClusterFlags, SpaceLevel, UpmapItem};
 use holdfast_types::{Epoch, Incarnation, MonId, OsdId, PgId, RequestId};
 use holdfast_wire::mon::{MonCommand, MonReply};
 use minicbor::{Decode, Encode};
@@ -72,6 +72,12 @@ pub enum Change {
     /// Nobody needs the maps before this epoch any more.
     #[n(6)]
     TrimMaps(#[n(0)] Epoch),
+    /// How full the OSDs are that are nearly full or more; the others are neither.
+    #[n(7)]
+    Space(#[n(0)] BTreeMap<OsdId, SpaceLevel>),
+    /// The balancer exchanges members; an empty list takes the exchanges of a placement group back.
+    #[n(8)]
+    Upmap(#[n(0)] BTreeMap<PgId, Vec<UpmapItem>>),
     /// These scrubs are done, up to the wishes of these epochs.
     #[n(9)]
     ScrubsServed(#[n(0)] Vec<(PgId, Epoch)>),

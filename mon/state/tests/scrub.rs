@@ -91,7 +91,7 @@ fn report_all(state: &State, leader: &mut Leader, scrub: impl Fn(PgId) -> PgScru
 }
 
 fn served(state: &State, leader: &mut Leader) -> Vec<(PgId, Epoch)> {
-    let due = leader.due(NOW, state.map(), state.oldest_epoch());
+    let due = leader.due(NOW, &state.scene(1));
     let served = due.into_iter().find_map(|due| match due {
         Due::Propose(Change::ScrubsServed(served)) => Some(served),
         _ => None,
@@ -101,7 +101,7 @@ fn served(state: &State, leader: &mut Leader) -> Vec<(PgId, Epoch)> {
 
 fn status(state: &State, leader: &Leader) -> StatusReport {
     let quorum = Quorum { leader: MonId(0), answering: BTreeSet::from([MonId(0)]) };
-    match leader.answer(NOW, state.map(), &quorum, &MonCommand::Status) {
+    match leader.answer(NOW, &state.scene(1), &quorum, &MonCommand::Status) {
         Some(MonReply::Status(status)) => *status,
         other => panic!("{other:?}"),
     }
