@@ -58,7 +58,7 @@ pub struct ClusterMap {
     #[cbor(default)]
     pub next_osd: OsdId,
     /// Placement groups that people want scrubbed; each stays until its primary reports that it was done.
-    #[n(15)]
+    #[n(20)]
     #[cbor(default)]
     pub scrub_wishes: BTreeMap<PgId, ScrubWish>,
 }

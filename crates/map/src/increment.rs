@@ -55,7 +55,7 @@ pub struct Increment {
     #[n(12)]
     pub next_osd: Option<OsdId>,
     /// Scrubs that were asked for.
-    #[n(16)]
+    #[n(20)]
     #[cbor(default)]
     pub scrub_wishes: BTreeMap<PgId, Option<ScrubWish>>,
 }

@@ -73,7 +73,7 @@ pub enum Change {
     #[n(6)]
     TrimMaps(#[n(0)] Epoch),
     /// These scrubs are done, up to the wishes of these epochs.
-    #[n(9)]
+    #[n(20)]
     ScrubsServed(#[n(0)] Vec<(PgId, Epoch)>),
 }
 
