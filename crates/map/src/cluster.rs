@@ -74,7 +74,7 @@ pub struct ClusterMap {
     #[cbor(skip_if = "crate::space::is_default")]
     pub ratios: FullRatios,
     /// Placement groups that people want scrubbed; each stays until its primary reports that it was done.
-    #[n(15)]
+    #[n(20)]
     #[cbor(default)]
     pub scrub_wishes: BTreeMap<PgId, ScrubWish>,
 }

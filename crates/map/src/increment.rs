@@ -67,7 +67,7 @@ pub struct Increment {
     #[n(15)]
     pub ratios: Option<FullRatios>,
     /// Scrubs that were asked for.
-    #[n(16)]
+    #[n(20)]
     #[cbor(default)]
     pub scrub_wishes: BTreeMap<PgId, Option<ScrubWish>>,
 }

@@ -79,7 +79,7 @@ pub enum Change {
     #[n(8)]
     Upmap(#[n(0)] BTreeMap<PgId, Vec<UpmapItem>>),
     /// These scrubs are done, up to the wishes of these epochs.
-    #[n(9)]
+    #[n(20)]
     ScrubsServed(#[n(0)] Vec<(PgId, Epoch)>),
 }
 

@@ -45,7 +45,7 @@ use holdfast_wire::scrub::{Inconsistency, PgScrub, ScrubRecord};
 
 use crate::api::{Outbox, Output, ScrubLimits, Slot};
 use crate::key::ObjectKey;
-use crate::pg::{Pg, Role, Step};
+use crate::pg::{Pg, Step};
 use crate::rows;
 use member::Member;
 use primary::Pass;
@@ -148,13 +148,9 @@ impl Pace {
 }
 
 impl Pg {
-    /// The time of day. A placement group's first one is recorded: what was never scrubbed is as old as that.
-    pub(crate) fn wall_clock(&mut self, unix_ms: u64, step: &mut Step<'_>) {
-        self.scrub.wall = Some((unix_ms, step.now));
-        if matches!(self.role, Role::Active(_)) && self.scrub.record.born_ms == 0 && unix_ms > 0 {
-            self.scrub.record.born_ms = unix_ms;
-            self.keep_scrub_record(step);
-        }
+    /// The time of day.
+    pub(crate) fn wall_clock(&mut self, unix_ms: u64, step: &Step<'_>) {
+        self.scrub.wall = Some((unix_ms, step.now)).filter(|_| unix_ms > 0);
     }
 
     /// Stores what is known of scrubs, here and, best effort, on the other members: one that leads later goes on from it.

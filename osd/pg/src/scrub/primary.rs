@@ -226,7 +226,8 @@ impl Pg {
     /// What a person wants first, then what the calendar says.
     fn begin_scrub(&mut self, step: &mut Step<'_>) -> Option<Pass> {
         let limits = self.limits.scrub;
-        let wish = self.map.scrub_wishes.get(&self.id).filter(|wish| wish.epoch > self.scrub.record.served);
+        let wish = self.map.scrub_wishes.get(&self.id).copied();
+        let wish = wish.filter(|wish| wish.epoch > self.scrub.record.served);
         let wall = self.scrub.wall_ms(step.now);
         if (wish.is_none() && wall.is_none()) || !self.is_ready_for_scrub() {
             return None;
@@ -236,11 +237,15 @@ impl Pg {
             return None;
         }
         self.scrub.retry_at = None;
+        if let Some(now_ms) = wall.filter(|_| self.scrub.record.born_ms == 0) {
+            // What was never scrubbed is as old as this.
+            self.scrub.record.born_ms = now_ms;
+            self.keep_scrub_record(step);
+        }
         let pass = match wish {
             Some(wish) => Pass::new(wish.kind, Some(wish.epoch), &limits),
             None => {
-                let born = self.scrub.record.born_ms > 0;
-                let kind = schedule::due(&self.scrub.record, self.id, &limits, wall?).filter(|_| born)?;
+                let kind = schedule::due(&self.scrub.record, self.id, &limits, wall?)?;
                 Pass::new(kind, None, &limits)
             }
         };

@@ -50,6 +50,9 @@ pub(crate) fn due(record: &ScrubRecord, pg: PgId, limits: &ScrubLimits, now_ms: 
 /// Seconds since a scrub, or since the placement group was first told the time.
 pub(crate) fn age_s(record: &ScrubRecord, last_ms: u64, now_ms: u64) -> u64 {
     let since = if last_ms == 0 || last_ms > now_ms.saturating_add(AHEAD_MAX_MS) { record.born_ms } else { last_ms };
+    if since == 0 {
+        return 0; // it is not known yet how old it is
+    }
     now_ms.saturating_sub(since) / 1_000
 }
 
@@ -105,5 +108,6 @@ mod tests {
         assert!(due(&future, pg, &limits, NOW + 7 * DAY_MS).is_some());
         assert_eq!(age_s(&future, future.scrubbed_ms, NOW + DAY_MS), DAY_MS / 1_000);
         assert_eq!(age_s(&record(NOW, NOW, NOW), NOW, NOW - 5), 0, "nor is an age below nothing");
+        assert_eq!(age_s(&record(0, 0, 0), 0, NOW), 0, "what was just made is not as old as the calendar");
     }
 }
