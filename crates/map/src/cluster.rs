@@ -73,6 +73,11 @@ pub struct ClusterMap {
     #[n(14)]
     #[cbor(skip_if = "crate::space::is_default")]
     pub ratios: FullRatios,
+    /// Pools that are placed as if they had only so many placement groups: what a split made lies with what it was split
+    /// from until this has risen to `pg_num`.
+    #[n(15)]
+    #[cbor(skip_if = "BTreeMap::is_empty")]
+    pub placed_as: BTreeMap<PoolId, u32>,
     /// Placement groups that people want scrubbed; each stays until its primary reports that it was done.
     #[n(20)]
     #[cbor(default)]
@@ -285,6 +290,7 @@ impl ClusterMap {
             upmap: BTreeMap::new(),
             space: BTreeMap::new(),
             ratios: FullRatios::default(),
+            placed_as: BTreeMap::new(),
             scrub_wishes: BTreeMap::new(),
         }
     }

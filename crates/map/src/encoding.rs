@@ -1,5 +1,6 @@
 //! The envelope of a full map: magic, version, oldest reader, length, checksum; then canonical CBOR.
 
+use holdfast_types::PoolId;
 use minicbor::{Decode, Encode};
 
 use crate::cluster::{BLOCKLIST_MAX, ClusterMap, OSD_ID_MAX, PG_TEMP_MEMBERS_MAX, SERVICES_MAX, UPMAP_ITEMS_MAX};
@@ -113,6 +114,12 @@ impl ClusterMap {
         }
         if let Some((pg, items)) = self.upmap.iter().find(|(_, items)| items.len() > UPMAP_ITEMS_MAX) {
             return Err(format!("{pg} has {} exchanged members", items.len()));
+        }
+        let fits = |(pool, placed): &(&PoolId, &u32)| {
+            self.pools.get(*pool).is_some_and(|info| (1..info.pg_num).contains(*placed))
+        };
+        if let Some((pool, placed)) = self.placed_as.iter().find(|entry| !fits(entry)) {
+            return Err(format!("pool {pool} is placed as if it had {placed} placement groups"));
         }
         if !self.ratios.is_valid() {
             return Err(format!("the levels of fullness do not rise: {:?}", self.ratios));

@@ -66,6 +66,10 @@ pub struct Increment {
     /// Where the levels of `space` begin, when that changed.
     #[n(15)]
     pub ratios: Option<FullRatios>,
+    /// Pools that are placed as if they had fewer placement groups.
+    #[n(16)]
+    #[cbor(skip_if = "BTreeMap::is_empty")]
+    pub placed_as: BTreeMap<PoolId, Option<u32>>,
     /// Scrubs that were asked for.
     #[n(20)]
     #[cbor(default)]
@@ -155,6 +159,7 @@ impl Increment {
             next_osd: (old.next_osd != new.next_osd).then_some(new.next_osd),
             upmap: changes_of(&old.upmap, &new.upmap),
             space: changes_of(&old.space, &new.space),
+            placed_as: changes_of(&old.placed_as, &new.placed_as),
             ratios: (old.ratios != new.ratios).then_some(new.ratios),
             scrub_wishes: changes_of(&old.scrub_wishes, &new.scrub_wishes),
         }
@@ -196,6 +201,7 @@ impl ClusterMap {
         set_each(&mut next.services, &increment.services);
         set_each(&mut next.upmap, &increment.upmap);
         set_each(&mut next.space, &increment.space);
+        set_each(&mut next.placed_as, &increment.placed_as);
         set_each(&mut next.scrub_wishes, &increment.scrub_wishes);
         for (entry, added) in &increment.blocklist {
             if *added {

@@ -12,6 +12,7 @@ mod pg_count;
 mod placement;
 mod rule;
 mod space;
+mod split;
 
 pub use balance::{BalanceLimits, BalancePlan, balance};
 pub use cluster::{
@@ -24,3 +25,4 @@ pub use pg_count::{PG_COPIES_PER_OSD_TARGET, PG_NUM_MAX, pg_num_for};
 pub use placement::{PgMembers, object_hash};
 pub use rule::RuleShape;
 pub use space::{FullRatios, HYSTERESIS_PERMILLE, SpaceLevel};
+pub use split::{split_from, split_into};

@@ -94,9 +94,10 @@ impl ClusterMap {
     }
 
     fn chosen(&self, pg: PgId, rule: u32, size: u32, pg_num: u32, weights: &[u32]) -> Vec<OsdId> {
+        let placed = self.placed_as.get(&pg.pool).copied().unwrap_or(pg_num);
         // Ceph's "hashpspool": the pool id is mixed in, so that pools do not pile up on the same OSDs.
         #[expect(clippy::cast_possible_truncation, reason = "Ceph hashes the low 32 bits of the pool id")]
-        let input = hash32_2(stable_mod(pg.seed, pg_num, stable_mask(pg_num)), pg.pool.0 as u32);
+        let input = hash32_2(stable_mod(pg.seed, placed, stable_mask(placed)), pg.pool.0 as u32);
         self.crush.map(RuleId(rule), input, size as usize, weights).into_iter().flatten().collect()
     }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use holdfast_crush::{RuleId, RuleKind, SimpleRule};
 use holdfast_map::{
     BalanceLimits, BalancePlan, ClusterMap, OsdInfo, Pool, PoolKind, RuleShape, SpaceLevel, UpmapItem, balance,
+    split_from,
 };
 use holdfast_types::{ClusterId, DiskUuid, Epoch, Incarnation, OsdId, PgId, PoolId};
 use proptest::prelude::*;
@@ -213,6 +214,46 @@ fn an_exchange_ends_when_it_would_break_the_rule() {
     let mut map = kept;
     map.osds.get_mut(&spare).unwrap().in_cluster = false;
     assert_eq!(map.members(pg).up, chosen);
+}
+
+#[test]
+fn a_split_moves_no_copy_and_its_spread_moves_few_at_a_time() {
+    let mut map = empty();
+    for id in 0..12 {
+        add_osd(&mut map, id, 0x1_0000, id, id);
+    }
+    let pool = add_pool(&mut map, 3, 32, "host");
+    converge(&mut map, &BTreeMap::new());
+    assert!(!map.upmap.is_empty(), "some members were exchanged");
+    let before = members(&map);
+    assert!(map.split_pool(pool, 128));
+    map.prune_upmap();
+    for (pg, now) in members(&map) {
+        assert_eq!(now, before[&split_from(pg, 32)], "{pg}");
+    }
+    assert!(!map.split_pool(pool, 256), "the first one is not spread yet");
+    assert!(!map.spread_pool(pool, 32) && !map.split_pool(pool, 64), "it only grows");
+    let mut last = members(&map);
+    for placed in (36..=128).step_by(4) {
+        assert!(map.spread_pool(pool, placed));
+        map.prune_upmap();
+        let now = members(&map);
+        let moved = now.iter().filter(|(pg, osds)| last[pg] != **osds).count();
+        // Those that are placed anew, and the later ones that follow them.
+        assert!(moved <= 4 * 4, "{moved} placement groups moved at {placed}");
+        last = now;
+    }
+    assert!(map.placed_as.is_empty() && map.placed_num(pool) == 128);
+    let mut fresh = map.clone();
+    fresh.upmap.clear();
+    let mut other = empty();
+    for id in 0..12 {
+        add_osd(&mut other, id, 0x1_0000, id, id);
+    }
+    add_pool(&mut other, 3, 128, "host");
+    assert_eq!(members(&fresh), members(&other), "in the end it lies as if it had been made so");
+    converge(&mut map, &BTreeMap::new());
+    assert!(copies_per_osd(&map).values().all(|copies| (30..=34).contains(copies)));
 }
 
 /// OSDs (weight in quarters, host), pools (size, pg_num exponent, by host).

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_map::{ClusterFlags, SpaceLevel, UpmapItem};
-use holdfast_types::{Epoch, Incarnation, MonId, OsdId, PgId, RequestId};
+use holdfast_types::{Epoch, Incarnation, MonId, OsdId, PgId, PoolId, RequestId};
 use holdfast_wire::mon::{MonCommand, MonReply};
 use minicbor::{Decode, Encode};
 
@@ -78,6 +78,26 @@ pub enum Change {
     /// The balancer exchanges members; an empty list takes the exchanges of a placement group back.
     #[n(8)]
     Upmap(#[n(0)] BTreeMap<PgId, Vec<UpmapItem>>),
+    /// A pool gets more placement groups; they stay where they were split off.
+    #[n(9)]
+    Split {
+        /// Which.
+        #[n(0)]
+        pool: PoolId,
+        /// How many it has then.
+        #[n(1)]
+        pg_num: u32,
+    },
+    /// More of the placement groups of a pool that was split are placed by themselves.
+    #[n(10)]
+    Spread {
+        /// Which.
+        #[n(0)]
+        pool: PoolId,
+        /// By how many it is placed then.
+        #[n(1)]
+        placed: u32,
+    },
     /// These scrubs are done, up to the wishes of these epochs.
     #[n(20)]
     ScrubsServed(#[n(0)] Vec<(PgId, Epoch)>),

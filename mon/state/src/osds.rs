@@ -290,7 +290,11 @@ pub(crate) fn placement_differs(old: &ClusterMap, new: &ClusterMap) -> bool {
         let inside = map.osds.iter().filter(|(_, info)| info.in_cluster);
         inside.map(|(osd, info)| (*osd, info.reweight)).collect()
     };
-    old.upmap != new.upmap || old.pools != new.pools || old.crush != new.crush || weights(old) != weights(new)
+    old.upmap != new.upmap
+        || old.pools != new.pools
+        || old.placed_as != new.placed_as
+        || old.crush != new.crush
+        || weights(old) != weights(new)
 }
 
 /// Drops temporaries that have become what placement says anyway, that nobody is left of, or that have no pool.

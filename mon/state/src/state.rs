@@ -39,6 +39,9 @@ const _: () = assert!(
 /// The option that stops the balancer, with the value `off`.
 const BALANCER_OPTION: &str = "balancer";
 
+/// The option that lets pools be split, with the value `on`.
+const SPLIT_OPTION: &str = "pg_split";
+
 /// Bytes that are no state of this release.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
@@ -204,6 +207,14 @@ impl State {
                 map.space.clone_from(levels);
                 Ok(Answer::Done)
             }
+            Change::Split { pool, pg_num } => {
+                map.split_pool(*pool, *pg_num);
+                Ok(Answer::Done)
+            }
+            Change::Spread { pool, placed } => {
+                map.spread_pool(*pool, *placed);
+                Ok(Answer::Done)
+            }
             Change::Upmap(changes) => {
                 // What does not keep the rule is dropped before the map is published.
                 for (pg, items) in changes {
@@ -363,6 +374,7 @@ impl State {
             map: Arc::clone(&self.map),
             oldest_epoch: self.oldest_epoch(),
             notes: self.notes.clone(),
+            split_on: self.config.values().get(SPLIT_OPTION).is_some_and(|value| value == "on"),
             balancer_on: self.config.values().get(BALANCER_OPTION).is_none_or(|value| value != "off"),
         }
     }

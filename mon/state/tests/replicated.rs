@@ -446,6 +446,8 @@ fn any_change() -> impl Strategy<Value = Change> {
                 Change::Upmap(entries.into_iter().map(entry).collect())
             }),
         (0..6u32, 0..4usize).prop_map(|(osd, level)| Change::Space([(OsdId(osd), SpaceLevel::ALL[level])].into())),
+        (0..4u64, 0..3u32).prop_map(|(pool, n)| Change::Split { pool: PoolId(pool), pg_num: 8 << n }),
+        (0..4u64, 0..40u32).prop_map(|(pool, placed)| Change::Spread { pool: PoolId(pool), placed }),
         (0..6u32).prop_map(|osd| Change::Request(MonCommand::OsdRelease(OsdId(osd)))),
         prop::option::of(700..1_100u32).prop_map(|full| Change::Request(MonCommand::FullRatios {
             near_full: None,

@@ -7,6 +7,7 @@ mod balancer;
 mod explain;
 mod explain_osd;
 mod failures;
+mod growth;
 mod health;
 mod out;
 mod reports;
@@ -26,6 +27,7 @@ use crate::notes::OsdNotes;
 use balancer::Balancer;
 use explain::Explainer;
 use failures::Failures;
+use growth::Growth;
 use out::{Fate, Limits};
 use stats::Stats;
 
@@ -92,6 +94,8 @@ pub struct Scene {
     pub notes: OsdNotes,
     /// Whether the balancer may move data.
     pub balancer_on: bool,
+    /// Whether pools may be split.
+    pub split_on: bool,
 }
 
 /// The leader's memory.
@@ -106,6 +110,7 @@ pub struct Leader {
     probed_at: BTreeMap<OsdId, Timestamp>,
     services: BTreeMap<String, Timestamp>,
     balancer: Balancer,
+    growth: Growth,
 }
 
 impl Leader {
@@ -122,6 +127,7 @@ impl Leader {
             probed_at: BTreeMap::new(),
             services: BTreeMap::new(),
             balancer: Balancer::default(),
+            growth: Growth::default(),
         };
         leader.observe(now, map);
         leader
@@ -238,7 +244,9 @@ impl Leader {
         due.extend(self.releases_due(now, scene));
         due.extend(self.out_due(now, map).map(|osd| Due::Propose(Change::MarkOut(osd))));
         due.extend(self.space_due(map).into_iter().map(Due::Propose));
-        due.extend(self.balancer.due(now, scene, &self.stats).map(Due::Propose));
+        let grown = self.growth.due(now, scene, &self.stats);
+        let moved = if grown.is_none() { self.balancer.due(now, scene, &self.stats) } else { None };
+        due.extend(grown.or(moved).map(Due::Propose));
         let served = scrub::served(map, &self.stats, now);
         if !served.is_empty() {
             due.push(Due::Propose(Change::ScrubsServed(served)));

@@ -125,3 +125,48 @@ fn a_plan_that_a_change_has_overtaken_breaks_no_rule() {
     world.change(Change::Request(MonCommand::PoolDelete { name: "data".into(), confirm: "data".into() }));
     assert!(world.map().upmap.is_empty());
 }
+
+#[test]
+fn a_pool_that_has_outgrown_its_placement_groups_is_split_and_spread_step_by_step() {
+    let mut world = World::new(&[0, 1, 2]);
+    let pool = PoolId(1);
+    assert_eq!(world.map().pools[&pool].pg_num, 64);
+    for id in 3..12u32 {
+        world.add(id, vec![LocationStep { kind: "host".into(), name: format!("h{id}") }]);
+    }
+    let steps = |world: &mut World| -> Vec<Change> {
+        let of_growth = |change: &Change| matches!(change, Change::Split { .. } | Change::Spread { .. });
+        world.proposals().into_iter().filter(of_growth).collect()
+    };
+    let all_clean = |world: &mut World| {
+        for _ in 0..2 {
+            world.report_each(|report| report.bytes = 64 << 20);
+            world.wait(Duration::from_secs(11));
+        }
+        world.report_each(|report| report.bytes = 64 << 20);
+    };
+    all_clean(&mut world);
+    assert!(steps(&mut world).is_empty(), "the OSDs may not be able to");
+    let on = MonCommand::ConfigSet { name: "pg_split".into(), value: Some("on".into()) };
+    world.change(Change::Request(on));
+    let mut splits = 0;
+    for _ in 0..100 {
+        all_clean(&mut world);
+        let due = steps(&mut world);
+        assert!(due.len() <= 1, "one step at a time: {due:?}");
+        let Some(change) = due.into_iter().next() else { break };
+        splits += usize::from(matches!(change, Change::Split { .. }));
+        let before = world.map();
+        world.change(change);
+        check_rules(&world);
+        let moved = world.map().members_of_all().into_iter().filter(|(pg, members)| {
+            let parent = holdfast_map::split_from(*pg, before.pools[&pool].pg_num);
+            members.up != before.members(parent).up
+        });
+        assert!(moved.count() <= 32, "few move at once");
+        world.wait(Duration::from_secs(1));
+        assert!(steps(&mut world).is_empty(), "not before what was split is clean");
+    }
+    assert_eq!((world.map().pools[&pool].pg_num, splits), (512, 3), "about a hundred copies on each OSD");
+    assert!(world.map().placed_as.is_empty());
+}

@@ -106,16 +106,39 @@ impl World {
     }
 
     pub fn report(&mut self, osd: u32, change: impl Fn(&mut PgReport)) -> Result<(), MonError> {
+        let members = self.map().members_of_all();
+        self.report_of(osd, &members, change)
+    }
+
+    pub fn report_all(&mut self) {
+        self.report_each(|_| {});
+    }
+
+    /// All OSDs report, all placement groups clean but for what `change` does.
+    pub fn report_each(&mut self, change: impl Fn(&mut PgReport)) {
         let map = self.map();
-        let mine = |(_, members): &(PgId, PgMembers)| members.primary() == Some(OsdId(osd));
-        let pgs = map.members_of_all().into_iter().filter(mine).map(|(pg, members)| {
+        let members = map.members_of_all();
+        for osd in map.osds.keys() {
+            let _ = self.report_of(osd.0, &members, &change);
+        }
+    }
+
+    fn report_of(
+        &mut self,
+        osd: u32,
+        members: &[(PgId, PgMembers)],
+        change: impl Fn(&mut PgReport),
+    ) -> Result<(), MonError> {
+        let map = self.map();
+        let mine = members.iter().filter(|(_, members)| members.primary() == Some(OsdId(osd)));
+        let pgs = mine.map(|(pg, members)| {
             let mut report = PgReport {
-                pg,
+                pg: *pg,
                 epoch: map.epoch,
                 interval_start: map.epoch,
                 state: PgState { active: true, clean: true, ..PgState::default() },
-                up: members.up,
-                acting: members.acting,
+                up: members.up.clone(),
+                acting: members.acting.clone(),
                 objects: 100,
                 bytes: 1_000,
                 copies_missing: 0,
@@ -139,12 +162,6 @@ impl World {
             copies_lost: None,
         };
         self.leader.on_report(self.now, &map, report)
-    }
-
-    pub fn report_all(&mut self) {
-        for osd in 0..u32::try_from(self.map().osds.len()).unwrap() {
-            let _ = self.report(osd, |_| {});
-        }
     }
 
     pub fn ask(&self, question: &MonCommand) -> MonReply {
