@@ -26,6 +26,8 @@ pub struct Faults {
     pub map_lags_per_second: f64,
     /// Objects whose bytes rot on one OSD, per second.
     pub rots_per_second: f64,
+    /// OSDs, per second, that have no room for a while: for no bytes of objects, or for no copy at all.
+    pub fills_per_second: f64,
     /// Probability that a sync takes a hundred times longer.
     pub slow_sync: f64,
 }
@@ -42,6 +44,7 @@ impl Faults {
         remaps_per_second: 0.0,
         map_lags_per_second: 0.0,
         rots_per_second: 0.0,
+        fills_per_second: 0.0,
         slow_sync: 0.0,
     };
 }
@@ -152,6 +155,14 @@ impl Config {
         Config { faults, pause: Duration::from_millis(60), ..storm }
     }
 
+    /// The storm, with OSDs that have no room for a while: copies are begun, refused, and begun anew.
+    #[must_use]
+    pub fn full() -> Config {
+        let storm = Config::storm();
+        let faults = Faults { fills_per_second: 0.4, remaps_per_second: 0.1, ..storm.faults };
+        Config { faults, ..storm }
+    }
+
     /// Everything else that can strike does; knobs are tiny, so that trimming, backfill and forgetting happen all the time.
     #[must_use]
     pub fn storm() -> Config {
@@ -170,6 +181,7 @@ impl Config {
                 remaps_per_second: 0.05,
                 map_lags_per_second: 0.0,
                 rots_per_second: 0.0,
+                fills_per_second: 0.0,
                 slow_sync: 0.1,
             },
             limits: Limits {

@@ -54,6 +54,8 @@ pub struct FaultCounts {
     pub rots: u64,
     /// Those of them of which nothing can be read.
     pub whole_rots: u64,
+    /// OSDs that had no room for a while.
+    pub fills: u64,
 }
 
 /// What a run did.
@@ -576,6 +578,7 @@ impl World {
         let rot = strikes(faults.rots_per_second);
         // Not drawn where it cannot strike: the seeds of the older worlds stay what they were.
         let lag = faults.map_lags_per_second > 0.0 && strikes(faults.map_lags_per_second);
+        let fill = faults.fills_per_second > 0.0 && strikes(faults.fills_per_second);
         let victim = OsdId(self.rng.random_range(0..self.config.osds));
         if power {
             self.counts.power_losses += 1;
@@ -606,6 +609,12 @@ impl World {
             self.rot(victim);
         }
         let now = self.now;
+        if fill && self.node(victim).tight_until <= now {
+            self.counts.fills += 1;
+            let (length, full) = (self.rng.random_range(100..8_000), self.rng.random_bool(0.5));
+            let node = self.node(victim);
+            (node.tight_until, node.full) = (now + Duration::from_millis(length), full);
+        }
         if lag && self.node(victim).lags_until <= now {
             self.counts.map_lags += 1;
             let (length, skips) = (self.rng.random_range(100..4_000), self.rng.random_bool(0.8));
@@ -744,7 +753,9 @@ impl World {
         self.working = false;
         self.faults = Faults { delay_max: Duration::from_millis(2), ..Faults::NONE };
         self.cut_off.clear();
-        self.nodes.iter_mut().for_each(|node| node.lags_until = Timestamp::ZERO);
+        for node in &mut self.nodes {
+            (node.lags_until, node.tight_until) = (Timestamp::ZERO, Timestamp::ZERO);
+        }
         for osd in 0..self.config.osds {
             self.restart(OsdId(osd));
             self.schedule(Duration::from_millis(5), Event::MapArrives { osd: OsdId(osd) });

@@ -275,6 +275,9 @@ pub struct Notice {
     /// Objects that the copy misses.
     #[n(2)]
     pub missing_count: u64,
+    /// Set when the objects of the copy cannot be listed: others cannot be filled from it.
+    #[n(3)]
+    pub unlisted: Option<bool>,
 }
 
 /// Whether a log entry changed an object or removed it.
@@ -565,6 +568,9 @@ pub struct PushAck {
     /// What to send now; `None` when the object is whole (or gone).
     #[n(1)]
     pub next: Option<PiecePosition>,
+    /// Set when there is no room for the piece at `next`: it has not been taken.
+    #[n(2)]
+    pub no_room: Option<bool>,
 }
 
 /// [`PeerBody::BackfillScan`].

@@ -11,7 +11,8 @@
 //! are in log order; W3 what an answer shows of an object is committed (no read of what may be taken back); W4 a request
 //! id is executed at most once while its session is remembered; W5 nothing is answered about an object of which fewer
 //! than `min_size` acting members hold the newest version: an entry that activation has put into all logs may still be on
-//! one disk only; W6 a write is refused before it is logged when a member has no room for it, unless it frees space.
+//! one disk only; W6 a write is refused before it is logged when a member that carries it out has no room for it, unless
+//! it frees space, or when one that lacks the object has no room for the object.
 //!
 //! **Seam for read leases** (not built yet): [`Pg::may_read`] is the one place where a read is let out.
 //! Until leases exist, a primary that is cut off and does not know it yet can answer a read with a value that a newer
@@ -205,6 +206,13 @@ impl Active {
         self.recovery.is_pushing(key) || self.peers.values().any(|peer| peer.missing.contains(key))
     }
 
+    /// Whether a peer that lacks the object has just said that it has no room for it.
+    fn lacks_room_for(&self, key: &ObjectKey, now: Timestamp) -> bool {
+        let lacks =
+            |(osd, peer): (&OsdId, &Peer)| peer.missing.contains(key) && self.recovery.has_no_room(*osd, key, now);
+        self.peers.iter().any(lacks)
+    }
+
     /// Acting members, this one included, that hold the newest version of an object which is whole here.
     fn copies_held(&self, key: &ObjectKey) -> usize {
         1 + self.peers.values().filter(|peer| peer.acting && !peer.missing.contains(key)).count()
@@ -396,6 +404,10 @@ impl Pg {
         }
         let Some(active) = self.active() else { return Tried::Wait(queued) };
         if writes && active.is_degraded(key) && !removes(&queued.request.ops) {
+            if active.lacks_room_for(key, step.now) {
+                self.refuse(&queued, RefusedReason::Full, step);
+                return Tried::Done;
+            }
             active.recovery.hurry(key);
             return Tried::Wait(queued);
         }

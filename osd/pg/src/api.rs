@@ -277,9 +277,15 @@ pub trait LocalObjects {
     /// [`ReadError`].
     fn meta_scan(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, ReadError>;
 
-    /// Whether so many more bytes of objects fit here, with enough left for all writes that other primaries have let in
-    /// meanwhile. What carries no bytes of objects (rows, the log, deletes) always fits.
+    /// Whether writes of so many more bytes of objects may be let in, with enough left for all that other primaries have
+    /// let in meanwhile. Of zero bytes: whether this OSD is not full. (What carries no bytes of objects — rows, the log,
+    /// deletes — fits a full one, too.)
     fn has_room(&self, bytes: u64) -> bool;
+
+    /// Whether a copy of an object that the log says must be here may bring so many bytes: more than
+    /// [`LocalObjects::has_room`] lets in, for an object that is missing keeps waiting whoever needs it, also to free
+    /// space. Zero bytes always fit.
+    fn has_room_to_recover(&self, bytes: u64) -> bool;
 
     /// Whether another OSD has room, by what it said last. `true` when it has not said anything.
     fn peer_has_room(&self, osd: OsdId) -> bool;

@@ -28,6 +28,7 @@ mod recovery;
 mod report;
 mod rows;
 mod scrub;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod transfer;

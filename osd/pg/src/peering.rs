@@ -277,7 +277,18 @@ impl Pg {
             !peering.apart.contains(osd)
                 && info.is_some_and(|info| info.last_backfill.is_complete() && info.last_update >= tail)
         };
-        let first = self.members.up.first().copied().filter(|osd| reaches(osd, auth_info.log_tail)).unwrap_or(*auth);
+        let reaches_auth = |osd: &OsdId| reaches(osd, auth_info.log_tail);
+        let mut first = self.members.up.first().copied().filter(reaches_auth).unwrap_or(*auth);
+        // Somebody must be filled, and that one cannot say with what.
+        let lists = |osd: &OsdId| {
+            let unlisted = |notice: &Notice| notice.unlisted == Some(true);
+            if *osd == self.whoami { !self.unlisted } else { !peering.notices.get(osd).is_some_and(unlisted) }
+        };
+        if !lists(&first) && !self.members.up.iter().all(reaches_auth) {
+            let mut others = self.members.up.iter().chain(&self.members.acting);
+            let another = others.find(|osd| lists(osd) && reaches_auth(osd) && self.map.is_up(**osd));
+            first = another.copied().unwrap_or(first);
+        }
         // The others must join the log that the primary will have, which keeps its own tail: judged by a longer one,
         // a copy would be let in, found apart, and sent out again, for ever.
         let tail = copies.get(&first).map_or(auth_info.log_tail, |info| info.log_tail);

@@ -190,6 +190,10 @@ pub struct Pg {
     inbox: VecDeque<(OsdId, PeerMessage)>,
     /// Objects whose copy here was found unreadable and is not yet written anew; bounded.
     damaged: BTreeSet<ObjectKey>,
+    /// Whether the objects of this copy could not be listed, and not since.
+    pub(crate) unlisted: bool,
+    /// Whether this instance has given up what it held once because of that.
+    gave_up: bool,
     pub(crate) scrub: Scrub,
     /// Epoch of the stored history row; `None` while there is no collection.
     stored_epoch: Option<Epoch>,
@@ -240,6 +244,8 @@ impl Pg {
             early: VecDeque::new(),
             inbox: VecDeque::new(),
             damaged: BTreeSet::new(),
+            unlisted: false,
+            gave_up: false,
             scrub: Scrub::default(),
             stored_epoch: None,
             discards: false,
@@ -735,6 +741,38 @@ impl Pg {
         }
     }
 
+    /// Takes note of whether the objects of this copy can be listed. Gives whether it is news that they cannot.
+    pub(crate) fn note_listing(&mut self, outcome: Result<(), &ReadError>, step: &mut Step<'_>) -> bool {
+        if let Err(error) = outcome {
+            tracing::error!(pg = %self.id, osd = %self.whoami, %error, "the objects of the copy here cannot be listed");
+        }
+        let changed = self.unlisted != outcome.is_err();
+        self.unlisted = outcome.is_err();
+        if changed {
+            step.out.push(if self.unlisted { Output::CopyDamaged } else { Output::CopyRepaired });
+        }
+        changed && self.unlisted
+    }
+
+    /// Gives up a copy that is being filled and cannot be compared with another: it is filled from the beginning, as after
+    /// a loss. Once in the life of this instance: when that does not help, the device must be replaced.
+    pub(crate) fn give_up_unlisted(&mut self, step: &mut Step<'_>) -> bool {
+        if self.holding.last_backfill.is_complete() || std::mem::replace(&mut self.gave_up, true) {
+            return false;
+        }
+        tracing::warn!(pg = %self.id, osd = %self.whoami, "what is here of a copy is given up");
+        self.holding = Holding { last_backfill: BackfillCursor::START, lost: true, ..Holding::empty() };
+        // In one transaction, as in `start_interval`.
+        let mut ops = vec![StoreOp::RemoveCollection, StoreOp::CreateCollection];
+        ops.push(rows::put_info(&self.holding.info()));
+        self.push_history_row(&mut ops);
+        self.submit(ops, None, step);
+        for _ in std::mem::take(&mut self.damaged) {
+            self.when_last_is_durable(AfterDurable::Repaired);
+        }
+        true
+    }
+
     /// Whether an OSD that is down may hold what nobody who is up can give.
     pub(crate) fn absent_may_have(&self) -> bool {
         let members = self.history.past.iter().flat_map(|past| &past.acting);
@@ -747,6 +785,7 @@ impl Pg {
             info: Some(self.holding.info()),
             history: Some(self.history.clone()),
             missing_count: self.holding.missing.len() as u64,
+            unlisted: self.unlisted.then_some(true),
         }
     }
 
@@ -838,7 +877,7 @@ impl Pg {
 pub fn answer_without_copy(message: &PeerMessage, epoch: Epoch) -> Option<PeerMessage> {
     let body = match message.body {
         PeerBody::QueryInfo | PeerBody::QueryLog { .. } => {
-            PeerBody::Notice(Notice { info: None, history: None, missing_count: 0 })
+            PeerBody::Notice(Notice { info: None, history: None, missing_count: 0, unlisted: None })
         }
         _ => return None,
     };
