@@ -203,6 +203,7 @@ impl Service {
             | MonCommand::OsdRemove(_)
             | MonCommand::OsdRelease(_)
             | MonCommand::FullRatios { .. }
+            | MonCommand::Scrub { .. }
             | MonCommand::BlocklistAdd { .. }
             | MonCommand::KeyRemove { .. }
             | MonCommand::ConfigSet { .. }

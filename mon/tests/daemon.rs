@@ -138,6 +138,7 @@ fn clean_report(map: &ClusterMap, osd: &FakeOsd) -> OsdReport {
         last_update: LogVersion::ZERO,
         last_epoch_clean: map.epoch,
         blocked_by: Vec::new(),
+        scrub: None,
     };
     OsdReport {
         osd: osd.osd,

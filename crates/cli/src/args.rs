@@ -154,6 +154,10 @@ pub enum OsdVerb {
     In(Osds),
     /// Mark them down; living ones come back by themselves.
     Down(Osds),
+    /// Have all placement groups that have a copy there scrubbed.
+    Scrub(Osds),
+    /// The same, reading all bytes of all copies.
+    DeepScrub(Osds),
     /// Give one less or more of its share of data.
     Reweight {
         /// Which, such as osd.3 or 3.
@@ -279,6 +283,20 @@ pub enum PgVerb {
         /// Which, such as 1.3.
         pg: PgId,
     },
+    /// Have the copies compared: versions, sizes, attributes and rows.
+    Scrub(Pgs),
+    /// Have all bytes of all copies read and compared, too.
+    DeepScrub(Pgs),
+    /// Have them compared deeply, and repaired whatever can be told to be wrong, however much it is.
+    Repair(Pgs),
+}
+
+/// Some placement groups.
+#[derive(Debug, Args)]
+pub struct Pgs {
+    /// Which, such as 1.1f.
+    #[arg(required = true, value_name = "PG")]
+    pub pgs: Vec<PgId>,
 }
 
 /// `holdfast key …`

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_crush::CrushMap;
 use holdfast_types::{ClientId, ClusterId, DiskUuid, Epoch, Incarnation, MonId, OsdId, PgId, PoolId};
 use minicbor::{Decode, Encode};
+use serde::Serialize;
 
 use crate::space::{FullRatios, SpaceLevel};
 
@@ -77,6 +78,46 @@ pub struct ClusterMap {
     #[n(15)]
     #[cbor(skip_if = "BTreeMap::is_empty")]
     pub placed_as: BTreeMap<PoolId, u32>,
+    /// Placement groups that people want scrubbed; each stays until its primary reports that it was done.
+    #[n(20)]
+    #[cbor(default)]
+    pub scrub_wishes: BTreeMap<PgId, ScrubWish>,
+}
+
+/// How thoroughly copies are compared. Each kind does what those before it do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode, Serialize)]
+#[cbor(index_only)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScrubKind {
+    /// Versions, sizes, attributes and rows.
+    #[n(0)]
+    Shallow,
+    /// All bytes, too.
+    #[n(1)]
+    Deep,
+    /// And whatever can be told to be wrong is repaired, however much it is.
+    #[n(2)]
+    Repair,
+}
+
+impl ScrubKind {
+    /// Whether all bytes are read.
+    #[must_use]
+    pub fn is_deep(self) -> bool {
+        self != ScrubKind::Shallow
+    }
+}
+
+/// One scrub that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct ScrubWish {
+    /// What.
+    #[n(0)]
+    pub kind: ScrubKind,
+    /// The map that brought the wish: its name. A scrub that began in an earlier map does not fulfil it.
+    #[n(1)]
+    pub epoch: Epoch,
 }
 
 /// One exchange of members of a placement group.
@@ -250,6 +291,7 @@ impl ClusterMap {
             space: BTreeMap::new(),
             ratios: FullRatios::default(),
             placed_as: BTreeMap::new(),
+            scrub_wishes: BTreeMap::new(),
         }
     }
 

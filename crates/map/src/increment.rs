@@ -6,7 +6,7 @@ use holdfast_crush::CrushMap;
 use holdfast_types::{ClusterId, Epoch, MonId, OsdId, PgId, PoolId};
 use minicbor::{Decode, Encode};
 
-use crate::cluster::{BlocklistEntry, ClusterFlags, ClusterMap, OsdInfo, Pool, ServiceInfo, UpmapItem};
+use crate::cluster::{BlocklistEntry, ClusterFlags, ClusterMap, OsdInfo, Pool, ScrubWish, ServiceInfo, UpmapItem};
 use crate::encoding::{MapDecodeError, seal, unseal};
 use crate::space::{FullRatios, SpaceLevel};
 
@@ -70,6 +70,10 @@ pub struct Increment {
     #[n(16)]
     #[cbor(skip_if = "BTreeMap::is_empty")]
     pub placed_as: BTreeMap<PoolId, Option<u32>>,
+    /// Scrubs that were asked for.
+    #[n(20)]
+    #[cbor(default)]
+    pub scrub_wishes: BTreeMap<PgId, Option<ScrubWish>>,
 }
 
 /// An increment that does not fit the map it was applied to. The holder then asks for the full map.
@@ -157,6 +161,7 @@ impl Increment {
             space: changes_of(&old.space, &new.space),
             placed_as: changes_of(&old.placed_as, &new.placed_as),
             ratios: (old.ratios != new.ratios).then_some(new.ratios),
+            scrub_wishes: changes_of(&old.scrub_wishes, &new.scrub_wishes),
         }
     }
 
@@ -197,6 +202,7 @@ impl ClusterMap {
         set_each(&mut next.upmap, &increment.upmap);
         set_each(&mut next.space, &increment.space);
         set_each(&mut next.placed_as, &increment.placed_as);
+        set_each(&mut next.scrub_wishes, &increment.scrub_wishes);
         for (entry, added) in &increment.blocklist {
             if *added {
                 next.blocklist.insert(*entry);

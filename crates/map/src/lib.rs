@@ -17,7 +17,7 @@ mod split;
 pub use balance::{BalanceLimits, BalancePlan, balance};
 pub use cluster::{
     BLOCKLIST_MAX, BlocklistEntry, ClusterFlags, ClusterMap, OSD_ID_MAX, OsdInfo, PG_TEMP_MEMBERS_MAX, Pool, PoolKind,
-    SERVICES_MAX, ServiceInfo, UPMAP_ITEMS_MAX, UpmapItem,
+    SERVICES_MAX, ScrubKind, ScrubWish, ServiceInfo, UPMAP_ITEMS_MAX, UpmapItem,
 };
 pub use encoding::MapDecodeError;
 pub use increment::{ApplyError, Increment};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use holdfast_pg::Limits;
+use holdfast_pg::{Limits, ScrubLimits};
 
 /// Which faults strike, and how hard. Probabilities are per message, rates per simulated second.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -74,6 +74,8 @@ pub struct Config {
     pub faults: Faults,
     /// Bounds of the placement groups; tiny ones reach more states.
     pub limits: Limits,
+    /// How long a day of the calendar lasts, by which copies are scrubbed; `None`: the time of day is never told.
+    pub day: Option<Duration>,
     /// Whether every input and output is printed to standard error.
     pub trace: bool,
 }
@@ -94,8 +96,27 @@ impl Config {
             pause: Duration::from_millis(30),
             faults: Faults::NONE,
             limits: Limits { piece_bytes: 64, ..Limits::default() },
+            day: None,
             trace: false,
         }
+    }
+
+    /// Days fly, so that copies are scrubbed all the time, while objects rot, members crash and messages are lost.
+    #[must_use]
+    pub fn scrub() -> Config {
+        let storm = Config::storm();
+        let faults = Faults {
+            rots_per_second: 2.0,
+            crashes_per_second: 0.05,
+            loss: 0.02,
+            duplication: 0.02,
+            slow_sync: 0.1,
+            delay_max: Duration::from_millis(20),
+            ..Faults::NONE
+        };
+        let scrub = ScrubLimits { chunk_objects: 3, piece_bytes: 48, repairs_max: 1_000, ..storm.limits.scrub };
+        let limits = Limits { scrub, ..storm.limits };
+        Config { osds: 4, faults, limits, day: Some(Duration::from_millis(500)), ..storm }
     }
 
     /// Objects rot while messages are lost. Alone with that: rot under a write of which no other copy exists yet, which then

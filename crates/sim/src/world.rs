@@ -1,5 +1,7 @@
 //! The world: the heap of events, the network, and what strikes when.
 
+mod scrub;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
@@ -73,6 +75,8 @@ pub struct Report {
     pub stale_reads: u64,
     /// What struck.
     pub faults: FaultCounts,
+    /// Copies that scrubs found bad and had repaired.
+    pub copies_scrubbed: u64,
 }
 
 /// A broken promise.
@@ -158,6 +162,7 @@ struct World {
     counts: FaultCounts,
     violation: Option<String>,
     working: bool,
+    copies_scrubbed: u64,
 }
 
 /// Runs one seed.
@@ -191,6 +196,7 @@ impl World {
             counts: FaultCounts::default(),
             violation: None,
             working: true,
+            copies_scrubbed: 0,
         }
     }
 
@@ -211,6 +217,7 @@ impl World {
             self.send_request(0, tid);
         }
         self.settle()?;
+        self.scrub_all()?;
         self.check_copies()?;
         let partitioned = self.counts.partitions + self.counts.map_lags > 0;
         let checked = check::check(&self.history, partitioned)?;
@@ -222,6 +229,7 @@ impl World {
             epochs: self.monitor.newest().epoch.0,
             stale_reads: checked.stale_reads,
             faults: self.counts,
+            copies_scrubbed: self.copies_scrubbed,
         })
     }
 
@@ -562,6 +570,7 @@ impl World {
             return;
         }
         self.schedule(FAULT_TICK, Event::FaultTick);
+        self.tell_time();
         let faults = self.faults;
         let mut strikes = |rate: f64| self.rng.random_bool((rate * FAULT_TICK.as_secs_f64()).clamp(0.0, 1.0));
         let (crash, power) = (strikes(faults.crashes_per_second), strikes(faults.power_losses_per_second));
@@ -576,7 +585,7 @@ impl World {
             for osd in 0..self.config.osds {
                 self.crash(OsdId(osd));
             }
-        } else if crash {
+        } else if crash && !self.is_double_fault(victim) {
             self.crash(victim);
         }
         if cut && self.cut_off.is_empty() {
@@ -656,6 +665,8 @@ impl World {
         self.syncing.remove(&osd);
         self.slots.remove(&(osd, Slot::Outgoing));
         self.slots.remove(&(osd, Slot::Incoming));
+        self.slots.remove(&(osd, Slot::ScrubOutgoing));
+        self.slots.remove(&(osd, Slot::ScrubIncoming));
     }
 
     fn restart(&mut self, osd: OsdId) {

@@ -12,6 +12,7 @@ use minicbor::{Decode, Encode};
 
 use crate::op::{Effect, Row};
 use crate::payload::{Blob, PayloadContext};
+use crate::scrub::ScrubMessage;
 
 /// No message between OSDs is larger than this, in bytes: it bounds what one peer can make another hold.
 pub const PEER_MESSAGE_BYTES_MAX: usize = 8 << 20;
@@ -135,6 +136,9 @@ pub enum PeerBody {
         #[n(0)]
         activation: u64,
     },
+    /// Comparing copies; both ways.
+    #[n(24)]
+    Scrub(#[n(0)] ScrubMessage),
 }
 
 /// How far a copy has been filled, in key order (bit-reversed object hash, then name).

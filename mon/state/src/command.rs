@@ -98,6 +98,9 @@ pub enum Change {
         #[n(1)]
         placed: u32,
     },
+    /// These scrubs are done, up to the wishes of these epochs.
+    #[n(20)]
+    ScrubsServed(#[n(0)] Vec<(PgId, Epoch)>),
 }
 
 /// What came of a [`Command`].

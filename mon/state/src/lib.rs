@@ -21,6 +21,7 @@ mod maps;
 mod notes;
 mod osds;
 mod pools;
+mod scrubs;
 mod state;
 mod words;
 

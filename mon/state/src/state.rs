@@ -18,7 +18,7 @@ use crate::keys::{KEYS_BYTES_MAX, KeyStore};
 use crate::leader::Scene;
 use crate::maps::{INCREMENT_BYTES_MAX, Maps};
 use crate::notes::OsdNotes;
-use crate::{hierarchy, osds, pools};
+use crate::{hierarchy, osds, pools, scrubs};
 
 /// The largest [`State::encode`]: it travels to a monitor that is behind in one message. Each part is bounded in bytes;
 /// the rest is for the newest map and the oldest one that is kept.
@@ -155,6 +155,7 @@ impl State {
             draft.prune_upmap();
         }
         osds::prune_pg_temp(&mut draft);
+        scrubs::prune(&mut draft);
         self.publish(draft);
         if let Some(epoch) = trim {
             self.maps.trim(epoch.min(newest), &self.map);
@@ -236,6 +237,10 @@ impl State {
                 Ok(Answer::Done)
             }
             Change::TrimMaps(_) => Ok(Answer::Done),
+            Change::ScrubsServed(served) => {
+                scrubs::served(map, served);
+                Ok(Answer::Done)
+            }
         }
     }
 
@@ -302,6 +307,7 @@ impl State {
                 }
                 map.ratios = ratios;
             }
+            MonCommand::Scrub { target, kind } => scrubs::wish(map, *target, *kind)?,
             MonCommand::BlocklistAdd { client, incarnation } => {
                 if map.blocklist.len() >= BLOCKLIST_MAX {
                     return Err(MonError::Invalid { reason: format!("{BLOCKLIST_MAX} sessions are fenced already") });

@@ -164,6 +164,11 @@ impl Active {
         self.uncommitted.contains_key(key)
     }
 
+    /// Whether a write to any such object is not durable everywhere yet.
+    pub fn has_uncommitted(&self, which: impl Fn(&ObjectKey) -> bool) -> bool {
+        self.uncommitted.keys().any(which)
+    }
+
     /// Keeps an answer until the version is committed.
     fn hold(&mut self, version: LogVersion, held: Held) -> Hold {
         if version <= self.committed_to {
@@ -406,6 +411,10 @@ impl Pg {
             active.recovery.hurry(key);
             return Tried::Wait(queued);
         }
+        if writes && self.scrub_holds(key, step) {
+            return Tried::Wait(queued);
+        }
+        let Some(active) = self.active() else { return Tried::Wait(queued) };
         if !writes && active.held_bytes >= HELD_BYTES_MAX && active.is_uncommitted(key) {
             self.refuse(&queued, RefusedReason::Busy, step);
             return Tried::Done;
@@ -565,6 +574,7 @@ impl Pg {
         };
         let trim_to = self.trim_bound();
         self.forget_damage(key, &done.effects);
+        self.scrub_saw_write(key, step.now);
         let mut ops = Vec::with_capacity(done.effects.len() + 4);
         if entry.kind == EntryKind::Delete && self.holding.missing.remove(key).is_some() {
             ops.push(rows::delete_missing(key)); // nothing of it is needed any more
@@ -741,6 +751,7 @@ impl Pg {
             PeerBody::BackfillProgressAck { cursor } => self.backfill_progressed(from, &cursor, step),
             PeerBody::ReservationGrant => self.remote_granted(from),
             PeerBody::ReservationReject => self.remote_rejected(from, step),
+            PeerBody::Scrub(message) => self.scrub_answered(from, message, step),
             _ => {}
         }
     }

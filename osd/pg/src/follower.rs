@@ -196,6 +196,7 @@ impl Pg {
             PeerBody::BackfillProgress(progress) if activated => self.follow_progress(from, progress, step),
             PeerBody::ReservationRequest if activated => self.follow_reservation(from, step),
             PeerBody::ReservationRelease if activated => self.release_incoming(step),
+            PeerBody::Scrub(message) if activated => self.scrub_asked(from, message, step),
             PeerBody::RepOp(_)
             | PeerBody::Push(_)
             | PeerBody::BackfillScan(_)
@@ -266,6 +267,7 @@ impl Pg {
         self.push_history_row(&mut ops);
         let head = self.holding.log.head();
         self.submit(ops, Some(AfterDurable::Activated(head)), step);
+        self.scrub.reset(step.out);
         if let Some(follower) = self.follower() {
             // Nothing that was under way in an earlier activation counts in this one.
             let slot = follower.slot.take();

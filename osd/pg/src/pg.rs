@@ -27,6 +27,7 @@ use crate::merge::Merge;
 use crate::missing::Missing;
 use crate::peering::Peering;
 use crate::rows::{self, HistoryRow};
+use crate::scrub::Scrub;
 
 /// How often unanswered questions are looked at. Well below the time in which a silent peer is marked down.
 pub(crate) const TICK: Duration = Duration::from_millis(500);
@@ -193,6 +194,7 @@ pub struct Pg {
     pub(crate) unlisted: bool,
     /// Whether this instance has given up what it held once because of that.
     gave_up: bool,
+    pub(crate) scrub: Scrub,
     /// Epoch of the stored history row; `None` while there is no collection.
     stored_epoch: Option<Epoch>,
     /// Whether the store holds something under this name that is not to be used.
@@ -244,6 +246,7 @@ impl Pg {
             damaged: BTreeSet::new(),
             unlisted: false,
             gave_up: false,
+            scrub: Scrub::default(),
             stored_epoch: None,
             discards: false,
             tick_at: None,
@@ -319,6 +322,7 @@ impl Pg {
             this.forget_past();
         }
         this.stored_epoch = Some(stored.row.epoch);
+        this.scrub = Scrub::stored(rows::load_scrub(store));
         this.holding = Holding {
             log: stored.log,
             missing: stored.missing,
@@ -376,6 +380,7 @@ impl Pg {
             }
             Input::Reserved(slot) => self.on_reserved(slot, step),
             Input::ReserveRefused(slot) => self.on_reserve_refused(slot, step),
+            Input::WallClock { unix_ms } => self.wall_clock(unix_ms, step),
             Input::Tick => {
                 if self.tick_at.is_some_and(|at| at <= step.now) {
                     self.tick_at = None;
@@ -389,8 +394,12 @@ impl Pg {
     fn advance(&mut self, step: &mut Step<'_>) {
         match &self.role {
             Role::Peering(_) => self.advance_peering(step),
-            Role::Active(_) => self.advance_active(step),
-            Role::Follower(_) | Role::Removing | Role::Stopped => {}
+            Role::Active(_) => {
+                self.advance_active(step);
+                self.advance_scrub(step);
+            }
+            Role::Follower(_) => self.advance_scrub_member(step),
+            Role::Removing | Role::Stopped => {}
         }
     }
 
@@ -523,6 +532,7 @@ impl Pg {
 
     /// Ends the present role: slots are given back, requests that it had executed but not answered wait again.
     fn leave_role(&mut self, next: Role, step: &mut Step<'_>) {
+        self.scrub.reset(step.out);
         match std::mem::replace(&mut self.role, next) {
             Role::Active(active) => {
                 active.release_slots(step.out);
@@ -708,6 +718,11 @@ impl Pg {
     /// Takes note that the copy of an object here cannot be read.
     pub(crate) fn note_damage(&mut self, key: &ObjectKey, error: &ReadError, step: &mut Step<'_>) {
         tracing::warn!(pg = %self.id, osd = %self.whoami, object = ?key, %error, "the copy here is unreadable");
+        self.count_damage(key, step);
+    }
+
+    /// Counts a bad copy here until it is whole.
+    pub(crate) fn count_damage(&mut self, key: &ObjectKey, step: &mut Step<'_>) {
         if self.damaged.len() < DAMAGED_MAX && self.damaged.insert(key.clone()) {
             step.out.push(Output::CopyDamaged);
         }
@@ -833,6 +848,8 @@ impl Pg {
         match (&mut self.role, slot) {
             (Role::Active(_), Slot::Outgoing) => self.outgoing_reserved(step),
             (Role::Follower(_), Slot::Incoming) => self.incoming_reserved(step),
+            (Role::Active(_), Slot::ScrubOutgoing) => self.scrub_outgoing_reserved(),
+            (Role::Follower(_), Slot::ScrubIncoming) => self.scrub_incoming_reserved(step),
             // The wish has been taken back meanwhile; so has the slot.
             _ => {}
         }
@@ -842,6 +859,8 @@ impl Pg {
         match (&mut self.role, slot) {
             (Role::Active(_), Slot::Outgoing) => self.outgoing_refused(step),
             (Role::Follower(_), Slot::Incoming) => self.incoming_refused(step),
+            (Role::Active(_), Slot::ScrubOutgoing) => self.scrub_outgoing_refused(step),
+            (Role::Follower(_), Slot::ScrubIncoming) => self.scrub_incoming_refused(),
             _ => {}
         }
     }

@@ -3,6 +3,8 @@
 use holdfast_types::{DiskUuid, Epoch, Incarnation, OsdId, PgId, RequestId};
 use minicbor::{Decode, Encode};
 
+use crate::scrub::{ScrubKind, ScrubTarget};
+
 #[cfg(doc)]
 use super::{ConfigChange, MonError, MonReply};
 use super::{OsdReport, Subject};
@@ -264,6 +266,18 @@ pub enum MonCommand {
         /// Where all stops but what frees space.
         #[n(3)]
         failsafe: Option<u32>,
+    },
+
+    /// Has placement groups scrubbed. Asking again for what is still to be done changes nothing; a more thorough wish
+    /// takes the place of a lesser one. Answers [`MonReply::Done`] with the map that has the wishes.
+    #[n(30)]
+    Scrub {
+        /// Which.
+        #[n(0)]
+        target: ScrubTarget,
+        /// How.
+        #[n(1)]
+        kind: ScrubKind,
     },
 
     /// Makes an S3 user's key pair; what is `None` is generated. Answers [`MonReply::Key`].

@@ -4,6 +4,8 @@ use holdfast_types::{Epoch, Incarnation, LogVersion, OsdId, PgId};
 use minicbor::{Decode, Encode};
 use serde::Serialize;
 
+use crate::scrub::PgScrub;
+
 /// What a placement group is doing. Several can hold at once; `clean` only alone with `active`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode, Serialize)]
 #[cbor(map)]
@@ -38,6 +40,10 @@ pub struct PgState {
     /// Up and acting sets differ.
     #[n(9)]
     pub remapped: bool,
+    /// Copies of some objects differ, and it could not be told which are right, or a person is to decide.
+    #[n(10)]
+    #[cbor(default)]
+    pub inconsistent: bool,
 }
 
 /// What a primary says of a placement group.
@@ -83,6 +89,9 @@ pub struct PgReport {
     /// OSDs that must come back before it can go on.
     #[n(12)]
     pub blocked_by: Vec<OsdId>,
+    /// Its scrubs; `None` before the primary was told the time.
+    #[n(13)]
+    pub scrub: Option<PgScrub>,
 }
 
 /// Space of one device.
@@ -146,6 +155,7 @@ impl PgState {
             (self.remapped, "remapped"),
             (self.recovering, "recovering"),
             (self.backfilling, "backfilling"),
+            (self.inconsistent, "inconsistent"),
         ];
         let set: Vec<&str> = words.into_iter().filter_map(|(holds, word)| holds.then_some(word)).collect();
         if set.is_empty() { "unknown".to_owned() } else { set.join("+") }

@@ -5,6 +5,7 @@ use minicbor::{Decode, Encode};
 use serde::Serialize;
 
 use super::StoreUsage;
+use crate::scrub::{PgScrub, ScrubStatus};
 
 /// How bad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode, Serialize)]
@@ -103,6 +104,9 @@ pub struct StatusReport {
     /// Space over all OSDs.
     #[n(17)]
     pub usage: StoreUsage,
+    /// Scrubs; `None` from a monitor that does not count them.
+    #[n(18)]
+    pub scrub: Option<ScrubStatus>,
 }
 
 /// A line of `osd tree`.
@@ -262,4 +266,7 @@ pub struct PgRow {
     /// OSDs that must come back before it can go on.
     #[n(9)]
     pub blocked_by: Vec<OsdId>,
+    /// Its scrubs, as last reported.
+    #[n(10)]
+    pub scrub: Option<PgScrub>,
 }

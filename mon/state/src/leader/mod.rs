@@ -11,6 +11,7 @@ mod growth;
 mod health;
 mod out;
 mod reports;
+mod scrub;
 mod stats;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -246,6 +247,10 @@ impl Leader {
         let grown = self.growth.due(now, scene, &self.stats);
         let moved = if grown.is_none() { self.balancer.due(now, scene, &self.stats) } else { None };
         due.extend(grown.or(moved).map(Due::Propose));
+        let served = scrub::served(map, &self.stats, now);
+        if !served.is_empty() {
+            due.push(Due::Propose(Change::ScrubsServed(served)));
+        }
         for (name, service) in &map.services {
             let renewed = self.services.get(name).copied().unwrap_or(self.since);
             if now.since(renewed) >= SERVICE_LEASE {

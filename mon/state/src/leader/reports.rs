@@ -142,5 +142,6 @@ pub(super) fn pg_row(view: &PgView<'_>) -> PgRow {
         objects_unfound: view.report.map_or(0, |report| report.objects_unfound),
         last_update: view.last.map_or(LogVersion::ZERO, |report| report.last_update),
         blocked_by: view.report.map_or_else(Vec::new, |report| report.blocked_by.clone()),
+        scrub: view.last.and_then(|report| report.scrub.clone()),
     }
 }

@@ -146,6 +146,7 @@ impl World {
                 last_update: LogVersion::ZERO,
                 last_epoch_clean: map.epoch,
                 blocked_by: Vec::new(),
+                scrub: None,
             };
             change(&mut report);
             report

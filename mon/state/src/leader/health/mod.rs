@@ -15,12 +15,12 @@ use holdfast_wire::mon::{HealthCheck, Severity, StatusReport};
 pub(super) use osds::{fate_words, held_words};
 
 use super::stats::PgView;
-use super::{Leader, Quorum, Scene, reports};
+use super::{Leader, Quorum, Scene, reports, scrub};
 
 /// Most lines of detail of one check.
 const DETAIL_MAX: usize = 50;
 
-fn check(
+pub(super) fn check(
     code: &str,
     severity: Severity,
     summary: String,
@@ -36,7 +36,7 @@ fn check(
     HealthCheck { code: code.into(), severity, summary, detail, impact: impact.into(), fix: fix.into() }
 }
 
-fn plural(count: usize, one: &str, many: &str) -> String {
+pub(super) fn plural(count: usize, one: &str, many: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {many}") }
 }
 
@@ -69,6 +69,7 @@ pub(super) fn status(leader: &Leader, now: Timestamp, scene: &Scene, quorum: &Qu
         copies_missing: views.iter().map(PgView::copies_missing).sum(),
         objects_unfound: views.iter().filter_map(|view| view.report).map(|report| report.objects_unfound).sum(),
         usage: reports::usage(map, &leader.stats),
+        scrub: Some(scrub::status(&views)),
     }
 }
 
@@ -83,6 +84,7 @@ fn checks(leader: &Leader, now: Timestamp, scene: &Scene, views: &[PgView<'_>], 
     checks.extend(osds::copies_lost(map, stats));
     checks.extend(space::checks(map, stats));
     checks.extend(pgs::checks(views));
+    checks.extend(scrub::checks(views));
     checks.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.code.cmp(&b.code)));
     checks
 }
