@@ -80,7 +80,7 @@ pub struct ClusterMap {
     pub placed_as: BTreeMap<PoolId, u32>,
     /// Placement groups that people want scrubbed; each stays until its primary reports that it was done.
     #[n(20)]
-    #[cbor(default)]
+    #[cbor(skip_if = "BTreeMap::is_empty")]
     pub scrub_wishes: BTreeMap<PgId, ScrubWish>,
 }
 

@@ -154,7 +154,7 @@ mod tests {
         let plain = ClusterMap::empty(ClusterId([1; 16]));
         let body = minicbor::to_vec(&plain).expect("encodes");
         let keys = minicbor::Decoder::new(&body).map().expect("a map").expect("of known length");
-        assert_eq!(keys, 12, "as before upmap, space and ratios");
+        assert_eq!(keys, 12, "as before upmap, space, ratios, splits and scrubs");
         let mut used = plain.clone();
         used.epoch = Epoch(1);
         used.upmap.insert(PgId { pool: PoolId(1), seed: 0 }, vec![UpmapItem { from: OsdId(1), to: OsdId(2) }]);

@@ -72,7 +72,7 @@ pub struct Increment {
     pub placed_as: BTreeMap<PoolId, Option<u32>>,
     /// Scrubs that were asked for.
     #[n(20)]
-    #[cbor(default)]
+    #[cbor(skip_if = "BTreeMap::is_empty")]
     pub scrub_wishes: BTreeMap<PgId, Option<ScrubWish>>,
 }
 

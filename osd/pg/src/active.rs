@@ -102,6 +102,9 @@ struct InFlight {
     previous: LogVersion,
     key: ObjectKey,
     effects: Vec<Effect>,
+    /// Peers that carry it out; the others only log it. Decided once (B1): when it is sent again, backfill may have come
+    /// past the object with what later writes made of it.
+    carried_out_by: BTreeSet<OsdId>,
     answers: Vec<Held>,
     sent: Timestamp,
 }
@@ -113,6 +116,8 @@ pub(crate) struct Active {
     pub peers: BTreeMap<OsdId, Peer>,
     /// Other OSDs that hold copies.
     pub strays: BTreeSet<OsdId>,
+    /// Others that have said that they hold none.
+    pub without_copy: BTreeSet<OsdId>,
     pub recovery: Recovery,
     pub backfill: Option<Backfill>,
     pub committed_to: LogVersion,
@@ -135,6 +140,7 @@ impl Active {
             writeable,
             peers,
             strays,
+            without_copy: BTreeSet::new(),
             recovery: Recovery::default(),
             backfill: None,
             committed_to: head,
@@ -612,6 +618,7 @@ impl Pg {
             previous,
             key: key.clone(),
             effects: done.effects,
+            carried_out_by: filled.iter().copied().collect(),
             answers: vec![own],
             sent: step.now,
         });
@@ -697,7 +704,7 @@ impl Pg {
             let late = active.in_flight.iter().filter(|write| write.version > peer.acked);
             for write in late.take(RESEND_WRITES_MAX) {
                 let Some(entry) = self.holding.log.entry(write.version) else { continue };
-                let effects = active.takes_effects(*osd, peer, &write.key).then(|| write.effects.clone());
+                let effects = write.carried_out_by.contains(osd).then(|| write.effects.clone());
                 let rep_op = RepOp {
                     previous: write.previous,
                     entry: entry.clone(),
@@ -723,6 +730,11 @@ impl Pg {
                     self.learn_history(history, said.start, step);
                 }
                 self.stray_appeared(from, step);
+            }
+            PeerBody::Notice(_) => {
+                if let Some(active) = self.active() {
+                    active.without_copy.insert(from);
+                }
             }
             PeerBody::PullReply(piece)
                 if self.answers_question(from, &ObjectKey::of(&piece.object), &piece.position) =>
@@ -772,6 +784,7 @@ impl Pg {
         let map = self.map.clone();
         let Some(active) = self.active() else { return };
         active.strays.retain(|osd| map.is_up(*osd));
+        active.without_copy.retain(|osd| map.is_up(*osd));
     }
 
     pub(crate) fn advance_active(&mut self, step: &mut Step<'_>) {
