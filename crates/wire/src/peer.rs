@@ -278,6 +278,9 @@ pub struct Notice {
     /// Set when the objects of the copy cannot be listed: others cannot be filled from it.
     #[n(3)]
     pub unlisted: Option<bool>,
+    /// Set when the sender has no room for what the copy misses: others, who have it, should lead.
+    #[n(4)]
+    pub cramped: Option<bool>,
 }
 
 /// Whether a log entry changed an object or removed it.

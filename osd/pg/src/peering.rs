@@ -279,6 +279,21 @@ impl Pg {
         };
         let reaches_auth = |osd: &OsdId| reaches(osd, auth_info.log_tail);
         let mut first = self.members.up.first().copied().filter(reaches_auth).unwrap_or(*auth);
+        let may_lead = |osd: &OsdId| reaches_auth(osd) && self.map.is_up(*osd);
+        // Reads would wait until there is room, and others have all that is asked for.
+        let is_cramped = |osd: &OsdId| {
+            let cramped = |notice: &Notice| notice.cramped == Some(true);
+            if *osd == self.whoami { self.is_cramped() } else { peering.notices.get(osd).is_some_and(cramped) }
+        };
+        if is_cramped(&first) {
+            let missing = |osd: &OsdId| peering.notices.get(osd).map_or(0, |notice| notice.missing_count);
+            let whole = |osd: &OsdId| match *osd == self.whoami {
+                true => self.holding.missing.is_empty(),
+                false => missing(osd) == 0,
+            };
+            let mut others = self.members.up.iter().chain(&self.members.acting);
+            first = others.find(|osd| whole(osd) && may_lead(osd)).copied().unwrap_or(first);
+        }
         // Somebody must be filled, and that one cannot say with what.
         let lists = |osd: &OsdId| {
             let unlisted = |notice: &Notice| notice.unlisted == Some(true);
@@ -286,7 +301,7 @@ impl Pg {
         };
         if !lists(&first) && !self.members.up.iter().all(reaches_auth) {
             let mut others = self.members.up.iter().chain(&self.members.acting);
-            let another = others.find(|osd| lists(osd) && reaches_auth(osd) && self.map.is_up(**osd));
+            let another = others.find(|osd| lists(osd) && may_lead(osd));
             first = another.copied().unwrap_or(first);
         }
         // The others must join the log that the primary will have, which keeps its own tail: judged by a longer one,

@@ -192,6 +192,8 @@ pub struct Pg {
     damaged: BTreeSet<ObjectKey>,
     /// Whether the objects of this copy could not be listed, and not since.
     pub(crate) unlisted: bool,
+    /// Whether, as primary, it had no room to fetch what is missing here, and still misses something.
+    pub(crate) cramped: bool,
     /// Whether this instance has given up what it held once because of that.
     gave_up: bool,
     pub(crate) scrub: Scrub,
@@ -245,6 +247,7 @@ impl Pg {
             inbox: VecDeque::new(),
             damaged: BTreeSet::new(),
             unlisted: false,
+            cramped: false,
             gave_up: false,
             scrub: Scrub::default(),
             stored_epoch: None,
@@ -502,6 +505,7 @@ impl Pg {
     pub(crate) fn start_interval(&mut self, step: &mut Step<'_>) {
         self.interval_number += 1;
         self.inbox.clear();
+        self.cramped = self.is_cramped();
         self.tick_at = None;
         if matches!(self.role, Role::Stopped) {
             return;
@@ -796,6 +800,11 @@ impl Pg {
         members.filter(move |osd| self.map.is_up(*osd) && !heard(osd))
     }
 
+    /// Whether another one should lead, who has what there is no room for here.
+    pub(crate) fn is_cramped(&self) -> bool {
+        self.cramped && !self.holding.missing.is_empty()
+    }
+
     /// What this copy says of itself.
     pub(crate) fn notice(&self) -> Notice {
         Notice {
@@ -803,6 +812,7 @@ impl Pg {
             history: Some(self.history.clone()),
             missing_count: self.holding.missing.len() as u64,
             unlisted: self.unlisted.then_some(true),
+            cramped: self.is_cramped().then_some(true),
         }
     }
 
@@ -894,7 +904,7 @@ impl Pg {
 pub fn answer_without_copy(message: &PeerMessage, epoch: Epoch) -> Option<PeerMessage> {
     let body = match message.body {
         PeerBody::QueryInfo | PeerBody::QueryLog { .. } => {
-            PeerBody::Notice(Notice { info: None, history: None, missing_count: 0, unlisted: None })
+            PeerBody::Notice(Notice { info: None, history: None, missing_count: 0, unlisted: None, cramped: None })
         }
         _ => return None,
     };

@@ -18,6 +18,7 @@ use std::time::Duration;
 use holdfast_types::{LogVersion, OsdId, Timestamp};
 use holdfast_wire::peer::{ObjectPiece, PeerBody, PiecePosition, Pull, Push, PushAck, PushWhat};
 
+use crate::active::Peer;
 use crate::exec;
 use crate::key::ObjectKey;
 use crate::missing::Lack;
@@ -360,6 +361,12 @@ impl Pg {
             return;
         }
         if !step.store.has_room_to_recover(piece.data.len() as u64) {
+            let whole = |peer: &Peer| peer.acting && peer.cursor.is_complete() && peer.missing.is_empty();
+            let another = active.peers.values().any(whole);
+            if another && !std::mem::replace(&mut self.cramped, true) {
+                tracing::info!(pg = %self.id, osd = %self.whoami, "no room for what is missing here: another shall lead");
+                self.start_interval(step);
+            }
             return; // asked for again, and there may be room then
         }
         let (object, version, next) = (piece.object.clone(), piece.version, piece.next.clone());

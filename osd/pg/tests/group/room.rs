@@ -72,6 +72,22 @@ fn a_full_primary_fetches_rows_that_it_lacks() {
 }
 
 #[test]
+fn a_primary_without_room_for_what_it_lacks_lets_one_lead_who_has_it() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write_before_the_log("old");
+    group.spoil(0, "old");
+    group.nodes[0].store.full = true;
+    let outcome = group.operate("old", vec![ObjectOp::Stat]);
+    assert_eq!(outcome, ClientOutcome::Refused(RefusedReason::WrongPrimary));
+    assert!(is_done(&group.operate("old", vec![ObjectOp::Stat])), "read from a copy that is there");
+    assert_ne!(group.members.acting[0], osd(0));
+    group.nodes[0].store.full = false;
+    group.run_until_clean();
+    assert!((0..3).all(|id| group.is_whole(id, "old")));
+    assert_eq!(group.members.acting, group.members.up, "it leads again");
+}
+
+#[test]
 fn recovery_may_use_the_spare_room_of_a_full_osd() {
     for id in [0, 2] {
         let mut group = Group::of(3, 3, short_log());
