@@ -61,6 +61,13 @@ fn acknowledged_writes_survive_osds_that_have_no_room_for_a_while() {
     assert!(counts.fills > 0);
 }
 
+/// Found by seed 25397: a primary had a member take an entry that was not durable at itself, and crashed; nobody had the object.
+#[test]
+fn no_log_tells_of_an_object_that_a_crash_of_the_primary_takes_back() {
+    let summary = campaign(25397, 1, &Config::full());
+    assert!(summary.violations.is_empty(), "{}", summary.violations[0]);
+}
+
 /// Found by seed 5054: the one OSD that had an object was filled anew meanwhile, and nobody asked it.
 #[test]
 fn an_object_that_only_a_backfill_target_still_has_is_fetched_from_it() {

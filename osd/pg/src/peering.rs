@@ -29,7 +29,8 @@
 //! included, has the activation durable; P3 `history.les` is set only after that; P4 a copy that was lost speaks for no
 //! interval and never counts as "there is nothing"; P5 an
 //! acknowledgement counts only for the activation that it names, and only when the member's log ends where the primary's
-//! does: what the primary then confirms as committed is durable on all of them.
+//! does: what the primary then confirms as committed is durable on all of them; P6 members are told of no entry that is
+//! not durable at the primary: it alone may have the object, and a crash would leave an entry of which nobody has it.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -427,12 +428,12 @@ impl Pg {
         self.activations += 1;
         let waiting = self.peers_wanted();
         self.enter(Phase::Activating { waiting, own_durable: false, epoch }, step);
-        self.send_activations(step);
     }
 
+    /// Has the members take the log, once it is durable here (P6).
     fn send_activations(&self, step: &mut Step<'_>) {
         let Role::Peering(peering) = &self.role else { return };
-        let Phase::Activating { waiting, epoch, .. } = &peering.phase else { return };
+        let Phase::Activating { waiting, epoch, own_durable: true } = &peering.phase else { return };
         let last_epoch_started = self.interval.has_enough_acting().then_some(*epoch);
         for osd in waiting {
             let since = peering.logs.get(osd).and_then(|log| log.since);
@@ -447,11 +448,12 @@ impl Pg {
         }
     }
 
-    pub(crate) fn own_activation_durable(&mut self) {
+    pub(crate) fn own_activation_durable(&mut self, step: &mut Step<'_>) {
         if let Some(peering) = self.peering()
             && let Phase::Activating { own_durable, .. } = &mut peering.phase
         {
             *own_durable = true;
+            self.send_activations(step);
         }
     }
 

@@ -856,7 +856,7 @@ impl Pg {
                     AfterDurable::Send(to, activation, body) => self.send_in(activation, [to], *body, step),
                     AfterDurable::Activated(head) => self.activation_durable(head),
                     AfterDurable::Logged(version) => self.on_logged(version, step),
-                    AfterDurable::OwnActivation => self.own_activation_durable(),
+                    AfterDurable::OwnActivation => self.own_activation_durable(step),
                     AfterDurable::Fetched(key) => self.fetched_durably(&key, step),
                 }
             }
