@@ -1,8 +1,8 @@
 //! The applied state: `mon/state` behind a lock, and the newest map for all who wait for it.
 
 use std::collections::VecDeque;
+use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use holdfast_map::ClusterMap;
 use holdfast_mon_state::leader::Scene;
@@ -13,32 +13,28 @@ use holdfast_wire::mon::{MapUpdate, MonCommand, MonError, MonReply};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
+use crate::host::{Host, Production};
 use crate::raft::Machine;
 
 const _: () = assert!(STATE_BYTES_MAX + (64 << 10) <= MESSAGE_BYTES_MAX, "a snapshot reaches a monitor that is behind");
 
 /// The replicated state of this monitor.
-pub(crate) struct AppliedState {
+pub(crate) struct AppliedState<H: Host = Production> {
     cluster: ClusterId,
     state: RwLock<State>,
     newest: watch::Sender<Arc<ClusterMap>>,
     recent: Mutex<VecDeque<Arc<ClusterMap>>>,
-}
-
-/// The wall clock, in Unix milliseconds.
-pub(crate) fn unix_ms() -> u64 {
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
+    host: PhantomData<H>,
 }
 
 /// Maps that are kept for the leader's memory, which looks several times a second and should miss none.
 const RECENT_MAX: usize = 32;
 
-impl AppliedState {
-    pub(crate) fn new(cluster: ClusterId) -> AppliedState {
+impl<H: Host> AppliedState<H> {
+    pub(crate) fn new(cluster: ClusterId) -> AppliedState<H> {
         let state = State::new(cluster);
         let newest = watch::Sender::new(Arc::clone(state.map()));
-        AppliedState { cluster, state: RwLock::new(state), newest, recent: Mutex::default() }
+        AppliedState { cluster, state: RwLock::new(state), newest, recent: Mutex::default(), host: PhantomData }
     }
 
     /// The newest map that this monitor has applied, and each one after it.
@@ -58,7 +54,7 @@ impl AppliedState {
 
     /// What a leader decides from, now.
     pub(crate) fn scene(&self) -> Scene {
-        self.state.read().scene(unix_ms())
+        self.state.read().scene(H::unix_ms())
     }
 
     pub(crate) fn answer(&self, question: &MonCommand) -> Option<MonReply> {
@@ -94,7 +90,7 @@ impl AppliedState {
     }
 }
 
-impl Machine for AppliedState {
+impl<H: Host> Machine for AppliedState<H> {
     fn apply(&self, index: u64, command: &[u8]) -> Vec<u8> {
         let mut state = self.state.write();
         let outcome = match Command::decode(command) {
@@ -106,6 +102,7 @@ impl Machine for AppliedState {
                 Outcome { epoch: state.map().epoch, replies: vec![MonReply::Failed(MonError::Invalid { reason })] }
             }
         };
+        H::applied(index, command, state.map().epoch);
         self.publish(state.map());
         outcome.encode()
     }
