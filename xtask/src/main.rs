@@ -38,6 +38,18 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         from: u64,
     },
+    /// Runs seeds of the simulator of the monitors; what follows is passed on.
+    SimMonitors {
+        /// How many.
+        #[arg(long, default_value_t = 100)]
+        seeds: u64,
+        /// The first one.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// See `cargo xtask sim-monitors -- --help`.
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
     /// Load with a checker while processes get kill -9.
     Chaos {
         /// How long the load runs.
@@ -75,6 +87,7 @@ fn main() -> anyhow::Result<()> {
         Command::Layers => layers::check(),
         Command::Files => files::report(),
         Command::Sim { seeds, from } => check::simulation(seeds, from),
+        Command::SimMonitors { seeds, from, rest } => check::monitors(seeds, from, &rest),
         Command::Chaos { minutes } => end_to_end::chaos(minutes),
         Command::Clients { quick, only } => end_to_end::clients(quick, only.as_deref()),
         Command::EndToEnd { full } => end_to_end::tests(full),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -70,6 +70,13 @@ impl fmt::Display for Summary {
     }
 }
 
+/// Processor time of this thread so far.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let (seconds, nanos) = (u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0));
+    Duration::new(seconds, nanos)
+}
+
 /// Runs `seeds` seeds from `from` on; ends early once `enough` have failed.
 #[must_use]
 pub fn campaign(
@@ -91,11 +98,12 @@ pub fn campaign(
                     if offset >= seeds || summary.lock().failed.len() >= enough {
                         return;
                     }
-                    let began = Instant::now();
+                    let began = processor_time();
                     let report = run(from + offset, config);
+                    let spent = processor_time().saturating_sub(began);
                     tell(&report);
                     let mut summary = summary.lock();
-                    summary.spent += began.elapsed();
+                    summary.spent += spent;
                     summary.add(&report);
                 }
             });

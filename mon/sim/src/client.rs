@@ -30,6 +30,8 @@ pub(crate) struct Client {
     number: u64,
     incarnation: u64,
     tid: u64,
+    /// Counts what it has asked for in all of its runs: what it writes is written once.
+    asked: u64,
     leader: Option<NodeId>,
     history: Shared,
     /// The map that it follows.
@@ -39,7 +41,7 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(number: u64, history: Shared) -> Client {
-        Client { number, incarnation: 1, tid: 0, leader: None, history, map: None, pools: BTreeSet::new() }
+        Client { number, incarnation: 1, tid: 0, asked: 0, leader: None, history, map: None, pools: BTreeSet::new() }
     }
 
     /// Asks until `until`, in true nanoseconds.
@@ -52,9 +54,10 @@ impl Client {
     }
 
     async fn once(&mut self) {
+        self.asked += 1;
         match runtime::random() % 100 {
             0..45 => {
-                let value = format!("{}.{}", self.number, self.tid + 1);
+                let value = format!("{}.{}", self.number, self.asked);
                 self.set(value).await;
             }
             45..70 => {
@@ -64,7 +67,7 @@ impl Client {
             80..84 => self.key().await,
             84..86 => {
                 let client = ClientId(1_000 + runtime::random() % 200);
-                let fence = MonCommand::BlocklistAdd { client, incarnation: Incarnation(self.tid + 1) };
+                let fence = MonCommand::BlocklistAdd { client, incarnation: Incarnation(self.asked) };
                 self.ask(fence).await;
             }
             _ => self.maps().await,
@@ -108,7 +111,7 @@ impl Client {
             self.pools.remove(&name);
             return;
         }
-        let name = format!("pool-{}-{}-{}", self.number, self.incarnation, self.tid + 1);
+        let name = format!("pool-{}-{}", self.number, self.asked);
         let create = MonCommand::PoolCreate {
             name: name.clone(),
             size: Some(1),
@@ -128,7 +131,7 @@ impl Client {
 
     /// Makes a key, which nobody else names: a refusal means that it was made before.
     async fn key(&mut self) {
-        let name = format!("key-{}-{}-{}", self.number, self.incarnation, self.tid + 1);
+        let name = format!("key-{}-{}", self.number, self.asked);
         let make = MonCommand::KeyNew { name: name.clone(), access_key: None, secret_key: None };
         match self.ask(make).await {
             Some(MonReply::Key(_)) | None => {}
@@ -188,7 +191,7 @@ impl Client {
                 world::count("requests-resent");
             }
             match self.try_once(to, command.clone()).await {
-                Some(Ok(MonReply::Failed(MonError::NotLeader { leader }) )) | Some(Err(MonError::NotLeader { leader })) => {
+                Some(Ok(MonReply::Failed(MonError::NotLeader { leader })) | Err(MonError::NotLeader { leader })) => {
                     self.leader = leader.and_then(|address| world::node_at(&address));
                 }
                 Some(Ok(MonReply::Failed(MonError::Unavailable)) | Err(MonError::Unavailable)) | None => {

@@ -16,10 +16,14 @@ mod client;
 mod disk;
 mod faults;
 mod host;
+#[cfg(feature = "mutants")]
+mod hunt;
 mod net;
 mod run;
 mod runtime;
 mod world;
 
 pub use campaign::{Summary, campaign};
+#[cfg(feature = "mutants")]
+pub use hunt::{Catch, hunt};
 pub use run::{Config, Report, run};

@@ -30,6 +30,14 @@ struct Cli {
     /// One line for each seed.
     #[arg(long)]
     each: bool,
+    /// Runs up to `--seeds` seeds with each seeded bug, and fails for one that nobody notices.
+    #[cfg(feature = "mutants")]
+    #[arg(long)]
+    mutants: bool,
+    /// Only this bug.
+    #[cfg(feature = "mutants")]
+    #[arg(long)]
+    only: Option<String>,
 }
 
 /// A campaign of fewer seeds is not expected to have had every kind of fault.
@@ -39,6 +47,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let config = Config { monitors: cli.monitors, storm: Duration::from_secs(cli.storm), calm: cli.calm };
     let threads = cli.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    #[cfg(feature = "mutants")]
+    if cli.mutants {
+        return hunt(&cli, threads);
+    }
     let summary = campaign(cli.from, cli.seeds, &config, threads, 10, |report| {
         if cli.each {
             let (seed, hash, polls) = (report.seed, report.hash, report.polls);
@@ -63,4 +75,17 @@ fn finish(cli: &Cli, summary: &Summary) -> ExitCode {
     }
     println!("{summary}");
     if summary.failed.is_empty() && !incomplete { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(feature = "mutants")]
+fn hunt(cli: &Cli, threads: usize) -> ExitCode {
+    println!("| mutant | what it breaks | noticed | seed |\n|---|---|---|---|");
+    let rows = holdfast_mon_sim::hunt(cli.seeds, threads, cli.only.as_deref(), |mutant, catch| {
+        let breaks = mutant.breaks();
+        match catch {
+            Some(catch) => println!("| `{mutant:?}` | {breaks} | {} | {} |", catch.violation, catch.seed),
+            None => println!("| `{mutant:?}` | {breaks} | **not caught** | |"),
+        }
+    });
+    if rows.iter().all(|(_, catch)| catch.is_some()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
