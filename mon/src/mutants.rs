@@ -23,11 +23,13 @@ pub enum Mutant {
     VoteWithoutMemory,
     /// A resend is applied a second time.
     ResendAppliedTwice,
+    /// A leader that restarts leads on in its term.
+    LeaderRestored,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 8] = [
+    pub const ALL: [Mutant; 9] = [
         Mutant::AnswerBeforeSync,
         Mutant::VoteNotSynced,
         Mutant::TruncateOneTooMany,
@@ -36,6 +38,7 @@ impl Mutant {
         Mutant::LeaseRead,
         Mutant::VoteWithoutMemory,
         Mutant::ResendAppliedTwice,
+        Mutant::LeaderRestored,
     ];
 
     /// What it breaks, for the table in the docs.
@@ -50,6 +53,7 @@ impl Mutant {
             Mutant::LeaseRead => "a question is answered under a lease that a follower forgets when it restarts",
             Mutant::VoteWithoutMemory => "a monitor that lost its disk votes at once",
             Mutant::ResendAppliedTwice => "a resent request is committed under a new id",
+            Mutant::LeaderRestored => "a leader that restarts leads on in its term",
         }
     }
 }

@@ -57,12 +57,12 @@ impl fmt::Display for Summary {
         write!(
             f,
             "world monitors: {} seeds, {hours:.2} simulated hours ({speed:.0} times real time a core), {} requests, {} \
-             operations checked, {} commands applied, {} terms; faults: {}; hash {:016x}; {} violations",
+             operations checked, {} commands applied, {} times somebody came to lead; faults: {}; hash {:016x}; {} violations",
             self.seeds,
             of("requests"),
             of("operations"),
             of("commands-applied"),
-            of("terms"),
+            of("leaders"),
             faults.join(", "),
             self.hash,
             self.failed.len()

@@ -139,6 +139,7 @@ pub(crate) async fn torment(kinds: Vec<Fault>, until: u64, pace_ms: u64) {
 
 async fn strike(kind: Fault) {
     let node = any_monitor();
+    world::trace(|| format!("fault: {kind:?}, perhaps at {node}"));
     match kind {
         Fault::Partition => {
             let side: BTreeSet<NodeId> = (0..=world::monitors()).filter(|_| below(2) == 0).collect();

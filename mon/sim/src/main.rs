@@ -27,6 +27,9 @@ struct Cli {
     /// Threads; without, one for each processor.
     #[arg(long)]
     threads: Option<usize>,
+    /// Says on standard error what happens; for one seed.
+    #[arg(long)]
+    trace: bool,
     /// One line for each seed.
     #[arg(long)]
     each: bool,
@@ -45,7 +48,7 @@ const SEEDS_FOR_EVERY_FAULT: u64 = 50;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let config = Config { monitors: cli.monitors, storm: Duration::from_secs(cli.storm), calm: cli.calm };
+    let config = Config { monitors: cli.monitors, storm: Duration::from_secs(cli.storm), calm: cli.calm, traced: cli.trace };
     let threads = cli.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     #[cfg(feature = "mutants")]
     if cli.mutants {

@@ -30,11 +30,13 @@ pub struct Config {
     pub storm: Duration,
     /// Without any faults.
     pub calm: bool,
+    /// Says on standard error what happens.
+    pub traced: bool,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { monitors: None, storm: Duration::from_secs(60), calm: false }
+        Config { monitors: None, storm: Duration::from_secs(60), calm: false, traced: false }
     }
 }
 
@@ -65,7 +67,7 @@ pub fn run(seed: u64, config: &Config) -> Report {
     // Choices that shape the run are drawn before it, so that they do not depend on what happens in it.
     let mut shape = Shape::of(seed, config);
     let limits = LogLimits { snapshot_every: 10 + shape.draw(60), kept: shape.draw(20) };
-    world::make(shape.monitors, limits);
+    world::make(shape.monitors, limits, config.traced);
     let ended = runtime::run(seed, shape.monitors, scene(shape.clone(), config.clone()));
     let (counts, mut violations) = world::unmake();
     for (node, panic) in ended.panics {
@@ -154,7 +156,7 @@ async fn scene(shape: Shape, config: Config) {
     }
     let history = history.lock();
     world::count_many("operations", history.ops.len() as u64);
-    world::count_many("terms", world::terms_led());
+    world::count_many("leaders", world::leaders());
     history.violations().into_iter().for_each(world::violation);
 }
 

@@ -4,7 +4,7 @@
 //! checkers are on node 0, which never fails.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use holdfast_map::ClusterMap;
 use holdfast_mon::host::LogLimits;
 use holdfast_mon::member::Member;
 use holdfast_mon::raft::Seat;
+use holdfast_mon_state::Command;
 use holdfast_types::{ClusterId, Epoch, MonId};
 use openraft::AsyncRuntime;
 use parking_lot::Mutex;
@@ -51,6 +52,7 @@ pub(crate) struct World {
     pub(crate) monitors: usize,
     disks: Vec<Arc<Mutex<Disk>>>,
     limits: LogLimits,
+    traced: bool,
     seen: Mutex<Seen>,
 }
 
@@ -63,7 +65,8 @@ struct Seen {
     commands: Vec<Option<u64>>,
     /// Hash of the map of each epoch.
     maps: BTreeMap<Epoch, u64>,
-    leaders: BTreeMap<u64, NodeId>,
+    /// Terms and who led them: the library lets a higher node take over within a term.
+    leaders: BTreeSet<(u64, NodeId)>,
     /// Newest epoch that any monitor has applied, and since when, in true nanoseconds.
     epochs: Vec<(u64, Epoch)>,
     /// Whether some monitors may have lost their seats.
@@ -71,7 +74,7 @@ struct Seen {
 }
 
 /// Makes the world of this thread.
-pub(crate) fn make(monitors: usize, limits: LogLimits) {
+pub(crate) fn make(monitors: usize, limits: LogLimits, traced: bool) {
     let seen = Seen {
         machines: (0..=monitors).map(|_| Machine { rate: 1_000_000, ..Machine::default() }).collect(),
         net: Net::default(),
@@ -79,12 +82,12 @@ pub(crate) fn make(monitors: usize, limits: LogLimits) {
         violations: Vec::new(),
         commands: Vec::new(),
         maps: BTreeMap::new(),
-        leaders: BTreeMap::new(),
+        leaders: BTreeSet::new(),
         epochs: Vec::new(),
         reshaped: false,
     };
     let disks = (0..=monitors).map(|_| Arc::default()).collect();
-    let world = World { monitors, disks, limits, seen: Mutex::new(seen) };
+    let world = World { monitors, disks, limits, traced, seen: Mutex::new(seen) };
     THE_WORLD.with(|the_world| *the_world.borrow_mut() = Some(Arc::new(world)));
 }
 
@@ -107,6 +110,13 @@ fn seen<T>(work: impl FnOnce(&mut Seen) -> T) -> T {
     work(&mut world().seen.lock())
 }
 
+/// Says on standard error what happens, if that was asked for.
+pub(crate) fn trace(text: impl FnOnce() -> String) {
+    if world().traced {
+        eprintln!("{:9.3} s  {}", Duration::from_nanos(runtime::true_nanos()).as_secs_f64(), text());
+    }
+}
+
 /// Counts something that happened.
 pub(crate) fn count(kind: &'static str) {
     seen(|seen| *seen.counts.entry(kind).or_default() += 1);
@@ -120,12 +130,8 @@ pub(crate) fn count_many(kind: &'static str, more: u64) {
 /// Says that a promise was broken; the first word is its id.
 pub(crate) fn violation(text: String) {
     let at = Duration::from_nanos(runtime::true_nanos());
+    trace(|| text.clone());
     seen(|seen| seen.violations.push(format!("{text} (at {at:.3?})")));
-}
-
-/// Whether something is wrong already.
-pub(crate) fn is_violated() -> bool {
-    seen(|seen| !seen.violations.is_empty())
 }
 
 /// The network.
@@ -195,6 +201,7 @@ pub(crate) fn node_at(address: &str) -> Option<NodeId> {
 
 /// Starts a monitor's process.
 pub(crate) fn boot(node: NodeId, bootstrap: bool) {
+    trace(|| format!("monitor {node} starts"));
     let rate = seen(|seen| {
         let machine = &mut seen.machines[node];
         machine.boots += 1;
@@ -254,6 +261,7 @@ pub(crate) fn boot_in(node: NodeId, after: Duration) {
 
 /// Ends a monitor's process at whatever it is doing.
 pub(crate) fn kill(node: NodeId, crash: Crash) {
+    trace(|| format!("monitor {node} ends: {crash:?}"));
     runtime::kill(node);
     let member = seen(|seen| seen.machines[node].member.take());
     drop(member);
@@ -286,11 +294,19 @@ fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
+fn spoken(command: &[u8]) -> String {
+    match Command::decode(command) {
+        Ok(command) => command.ops.iter().map(|op| format!("{:?} {:?}; ", op.id, op.change)).collect(),
+        Err(error) => error.to_string(),
+    }
+}
+
 /// A monitor has applied a command.
 pub(crate) fn applied(node: NodeId, index: u64, command: &[u8], epoch: Epoch) {
     let hash = hash(command);
     runtime::fold(hash ^ index);
     let now = runtime::true_nanos();
+    trace(|| format!("monitor {node} applies {index}: {}", spoken(command)));
     let other = seen(|seen| {
         *seen.counts.entry("commands-applied").or_default() += 1;
         if seen.epochs.last().is_none_or(|(_, last)| *last < epoch) {
@@ -309,7 +325,7 @@ pub(crate) fn applied(node: NodeId, index: u64, command: &[u8], epoch: Epoch) {
         }
     });
     if other {
-        violation(format!("R1: monitor {node} applies another command at {index} than was applied there before"));
+        violation(format!("Q13: monitor {node} applies another command at {index} than was applied there before"));
     }
 }
 
@@ -336,11 +352,9 @@ async fn watch_leadership(node: NodeId, member: Arc<Member<Sim>>) {
     drop(member);
     loop {
         let now = *leadership.borrow_and_update();
+        trace(|| format!("monitor {node}: term {}, leader {:?}", now.term, now.leader));
         if now.is_self {
-            let first = seen(|seen| *seen.leaders.entry(now.term).or_insert(node));
-            if first != node {
-                violation(format!("R0: monitors {first} and {node} both led term {}", now.term));
-            }
+            seen(|seen| seen.leaders.insert((now.term, node)));
         }
         if leadership.changed().await.is_err() {
             return;
@@ -368,8 +382,8 @@ async fn watch_maps(member: Arc<Member<Sim>>) {
     }
 }
 
-/// Terms that had a leader.
-pub(crate) fn terms_led() -> u64 {
+/// How often a monitor came to lead.
+pub(crate) fn leaders() -> u64 {
     seen(|seen| seen.leaders.len() as u64)
 }
 

@@ -513,6 +513,9 @@ fn config(cluster: &ClusterId, limits: LogLimits) -> Result<Config, StartError> 
         install_snapshot_timeout: 20_000,
         backoff: "50ms 100ms 200ms ...500ms".to_owned(),
         enable_pre_vote: Some(true),
+        // A leader that restarts may have lost what it had not synced, while a majority of the others holds it: in the same
+        // term it would give the same places to other entries, and read without what was committed. So it asks for votes.
+        enable_leader_restore: Some(on(Mutant::LeaderRestored)),
         api_channel_size: Some(4_096),
         notification_channel_size: Some(4_096),
         ..Config::default()
