@@ -40,7 +40,9 @@ fn can_wait(change: &Change) -> bool {
 
 impl Batcher {
     /// A batcher, and the work that someone must run for it.
-    pub(crate) fn new<H: Host>(consensus: Arc<Consensus<AppliedState<H>, H>>) -> (Batcher, impl Future<Output = ()> + Send) {
+    pub(crate) fn new<H: Host>(
+        consensus: Arc<Consensus<AppliedState<H>, H>>,
+    ) -> (Batcher, impl Future<Output = ()> + Send) {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
         (Batcher { queue }, run(consensus, waiting))
     }

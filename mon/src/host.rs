@@ -77,9 +77,7 @@ impl Host for Production {
     type Runtime = openraft::impls::TokioRuntime;
     type Kv = Rocks;
 
-    async fn blocking<T: Send + 'static>(
-        work: impl FnOnce() -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
+    async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
         tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
     }
 

@@ -70,7 +70,8 @@ pub async fn run(config: MonConfig, shutdown: CancellationToken) -> Result<Handl
     let member: Arc<Member> = Arc::new(Member::start(seat, Arc::new(peers), stop.clone()).await?);
     info!(mon = %config.id, cluster = %config.cluster, %address, "monitor started");
     let serving_stop = CancellationToken::new();
-    let serving = tokio::spawn(server::serve(listener, Arc::new(Shared(Arc::clone(member.service()))), serving_stop.clone()));
+    let serving =
+        tokio::spawn(server::serve(listener, Arc::new(Shared(Arc::clone(member.service()))), serving_stop.clone()));
     let killed = CancellationToken::new();
     let running = tokio::spawn({
         let (stop, killed, member) = (stop.clone(), killed.clone(), Arc::clone(&member));

@@ -140,9 +140,8 @@ impl<H: Host> Member<H> {
         let other = self.consensus().answering(CAN_TAKE_OVER).into_iter().find(|mon| Some(*mon) != leader);
         if let Some(other) = other {
             self.consensus().step_down(other).await;
-            let handed_over = async move {
-                while leadership.borrow_and_update().is_self && leadership.changed().await.is_ok() {}
-            };
+            let handed_over =
+                async move { while leadership.borrow_and_update().is_self && leadership.changed().await.is_ok() {} };
             let _ = H::Runtime::timeout(HAND_OVER, handed_over).await;
         }
     }

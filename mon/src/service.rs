@@ -15,11 +15,11 @@ use holdfast_mon_state::{Change, Op, SPLIT_OPTION};
 use holdfast_net::mon_api::{Monitor, RaftBytes, check_cluster};
 use holdfast_types::{ClusterId, Incarnation, MonId, OsdId, RequestId, Timestamp};
 use holdfast_wire::mon::{FailureKind, MapUpdate, MonCommand, MonError, MonReply, MonRequest, Secret, Subscribe};
+use openraft::Instant as _;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use openraft::Instant as _;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
@@ -158,7 +158,9 @@ impl<H: Host> Service<H> {
                 };
                 let secret_key = match secret_key {
                     Some(secret) => secret,
-                    None => Secret(random_text::<H>(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", 40)?),
+                    None => {
+                        Secret(random_text::<H>(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", 40)?)
+                    }
                 };
                 let command = MonCommand::KeyNew { name, access_key: Some(access_key), secret_key: Some(secret_key) };
                 Ok(self.propose(Some(id), Change::Request(command)).await)

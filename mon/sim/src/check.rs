@@ -78,9 +78,11 @@ impl History {
         }
         let mut known: Vec<(u64, usize, String)> =
             acknowledged.iter().map(|(at, length, value)| (*at, *length, format!("the append of {value}"))).collect();
-        known.extend(reads.iter().filter_map(|(op, list)| {
-            Some((op.returned?, list.len(), format!("a read of client {}", op.client)))
-        }));
+        known.extend(
+            reads
+                .iter()
+                .filter_map(|(op, list)| Some((op.returned?, list.len(), format!("a read of client {}", op.client)))),
+        );
         known.sort();
         let mut longest: Vec<(u64, usize)> = Vec::new();
         for (at, length, _) in &known {

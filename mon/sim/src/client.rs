@@ -160,7 +160,9 @@ impl Client {
                 world::check_map("a client", &map);
                 self.map = (map.epoch > Epoch::ZERO).then_some(map);
             }
-            Err(error) => world::violation(format!("Q5: the maps of monitor {to} after {after} do not follow: {error}")),
+            Err(error) => {
+                world::violation(format!("Q5: the maps of monitor {to} after {after} do not follow: {error}"))
+            }
         }
     }
 

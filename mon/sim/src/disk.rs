@@ -163,7 +163,8 @@ impl Kv for SimKv {
 
     fn scan(&self, from: &[u8], until: &[u8], mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         let range = (Bound::Included(from.to_vec()), Bound::Excluded(until.to_vec()));
-        let values: Vec<Vec<u8>> = self.io(|disk| Ok(disk.seen.range(range).map(|(_, value)| value.clone()).collect()))?;
+        let values: Vec<Vec<u8>> =
+            self.io(|disk| Ok(disk.seen.range(range).map(|(_, value)| value.clone()).collect()))?;
         values.iter().try_for_each(|value| each(value))
     }
 

@@ -242,9 +242,11 @@ async fn strike(kind: Fault) {
 fn block(pairs: Vec<(NodeId, NodeId)>, during: Duration) {
     world::net(|net| net.blocked.extend(pairs.iter().copied()));
     later(during, move || {
-        world::net(|net| pairs.iter().for_each(|pair| {
-            net.blocked.remove(pair);
-        }));
+        world::net(|net| {
+            pairs.iter().for_each(|pair| {
+                net.blocked.remove(pair);
+            })
+        });
     });
 }
 

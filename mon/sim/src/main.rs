@@ -48,7 +48,8 @@ const SEEDS_FOR_EVERY_FAULT: u64 = 50;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let config = Config { monitors: cli.monitors, storm: Duration::from_secs(cli.storm), calm: cli.calm, traced: cli.trace };
+    let config =
+        Config { monitors: cli.monitors, storm: Duration::from_secs(cli.storm), calm: cli.calm, traced: cli.trace };
     let threads = cli.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     #[cfg(feature = "mutants")]
     if cli.mutants {

@@ -152,7 +152,10 @@ async fn scene(shape: Shape, config: Config) {
     }
     let settled = SimRuntime::timeout(SETTLED_WITHIN, settle(&mut founder)).await;
     if settled.is_err() {
-        world::violation(format!("L1: not well {SETTLED_WITHIN:?} after the last fault: {}", unsettled().unwrap_or_default()));
+        world::violation(format!(
+            "L1: not well {SETTLED_WITHIN:?} after the last fault: {}",
+            unsettled().unwrap_or_default()
+        ));
     }
     let history = history.lock();
     world::count_many("operations", history.ops.len() as u64);

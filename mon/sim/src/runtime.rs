@@ -88,7 +88,14 @@ struct State {
 
 impl Node {
     fn new() -> Node {
-        Node { alive: true, paused: false, held: BTreeSet::new(), doomed: false, since: (0, START_NANOS), rate: 1_000_000 }
+        Node {
+            alive: true,
+            paused: false,
+            held: BTreeSet::new(),
+            doomed: false,
+            since: (0, START_NANOS),
+            rate: 1_000_000,
+        }
     }
 
     fn local(&self, now: u64) -> u64 {
@@ -173,7 +180,11 @@ pub(crate) struct Ended<T> {
 }
 
 /// Runs `main` on the world's node until it ends; `nodes` monitors can be spawned on, 1 to `nodes`.
-pub(crate) fn run<T: Send + 'static>(seed: u64, nodes: usize, main: impl Future<Output = T> + Send + 'static) -> Ended<T> {
+pub(crate) fn run<T: Send + 'static>(
+    seed: u64,
+    nodes: usize,
+    main: impl Future<Output = T> + Send + 'static,
+) -> Ended<T> {
     let state = State {
         now: 0,
         rng: SmallRng::seed_from_u64(seed),

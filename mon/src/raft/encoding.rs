@@ -269,6 +269,13 @@ impl AppendRequest {
     pub(super) fn term(&self) -> u64 {
         self.vote.term
     }
+
+    /// The index up to which the leader knows entries to be committed; `None` while it has committed none of its own, and
+    /// so may not know of those that others committed last.
+    pub(super) fn committed(&self) -> Option<u64> {
+        let own = |id: &StoredLogId| (id.term, id.node) == (self.vote.term, self.vote.node);
+        self.committed.filter(own).map(|id| id.index)
+    }
 }
 
 impl<H: Host> From<&AppendEntriesRequest<types::TypeConfig<H>>> for AppendRequest {

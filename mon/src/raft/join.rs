@@ -24,8 +24,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_types::{ClusterId, MonId};
-use openraft::{Instant as _, Raft};
 use openraft::async_runtime::WatchReceiver;
+use openraft::{Instant as _, Raft};
 use parking_lot::Mutex;
 
 use super::encoding::{PeerReply, PeerRequest};

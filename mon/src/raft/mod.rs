@@ -205,8 +205,30 @@ pub struct Consensus<M: Machine, H: Host = Production> {
     database: log::Watch,
     gate: Arc<join::Gate>,
     no_op: Vec<u8>,
-    /// When a leader last reached this monitor.
-    heard: parking_lot::Mutex<Option<Instant<H>>>,
+    heard: parking_lot::Mutex<Heard<Instant<H>>>,
+}
+
+/// What a follower knows of how far behind it is.
+#[derive(Debug, Clone, Copy)]
+struct Heard<I> {
+    /// All that the leader knew to be committed at this time has been applied here.
+    current: Option<I>,
+    /// A time at which the leader was heard, and what it knew to be committed then.
+    next: Option<(I, u64)>,
+}
+
+impl<I: Copy> Heard<I> {
+    /// The leader is heard, with its commit, while this monitor has applied so much.
+    fn hear(&mut self, now: I, committed: u64, applied: Option<u64>) {
+        match self.next {
+            Some((at, awaited)) if Some(awaited) <= applied => {
+                self.current = Some(at);
+                self.next = Some((now, committed));
+            }
+            Some(_) => {}
+            None => self.next = Some((now, committed)),
+        }
+    }
 }
 
 impl<M: Machine, H: Host> Consensus<M, H> {
@@ -276,7 +298,7 @@ impl<M: Machine, H: Host> Consensus<M, H> {
             database,
             gate,
             no_op,
-            heard: parking_lot::Mutex::default(),
+            heard: parking_lot::Mutex::new(Heard { current: None, next: None }),
         })
     }
 
@@ -344,7 +366,8 @@ impl<M: Machine, H: Host> Consensus<M, H> {
         }
     }
 
-    /// Whether this monitor leads and a majority has confirmed it, or it heard a leader, within `limit`.
+    /// Whether this monitor leads and a majority has confirmed it, or it holds all that a leader knew to be committed,
+    /// within `limit`.
     #[must_use]
     pub fn in_touch(&self, limit: Duration) -> bool {
         if self.leadership.borrow().is_self {
@@ -357,7 +380,7 @@ impl<M: Machine, H: Host> Consensus<M, H> {
             let acknowledged = metrics.last_quorum_acked;
             return acknowledged.is_none_or(|at| at.elapsed() < limit);
         }
-        self.heard.lock().is_some_and(|at| at.elapsed() < limit)
+        self.heard.lock().current.is_some_and(|at| at.elapsed() < limit)
     }
 
     /// The monitors that answered this leader's heartbeats within `limit`, itself included.
@@ -393,10 +416,14 @@ impl<M: Machine, H: Host> Consensus<M, H> {
         }
         match envelope.request {
             PeerRequest::Append(request) => {
+                let committed = request.committed();
                 let request = request.try_into().map_err(|error: io::Error| error.to_string())?;
                 let reply = self.raft.append_entries(request).await.map_err(|error| error.to_string())?;
-                if !matches!(reply, openraft::raft::AppendEntriesResponse::HigherVote(_)) {
-                    *self.heard.lock() = Some(Instant::<H>::now());
+                if !matches!(reply, openraft::raft::AppendEntriesResponse::HigherVote(_))
+                    && let Some(committed) = committed
+                {
+                    let applied = self.raft.data_metrics().borrow_watched().last_applied.map(|last| last.index);
+                    self.heard.lock().hear(Instant::<H>::now(), committed, applied);
                 }
                 Ok(PeerReply::Append((&reply).into()))
             }

@@ -101,6 +101,8 @@ enum Answer {
 /// Whether an op was applied by this command or is a resend.
 enum Pending {
     Before(MonReply),
+    /// As this one of the same command: both came in while an entry was being committed.
+    SameAs(usize),
     Now(Option<RequestId>, Result<Answer, MonError>),
 }
 
@@ -138,6 +140,13 @@ impl State {
         let mut trim = None;
         let mut answers = Vec::with_capacity(command.ops.len());
         for op in &command.ops {
+            let twin = op.id.and_then(|id| {
+                answers.iter().position(|answer| matches!(answer, Pending::Now(Some(other), _) if *other == id))
+            });
+            if let Some(twin) = twin {
+                answers.push(Pending::SameAs(twin));
+                continue;
+            }
             match op.id.map(|id| (id, self.answered.look_up(id))) {
                 None | Some((_, Known::New)) => {}
                 Some((_, Known::Answered(reply))) => {
@@ -145,7 +154,8 @@ impl State {
                     continue;
                 }
                 Some((id, Known::Past)) => {
-                    let reason = format!("request {id} comes late: its sender has moved on, and it may have been applied");
+                    let reason =
+                        format!("request {id} comes late: its sender has moved on, and it may have been applied");
                     answers.push(Pending::Before(MonReply::Failed(MonError::Stale { reason })));
                     continue;
                 }
@@ -169,10 +179,11 @@ impl State {
             self.maps.trim(epoch.min(newest), &self.map);
         }
         let epoch = self.map.epoch;
-        let mut replies = Vec::with_capacity(answers.len());
+        let mut replies: Vec<MonReply> = Vec::with_capacity(answers.len());
         for answer in answers {
             let (id, reply) = match answer {
                 Pending::Before(reply) => (None, reply),
+                Pending::SameAs(twin) => (None, replies[twin].clone()),
                 Pending::Now(id, Ok(answer)) => (id, answer.into_reply(epoch)),
                 Pending::Now(id, Err(error)) => (id, MonReply::Failed(error)),
             };
