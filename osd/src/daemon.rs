@@ -532,9 +532,9 @@ fn note_loss(base: &Base, maps: &CaughtUp) -> Result<Option<Epoch>, OsdError> {
 /// taken up is given up: it begins anew, as a lost one.
 fn take_up(base: &Base, incarnation: Incarnation, maps: &CaughtUp) -> Result<BTreeMap<PgId, Pg>, OsdError> {
     let mut pgs = BTreeMap::new();
-    let space = PeerSpace::default();
+    let (space, leases) = (PeerSpace::default(), Leases::new(now()));
     for pg in base.store.engine().collections().into_iter().filter_map(pg_of) {
-        let view = Local::new(&base.store, pg, &space);
+        let view = Local::new(&base.store, pg, &space, &leases);
         let load = || {
             let map = maps.from(Pg::stored_epoch(&view)?.unwrap_or(Epoch::ZERO)).clone();
             Pg::load(pg, base.id, incarnation, map, run::limits(base), &view)

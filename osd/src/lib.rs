@@ -16,6 +16,7 @@ mod daemon;
 mod handler;
 mod heartbeat;
 mod identity;
+mod leases;
 mod local;
 mod lost;
 mod maps;

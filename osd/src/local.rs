@@ -143,11 +143,12 @@ pub(crate) struct Local<'a> {
     engine: &'a Engine<FileDevice, RocksIndex>,
     collection: CollectionId,
     peers: &'a PeerSpace,
+    leases: &'a Leases,
 }
 
 impl<'a> Local<'a> {
-    pub(crate) fn new(store: &'a Store, pg: PgId, peers: &'a PeerSpace) -> Local<'a> {
-        Local { engine: store.engine(), collection: collection_of(pg), peers }
+    pub(crate) fn new(store: &'a Store, pg: PgId, peers: &'a PeerSpace, leases: &'a Leases) -> Local<'a> {
+        Local { engine: store.engine(), collection: collection_of(pg), peers, leases }
     }
 }
 
@@ -239,6 +240,18 @@ impl LocalObjects for Local<'_> {
 
     fn peer_has_room(&self, osd: OsdId) -> bool {
         self.peers.has_room(osd)
+    }
+
+    fn lease_from(&self, osd: OsdId, incarnation: Incarnation, epoch: Epoch) -> Timestamp {
+        self.leases.from(osd, incarnation, epoch)
+    }
+
+    fn leases_granted(&self) -> Vec<Granted> {
+        self.leases.granted()
+    }
+
+    fn leases_forgotten_until(&self) -> Timestamp {
+        self.leases.forgotten_until()
     }
 }
 

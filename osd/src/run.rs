@@ -21,7 +21,8 @@ use tracing::{debug, info, warn};
 
 use crate::daemon::{Base, CaughtUp, OsdError, ask_maps};
 use crate::handler::{OsdHandler, Sign};
-use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
+use crate::heartbeat::{EARLY_HEARTBEAT, HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
+use crate::leases::Leases;
 use crate::local::map_transactions;
 use crate::maps::{MapUpdateError, Maps};
 use crate::monitors::{self, Wishes};
@@ -125,6 +126,7 @@ pub(crate) async fn run(
     let (signs, signs_seen) = mpsc::unbounded_channel();
     let (updates, updates_seen) = mpsc::channel(UPDATES_MAX);
     let report_due = Arc::new(Notify::new());
+    let leases = Arc::new(Leases::new(now()));
     let shared = Arc::new(Shared {
         osd: base.id,
         incarnation,
@@ -138,10 +140,12 @@ pub(crate) async fn run(
         lost_before,
         lost_now: base.lost_now,
         space: PeerSpace::default(),
+        leases: leases.clone(),
         fatal,
         report_due: report_due.clone(),
     });
-    let handler: Arc<dyn Handler> = Arc::new(OsdHandler { shards: shards.clone(), signs, maps: updates.clone() });
+    let handler: Arc<dyn Handler> =
+        Arc::new(OsdHandler { shards: shards.clone(), signs, maps: updates.clone(), leases });
     let newest = later.last().unwrap_or(&start).clone();
     let run = Arc::new(Run {
         shared: shared.clone(),
@@ -388,17 +392,25 @@ async fn watch_peers(
     let (answers, mut answers_seen) = mpsc::unbounded_channel::<HeartbeatReply>();
     let mut beat = tokio::time::interval(HEARTBEAT_INTERVAL);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut early = tokio::time::interval(EARLY_HEARTBEAT);
+    early.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = beat.tick() => {
                 table.watch(now(), &run.shared.peers.watched());
-                send_heartbeats(&run, &answers);
+                send_heartbeats(&run, &answers, |_, _| true);
                 for verdict in table.overdue(now()) {
                     report_verdict(&session, &run, verdict);
                 }
             }
+            // Nobody waits a whole interval for the first lease of a peer's new run, or of this one's.
+            _ = early.tick() => {
+                send_heartbeats(&run, &answers, |osd, run_of| !run.shared.leases.has(now(), osd, run_of));
+            }
             Some(reply) = answers_seen.recv() => {
+                let asked = Timestamp::from_nanos(reply.stamp).min(now());
+                run.shared.leases.got(reply.from, reply.incarnation, reply.epoch, asked);
                 run.shared.space.note(reply.from, reply.full.unwrap_or(false));
                 if let Some(verdict) = table.answered(now(), reply.from, reply.incarnation) {
                     report_verdict(&session, &run, verdict);
@@ -418,14 +430,18 @@ async fn watch_peers(
     }
 }
 
-fn send_heartbeats(run: &Arc<Run>, answers: &mpsc::UnboundedSender<HeartbeatReply>) {
+fn send_heartbeats(
+    run: &Arc<Run>,
+    answers: &mpsc::UnboundedSender<HeartbeatReply>,
+    to: impl Fn(OsdId, Incarnation) -> bool,
+) {
     let heartbeat = Heartbeat {
         from: run.shared.osd,
         incarnation: run.shared.incarnation,
         epoch: run.newest.borrow().epoch,
         stamp: now().as_nanos(),
     };
-    for osd in run.shared.peers.watched().into_keys() {
+    for (osd, _) in run.shared.peers.watched().into_iter().filter(|(osd, run_of)| to(*osd, *run_of)) {
         let (peers, answers) = (run.shared.peers.clone(), answers.clone());
         tokio::spawn(async move {
             // Given up after the grace: at most five are under way for one peer.

@@ -26,6 +26,7 @@ use tracing::{debug, error};
 use crate::answers::{respond, respond_client};
 use crate::counters::Counters;
 use crate::heartbeat::HEARTBEAT_GRACE;
+use crate::leases::Leases;
 use crate::local::{Local, collection_of, to_transaction};
 use crate::monitors::Wishes;
 use crate::peers::{Held, Outbound, Peers};
@@ -112,6 +113,8 @@ pub(crate) struct Question {
     pub(crate) request_id: u64,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) permit: Permit,
+    /// The newest that a shard had when this came by (`leases`).
+    pub(crate) epoch: Epoch,
 }
 
 /// What is for one shard.
@@ -182,6 +185,8 @@ pub(crate) struct Shared {
     pub(crate) fatal: tokio::sync::mpsc::UnboundedSender<Fatal>,
     /// Who has no room.
     pub(crate) space: PeerSpace,
+    /// Read leases, given and got.
+    pub(crate) leases: Arc<Leases>,
     /// Told when a report to the monitors is due.
     pub(crate) report_due: Arc<tokio::sync::Notify>,
 }
@@ -310,7 +315,8 @@ impl Shard {
 
     /// Answers the heartbeats that wait, or passes them on.
     fn answer(&mut self, inbox: &Inbox) {
-        for question in inbox.questions.try_iter() {
+        for mut question in inbox.questions.try_iter() {
+            question.epoch = question.epoch.max(self.step.map.epoch);
             if self.index + 1 < self.shared.shards.count() {
                 self.shared.shards.ask(self.index + 1, question);
                 continue;
@@ -323,7 +329,7 @@ impl Shard {
             let reply = HeartbeatReply {
                 from: *osd,
                 incarnation: *incarnation,
-                epoch: self.step.map.epoch,
+                epoch: question.epoch,
                 stamp: question.heartbeat.stamp,
                 full: (!space::has_room(&self.shared.store, 0)).then_some(true),
             };
@@ -496,7 +502,7 @@ impl Shard {
             return;
         }
         let Some(pg) = self.pgs.get_mut(&id) else { return };
-        let view = Local::new(&self.shared.store, id, &self.shared.space);
+        let view = Local::new(&self.shared.store, id, &self.shared.space, &self.shared.leases);
         pg.step(now(), input, &view, &mut self.outbox);
         let mut last_sent: Option<(Arc<PeerMessage>, Option<Outbound>)> = None;
         for output in std::mem::take(&mut self.outbox) {
@@ -529,7 +535,10 @@ impl Shard {
         match output {
             Output::Submit { txn, ops } => self.submit(pg, txn, ops),
             Output::Send { to, message } => self.send(to, Outbound::new(Kind::Peer, &*message).as_ref()),
-            Output::Reply { reply_to, reply } => {
+            Output::Reply { reply_to, mut reply, valid_until } => {
+                if valid_until.is_some_and(|until| now() >= until) {
+                    reply.outcome = ClientOutcome::Refused(RefusedReason::Busy);
+                }
                 if let Some(pending) = self.replies.remove(&reply_to.0) {
                     respond_client(&pending.connection, pending.request_id, &reply, &mut self.held);
                 }

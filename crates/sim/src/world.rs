@@ -402,7 +402,7 @@ impl World {
                     }
                 }
                 Output::Send { to, message } => self.send(osd, to, Arc::unwrap_or_clone(message)),
-                Output::Reply { reply_to, reply } => {
+                Output::Reply { reply_to, reply, .. } => {
                     let client = usize::try_from(reply_to.0).unwrap_or(usize::MAX);
                     if !self.cut_off.contains(&osd) {
                         for after in self.arrivals() {

@@ -271,6 +271,27 @@ pub struct Notice {
     /// Objects that the copy misses.
     #[n(2)]
     pub missing_count: u64,
+    /// What earlier primaries' leases still had when this was sent (`osd/pg`, `lease`).
+    #[n(3)]
+    pub leases: Option<Vec<HeldLease>>,
+    /// Milliseconds for which the sender, which has just started, may have granted leases that it does not know of.
+    #[n(4)]
+    pub leases_forgotten_ms: Option<u64>,
+}
+
+/// What a primary's read lease still has, by who granted it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct HeldLease {
+    /// The primary.
+    #[n(0)]
+    pub primary: OsdId,
+    /// Its run.
+    #[n(1)]
+    pub incarnation: Incarnation,
+    /// Milliseconds until it ends, at most.
+    #[n(2)]
+    pub left_ms: u64,
 }
 
 /// Whether a log entry changed an object or removed it.

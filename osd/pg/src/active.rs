@@ -13,16 +13,14 @@
 //! than `min_size` acting members hold the newest version: an entry that activation has put into all logs may still be on
 //! one disk only; W6 a write is refused before it is logged when a member has no room for it, unless it frees space.
 //!
-//! **Seam for read leases** (not built yet): [`Pg::may_read`] is the one place where a read is let out.
-//! Until leases exist, a primary that is cut off and does not know it yet can answer a read with a value that a newer
-//! interval has replaced; writes are safe (F1).
+//! What shows an object leaves under the leases of all other acting members (`lease`); writes need none (F1).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use holdfast_types::{LogVersion, OsdId, RequestId, Timestamp};
 use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry, PeerBody, RepOp, StoredResults};
-use holdfast_wire::{ClientOutcome, Effect, ObjectOp, OpError, OpResult, RefusedReason};
+use holdfast_wire::{ClientOutcome, ClientReply, Effect, ObjectOp, OpError, OpResult, RefusedReason};
 
 use crate::api::{Outbox, Output, Slot};
 use crate::backfill::Backfill;
@@ -30,6 +28,7 @@ use crate::clients::{Queued, Remembered};
 use crate::exec::{self, Executed, Stopped};
 use crate::follower::entry_ops;
 use crate::key::ObjectKey;
+use crate::lease;
 use crate::log::Answered;
 use crate::missing::Missing;
 use crate::pg::{AfterDurable, Pg, Role, Said, Step, TICK};
@@ -112,6 +111,8 @@ pub(crate) struct Active {
     pub peers: BTreeMap<OsdId, Peer>,
     /// Other OSDs that hold copies.
     pub strays: BTreeSet<OsdId>,
+    /// Objects that somebody wants to read, for want of a lease.
+    leaseless: BTreeSet<ObjectKey>,
     pub recovery: Recovery,
     pub backfill: Option<Backfill>,
     pub committed_to: LogVersion,
@@ -134,6 +135,7 @@ impl Active {
             writeable,
             peers,
             strays,
+            leaseless: BTreeSet::new(),
             recovery: Recovery::default(),
             backfill: None,
             committed_to: head,
@@ -405,6 +407,13 @@ impl Pg {
             self.remove_unread(key, queued, step);
             return Tried::Done;
         }
+        if !queued.request.is_write() && self.readable_until(step) <= step.now {
+            if let Some(active) = self.active() {
+                active.leaseless.insert(key.clone());
+            }
+            self.tick_within(lease::LOOK_AGAIN, step);
+            return Tried::Wait(queued);
+        }
         match exec::execute(step.store, key, &queued.request.ops, self.limits.effects_bytes_max) {
             Ok(done) if done.effects.is_empty() => {
                 let outcome = ClientOutcome::Done { version: done.prior, results: done.results };
@@ -504,14 +513,9 @@ impl Pg {
 
     // ---- answers ----
 
-    /// The seam for read leases: whether an answer that shows an object may go out now.
-    fn may_read(&self, _step: &Step<'_>) -> bool {
-        matches!(&self.role, Role::Active(active) if active.writeable)
-    }
-
     /// Answers what shows the present state of an object, when that is committed (W3).
     fn answer_read(&mut self, key: &ObjectKey, queued: Queued, outcome: ClientOutcome, step: &mut Step<'_>) {
-        debug_assert!(self.may_read(step), "only an active primary reads");
+        debug_assert!(matches!(&self.role, Role::Active(active) if active.writeable), "only an active primary reads");
         let version = self.active().and_then(|active| active.uncommitted.get(key).copied());
         self.answer_at(version.unwrap_or(LogVersion::ZERO), Held { queued, outcome, logged: false }, step);
     }
@@ -531,7 +535,13 @@ impl Pg {
         if !logged && queued.request.is_write() {
             self.clients.remember(queued.request.id, &outcome);
         }
-        self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+        let (reply_to, id) = (queued.reply_to, queued.request.id);
+        if logged {
+            // It is committed, and that stays so.
+            return self.reply(reply_to, id, outcome, step.out);
+        }
+        let reply = ClientReply { id, epoch: self.map.epoch, outcome };
+        step.out.push(Output::Reply { reply_to, reply, valid_until: Some(self.readable_until(step)) });
     }
 
     // ---- writing ----
@@ -805,6 +815,11 @@ impl Pg {
     }
 
     pub(crate) fn tick_active(&mut self, step: &mut Step<'_>) {
+        let leaseless = self.active().map(|active| std::mem::take(&mut active.leaseless)).unwrap_or_default();
+        for key in leaseless {
+            self.clients.wake(&key);
+            step.rerun = true;
+        }
         self.resend_writes(step);
         self.resend_transfers(step);
         self.resend_questions(step);

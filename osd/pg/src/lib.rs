@@ -17,6 +17,7 @@ mod exec;
 mod follower;
 mod intervals;
 mod key;
+mod lease;
 mod log;
 pub mod memory;
 mod merge;
@@ -36,4 +37,5 @@ pub use api::{
     StoreOp, TxnId, VERSION_ATTR, WRITE_RESULT_BYTES_MAX,
 };
 pub use key::ObjectKey;
+pub use lease::{Granted, LEASE, LEASE_GRANTED};
 pub use pg::{Pg, answer_without_copy};
