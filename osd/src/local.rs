@@ -2,13 +2,14 @@
 
 use bytes::Bytes;
 use holdfast_map::ClusterMap;
-use holdfast_pg::{LocalObjects, ObjectKey, ReadError, RowsPage, StoreOp};
+use holdfast_pg::{Granted, LocalObjects, ObjectKey, ReadError, RowsPage, StoreOp};
 use holdfast_store::{
     CollectionId, Engine, FileDevice, ReadError as StoreReadError, RocksIndex, Store, Transaction, TxOp,
 };
-use holdfast_types::{Epoch, OsdId, PgId, PoolId};
+use holdfast_types::{Epoch, Incarnation, OsdId, PgId, PoolId, Timestamp};
 use holdfast_wire::{Blob, Effect, Row};
 
+use crate::leases::Leases;
 use crate::space::{self, PeerSpace};
 
 /// The collection of the daemon itself; pool 0 does not exist.
