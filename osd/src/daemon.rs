@@ -23,6 +23,7 @@ use tracing::{error, info, warn};
 use crate::config::OsdConfig;
 use crate::counters::Counters;
 use crate::identity::{self, IdentityError};
+use crate::leases::Leases;
 use crate::local::{Local, collection_of, own_collection, pg_of, stored_maps};
 use crate::lost::{self, Lost};
 use crate::maps::Maps;
