@@ -28,6 +28,7 @@ use crate::local::{Local, collection_of, own_collection, pg_of, stored_maps};
 use crate::lost::{self, Lost};
 use crate::maps::Maps;
 use crate::run::{self, RunEnd};
+use crate::shard::now;
 use crate::space::PeerSpace;
 
 /// Pause between attempts to reach the monitors while starting.
