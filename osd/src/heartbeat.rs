@@ -14,8 +14,6 @@ use holdfast_types::{Incarnation, OsdId, Timestamp};
 
 /// Time between heartbeats to one peer.
 pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// Time between heartbeats to a peer that has given no lease yet.
-pub(crate) const EARLY_HEARTBEAT: Duration = Duration::from_millis(100);
 /// Silence after which a peer is reported. Five lost heartbeats in a row are not chance.
 pub(crate) const HEARTBEAT_GRACE: Duration = Duration::from_secs(5);
 

@@ -4,6 +4,8 @@
 //! under a lock that nobody holds for longer.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use holdfast_pg::{Granted, LEASE, LEASE_GRANTED};
 use holdfast_types::{Epoch, Incarnation, OsdId, Timestamp};
@@ -11,6 +13,11 @@ use parking_lot::RwLock;
 
 /// Leases of one peer that are remembered: the newest may name an epoch that this OSD does not have yet.
 const REMEMBERED: usize = 4;
+
+/// Time between heartbeats to a peer that has given no lease.
+pub(crate) const EARLY_HEARTBEAT: Duration = Duration::from_millis(100);
+/// Early heartbeats to a peer that does not answer; then the regular ones have to do.
+const EARLY_HEARTBEATS_MAX: u32 = 10;
 
 #[derive(Debug)]
 struct Held {
@@ -23,6 +30,8 @@ struct Held {
 #[derive(Debug)]
 pub(crate) struct Leases {
     started: Timestamp,
+    /// This run has said that it stops: it goes by no lease any more.
+    given_up: AtomicBool,
     granted: RwLock<BTreeMap<OsdId, Granted>>,
     held: RwLock<BTreeMap<OsdId, Held>>,
 }
@@ -30,12 +39,19 @@ pub(crate) struct Leases {
 impl Leases {
     /// Of a run that starts now.
     pub(crate) fn new(started: Timestamp) -> Leases {
-        Leases { started, granted: RwLock::default(), held: RwLock::default() }
+        Leases { started, given_up: AtomicBool::new(false), granted: RwLock::default(), held: RwLock::default() }
     }
 
     /// A heartbeat came from this run of an OSD. To be called before any shard sees it.
     pub(crate) fn grant(&self, now: Timestamp, to: OsdId, incarnation: Incarnation) {
-        self.granted.write().insert(to, Granted { to, incarnation, until: now + LEASE_GRANTED });
+        let until = now + LEASE_GRANTED;
+        let mut granted = self.granted.write();
+        let known = granted.entry(to).or_insert(Granted { to, incarnation, until });
+        if known.incarnation < incarnation {
+            *known = Granted { to, incarnation, until };
+        } else if known.incarnation == incarnation {
+            known.until = known.until.max(until);
+        } // else it is a late word of a run that has ended
     }
 
     /// A heartbeat that was sent at `asked` was answered in this epoch.
@@ -61,10 +77,18 @@ impl Leases {
 
     /// The end of the newest lease that names no epoch after `epoch`.
     pub(crate) fn from(&self, osd: OsdId, incarnation: Incarnation, epoch: Epoch) -> Timestamp {
+        if self.given_up.load(Ordering::SeqCst) {
+            return Timestamp::ZERO;
+        }
         let held = self.held.read();
         let leases = held.get(&osd).filter(|held| held.incarnation == incarnation).map(|held| &held.leases);
         let usable = leases.into_iter().flatten().filter(|(_, named)| *named <= epoch);
         usable.map(|(until, _)| *until).max().unwrap_or(Timestamp::ZERO)
+    }
+
+    /// Goes by none from now on: nothing is read any more. To be called before anybody is told that this run stops.
+    pub(crate) fn give_up(&self) {
+        self.given_up.store(true, Ordering::SeqCst);
     }
 
     /// All that were given in this run, at most one for each OSD.
@@ -78,10 +102,37 @@ impl Leases {
     }
 }
 
+/// Heartbeats beside the regular ones, to peers of which this OSD holds no lease: nobody waits a whole interval for the
+/// first lease of a new run.
+#[derive(Debug, Default)]
+pub(crate) struct EarlyBeats {
+    sent: BTreeMap<OsdId, (Incarnation, u32)>,
+}
+
+impl EarlyBeats {
+    /// The peers that are asked now. To be called each [`EARLY_HEARTBEAT`].
+    pub(crate) fn due(
+        &mut self,
+        now: Timestamp,
+        watched: &BTreeMap<OsdId, Incarnation>,
+        leases: &Leases,
+    ) -> Vec<OsdId> {
+        let lacks = |osd: OsdId, run: Incarnation| !leases.has(now, osd, run);
+        self.sent.retain(|osd, (run, _)| watched.get(osd) == Some(run) && lacks(*osd, *run));
+        let mut due = Vec::new();
+        for (osd, run) in watched.iter().filter(|(osd, run)| lacks(**osd, **run)) {
+            let (_, sent) = self.sent.entry(*osd).or_insert((*run, 0));
+            if *sent < EARLY_HEARTBEATS_MAX {
+                *sent += 1;
+                due.push(*osd);
+            }
+        }
+        due
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const PEER: OsdId = OsdId(1);
@@ -109,6 +160,40 @@ mod tests {
         leases.got(PEER, Incarnation(7), Epoch(10), at(102));
         assert_eq!(leases.from(PEER, Incarnation(8), Epoch(10)), at(105), "late word of the old run changes nothing");
         assert!(leases.has(at(104), PEER, Incarnation(8)) && !leases.has(at(105), PEER, Incarnation(8)));
+    }
+
+    #[test]
+    fn who_says_that_it_stops_reads_nothing_any_more() {
+        let leases = Leases::new(at(0));
+        leases.got(PEER, Incarnation(7), Epoch(10), at(100));
+        leases.give_up();
+        leases.got(PEER, Incarnation(7), Epoch(10), at(101));
+        assert_eq!(leases.from(PEER, Incarnation(7), Epoch(10)), Timestamp::ZERO);
+    }
+
+    #[test]
+    fn a_peer_without_lease_is_asked_early_but_not_for_ever() {
+        let (leases, mut early) = (Leases::new(at(0)), EarlyBeats::default());
+        let watched = BTreeMap::from([(PEER, Incarnation(7))]);
+        for _ in 0..EARLY_HEARTBEATS_MAX {
+            assert_eq!(early.due(at(1), &watched, &leases), [PEER]);
+        }
+        assert_eq!(early.due(at(1), &watched, &leases), []);
+        let again = BTreeMap::from([(PEER, Incarnation(8))]);
+        assert_eq!(early.due(at(1), &again, &leases), [PEER], "a new run");
+        leases.got(PEER, Incarnation(8), Epoch(10), at(1));
+        assert_eq!(early.due(at(2), &again, &leases), []);
+        assert_eq!(early.due(at(6), &again, &leases), [PEER], "it has ended");
+    }
+
+    #[test]
+    fn what_was_given_is_never_taken_back() {
+        let leases = Leases::new(at(0));
+        leases.grant(at(101), PEER, Incarnation(7));
+        leases.grant(at(100), PEER, Incarnation(7));
+        leases.grant(at(102), PEER, Incarnation(6));
+        let until = at(101) + LEASE_GRANTED;
+        assert_eq!(leases.granted(), [Granted { to: PEER, incarnation: Incarnation(7), until }]);
     }
 
     #[test]

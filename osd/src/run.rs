@@ -21,8 +21,8 @@ use tracing::{debug, info, warn};
 
 use crate::daemon::{Base, CaughtUp, OsdError, ask_maps};
 use crate::handler::{OsdHandler, Sign};
-use crate::heartbeat::{EARLY_HEARTBEAT, HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
-use crate::leases::Leases;
+use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
+use crate::leases::{EARLY_HEARTBEAT, EarlyBeats, Leases};
 use crate::local::map_transactions;
 use crate::maps::{MapUpdateError, Maps};
 use crate::monitors::{self, Wishes};
@@ -145,7 +145,7 @@ pub(crate) async fn run(
         report_due: report_due.clone(),
     });
     let handler: Arc<dyn Handler> =
-        Arc::new(OsdHandler { shards: shards.clone(), signs, maps: updates.clone(), leases });
+        Arc::new(OsdHandler { shards: shards.clone(), signs, maps: updates.clone(), leases: leases.clone() });
     let newest = later.last().unwrap_or(&start).clone();
     let run = Arc::new(Run {
         shared: shared.clone(),
@@ -180,12 +180,14 @@ pub(crate) async fn run(
     let end = loop {
         tokio::select! {
             () = base.stop.cancelled() => {
+                leases.give_up();
                 say_stopping(base, incarnation).await;
                 break Ok(RunEnd::Stopped);
             }
             Some(fatal) = fatal_seen.recv() => match fatal {
                 Fatal::Store(detail) => break Err(OsdError::StoreFailed { detail }),
                 Fatal::NotTaken(detail) => {
+                    leases.give_up();
                     say_stopping(base, incarnation).await;
                     break Ok(RunEnd::NotTaken { detail });
                 }
@@ -389,27 +391,27 @@ async fn watch_peers(
     stop: CancellationToken,
 ) {
     let mut table = HeartbeatTable::default();
-    let (answers, mut answers_seen) = mpsc::unbounded_channel::<HeartbeatReply>();
+    let (answers, mut answers_seen) = mpsc::unbounded_channel::<Answer>();
     let mut beat = tokio::time::interval(HEARTBEAT_INTERVAL);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut early = tokio::time::interval(EARLY_HEARTBEAT);
+    let (mut early_beats, mut early) = (EarlyBeats::default(), tokio::time::interval(EARLY_HEARTBEAT));
     early.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = beat.tick() => {
                 table.watch(now(), &run.shared.peers.watched());
-                send_heartbeats(&run, &answers, |_, _| true);
+                send_heartbeats(&run, &answers, run.shared.peers.watched().into_keys());
                 for verdict in table.overdue(now()) {
                     report_verdict(&session, &run, verdict);
                 }
             }
             // Nobody waits a whole interval for the first lease of a peer's new run, or of this one's.
             _ = early.tick() => {
-                send_heartbeats(&run, &answers, |osd, run_of| !run.shared.leases.has(now(), osd, run_of));
+                let due = early_beats.due(now(), &run.shared.peers.watched(), &run.shared.leases);
+                send_heartbeats(&run, &answers, due);
             }
-            Some(reply) = answers_seen.recv() => {
-                let asked = Timestamp::from_nanos(reply.stamp).min(now());
+            Some(Answer { asked, reply }) = answers_seen.recv() => {
                 run.shared.leases.got(reply.from, reply.incarnation, reply.epoch, asked);
                 run.shared.space.note(reply.from, reply.full.unwrap_or(false));
                 if let Some(verdict) = table.answered(now(), reply.from, reply.incarnation) {
@@ -430,23 +432,27 @@ async fn watch_peers(
     }
 }
 
-fn send_heartbeats(
-    run: &Arc<Run>,
-    answers: &mpsc::UnboundedSender<HeartbeatReply>,
-    to: impl Fn(OsdId, Incarnation) -> bool,
-) {
+/// An answered heartbeat.
+struct Answer {
+    /// When it was sent.
+    asked: Timestamp,
+    reply: HeartbeatReply,
+}
+
+fn send_heartbeats(run: &Arc<Run>, answers: &mpsc::UnboundedSender<Answer>, to: impl IntoIterator<Item = OsdId>) {
+    let asked = now();
     let heartbeat = Heartbeat {
         from: run.shared.osd,
         incarnation: run.shared.incarnation,
         epoch: run.newest.borrow().epoch,
-        stamp: now().as_nanos(),
+        stamp: asked.as_nanos(),
     };
-    for (osd, _) in run.shared.peers.watched().into_iter().filter(|(osd, run_of)| to(*osd, *run_of)) {
+    for osd in to {
         let (peers, answers) = (run.shared.peers.clone(), answers.clone());
         tokio::spawn(async move {
-            // Given up after the grace: at most five are under way for one peer.
+            // Given up after the grace: at most five are under way for one peer, and the early ones.
             if let Some(reply) = peers.heartbeat(osd, &heartbeat, HEARTBEAT_GRACE).await {
-                let _ = answers.send(reply);
+                let _ = answers.send(Answer { asked, reply });
             }
         });
     }

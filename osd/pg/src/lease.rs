@@ -13,7 +13,8 @@
 //! | new primary | hears of it with each notice, and lets nobody write before the leases of all primaries before it have ended |
 //!
 //! A former primary is not waited for when the map says that its process has ended (`dead_epoch`, a newer run), or when it
-//! has answered in the present interval: it follows then.
+//! has answered in the present interval: it follows then. So nobody waits after a crash or a stop of a process, and after
+//! silence only for what the lease still has: [`LEASE`] is shorter than the silence after which an OSD is reported.
 //!
 //! **Why that is safe.** An answer that names epoch `e` says that no shard of the grantor was beyond `e` when it passed. If
 //! a placement group's copy there is in a newer interval, then either that was so before the heartbeat came by, `e` is
@@ -21,8 +22,8 @@
 //! kept of the old primary's lease includes this one. An OSD that has just started does not know what it granted before:
 //! for [`LEASE_GRANTED`] after its start it says so, and counts for all primaries of intervals in which it was a member.
 //!
-//! Invariants: E1 the end of a lease that a primary goes by is never later than what each acting member would tell a
-//! successor; E2 nothing that shows an object leaves after the lease under which it was read; E3 a primary goes active for
+//! Invariants: H1 the end of a lease that a primary goes by is never later than what each acting member would tell a
+//! successor; H2 nothing that shows an object leaves after the lease under which it was read; H3 a primary goes active for
 //! writes only when no lease of an earlier primary can be in use. "No need to wait" is stored nowhere.
 //! (Ceph: `dev/osd_internals/stale_read`; there per placement group, by messages of their own.)
 
@@ -30,7 +31,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use holdfast_map::ClusterMap;
-use holdfast_types::{Incarnation, OsdId, Timestamp};
+use holdfast_types::{Epoch, Incarnation, OsdId, Timestamp};
 use holdfast_wire::peer::{HeldLease, Notice};
 
 use crate::pg::{Pg, Role, Step};
@@ -93,11 +94,11 @@ fn left_ms(until: Timestamp, now: Timestamp) -> u64 {
 /// Whether the process that held a lease is known to have ended.
 fn has_ended(map: &ClusterMap, lease: &Granted) -> bool {
     let Some(info) = map.osds.get(&lease.to) else { return false };
-    info.incarnation > lease.incarnation || info.dead_epoch.0 != 0
+    info.incarnation > lease.incarnation || (info.incarnation == lease.incarnation && info.dead_epoch > Epoch::ZERO)
 }
 
 impl Pg {
-    /// Until when an answer that shows an object may leave (E1).
+    /// Until when an answer that shows an object may leave (H1, H2).
     pub(crate) fn readable_until(&self, step: &Step<'_>) -> Timestamp {
         let others = self.members.acting.iter().filter(|osd| **osd != self.whoami);
         let lease = |osd: &OsdId| {
@@ -137,7 +138,7 @@ impl Pg {
         }
     }
 
-    /// E3: until when a primary before this one may still answer reads; `None` when none can.
+    /// H3: until when a primary before this one may still answer reads; `None` when none can.
     pub(crate) fn leases_end(&self, step: &Step<'_>) -> Option<Timestamp> {
         let Role::Peering(peering) = &self.role else { return None };
         let answered = |osd: OsdId| osd == self.whoami || peering.has_answered(osd);
@@ -156,10 +157,10 @@ impl Pg {
     /// Whether `osd` was a member under a primary that may still run and has not answered.
     fn may_have_granted_to_an_absent(&self, osd: OsdId, answered: impl Fn(OsdId) -> bool) -> bool {
         self.history.past.iter().filter(|past| past.maybe_rw && past.acting.contains(&osd)).any(|past| {
-            let primary = past.acting.first().copied().filter(|primary| !answered(*primary));
+            let Some(primary) = past.acting.first().filter(|primary| !answered(**primary)) else { return false };
             // A run that began after the interval is not the one that led it.
-            let same_run = |info: &holdfast_map::OsdInfo| info.up_from <= past.last && info.dead_epoch.0 == 0;
-            primary.and_then(|primary| self.map.osds.get(&primary)).is_some_and(same_run)
+            let info = self.map.osds.get(primary);
+            info.is_none_or(|info| info.up_from <= past.last && info.dead_epoch == Epoch::ZERO)
         })
     }
 }
