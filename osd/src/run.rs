@@ -9,7 +9,7 @@ use holdfast_net::mon_session::MonSession;
 use holdfast_net::{Endpoint, Handler, Listener, LocalIdentity, NetConfig};
 use holdfast_pg::{Limits, Pg};
 use holdfast_store::SubmitError;
-use holdfast_types::{Epoch, Incarnation, PgId};
+use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
 use holdfast_wire::Kind;
 use holdfast_wire::frame::PeerIdentity;
 use holdfast_wire::mon::{FailureKind, MapUpdate, MonCommand, MonReply};
