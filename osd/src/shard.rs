@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, error};
 
 use crate::answers::{respond, respond_client};
+use crate::barrier::BarrierWait;
 use crate::counters::Counters;
 use crate::heartbeat::HEARTBEAT_GRACE;
 use crate::local::{Local, collection_of, to_transaction};
@@ -39,6 +40,8 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 const EPOCHS_AHEAD_MAX: u64 = 4_096;
 /// Requests of clients with a newer map than this daemon's that may wait for that map. Each holds a permit.
 const WAITING_FOR_MAP_MAX: usize = 4096;
+/// Barriers that may wait for a map. Each holds a permit.
+const BARRIERS_MAX: usize = 1024;
 /// Messages for placement groups that a newer map brings here. What is dropped, the sender repeats.
 const EARLY_MESSAGES_MAX: usize = 1024;
 /// Ticks in a row that one placement group may ask for "at once" before others get their turn.
@@ -99,6 +102,8 @@ pub(crate) enum Event {
     StoreFailed { pg: PgId, txn: TxnId, detail: String },
     /// A recovery slot became free and is this placement group's.
     Reserved { pg: PgId, slot: Slot },
+    /// Say when your placement groups are as far.
+    Barrier(Arc<BarrierWait>),
     /// A [`Question`] waits: it is looked at before each event, so this one asks for nothing.
     Asked,
     /// What do you lead, and how is it?
@@ -156,6 +161,13 @@ impl Shards {
     /// Hands an event to a shard by number.
     pub(crate) fn send_to(&self, index: usize, event: Event) {
         let _ = self.senders[index].0.send(event);
+    }
+
+    /// Hands an event to each shard.
+    pub(crate) fn send_all(&self, event: impl Fn() -> Event) {
+        for (events, _) in self.senders.iter() {
+            let _ = events.send(event());
+        }
     }
 
     /// Has the shards from this one on answer a heartbeat.
@@ -218,6 +230,7 @@ pub(crate) struct Shard {
     next_reply: u64,
     waiting_for_map: Vec<ClientArrival>,
     early: Vec<(OsdId, Incarnation, PeerMessage)>,
+    barriers: Vec<Arc<BarrierWait>>,
     /// Placement groups of which the store refused a transaction: nothing of them is done any more in this run.
     stopped: BTreeSet<PgId>,
     looked_for_lost_clients: Timestamp,
@@ -242,6 +255,7 @@ impl Shard {
             next_reply: 0,
             waiting_for_map: Vec::new(),
             early: Vec::new(),
+            barriers: Vec::new(),
             stopped: BTreeSet::new(),
             looked_for_lost_clients: now(),
             told_time: None,
@@ -283,6 +297,7 @@ impl Shard {
                 // Nobody waits on a closed connection: its requests' memory is given back.
                 self.looked_for_lost_clients = now();
                 self.replies.retain(|_, pending| !pending.connection.is_closed());
+                self.barriers.retain(|barrier| !barrier.is_given_up());
             }
         }
     }
@@ -311,6 +326,7 @@ impl Shard {
                 drop(permit);
             }
             Event::Client(arrival) => self.client(arrival),
+            Event::Barrier(barrier) => self.barrier(barrier),
             // The store tells of them in order, and one says all that those before it say.
             Event::Durable { pg, txn } => drop(self.durable.insert(pg, txn)),
             Event::StoreFailed { pg, txn, detail } => {
@@ -372,6 +388,9 @@ impl Shard {
             .collect();
         for pg in missing {
             self.create(pg);
+        }
+        for barrier in std::mem::take(&mut self.barriers) {
+            self.barrier(barrier);
         }
         for arrival in std::mem::take(&mut self.waiting_for_map) {
             self.client(arrival);
@@ -461,6 +480,16 @@ impl Shard {
         let ClientArrival { connection, request_id, request, permit } = arrival;
         self.replies.insert(number, Pending { connection, request_id, _permit: permit });
         self.step_pg(pg, Input::Client { reply_to: ReplyTo(number), request });
+    }
+
+    fn barrier(&mut self, barrier: Arc<BarrierWait>) {
+        let epoch = self.step.map.epoch;
+        let hopeless = barrier.epoch.0 > epoch.0.saturating_add(EPOCHS_AHEAD_MAX);
+        if barrier.epoch <= epoch || hopeless || self.barriers.len() >= BARRIERS_MAX {
+            return barrier.pass(epoch, &mut self.held);
+        }
+        self.shared.wishes.want_map(barrier.epoch);
+        self.barriers.push(barrier);
     }
 
     fn refuse(&mut self, arrival: &ClientArrival, reason: RefusedReason) {
