@@ -198,10 +198,7 @@ pub async fn start(config: OsdConfig, listener: TcpListener, stop: CancellationT
     let no_address = |source| OsdError::Listen { address: "the given socket".to_owned(), source };
     listener.set_nonblocking(true).map_err(no_address)?;
     let address = listener.local_addr().map_err(no_address)?;
-    let named = config.device.as_ref().filter(|device| !device.try_exists().unwrap_or(false));
-    if let Some(device) = named {
-        return Err(OsdError::NoDevice { device: device.display().to_string() });
-    }
+    check_attached(&config)?;
     let mut disk = known_disk(&config)?;
     let caller = ClientId(rand::random());
     let session = MonSession::new(config.cluster, &config.monitors, caller, Incarnation(unix_millis()))?;
@@ -276,9 +273,25 @@ async fn open_store(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<(St
 fn store_config(config: &OsdConfig) -> StoreConfig {
     StoreConfig {
         device: config.device.clone().unwrap_or_else(|| config.data_dir.join("block")),
+        may_make_device: config.device.is_none(),
         index: config.data_dir.join("index"),
         memory_target: config.memory_target,
         options: StoreOptions { segment_bytes: config.segment_bytes, ..StoreOptions::default() },
+    }
+}
+
+/// Says at once that a device is not attached, not only when the monitors have answered. It may go later: the store makes
+/// none in its place either.
+fn check_attached(config: &OsdConfig) -> Result<(), OsdError> {
+    let StoreConfig { device, may_make_device, .. } = store_config(config);
+    let is_not_there = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let own_to_be_made = may_make_device && std::fs::symlink_metadata(&device).is_err_and(|error| is_not_there(&error));
+    match std::fs::metadata(&device) {
+        Err(error) if is_not_there(&error) && !own_to_be_made => {
+            Err(OsdError::NoDevice { device: device.display().to_string() })
+        }
+        // Whatever else keeps it from being looked at, its opening will tell.
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 
@@ -291,8 +304,7 @@ fn known_disk(config: &OsdConfig) -> Result<DiskUuid, OsdError> {
     }
     let disk = DiskUuid(rand::random());
     let drawn = Identity { cluster: config.cluster, disk, osd: config.wanted_id.unwrap_or_default() };
-    Store::check_device(&store_config(config), drawn)
-        .map_err(|source| OsdError::Format { path: config.data_dir.display().to_string(), source })?;
+    Store::check_device(&store_config(config), drawn).map_err(|source| not_formatted(config, source))?;
     identity::create(&config.data_dir, config.cluster, disk)?;
     Ok(disk)
 }
@@ -311,7 +323,14 @@ fn is_blank(config: &OsdConfig, disk: DiskUuid) -> Result<bool, OsdError> {
     match Store::check_device(&store_config(config), own) {
         Ok(()) => Ok(true),
         Err(FormatError::InUse { found: Some(found), .. }) if found.disk == disk => Ok(false),
-        Err(source) => Err(OsdError::Format { path, source }),
+        Err(source) => Err(not_formatted(config, source)),
+    }
+}
+
+fn not_formatted(config: &OsdConfig, source: FormatError) -> OsdError {
+    match source {
+        FormatError::NoDevice { device } => OsdError::NoDevice { device: device.display().to_string() },
+        source => OsdError::Format { path: config.data_dir.display().to_string(), source },
     }
 }
 
@@ -331,7 +350,7 @@ fn open_store_blocking(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<
                 warn!(osd = %id, %path, "the mark of the formatted store is gone, the store is not");
                 None
             }
-            Err(source) => return Err(OsdError::Format { path, source }),
+            Err(source) => return Err(not_formatted(config, source)),
         };
         let marked = std::fs::File::create(&formatted)
             .and_then(|file| file.sync_all())
@@ -357,7 +376,7 @@ fn open_store_blocking(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<
     lost::set_aside(config, &store_config.device, &store_config.index).map_err(mark)?;
     let identity = Identity { disk: lost.disk(disk), ..identity };
     let store = Store::format(&store_config, identity, config.capacity_bytes)
-        .map_err(|source| OsdError::Format { path: path.clone(), source })?;
+        .map_err(|source| not_formatted(config, source))?;
     Lost { pending: false, ..lost }.write(&config.data_dir).map_err(mark)?;
     Ok((store, true))
 }
@@ -369,7 +388,7 @@ fn check_given_up(config: &OsdConfig, disk: DiskUuid, lost: Lost, identity: Iden
     let own = [of_life(lost.life.saturating_sub(1)), of_life(lost.life)];
     match Store::check_device(&store_config(config), own[1]) {
         Err(FormatError::InUse { found: Some(found), .. }) if own.contains(&found) => Ok(()),
-        checked => checked.map_err(|source| OsdError::Format { path: config.data_dir.display().to_string(), source }),
+        checked => checked.map_err(|source| not_formatted(config, source)),
     }
 }
 
@@ -654,6 +673,35 @@ mod tests {
         let started = start(config(data.path(), Some(&device)), listener, CancellationToken::new()).await;
         assert!(matches!(started, Err(OsdError::NoDevice { .. })), "{started:?}");
         assert!(!device.exists() && !data.path().join("identity").exists());
+    }
+
+    #[test]
+    fn a_device_that_goes_before_its_store_is_made_or_lies_behind_a_link_is_not_replaced_by_a_file() {
+        let [data, elsewhere] = &[(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+        let device = elsewhere.path().join("device");
+        std::fs::File::create(&device).expect("an empty file");
+        let named = config(data.path(), Some(&device));
+        let disk = known_disk(&named).expect("an identity");
+        std::fs::remove_file(&device).expect("removed while the monitors are waited for");
+        let made = open_store_blocking(&named, disk, OsdId(3)).map(|_| ());
+        assert!(matches!(made, Err(OsdError::NoDevice { .. })) && !device.exists(), "{made:?}");
+
+        std::os::unix::fs::symlink(&device, data.path().join("block")).expect("a link");
+        let linked = config(data.path(), None);
+        assert!(matches!(check_attached(&linked), Err(OsdError::NoDevice { .. })));
+        for pending in [false, true] {
+            if pending {
+                Lost { life: 1, pending, before: None }.write(data.path()).expect("written");
+            }
+            let made = open_store_blocking(&linked, disk, OsdId(3)).map(|_| ());
+            assert!(matches!(made, Err(OsdError::NoDevice { .. })) && !device.exists(), "{made:?}");
+        }
+        // Attached, and given up: the link stays, what it names is used anew.
+        std::fs::File::create(&device).expect("an empty file");
+        check_attached(&linked).expect("it is there");
+        let (_store, lost_now) = open_store_blocking(&linked, disk, OsdId(3)).expect("made");
+        assert!(lost_now && data.path().join("block").is_symlink());
+        assert_eq!(device.metadata().expect("a file").len(), linked.capacity_bytes);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What can go wrong, one enum for each thing one can ask of a store.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use holdfast_types::DiskUuid;
@@ -218,6 +219,12 @@ pub enum FormatError {
         found: Option<Identity>,
         /// What was seen.
         reason: String,
+    },
+    /// The device is not there, and must not be made.
+    #[error("there is no device {}", device.display())]
+    NoDevice {
+        /// Where it should be.
+        device: PathBuf,
     },
     /// The device failed.
     #[error("cannot write the device")]

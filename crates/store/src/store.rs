@@ -40,6 +40,9 @@ const SPACE_WAIT: Duration = Duration::from_millis(500);
 pub struct StoreConfig {
     /// A block device or file for the log.
     pub device: PathBuf,
+    /// Whether [`Store::format`] may make the device, as a sparse file, when nothing is there. Not for one that somebody
+    /// named: it is then not attached, and under `/dev` a file in memory would be made.
+    pub may_make_device: bool,
     /// A directory for the index.
     pub index: PathBuf,
     /// Bytes for the caches of onodes and index and for memtables together. What waits for a commit comes on top (at most
@@ -55,6 +58,7 @@ impl StoreConfig {
     pub fn in_directory(directory: &Path) -> StoreConfig {
         StoreConfig {
             device: directory.join("block"),
+            may_make_device: true,
             index: directory.join("index"),
             memory_target: 1 << 30,
             options: Options::default(),
@@ -68,6 +72,13 @@ impl StoreConfig {
         let onode_cache_bytes = self.memory_target / ONODE_CACHE_SHARE;
         let index = RocksIndex::open(&self.index, self.memory_target - onode_cache_bytes)?;
         Ok((index, Options { onode_cache_bytes, ..self.options.clone() }))
+    }
+
+    fn device_error(&self, source: std::io::Error) -> FormatError {
+        match source.kind() {
+            std::io::ErrorKind::NotFound => FormatError::NoDevice { device: self.device.clone() },
+            _ => FormatError::Device(source),
+        }
     }
 }
 
@@ -119,8 +130,8 @@ impl<D: Device, I: Index> std::fmt::Debug for Store<D, I> {
 }
 
 impl Store {
-    /// Makes a new store. The device exists and is blank, or is made as a sparse file of `device_bytes`; an index in the
-    /// directory is removed.
+    /// Makes a new store. The device exists and is blank, or is made as a sparse file of `device_bytes` if it may be; an
+    /// index in the directory is removed.
     ///
     /// # Errors
     /// [`FormatError`].
@@ -134,7 +145,12 @@ impl Store {
             });
         }
         Store::check_device(config, identity)?; // before a file is made longer or the index goes
-        let device = FileDevice::create(&config.device, device_bytes)?;
+        let device = if config.may_make_device {
+            FileDevice::create(&config.device, device_bytes)
+        } else {
+            FileDevice::open_extended(&config.device, device_bytes)
+        };
+        let device = device.map_err(|source| config.device_error(source))?;
         RocksIndex::destroy(&config.index)?;
         let (index, options) = config.open_index()?;
         let engine = Engine::format(device, index, identity, options)?;
@@ -143,12 +159,19 @@ impl Store {
         Ok(Store::run(engine))
     }
 
-    /// Passes a device that [`Store::format`] would take for `identity`, or that does not exist yet. Changes nothing.
+    /// Passes a device that [`Store::format`] would take for `identity`, or would make. Changes nothing.
     ///
     /// # Errors
-    /// [`FormatError::InUse`] and [`FormatError::Device`].
+    /// [`FormatError::InUse`], [`FormatError::NoDevice`] and [`FormatError::Device`].
     pub fn check_device(config: &StoreConfig, identity: Identity) -> Result<(), FormatError> {
-        if config.device.try_exists()? { check_blank(&FileDevice::open(&config.device)?, identity) } else { Ok(()) }
+        // Not even a link: what it names may be attached later.
+        let is_nothing =
+            std::fs::symlink_metadata(&config.device).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+        if is_nothing && config.may_make_device {
+            return Ok(());
+        }
+        let device = FileDevice::open(&config.device).map_err(|source| config.device_error(source))?;
+        check_blank(&device, identity)
     }
 
     /// Opens a store.
