@@ -310,6 +310,14 @@ pub enum OpenError {
         /// What it says.
         reason: String,
     },
+    /// The index was found damaged while it was in use, says the marker beside it.
+    #[error("the index was found damaged, says {marker}: {reason}")]
+    IndexDamaged {
+        /// The file.
+        marker: String,
+        /// What it says.
+        reason: String,
+    },
     /// The marker of a quarantine cannot be read or removed.
     #[error("cannot use the quarantine marker {marker}")]
     Marker {
@@ -334,7 +342,7 @@ impl OpenError {
     #[must_use]
     pub fn copy_is_lost(&self) -> bool {
         match self {
-            OpenError::CorruptMiddle { .. } => true,
+            OpenError::CorruptMiddle { .. } | OpenError::IndexDamaged { .. } => true,
             OpenError::Index(error) => error.is_corruption(),
             OpenError::NoSuperblock
             | OpenError::Version { .. }
