@@ -26,6 +26,9 @@ use crate::tx::Transaction;
 const PENDING_BYTES_MAX: u64 = 32 << 20;
 /// The index is flushed at least so often when something changed: bounds what a replay has to do after a quiet time.
 const INDEX_FLUSH_INTERVAL: Duration = Duration::from_secs(60);
+/// How often a store that lacks room looks whether there is some, though nothing happens in it: other users of the file
+/// system may have left.
+const ROOM_INTERVAL: Duration = Duration::from_secs(10);
 /// Bytes that one cleaning step moves; between steps, index flushes and stops are looked at.
 const CLEAN_STEP_BYTES: u64 = 4 << 20;
 /// Part of the memory that is for decoded onodes: on 64 MiB tens of thousands of small objects.
@@ -368,18 +371,24 @@ impl<D: Device, I: Index> Shared<D, I> {
     fn maintain_loop(&self) {
         let mut flushed_at = Instant::now();
         loop {
+            let interval = if self.engine.wants_cleaning() { ROOM_INTERVAL } else { INDEX_FLUSH_INTERVAL };
             {
                 let mut signals = self.signals.lock();
                 if !signals.maintain && !signals.stop {
-                    let _ = self.maintain_wanted.wait_for(&mut signals, INDEX_FLUSH_INTERVAL);
+                    let _ = self.maintain_wanted.wait_for(&mut signals, interval);
                 }
                 if signals.stop {
                     return;
                 }
                 signals.maintain = false;
             }
-            if let Err(error) = self.maintain(&mut flushed_at) {
-                tracing::warn!(%error, "maintenance failed");
+            match self.maintain(&mut flushed_at) {
+                Ok(()) => {}
+                // Said once, when it began.
+                Err(CleanError::Submit(error @ SubmitError::NoSpace { .. })) => {
+                    tracing::debug!(%error, "no room to clean");
+                }
+                Err(error) => tracing::warn!(%error, "maintenance failed"),
             }
             self.note_progress();
         }
