@@ -277,6 +277,14 @@ impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
         self.shared.committing_since.lock().map_or(Duration::ZERO, |since| since.elapsed())
     }
 
+    /// Leaves a store whose device hangs to itself: nobody waits for room in its queue any more, and dropping it does not
+    /// wait for its threads. They end by themselves should the device come back; else they end with the process. What was
+    /// not told durable may or may not be found at the next open.
+    pub fn abandon(&self) {
+        self.threads.stopped.store(true, Ordering::SeqCst);
+        self.shared.tell_to_stop();
+    }
+
     /// The engine, for all that reads: `read`, `stat`, `rows_scan`, … Its methods may be called from any thread.
     pub fn engine(&self) -> &Engine<D, I> {
         &self.shared.engine
@@ -326,6 +334,13 @@ impl<D: Device, I: Index> Shared<D, I> {
         if signals.progress == seen && !signals.stop {
             let _ = self.progressed.wait_for(&mut signals, SPACE_WAIT);
         }
+    }
+
+    fn tell_to_stop(&self) {
+        self.signals.lock().stop = true;
+        self.commit_wanted.notify_all();
+        self.maintain_wanted.notify_all();
+        self.progressed.notify_all();
     }
 
     fn note_progress(&self) {
@@ -416,13 +431,7 @@ impl<D: Device + 'static, I: Index + 'static> Threads<D, I> {
         if self.stopped.swap(true, Ordering::SeqCst) {
             return;
         }
-        {
-            let mut signals = self.shared.signals.lock();
-            signals.stop = true;
-        }
-        self.shared.commit_wanted.notify_all();
-        self.shared.maintain_wanted.notify_all();
-        self.shared.progressed.notify_all();
+        self.shared.tell_to_stop();
         let own = std::thread::current().id();
         for handle in self.handles.lock().drain(..) {
             if handle.thread().id() != own && handle.join().is_err() {

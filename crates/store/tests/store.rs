@@ -386,3 +386,40 @@ fn a_flipped_bit_that_a_compaction_meets_gives_the_copy_up_and_is_no_endless_loo
     Store::format(&config, IDENTITY, DEVICE).unwrap().close().unwrap();
     Store::open(&config).expect("the mark is gone with what it spoke of");
 }
+
+/// Keeps the commit thread of a store where it is, as a device that hangs would; gives it free when dropped.
+struct Hung(#[expect(dead_code, reason = "dropped to give it free")] std::sync::mpsc::Sender<()>);
+
+fn hang(store: &Store) -> Hung {
+    let (free, freed) = std::sync::mpsc::channel::<()>();
+    let (reached, is_reached) = std::sync::mpsc::channel();
+    let held = move |_: Result<(), Arc<_>>| {
+        reached.send(()).unwrap();
+        let _ = freed.recv();
+    };
+    store.submit(Transaction { ops: vec![TxOp::CreateCollection { c: collection(0) }] }, held).unwrap();
+    is_reached.recv().unwrap();
+    Hung(free)
+}
+
+#[test]
+fn nobody_waits_for_a_hung_device_once_its_store_is_abandoned() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::format(&config(directory.path()), IDENTITY, 2 * DEVICE).unwrap();
+    let hung = hang(&store);
+    assert!(store.stalled_for() > std::time::Duration::ZERO);
+    let writer = store.clone();
+    let writing = std::thread::spawn(move || {
+        for number in 0..20 {
+            writer.submit(put(&number.to_string(), Bytes::from(vec![1; 3 << 20])), |_| {}).unwrap();
+        }
+    });
+    while store.engine().pending_bytes() < 32 << 20 {
+        std::thread::yield_now();
+    }
+    assert!(!writing.is_finished(), "it waits for room in the queue");
+    store.abandon();
+    writing.join().unwrap();
+    drop(store); // and this does not wait for the thread that hangs
+    drop(hung);
+}
