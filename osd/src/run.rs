@@ -35,6 +35,8 @@ use crate::space::PeerSpace;
 const UPDATES_MAX: usize = 64;
 /// Pause before the monitors are told of this run again, when no map showed it.
 const BOOT_REPEAT: Duration = Duration::from_millis(500);
+/// Of so many of these attempts one is told in the log.
+const BOOT_TOLD_EVERY: u64 = 60;
 /// What a record of the store has beside the bytes of an object: headers, checksums, the log entry and its results.
 const RECORD_OVERHEAD_BYTES: usize = 256 << 10;
 /// A stopping daemon waits this long for the monitors to hear of it.
@@ -365,7 +367,11 @@ async fn boot(session: MonSession, command: MonCommand, run: Arc<Run>, stop: Can
         }
         match session.execute(command.clone()).await {
             Ok(MonReply::Done { epoch }) => run.shared.wishes.want_map(epoch),
-            Ok(MonReply::Failed(error)) => warn!(osd = %me, %error, "the monitors do not let this daemon boot"),
+            Ok(MonReply::Failed(error)) if is_told => {
+                warn!(osd = %me, %error, "the monitors do not let this daemon boot");
+            }
+            Err(error) if is_told => warn!(osd = %me, %error, "the monitors were not told of this daemon yet"),
+            Ok(MonReply::Failed(_)) | Err(_) => {}
             Ok(_) => warn!(osd = %me, "the monitors answered a boot with something else"),
             Err(error) => warn!(osd = %me, %error, "the monitors were not told of this daemon yet"),
         }
@@ -388,7 +394,9 @@ async fn watch_peers(
     let (answers, mut answers_seen) = mpsc::unbounded_channel::<HeartbeatReply>();
     let mut beat = tokio::time::interval(HEARTBEAT_INTERVAL);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
+    for attempt in 0_u64.. {
+        // Often enough to be seen, not twice a second while the monitors hold a daemon off for minutes.
+        let is_told = attempt.is_multiple_of(BOOT_TOLD_EVERY);
         tokio::select! {
             () = stop.cancelled() => return,
             _ = beat.tick() => {
@@ -415,6 +423,9 @@ async fn watch_peers(
                 }
             }
         }
+            if is_told {
+                warn!(osd = %me, "the device takes nothing: this daemon comes up when it does");
+            }
     }
 }
 

@@ -295,6 +295,7 @@ impl Shard {
             // The store tells of them in order, and one says all that those before it say.
             Event::Durable { pg, txn } => drop(self.durable.insert(pg, txn)),
             Event::StoreFailed { pg, txn, detail } => {
+                self.waiting_for_map.retain(|arrival| !arrival.connection.is_closed());
                 error!(osd = %self.shared.osd, %pg, %detail, "the store failed: this daemon ends, its disk needs a look");
                 self.step_pg(pg, Input::SubmitFailed(txn));
                 let _ = self.shared.fatal.send(Fatal::Store(detail));
@@ -403,8 +404,10 @@ impl Shard {
             }
             let members = self.step.members_of(pg);
             let is_member = members.up.contains(&self.shared.osd) || members.acting.contains(&self.shared.osd);
-            // "No copy" would be taken for the word of one that never had one, or gave it up when it was not needed.
-            if !is_member && !self.may_have_lost(pg) {
+            // "No copy" would be taken for the word of one that never had one, or gave it up when it was not needed. What is
+            // here and was not taken up cannot be used, and had something once.
+            let unusable = self.shared.store.engine().collection_exists(collection_of(pg));
+            if !is_member && !unusable && !self.may_have_lost(pg) {
                 if let Some(message) = answer_without_copy(&message, self.step.map.epoch) {
                     self.send(from, Outbound::new(Kind::Peer, &message).as_ref());
                 }
