@@ -237,6 +237,10 @@ impl LocalObjects for Local<'_> {
         space::has_room(self.engine, bytes)
     }
 
+    fn has_room_to_recover(&self, bytes: u64) -> bool {
+        space::has_room_to_recover(self.engine, bytes)
+    }
+
     fn peer_has_room(&self, osd: OsdId) -> bool {
         self.peers.has_room(osd)
     }

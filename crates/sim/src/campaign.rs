@@ -39,6 +39,7 @@ impl Summary {
             skipped_maps,
             rots,
             whole_rots,
+            fills,
         } = report.faults;
         self.faults.losses += losses;
         self.faults.duplicates += duplicates;
@@ -51,6 +52,7 @@ impl Summary {
         self.faults.skipped_maps += skipped_maps;
         self.faults.rots += rots;
         self.faults.whole_rots += whole_rots;
+        self.faults.fills += fills;
     }
 }
 

@@ -214,7 +214,7 @@ impl Client {
             return Ok(());
         }
         match reply.outcome {
-            ClientOutcome::Refused(RefusedReason::WrongPrimary | RefusedReason::Busy) => {
+            ClientOutcome::Refused(RefusedReason::WrongPrimary | RefusedReason::Busy | RefusedReason::Full) => {
                 self.epoch = self.epoch.max(reply.epoch);
                 return Ok(());
             }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use holdfast_pg::Limits;
+use holdfast_pg::{Limits, ScrubLimits};
 
 /// Which faults strike, and how hard. Probabilities are per message, rates per simulated second.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,6 +26,8 @@ pub struct Faults {
     pub map_lags_per_second: f64,
     /// Objects whose bytes rot on one OSD, per second.
     pub rots_per_second: f64,
+    /// OSDs, per second, that have no room for a while: for no bytes of objects, or for no copy at all.
+    pub fills_per_second: f64,
     /// Probability that a sync takes a hundred times longer.
     pub slow_sync: f64,
 }
@@ -42,6 +44,7 @@ impl Faults {
         remaps_per_second: 0.0,
         map_lags_per_second: 0.0,
         rots_per_second: 0.0,
+        fills_per_second: 0.0,
         slow_sync: 0.0,
     };
 }
@@ -71,6 +74,8 @@ pub struct Config {
     pub faults: Faults,
     /// Bounds of the placement groups; tiny ones reach more states.
     pub limits: Limits,
+    /// How long a day of the calendar lasts, by which copies are scrubbed; `None`: the time of day is never told.
+    pub day: Option<Duration>,
     /// Whether every input and output is printed to standard error.
     pub trace: bool,
 }
@@ -91,8 +96,27 @@ impl Config {
             pause: Duration::from_millis(30),
             faults: Faults::NONE,
             limits: Limits { piece_bytes: 64, ..Limits::default() },
+            day: None,
             trace: false,
         }
+    }
+
+    /// Days fly, so that copies are scrubbed all the time, while objects rot, members crash and messages are lost.
+    #[must_use]
+    pub fn scrub() -> Config {
+        let storm = Config::storm();
+        let faults = Faults {
+            rots_per_second: 2.0,
+            crashes_per_second: 0.05,
+            loss: 0.02,
+            duplication: 0.02,
+            slow_sync: 0.1,
+            delay_max: Duration::from_millis(20),
+            ..Faults::NONE
+        };
+        let scrub = ScrubLimits { chunk_objects: 3, piece_bytes: 48, repairs_max: 1_000, ..storm.limits.scrub };
+        let limits = Limits { scrub, ..storm.limits };
+        Config { osds: 4, faults, limits, day: Some(Duration::from_millis(500)), ..storm }
     }
 
     /// Objects rot while messages are lost. Alone with that: rot under a write of which no other copy exists yet, which then
@@ -131,6 +155,14 @@ impl Config {
         Config { faults, pause: Duration::from_millis(60), ..storm }
     }
 
+    /// The storm, with OSDs that have no room for a while: copies are begun, refused, and begun anew.
+    #[must_use]
+    pub fn full() -> Config {
+        let storm = Config::storm();
+        let faults = Faults { fills_per_second: 0.4, remaps_per_second: 0.1, ..storm.faults };
+        Config { faults, ..storm }
+    }
+
     /// Everything else that can strike does; knobs are tiny, so that trimming, backfill and forgetting happen all the time.
     #[must_use]
     pub fn storm() -> Config {
@@ -149,6 +181,7 @@ impl Config {
                 remaps_per_second: 0.05,
                 map_lags_per_second: 0.0,
                 rots_per_second: 0.0,
+                fills_per_second: 0.0,
                 slow_sync: 0.1,
             },
             limits: Limits {

@@ -69,6 +69,13 @@ impl Disk {
         self.visible.get(&pg)
     }
 
+    /// Says whether the collection finds no room for bytes of objects, or none at all.
+    pub fn set_room(&mut self, pg: PgId, tight: bool, full: bool) {
+        if let Some(collection) = self.visible.get_mut(&pg) {
+            (collection.tight, collection.full) = (tight, full);
+        }
+    }
+
     pub fn collections(&self) -> impl Iterator<Item = (&PgId, &MemoryCollection)> {
         self.visible.iter()
     }

@@ -1,4 +1,4 @@
-//! `holdfast-sim --seeds N --from SEED [--world calm|storm|power|rot|gaps] [--trace]`: runs seeds, prints what they add up to, and
+//! `holdfast-sim --seeds N --from SEED [--world calm|storm|power|rot|gaps|full|scrub] [--trace]`: runs seeds, prints what they add up to, and
 //! ends with an error when one of them broke a promise. `cargo xtask sim` calls it.
 
 use std::process::ExitCode;
@@ -28,13 +28,15 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
         ("power", Config::power()),
         ("rot", Config::rot()),
         ("gaps", Config::gaps()),
+        ("full", Config::full()),
+        ("scrub", Config::scrub()),
         ("calm", Config::calm()),
     ];
     let wanted = |name: &str| only.as_ref().map_or(name != "calm", |only| only == name);
     let worlds = all.into_iter().filter(|(name, _)| wanted(name));
     let worlds: Vec<_> = worlds.map(|(name, config)| (name, Config { trace, ..config })).collect();
     if worlds.is_empty() {
-        return Err("a world is one of calm, storm, power, rot, gaps".to_owned());
+        return Err("a world is one of calm, storm, power, rot, gaps, full, scrub".to_owned());
     }
     Ok(Arguments { seeds, from, worlds })
 }

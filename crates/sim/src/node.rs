@@ -21,6 +21,10 @@ pub(crate) struct Node {
     pub epoch: Epoch,
     /// No map reaches this node before this time.
     pub lags_until: Timestamp,
+    /// It has no room for bytes of objects until then.
+    pub tight_until: Timestamp,
+    /// Nor for a copy that is being filled.
+    pub full: bool,
     /// Whether the next map is taken as a whole, without those before it.
     pub skips: bool,
     /// When each placement group wants to be woken; older wishes are void.
@@ -38,6 +42,8 @@ impl Node {
             pgs: BTreeMap::new(),
             epoch: Epoch(0),
             lags_until: Timestamp::ZERO,
+            tight_until: Timestamp::ZERO,
+            full: false,
             skips: false,
             wakes: BTreeMap::new(),
             limits,
@@ -49,6 +55,7 @@ impl Node {
         let mut outbox = Outbox::new();
         let empty = MemoryCollection::default();
         if let Some(core) = self.pgs.get_mut(&pg) {
+            self.disk.set_room(pg, now < self.tight_until, self.full && now < self.tight_until);
             let store = self.disk.collection(pg).unwrap_or(&empty);
             core.step(now, input, store, &mut outbox);
         }

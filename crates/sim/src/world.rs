@@ -1,5 +1,7 @@
 //! The world: the heap of events, the network, and what strikes when.
 
+mod scrub;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
@@ -52,6 +54,8 @@ pub struct FaultCounts {
     pub rots: u64,
     /// Those of them of which nothing can be read.
     pub whole_rots: u64,
+    /// OSDs that had no room for a while.
+    pub fills: u64,
 }
 
 /// What a run did.
@@ -71,6 +75,8 @@ pub struct Report {
     pub stale_reads: u64,
     /// What struck.
     pub faults: FaultCounts,
+    /// Copies that scrubs found bad and had repaired.
+    pub copies_scrubbed: u64,
 }
 
 /// A broken promise.
@@ -156,6 +162,7 @@ struct World {
     counts: FaultCounts,
     violation: Option<String>,
     working: bool,
+    copies_scrubbed: u64,
 }
 
 /// Runs one seed.
@@ -189,6 +196,7 @@ impl World {
             counts: FaultCounts::default(),
             violation: None,
             working: true,
+            copies_scrubbed: 0,
         }
     }
 
@@ -209,6 +217,7 @@ impl World {
             self.send_request(0, tid);
         }
         self.settle()?;
+        self.scrub_all()?;
         self.check_copies()?;
         let partitioned = self.counts.partitions + self.counts.map_lags > 0;
         let checked = check::check(&self.history, partitioned)?;
@@ -220,6 +229,7 @@ impl World {
             epochs: self.monitor.newest().epoch.0,
             stale_reads: checked.stale_reads,
             faults: self.counts,
+            copies_scrubbed: self.copies_scrubbed,
         })
     }
 
@@ -560,6 +570,7 @@ impl World {
             return;
         }
         self.schedule(FAULT_TICK, Event::FaultTick);
+        self.tell_time();
         let faults = self.faults;
         let mut strikes = |rate: f64| self.rng.random_bool((rate * FAULT_TICK.as_secs_f64()).clamp(0.0, 1.0));
         let (crash, power) = (strikes(faults.crashes_per_second), strikes(faults.power_losses_per_second));
@@ -567,13 +578,14 @@ impl World {
         let rot = strikes(faults.rots_per_second);
         // Not drawn where it cannot strike: the seeds of the older worlds stay what they were.
         let lag = faults.map_lags_per_second > 0.0 && strikes(faults.map_lags_per_second);
+        let fill = faults.fills_per_second > 0.0 && strikes(faults.fills_per_second);
         let victim = OsdId(self.rng.random_range(0..self.config.osds));
         if power {
             self.counts.power_losses += 1;
             for osd in 0..self.config.osds {
                 self.crash(OsdId(osd));
             }
-        } else if crash {
+        } else if crash && !self.is_double_fault(victim) {
             self.crash(victim);
         }
         if cut && self.cut_off.is_empty() {
@@ -597,6 +609,12 @@ impl World {
             self.rot(victim);
         }
         let now = self.now;
+        if fill && self.node(victim).tight_until <= now {
+            self.counts.fills += 1;
+            let (length, full) = (self.rng.random_range(100..8_000), self.rng.random_bool(0.5));
+            let node = self.node(victim);
+            (node.tight_until, node.full) = (now + Duration::from_millis(length), full);
+        }
         if lag && self.node(victim).lags_until <= now {
             self.counts.map_lags += 1;
             let (length, skips) = (self.rng.random_range(100..4_000), self.rng.random_bool(0.8));
@@ -647,6 +665,8 @@ impl World {
         self.syncing.remove(&osd);
         self.slots.remove(&(osd, Slot::Outgoing));
         self.slots.remove(&(osd, Slot::Incoming));
+        self.slots.remove(&(osd, Slot::ScrubOutgoing));
+        self.slots.remove(&(osd, Slot::ScrubIncoming));
     }
 
     fn restart(&mut self, osd: OsdId) {
@@ -733,7 +753,9 @@ impl World {
         self.working = false;
         self.faults = Faults { delay_max: Duration::from_millis(2), ..Faults::NONE };
         self.cut_off.clear();
-        self.nodes.iter_mut().for_each(|node| node.lags_until = Timestamp::ZERO);
+        for node in &mut self.nodes {
+            (node.lags_until, node.tight_until) = (Timestamp::ZERO, Timestamp::ZERO);
+        }
         for osd in 0..self.config.osds {
             self.restart(OsdId(osd));
             self.schedule(Duration::from_millis(5), Event::MapArrives { osd: OsdId(osd) });

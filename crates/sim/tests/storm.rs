@@ -55,6 +55,19 @@ fn acknowledged_writes_survive_power_loss_on_all_osds_at_once() {
     assert!(counts.power_losses > 0 && counts.lost_transactions > 0);
 }
 
+#[test]
+fn acknowledged_writes_survive_osds_that_have_no_room_for_a_while() {
+    let counts = run_all(60, &Config::full());
+    assert!(counts.fills > 0);
+}
+
+/// Found by seed 25397: a primary had a member take an entry that was not durable at itself, and crashed; nobody had the object.
+#[test]
+fn no_log_tells_of_an_object_that_a_crash_of_the_primary_takes_back() {
+    let summary = campaign(25397, 1, &Config::full());
+    assert!(summary.violations.is_empty(), "{}", summary.violations[0]);
+}
+
 /// Found by seed 5054: the one OSD that had an object was filled anew meanwhile, and nobody asked it.
 #[test]
 fn an_object_that_only_a_backfill_target_still_has_is_fetched_from_it() {

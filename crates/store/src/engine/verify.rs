@@ -1,6 +1,6 @@
 //! Verifying: reads all stored bytes of an object and says which are bad, without stopping at the first.
 //!
-//! For tests, and for the scrubbing to come. Holds one extent at a time.
+//! For tests and tools; scrubs of placement groups read like everybody else. Holds one extent at a time.
 
 use std::sync::Arc;
 
