@@ -505,8 +505,11 @@ async fn close(store: Store, grace: Duration) {
     let closing = store.clone();
     // Not on a thread of the runtime, which waits for those at its own end.
     let thread = std::thread::Builder::new().name("store-close".to_owned()).spawn(move || {
+        let result = closing.close();
+        // Before it is told: who is told may open the store anew.
+        drop(closing);
         // Nobody listens any more when the device hangs.
-        let _ = closed.send(closing.close());
+        let _ = closed.send(result);
     });
     if let Err(error) = thread {
         warn!(%error, "the store was not closed in order; the next start replays");
@@ -703,6 +706,7 @@ mod tests {
     fn a_lost_data_directory_never_gets_the_device_formatted() {
         let (data, elsewhere) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
         let device = elsewhere.path().join("device");
+        std::fs::File::create(&device).expect("an empty device");
         let before = config(data.path(), Some(&device));
         let disk = use_store(&before);
         let unmounted = tempfile::tempdir().expect("a directory");
@@ -724,10 +728,12 @@ mod tests {
         let dirs = [(); 3].map(|()| tempfile::tempdir().expect("a directory"));
         let [data, other_data, elsewhere] = &dirs;
         let (device, aside) = (elsewhere.path().join("device"), elsewhere.path().join("aside"));
+        std::fs::File::create(&device).expect("an empty device");
         let own = config(data.path(), Some(&device));
         let disk = use_store(&own);
         Lost { life: 1, pending: true, before: None }.write(data.path()).expect("written");
         std::fs::rename(&device, &aside).expect("the names of devices change");
+        std::fs::File::create(&device).expect("another one of that name");
         let other = config(other_data.path(), Some(&device));
         let other_disk = use_store(&other);
         let refused = open_store_blocking(&own, disk, OsdId(3)).map(|_| ());
