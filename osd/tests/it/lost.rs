@@ -164,10 +164,7 @@ fn group() -> ObjectName {
 }
 
 async fn put(pool: &Pool, keys: std::ops::Range<u32>) {
-    let row = |key: u32| Row {
-        key: key.to_be_bytes().to_vec().into(),
-        value: Blob(unique(u64::from(key) + 1_000_000, 4000)),
-    };
+    let row = |key: u32| Row { key: key.to_be_bytes().to_vec(), value: Blob(unique(u64::from(key) + 1_000_000, 4000)) };
     pool.operate(&group(), vec![ObjectOp::PutRows { rows: keys.map(row).collect() }]).await.expect("rows are put");
 }
 
