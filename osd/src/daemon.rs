@@ -11,9 +11,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use holdfast_map::ClusterMap;
 use holdfast_net::mon_session::{MonSession, MonSessionError};
-use holdfast_pg::{LoadError, Pg, ReadError};
+use holdfast_pg::{LoadError, Pg};
 use holdfast_store::{FormatError, Identity, Options as StoreOptions, Store, StoreConfig, Transaction, TxOp};
-use holdfast_types::{ClientId, DiskUuid, Epoch, Incarnation, OsdId, PgId, PoolId};
+use holdfast_types::{ClientId, DiskUuid, Epoch, Incarnation, OsdId, PgId};
 use holdfast_wire::mon::{MapUpdate, MonCommand, MonError, MonReply};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -21,13 +21,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::config::OsdConfig;
+use crate::copies::{self, CaughtUp};
 use crate::counters::Counters;
 use crate::identity::{self, IdentityError};
-use crate::local::{Local, collection_of, own_collection, pg_of, stored_maps};
+use crate::local::{collection_of, own_collection, stored_maps};
 use crate::lost::{self, Lost};
 use crate::maps::Maps;
 use crate::run::{self, RunEnd};
-use crate::space::PeerSpace;
 
 /// Pause between attempts to reach the monitors while starting.
 const RETRY: Duration = Duration::from_millis(200);
@@ -457,37 +457,10 @@ async fn live(base: Base) -> Result<(), OsdError> {
     end
 }
 
-/// The maps that a run begins with.
-pub(crate) struct CaughtUp {
-    /// The oldest that any placement group must be fed from; the empty map on a new disk.
-    pub(crate) start: Arc<ClusterMap>,
-    /// All that follow it, up to the monitors' newest.
-    pub(crate) later: Vec<Arc<ClusterMap>>,
-}
-
-impl CaughtUp {
-    /// The oldest map that has the pool.
-    fn with_pool(&self, pool: PoolId) -> Option<&Arc<ClusterMap>> {
-        std::iter::once(&self.start).chain(&self.later).find(|map| map.pools.contains_key(&pool))
-    }
-
-    fn newest(&self) -> &Arc<ClusterMap> {
-        self.later.last().unwrap_or(&self.start)
-    }
-
-    /// The map of this epoch, or the first later one at hand.
-    fn from(&self, epoch: Epoch) -> &Arc<ClusterMap> {
-        if self.start.epoch >= epoch {
-            return &self.start;
-        }
-        self.later.iter().find(|map| map.epoch >= epoch).unwrap_or_else(|| self.newest())
-    }
-}
-
 /// The kept maps, and from the monitors all maps after them.
 async fn catch_up(base: &Base) -> Result<CaughtUp, OsdError> {
     let mut kept = Vec::new();
-    for bytes in stored_maps(&base.store)? {
+    for bytes in stored_maps(base.store.engine())? {
         kept.push(Arc::new(ClusterMap::decode_full(&bytes).map_err(|error| OsdError::Map(error.into()))?));
     }
     if kept.is_empty() {
@@ -527,40 +500,20 @@ fn note_loss(base: &Base, maps: &CaughtUp) -> Result<Option<Epoch>, OsdError> {
     Ok(lost.before)
 }
 
-/// The placement groups that this disk has copies of, each as of the map that it last recorded. A copy that cannot be
-/// taken up is given up: it begins anew, as a lost one.
+/// The placement groups that this disk has copies of. A copy that cannot be taken up is given up: it begins anew, as a
+/// lost one.
 fn take_up(base: &Base, incarnation: Incarnation, maps: &CaughtUp) -> Result<BTreeMap<PgId, Pg>, OsdError> {
-    let mut pgs = BTreeMap::new();
-    let space = PeerSpace::default();
-    for pg in base.store.engine().collections().into_iter().filter_map(pg_of) {
-        let view = Local::new(&base.store, pg, &space);
-        let load = || {
-            let map = maps.from(Pg::stored_epoch(&view)?.unwrap_or(Epoch::ZERO)).clone();
-            Pg::load(pg, base.id, incarnation, map, run::limits(base), &view)
-        };
-        let taken = match load() {
-            Ok(taken) => taken,
-            // The device, not what is on it: a person must look.
-            Err(source @ LoadError::Read(ReadError::Device { .. })) => {
-                return Err(OsdError::PlacementGroup { pg, source });
-            }
-            Err(error) => {
-                error!(osd = %base.id, %pg, error = %crate::describe(&error),
-                    "the copy of a placement group is not to be used: it is given up, and filled anew from the others");
-                base.counters.copy_lost();
-                let Some(map) = maps.with_pool(pg.pool) else {
-                    // Without a pool there is nothing to fill it from. Only a pool that was deleted is no loss.
-                    if maps.newest().is_deleted(pg.pool) {
-                        remove_collection(base, pg)?;
-                    }
-                    continue;
-                };
-                Pg::create_lost(pg, base.id, incarnation, map.clone(), run::limits(base), true)
-            }
-        };
-        pgs.insert(pg, taken);
+    let taken = copies::take_up(base.store.engine(), base.id, incarnation, maps, run::limits(base));
+    let taken = taken.map_err(|(pg, source)| OsdError::PlacementGroup { pg, source })?;
+    for (pg, error) in &taken.lost {
+        error!(osd = %base.id, %pg, error = %crate::describe(error),
+            "the copy of a placement group is not to be used: it is given up, and filled anew from the others");
+        base.counters.copy_lost();
     }
-    Ok(pgs)
+    for pg in taken.deleted {
+        remove_collection(base, pg)?;
+    }
+    Ok(taken.pgs)
 }
 
 fn remove_collection(base: &Base, pg: PgId) -> Result<(), OsdError> {

@@ -10,9 +10,9 @@ use std::time::Duration;
 use holdfast_types::{Incarnation, OsdId, Timestamp};
 
 /// Time between heartbeats to one peer.
-pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Silence after which a peer is reported. Five lost heartbeats in a row are not chance.
-pub(crate) const HEARTBEAT_GRACE: Duration = Duration::from_secs(5);
+pub const HEARTBEAT_GRACE: Duration = Duration::from_secs(5);
 
 /// One watched peer.
 #[derive(Debug)]
@@ -24,22 +24,32 @@ struct Watched {
 
 /// A report that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// No answer for this long.
-    Silent { osd: OsdId, incarnation: Incarnation, silence: Duration },
+    Silent {
+        /// Who is silent.
+        osd: OsdId,
+        /// In which run.
+        incarnation: Incarnation,
+        /// For how long.
+        silence: Duration,
+    },
     /// It was reported, and answers again.
-    Alive { osd: OsdId },
+    Alive {
+        /// Who answers.
+        osd: OsdId,
+    },
 }
 
 /// The peers that this daemon watches.
 #[derive(Debug, Default)]
-pub(crate) struct HeartbeatTable {
+pub struct HeartbeatTable {
     watched: BTreeMap<OsdId, Watched>,
 }
 
 impl HeartbeatTable {
     /// Watches exactly these peers from now on. A new peer or a new run of one starts with a full grace.
-    pub(crate) fn watch(&mut self, now: Timestamp, peers: &BTreeMap<OsdId, Incarnation>) {
+    pub fn watch(&mut self, now: Timestamp, peers: &BTreeMap<OsdId, Incarnation>) {
         self.watched.retain(|osd, entry| peers.get(osd) == Some(&entry.incarnation));
         for (osd, incarnation) in peers {
             let fresh = || Watched { incarnation: *incarnation, answered: now, reported: None };
@@ -48,14 +58,14 @@ impl HeartbeatTable {
     }
 
     /// Notes an answer; tells when the peer had been reported.
-    pub(crate) fn answered(&mut self, now: Timestamp, osd: OsdId, incarnation: Incarnation) -> Option<Verdict> {
+    pub fn answered(&mut self, now: Timestamp, osd: OsdId, incarnation: Incarnation) -> Option<Verdict> {
         let entry = self.watched.get_mut(&osd).filter(|entry| entry.incarnation == incarnation)?;
         entry.answered = now;
         entry.reported.take().map(|_| Verdict::Alive { osd })
     }
 
     /// The reports that are due.
-    pub(crate) fn overdue(&mut self, now: Timestamp) -> Vec<Verdict> {
+    pub fn overdue(&mut self, now: Timestamp) -> Vec<Verdict> {
         let mut due = Vec::new();
         for (osd, entry) in &mut self.watched {
             let silence = now.since(entry.answered);

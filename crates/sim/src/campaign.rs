@@ -3,7 +3,8 @@
 use std::fmt;
 
 use crate::config::Config;
-use crate::world::{FaultCounts, Report, Violation, run};
+use crate::faults::{FaultCounts, FaultKind};
+use crate::world::{Report, Violation, run};
 
 /// The sum of many runs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -16,6 +17,8 @@ pub struct Summary {
     pub operations: u64,
     /// Reads that showed a replaced value (see [`Report::stale_reads`]).
     pub stale_reads: u64,
+    /// What had to strike.
+    pub planned: Vec<FaultKind>,
     /// What struck.
     pub faults: FaultCounts,
     /// What went wrong.
@@ -23,32 +26,17 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Kinds of fault that were planned and never struck: such a campaign proves nothing about them.
+    #[must_use]
+    pub fn unseen(&self) -> Vec<FaultKind> {
+        self.planned.iter().copied().filter(|kind| self.faults.of(*kind) == 0).collect()
+    }
+
     fn add(&mut self, report: &Report) {
         self.simulated_ms += report.simulated_ms;
         self.operations += report.operations;
         self.stale_reads += report.stale_reads;
-        let FaultCounts {
-            losses,
-            duplicates,
-            crashes,
-            lost_transactions,
-            power_losses,
-            partitions,
-            remaps,
-            map_lags,
-            skipped_maps,
-            rots,
-        } = report.faults;
-        self.faults.losses += losses;
-        self.faults.duplicates += duplicates;
-        self.faults.crashes += crashes;
-        self.faults.lost_transactions += lost_transactions;
-        self.faults.power_losses += power_losses;
-        self.faults.partitions += partitions;
-        self.faults.remaps += remaps;
-        self.faults.map_lags += map_lags;
-        self.faults.skipped_maps += skipped_maps;
-        self.faults.rots += rots;
+        self.faults.add_all(&report.faults);
     }
 }
 
@@ -56,7 +44,7 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} seeds, {:.2} simulated hours, {} operations, {} stale reads across partitions, {:?}, {} violations",
+            "{} seeds, {:.2} simulated hours, {} operations, {} stale reads across partitions, {}, {} violations",
             self.seeds,
             self.simulated_ms as f64 / 3_600_000.0,
             self.operations,
@@ -70,7 +58,7 @@ impl fmt::Display for Summary {
 /// Runs `seeds` seeds from `from` on. A broken assertion of the production code is a violation, too.
 #[must_use]
 pub fn campaign(from: u64, seeds: u64, config: &Config) -> Summary {
-    let mut summary = Summary { seeds, ..Summary::default() };
+    let mut summary = Summary { seeds, planned: config.faults.planned(), ..Summary::default() };
     for seed in from..from.saturating_add(seeds) {
         match std::panic::catch_unwind(|| run(seed, config)) {
             Ok(Ok(report)) => summary.add(&report),

@@ -13,8 +13,10 @@ pub struct Faults {
     pub duplication: f64,
     /// Longest delay; messages overtake each other.
     pub delay_max: Duration,
-    /// OSD processes killed per second; each loses a suffix of what was not synced, and comes back.
-    pub crashes_per_second: f64,
+    /// OSD processes killed per second; each loses what it had not written, and comes back.
+    pub kills_per_second: f64,
+    /// OSDs that lose power, per second: any subset of what was not synced is lost too, or torn.
+    pub power_cuts_per_second: f64,
     /// All OSDs lose power at once, per second.
     pub power_losses_per_second: f64,
     /// OSDs cut off from all others, from monitors and clients, per second.
@@ -24,8 +26,8 @@ pub struct Faults {
     /// OSDs, per second, that maps do not reach for a while. Afterwards most of them take the newest map as a whole, and
     /// never see those in between.
     pub map_lags_per_second: f64,
-    /// Objects whose bytes rot on one OSD, per second.
-    pub rots_per_second: f64,
+    /// Bits that flip, per second: always on the same OSD's disk, which one depends on the seed.
+    pub flips_per_second: f64,
     /// Probability that a sync takes a hundred times longer.
     pub slow_sync: f64,
 }
@@ -36,12 +38,13 @@ impl Faults {
         loss: 0.0,
         duplication: 0.0,
         delay_max: Duration::from_millis(2),
-        crashes_per_second: 0.0,
+        kills_per_second: 0.0,
+        power_cuts_per_second: 0.0,
         power_losses_per_second: 0.0,
         partitions_per_second: 0.0,
         remaps_per_second: 0.0,
         map_lags_per_second: 0.0,
-        rots_per_second: 0.0,
+        flips_per_second: 0.0,
         slow_sync: 0.0,
     };
 }
@@ -51,8 +54,8 @@ impl Faults {
 pub struct Config {
     /// OSDs in the cluster.
     pub osds: u32,
-    /// Placement groups of the one pool.
-    pub pg_num: u32,
+    /// Placement groups that objects are in. The pool has at least 8; few with much to do reach more states.
+    pub pgs_used: u32,
     /// Copies.
     pub size: u32,
     /// Copies needed to serve.
@@ -67,6 +70,8 @@ pub struct Config {
     pub duration: Duration,
     /// Mean pause between two requests of a client.
     pub pause: Duration,
+    /// Segments of 64 KiB of each OSD's disk.
+    pub segments: u32,
     /// What strikes.
     pub faults: Faults,
     /// Bounds of the placement groups; tiny ones reach more states.
@@ -81,7 +86,7 @@ impl Config {
     pub fn calm() -> Config {
         Config {
             osds: 3,
-            pg_num: 2,
+            pgs_used: 2,
             size: 3,
             min_size: 2,
             clients: 3,
@@ -89,19 +94,21 @@ impl Config {
             objects: 4,
             duration: Duration::from_secs(5),
             pause: Duration::from_millis(30),
+            segments: 14,
             faults: Faults::NONE,
             limits: Limits { piece_bytes: 64, ..Limits::default() },
             trace: false,
         }
     }
 
-    /// Objects rot while messages are lost. Alone with that: rot under a write of which no other copy exists yet, which then
-    /// stays unfound, is a double fault.
+    /// Bits flip on one of the disks, anywhere on it, while messages are lost and that OSD's process is killed now and then. No
+    /// other OSD fails: two faults at once may take the last copy.
     #[must_use]
     pub fn rot() -> Config {
         let storm = Config::storm();
-        let faults = Faults { loss: 0.02, duplication: 0.02, rots_per_second: 1.0, ..Faults::NONE };
-        Config { faults, duration: Duration::from_secs(20), ..storm }
+        let faults =
+            Faults { loss: 0.02, duplication: 0.02, flips_per_second: 3.0, kills_per_second: 0.1, ..Faults::NONE };
+        Config { faults, duration: Duration::from_secs(30), ..storm }
     }
 
     /// All OSDs lose power at once, again and again, while most syncs are slow: what was acknowledged too soon is lost.
@@ -110,7 +117,7 @@ impl Config {
         let storm = Config::storm();
         let faults = Faults { power_losses_per_second: 0.4, slow_sync: 0.5, ..Faults::NONE };
         let (duration, pause) = (Duration::from_secs(30), Duration::from_millis(20));
-        Config { osds: 3, pg_num: 2, faults, duration, pause, ..storm }
+        Config { osds: 3, pgs_used: 2, faults, duration, pause, ..storm }
     }
 
     /// Maps reach OSDs late or never, one by one, while members crash and placement changes: each OSD has its own idea of
@@ -121,7 +128,8 @@ impl Config {
         let faults = Faults {
             map_lags_per_second: 0.5,
             remaps_per_second: 0.1,
-            crashes_per_second: 0.15,
+            kills_per_second: 0.08,
+            power_cuts_per_second: 0.07,
             power_losses_per_second: 0.02,
             partitions_per_second: 0.0,
             ..storm.faults
@@ -134,19 +142,20 @@ impl Config {
     pub fn storm() -> Config {
         Config {
             osds: 5,
-            pg_num: 3,
+            pgs_used: 3,
             duration: Duration::from_secs(40),
             pause: Duration::from_millis(150),
             faults: Faults {
                 loss: 0.02,
                 duplication: 0.02,
                 delay_max: Duration::from_millis(40),
-                crashes_per_second: 0.10,
+                kills_per_second: 0.05,
+                power_cuts_per_second: 0.05,
                 power_losses_per_second: 0.01,
                 partitions_per_second: 0.04,
                 remaps_per_second: 0.05,
                 map_lags_per_second: 0.0,
-                rots_per_second: 0.0,
+                flips_per_second: 0.0,
                 slow_sync: 0.1,
             },
             limits: Limits {

@@ -1,56 +1,47 @@
-//! Runs with faults.
+//! Runs with faults. Each world is also checked to have seen all that it plans.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 
-use holdfast_sim::{Config, FaultCounts, Faults, campaign};
+use holdfast_sim::{Config, Faults, campaign};
 
-fn run_all(seeds: u64, config: &Config) -> FaultCounts {
+fn run_all(seeds: u64, config: &Config) {
     let summary = campaign(0, seeds, config);
     println!("{summary}");
     let texts: Vec<String> = summary.violations.iter().map(ToString::to_string).collect();
     assert!(texts.is_empty(), "{}", texts.join("\n"));
-    summary.faults
+    assert_eq!(summary.unseen(), [], "planned, but never struck: {summary}");
 }
 
 #[test]
 fn acknowledged_writes_survive_message_loss_and_reorder() {
     let faults = Faults { loss: 0.1, duplication: 0.1, delay_max: Duration::from_millis(300), ..Faults::NONE };
-    let counts = run_all(30, &Config { faults, ..Config::calm() });
-    assert!(counts.losses > 0 && counts.duplicates > 0);
+    run_all(10, &Config { faults, ..Config::calm() });
 }
 
 #[test]
-fn acknowledged_writes_survive_crashes_of_single_osds() {
-    let faults = Faults { crashes_per_second: 0.3, slow_sync: 0.1, ..Faults::NONE };
-    let (duration, pause) = (Duration::from_secs(20), Duration::from_millis(100));
-    let counts = run_all(30, &Config { faults, duration, pause, ..Config::calm() });
-    assert!(counts.crashes > 0 && counts.lost_transactions > 0);
+fn acknowledged_writes_survive_kills_of_single_osds() {
+    let faults = Faults { kills_per_second: 0.3, slow_sync: 0.3, ..Faults::NONE };
+    let (duration, pause) = (Duration::from_secs(20), Duration::from_millis(60));
+    run_all(10, &Config { faults, duration, pause, ..Config::calm() });
 }
 
 #[test]
 fn acknowledged_writes_survive_everything_at_once() {
-    let counts = run_all(100, &Config::storm());
-    let FaultCounts { losses, duplicates, crashes, lost_transactions, power_losses, partitions, remaps, .. } = counts;
-    for count in [losses, duplicates, crashes, lost_transactions, power_losses, partitions, remaps] {
-        assert!(count > 0, "a fault never struck: {counts:?}");
-    }
+    run_all(20, &Config::storm());
 }
 
 #[test]
 fn acknowledged_writes_survive_maps_that_never_reach_some_osds() {
-    let counts = run_all(60, &Config::gaps());
-    assert!(counts.map_lags > 0 && counts.skipped_maps > 0);
+    run_all(15, &Config::gaps());
 }
 
 #[test]
-fn rotten_objects_are_found_on_read_and_repaired_from_a_peer() {
-    let counts = run_all(30, &Config::rot());
-    assert!(counts.rots > 0);
+fn flipped_bits_are_found_on_read_and_repaired_from_a_peer() {
+    run_all(15, &Config::rot());
 }
 
 #[test]
 fn acknowledged_writes_survive_power_loss_on_all_osds_at_once() {
-    let counts = run_all(60, &Config::power());
-    assert!(counts.power_losses > 0 && counts.lost_transactions > 0);
+    run_all(15, &Config::power());
 }
