@@ -24,7 +24,7 @@ pub fn all(fast: bool) -> anyhow::Result<()> {
             .env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     unit_tests()?;
-    simulation(SIM_SEEDS, 0)?;
+    simulation(SIM_SEEDS, 0, &[])?;
     if !fast {
         end_to_end::tests(false)?;
         end_to_end::clients(true, None)?;
@@ -46,23 +46,10 @@ fn unit_tests() -> anyhow::Result<()> {
     step("unit tests", command.args(&excluded))
 }
 
-/// Runs `seeds` seeds of the simulator from `from` on.
-pub fn simulation(seeds: u64, from: u64) -> anyhow::Result<()> {
+/// Runs `seeds` seeds of each world of the simulator from `from` on; `rest` is passed on.
+pub fn simulation(seeds: u64, from: u64, rest: &[&str]) -> anyhow::Result<()> {
     let (seeds, from) = (seeds.to_string(), from.to_string());
-    step(
-        "simulation",
-        &mut cargo(&[
-            "run",
-            "--quiet",
-            "--locked",
-            "--package",
-            "holdfast-sim",
-            "--",
-            "--seeds",
-            &seeds,
-            "--from",
-            &from,
-        ]),
-    )
-    .context("the line above names the seed that failed")
+    let mut command = cargo(&["run", "--quiet", "--release", "--locked", "--package", "holdfast-sim", "--"]);
+    command.args(["--seeds", &seeds, "--from", &from]).args(rest);
+    step("simulation", &mut command).context("a line above names the seed that failed, and how to replay it")
 }

@@ -1,6 +1,7 @@
 //! Many seeds in a row, and what they add up to.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::config::Config;
 use crate::faults::{FaultCounts, FaultKind};
@@ -17,6 +18,8 @@ pub struct Summary {
     pub operations: u64,
     /// Reads that showed a replaced value (see [`Report::stale_reads`]).
     pub stale_reads: u64,
+    /// Segments that the stores cleaned.
+    pub cleaned: u64,
     /// What had to strike.
     pub planned: Vec<FaultKind>,
     /// What struck.
@@ -32,7 +35,20 @@ impl Summary {
         self.planned.iter().copied().filter(|kind| self.faults.of(*kind) == 0).collect()
     }
 
+    /// Adds the sum of other runs.
+    pub fn merge(&mut self, other: Summary) {
+        self.seeds += other.seeds;
+        self.simulated_ms += other.simulated_ms;
+        self.operations += other.operations;
+        self.stale_reads += other.stale_reads;
+        self.cleaned += other.cleaned;
+        self.faults.add_all(&other.faults);
+        self.planned.extend(other.planned);
+        self.violations.extend(other.violations);
+    }
+
     fn add(&mut self, report: &Report) {
+        self.cleaned += report.cleaned;
         self.simulated_ms += report.simulated_ms;
         self.operations += report.operations;
         self.stale_reads += report.stale_reads;
@@ -44,31 +60,62 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} seeds, {:.2} simulated hours, {} operations, {} stale reads across partitions, {}, {} violations",
+            "{} seeds, {:.2} simulated hours, {} operations, {} stale reads across partitions, {} segments cleaned; {}; \
+             {} violations",
             self.seeds,
             self.simulated_ms as f64 / 3_600_000.0,
             self.operations,
             self.stale_reads,
+            self.cleaned,
             self.faults,
             self.violations.len(),
         )
     }
 }
 
-/// Runs `seeds` seeds from `from` on. A broken assertion of the production code is a violation, too.
+/// One seed; a broken assertion of the production code is a violation, too.
+fn run_one(seed: u64, config: &Config) -> Result<Report, Violation> {
+    std::panic::catch_unwind(|| run(seed, config)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic without a text");
+        Err(Violation { seed, violation: format!("panic: {text}") })
+    })
+}
+
+/// Runs `seeds` seeds from `from` on, on so many threads. Each seed runs on one of them alone, so the sum does not depend on
+/// their number. Ends early after `violations_max` violations.
 #[must_use]
-pub fn campaign(from: u64, seeds: u64, config: &Config) -> Summary {
-    let mut summary = Summary { seeds, planned: config.faults.planned(), ..Summary::default() };
-    for seed in from..from.saturating_add(seeds) {
-        match std::panic::catch_unwind(|| run(seed, config)) {
-            Ok(Ok(report)) => summary.add(&report),
-            Ok(Err(violation)) => summary.violations.push(violation),
-            Err(panic) => {
-                let text = panic.downcast_ref::<String>().map(String::as_str);
-                let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic without a text");
-                summary.violations.push(Violation { seed, violation: format!("panic: {text}") });
+pub fn campaign(from: u64, seeds: u64, config: &Config, threads: usize, violations_max: usize) -> Summary {
+    let (next, found) = (AtomicU64::new(from), AtomicUsize::new(0));
+    let end = from.saturating_add(seeds);
+    let work = || {
+        let mut summary = Summary::default();
+        while found.load(Ordering::Relaxed) < violations_max {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= end {
+                break;
+            }
+            summary.seeds += 1;
+            match run_one(seed, config) {
+                Ok(report) => summary.add(&report),
+                Err(violation) => {
+                    found.fetch_add(1, Ordering::Relaxed);
+                    summary.violations.push(violation);
+                }
             }
         }
-    }
-    summary
+        summary
+    };
+    let mut total = Summary { planned: config.faults.planned(), ..Summary::default() };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            match worker.join() {
+                Ok(summary) => total.merge(summary),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+    });
+    total.violations.sort_by_key(|violation| violation.seed);
+    total
 }

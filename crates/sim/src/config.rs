@@ -81,6 +81,18 @@ pub struct Config {
 }
 
 impl Config {
+    /// All worlds by name; `calm` is for what must work before anything is attacked.
+    #[must_use]
+    pub fn worlds() -> Vec<(&'static str, Config)> {
+        vec![
+            ("storm", Config::storm()),
+            ("power", Config::power()),
+            ("rot", Config::rot()),
+            ("gaps", Config::gaps()),
+            ("calm", Config::calm()),
+        ]
+    }
+
     /// Three OSDs, no faults.
     #[must_use]
     pub fn calm() -> Config {
@@ -156,7 +168,7 @@ impl Config {
                 remaps_per_second: 0.05,
                 map_lags_per_second: 0.0,
                 flips_per_second: 0.0,
-                slow_sync: 0.1,
+                slow_sync: 0.3,
             },
             limits: Limits {
                 log_entries_min: 12,

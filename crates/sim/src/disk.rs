@@ -175,7 +175,7 @@ impl Disk {
             return Damage::default();
         };
         self.submitted = engine.submitted_position().0;
-        if engine.pending_bytes() > 0 && rng.random_bool(0.7) {
+        if engine.pending_bytes() > 0 && rng.random_bool(0.9) {
             // In the middle of a commit: at one of its writes, at its sync, or just after it.
             self.device.plan(self.device.io_count() + rng.random_range(0..4), Fault::Crash);
             let _cut_short = engine.commit();

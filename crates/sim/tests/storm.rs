@@ -6,7 +6,7 @@ use std::time::Duration;
 use holdfast_sim::{Config, Faults, campaign};
 
 fn run_all(seeds: u64, config: &Config) {
-    let summary = campaign(0, seeds, config);
+    let summary = campaign(0, seeds, config, 2, 3);
     println!("{summary}");
     let texts: Vec<String> = summary.violations.iter().map(ToString::to_string).collect();
     assert!(texts.is_empty(), "{}", texts.join("\n"));
