@@ -12,7 +12,7 @@ use minicbor::Decode;
 use tokio::sync::mpsc::{Sender, UnboundedSender};
 use tracing::warn;
 
-use crate::shard::{ClientArrival, Event, Shards};
+use crate::shard::{ClientArrival, Event, Question, Shards};
 
 /// Something that the failure detector must know at once.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +73,7 @@ impl Handler for OsdHandler {
                 let Some(heartbeat) = Self::decode::<Heartbeat>(from, &message) else { return };
                 // It goes through all shards' threads: while one is stuck the daemon is silent, though the process lives.
                 let (connection, request_id) = (from.clone(), message.request_id);
-                self.shards.send_to(0, Event::Heartbeat { connection, request_id, heartbeat, permit });
+                self.shards.ask(0, Question { connection, request_id, heartbeat, permit });
             }
             Some(Kind::MapShare) => {
                 if Self::osd_of(from).is_none() {

@@ -3,6 +3,9 @@
 //! A heartbeat goes to each watched peer every [`HEARTBEAT_INTERVAL`], over the connection that carries data. A peer
 //! that has not answered for [`HEARTBEAT_GRACE`] is reported as silent, and again at each further interval while it
 //! stays silent, since a report may be lost with a monitor. (Ceph: 6 s and 20 s.)
+//!
+//! Who was not running itself judges nobody: on a host without a free processor the answers lie unread. Time in which
+//! this table was not looked at as it should be counts as silence of no peer.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -45,6 +48,8 @@ pub enum Verdict {
 #[derive(Debug, Default)]
 pub struct HeartbeatTable {
     watched: BTreeMap<OsdId, Watched>,
+    /// When [`HeartbeatTable::overdue`] was asked last.
+    looked: Option<Timestamp>,
 }
 
 impl HeartbeatTable {
@@ -64,10 +69,15 @@ impl HeartbeatTable {
         entry.reported.take().map(|_| Verdict::Alive { osd })
     }
 
-    /// The reports that are due.
+    /// The reports that are due. To be asked each [`HEARTBEAT_INTERVAL`]: what a call comes later than that, this
+    /// daemon did not run, and gives to each peer.
     pub fn overdue(&mut self, now: Timestamp) -> Vec<Verdict> {
+        let since = self.looked.replace(now).map_or(HEARTBEAT_INTERVAL, |looked| now.since(looked));
+        let asleep = since.saturating_sub(HEARTBEAT_INTERVAL);
+        let asleep = if asleep > HEARTBEAT_INTERVAL { asleep } else { Duration::ZERO };
         let mut due = Vec::new();
         for (osd, entry) in &mut self.watched {
+            entry.answered = (entry.answered + asleep).min(now);
             let silence = now.since(entry.answered);
             let repeat = entry.reported.is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL);
             if silence >= HEARTBEAT_GRACE && repeat {
@@ -95,7 +105,9 @@ mod tests {
     fn a_peer_is_reported_after_the_grace_and_until_it_answers() {
         let mut table = HeartbeatTable::default();
         table.watch(at(0), &one_peer(7));
-        assert_eq!(table.overdue(at(4)), []);
+        for second in 1..5 {
+            assert_eq!(table.overdue(at(second)), []);
+        }
         let silent = |seconds| Verdict::Silent {
             osd: OsdId(1),
             incarnation: Incarnation(7),
@@ -114,9 +126,22 @@ mod tests {
         table.watch(at(0), &one_peer(7));
         table.watch(at(3), &one_peer(8));
         assert_eq!(table.answered(at(4), OsdId(1), Incarnation(7)), None);
-        assert_eq!(table.overdue(at(7)), [], "the new run has its own grace");
+        for second in 4..8 {
+            assert_eq!(table.overdue(at(second)), [], "the new run has its own grace");
+        }
         assert_eq!(table.overdue(at(8)).len(), 1);
         table.watch(at(9), &BTreeMap::new());
         assert_eq!(table.overdue(at(20)), [], "a peer that left the map is not watched");
+    }
+
+    #[test]
+    fn who_did_not_run_itself_accuses_nobody() {
+        let mut table = HeartbeatTable::default();
+        table.watch(at(0), &one_peer(7));
+        for second in 1..4 {
+            assert_eq!(table.overdue(at(second)), []);
+        }
+        assert_eq!(table.overdue(at(20)), [], "sixteen seconds in which this daemon had no processor");
+        assert_eq!(table.overdue(at(21)).len(), 1, "three seconds before and two after are five of silence");
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use holdfast_map::ClusterMap;
@@ -29,7 +28,7 @@ use crate::maps::Maps;
 use crate::monitors::{self, Wishes};
 use crate::peers::{Held, Outbound, Peers};
 use crate::report;
-use crate::shard::{Event, Fatal, MapStep, Shard, Shards, Shared, now};
+use crate::shard::{Event, Fatal, Inbox, MapStep, Shard, Shards, Shared, now};
 use crate::slots::Slots;
 use crate::space::PeerSpace;
 
@@ -117,7 +116,7 @@ pub(crate) async fn run(
         features_required: 0,
     };
     let endpoint = Endpoint::new(local, NetConfig::default(), stop.clone());
-    let (shards, receivers) = Shards::new(base.config.shards);
+    let (shards, inboxes) = Shards::new(base.config.shards);
     let (fatal, mut fatal_seen) = mpsc::unbounded_channel();
     let (signs, signs_seen) = mpsc::unbounded_channel();
     let (updates, mut updates_seen) = mpsc::channel(UPDATES_MAX);
@@ -146,7 +145,7 @@ pub(crate) async fn run(
         maps: Mutex::new(Maps::new(newest)),
         newest: watch::Sender::new(start.clone()),
     });
-    let threads = start_shards(&shared, &start, pgs, receivers)?;
+    let threads = start_shards(&shared, &start, pgs, inboxes)?;
     for map in later {
         run.feed(map);
     }
@@ -246,17 +245,17 @@ fn start_shards(
     shared: &Arc<Shared>,
     start: &Arc<ClusterMap>,
     mut pgs: BTreeMap<PgId, Pg>,
-    receivers: Vec<Receiver<Event>>,
+    inboxes: Vec<Inbox>,
 ) -> Result<Vec<std::thread::JoinHandle<()>>, OsdError> {
     let step = MapStep::new(start.clone());
     let mut threads = Vec::new();
-    for (index, events) in receivers.into_iter().enumerate() {
+    for (index, inbox) in inboxes.into_iter().enumerate() {
         let mine: Vec<PgId> = pgs.keys().copied().filter(|pg| shared.shards.index_of(*pg) == index).collect();
         let owned = mine.into_iter().filter_map(|pg| pgs.remove_entry(&pg)).collect();
         let shard = Shard::new(index, shared.clone(), step.clone(), owned);
         let fatal = shared.fatal.clone();
         let body = move || {
-            let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shard.run(&events)));
+            let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shard.run(&inbox)));
             if ran.is_err() {
                 // A broken invariant: losing this copy is better than spreading what it might say.
                 let _ = fatal.send(Fatal::Store("a shard panicked; see the log above".to_owned()));

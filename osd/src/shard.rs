@@ -101,25 +101,44 @@ pub(crate) enum Event {
     StoreFailed { pg: PgId, txn: TxnId, detail: String },
     /// A recovery slot became free and is this placement group's.
     Reserved { pg: PgId, slot: Slot },
-    /// Are you alive? Passed from shard to shard; the last one answers.
-    Heartbeat { connection: Arc<Connection>, request_id: u64, heartbeat: Heartbeat, permit: Permit },
+    /// A [`Question`] waits: it is looked at before each event, so this one asks for nothing.
+    Asked,
     /// What do you lead, and how is it?
     Report { reply: oneshot::Sender<Vec<PgReport>> },
     /// End the thread.
     Stop,
 }
 
+/// Are you alive? Passed from shard to shard; the last one answers. It passes all events that wait: a shard with much to
+/// do is alive, one that is stuck in an event is not.
+pub(crate) struct Question {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) request_id: u64,
+    pub(crate) heartbeat: Heartbeat,
+    pub(crate) permit: Permit,
+}
+
+/// What is for one shard.
+pub(crate) struct Inbox {
+    pub(crate) events: Receiver<Event>,
+    questions: Receiver<Question>,
+}
+
 /// The way to all shards of a run.
 #[derive(Clone)]
 pub(crate) struct Shards {
-    senders: Arc<Vec<Sender<Event>>>,
+    senders: Arc<Vec<(Sender<Event>, Sender<Question>)>>,
 }
 
 impl Shards {
     /// Makes the channels; the receivers go to the threads.
-    pub(crate) fn new(count: usize) -> (Shards, Vec<Receiver<Event>>) {
-        let (senders, receivers): (Vec<_>, Vec<_>) = (0..count.max(1)).map(|_| channel()).unzip();
-        (Shards { senders: Arc::new(senders) }, receivers)
+    pub(crate) fn new(count: usize) -> (Shards, Vec<Inbox>) {
+        let one = |_| {
+            let ((to_events, events), (to_questions, questions)) = (channel(), channel());
+            ((to_events, to_questions), Inbox { events, questions })
+        };
+        let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count.max(1)).map(one).unzip();
+        (Shards { senders: Arc::new(senders) }, inboxes)
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -133,12 +152,18 @@ impl Shards {
 
     /// Hands an event to the shard of a placement group. A stopped shard takes nothing; the run is ending then.
     pub(crate) fn send(&self, pg: PgId, event: Event) {
-        let _ = self.senders[self.index_of(pg)].send(event);
+        let _ = self.senders[self.index_of(pg)].0.send(event);
     }
 
     /// Hands an event to a shard by number.
     pub(crate) fn send_to(&self, index: usize, event: Event) {
-        let _ = self.senders[index].send(event);
+        let _ = self.senders[index].0.send(event);
+    }
+
+    /// Has the shards from this one on answer a heartbeat.
+    pub(crate) fn ask(&self, index: usize, question: Question) {
+        let _ = self.senders[index].1.send(question);
+        self.send_to(index, Event::Asked);
     }
 }
 
@@ -226,20 +251,27 @@ impl Shard {
     }
 
     /// Runs until [`Event::Stop`].
-    pub(crate) fn run(mut self, events: &Receiver<Event>) {
+    pub(crate) fn run(mut self, inbox: &Inbox) {
+        let events = &inbox.events;
         loop {
             self.tick_due();
             let wait = self.wake_order.first().map_or(IDLE_WAIT, |(at, _)| at.since(now()).min(IDLE_WAIT));
             self.held.flush();
             match events.recv_timeout(wait) {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(event) => self.handle(event),
+                Ok(event) => {
+                    self.answer(inbox);
+                    self.handle(event);
+                }
                 Err(RecvTimeoutError::Timeout) => {}
             }
             for event in events.try_iter().take(EVENTS_AT_ONCE_MAX) {
                 match event {
                     Event::Stop => return self.held.flush(),
-                    event => self.handle(event),
+                    event => {
+                        self.answer(inbox);
+                        self.handle(event);
+                    }
                 }
             }
             for (pg, txn) in std::mem::take(&mut self.durable) {
@@ -272,28 +304,36 @@ impl Shard {
                 let _ = self.shared.fatal.send(Fatal::Store(detail));
             }
             Event::Reserved { pg, slot } => self.reserved(pg, slot),
-            Event::Heartbeat { .. } if self.index + 1 < self.shared.shards.count() => {
-                self.shared.shards.send_to(self.index + 1, event);
-            }
-            // A device that hangs fails nothing: who does not answer is found dead by its peers.
-            Event::Heartbeat { .. } if self.shared.store.stalled_for() > HEARTBEAT_GRACE => {}
-            Event::Heartbeat { connection, request_id, heartbeat, permit } => {
-                let Shared { osd, incarnation, .. } = &*self.shared;
-                let reply = HeartbeatReply {
-                    from: *osd,
-                    incarnation: *incarnation,
-                    epoch: self.step.map.epoch,
-                    stamp: heartbeat.stamp,
-                    full: (!space::has_room(self.shared.store.engine(), 0)).then_some(true),
-                };
-                respond(&connection, request_id, Kind::HeartbeatReply, &reply, &mut self.held);
-                drop(permit);
-            }
             Event::Report { reply } => {
                 // A run that is ending does not wait for the answer.
                 let _ = reply.send(self.pgs.values().filter(|pg| pg.is_primary()).map(Pg::report).collect());
             }
-            Event::Stop => {}
+            Event::Asked | Event::Stop => {}
+        }
+    }
+
+    /// Answers the heartbeats that wait, or passes them on.
+    fn answer(&mut self, inbox: &Inbox) {
+        for question in inbox.questions.try_iter() {
+            if self.index + 1 < self.shared.shards.count() {
+                self.shared.shards.ask(self.index + 1, question);
+                continue;
+            }
+            // A device that hangs fails nothing: who does not answer is found dead by its peers.
+            if self.shared.store.stalled_for() > HEARTBEAT_GRACE {
+                continue;
+            }
+            let Shared { osd, incarnation, .. } = &*self.shared;
+            let reply = HeartbeatReply {
+                from: *osd,
+                incarnation: *incarnation,
+                epoch: self.step.map.epoch,
+                stamp: question.heartbeat.stamp,
+                full: (!space::has_room(self.shared.store.engine(), 0)).then_some(true),
+            };
+            respond(&question.connection, question.request_id, Kind::HeartbeatReply, &reply, &mut self.held);
+            self.held.flush();
+            drop(question.permit);
         }
     }
 

@@ -50,7 +50,7 @@ async fn fill(pool: &Pool, writers: u32, bytes: usize) -> Vec<u32> {
 
 /// Writes until it works again: the cluster hears of the room within seconds.
 async fn write_again(pool: &Pool, object: &ObjectName, bytes: usize) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(40);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         match pool.write_full(object, unique(5, bytes)).await {
             Ok(_) => return,

@@ -41,7 +41,7 @@ async fn a_message_cut_short_in_a_whole_frame_closes_its_connection_with_a_reaso
         let peer = Peer::new(&endpoint, target(), PeerMode::OnDemand, Arc::new(NoHandler));
         async move {
             let message = Message::new(kind as u16, body.into(), Vec::new());
-            peer.request(message, Instant::now() + Duration::from_secs(10)).await
+            peer.request(message, Instant::now() + Duration::from_secs(60)).await
         }
     };
     for length in 0..whole.body.len() {

@@ -24,6 +24,8 @@ use crate::content::Content;
 
 /// A request without a whole answer after this has an unknown outcome. Longer than any outage that the tests make.
 const REQUEST_LIMIT: Duration = Duration::from_secs(60);
+/// Large bodies have more time, at what a client may get when many share a slow disk.
+const SLOWEST_BYTES_PER_SECOND: u64 = 1 << 20;
 /// Idle connections kept.
 const IDLE_MAX: usize = 64;
 
@@ -107,7 +109,8 @@ impl S3 {
     /// # Errors
     /// [`S3Error`].
     pub async fn put(&self, bucket: &str, key: &str, content: Content) -> Result<(), S3Error> {
-        self.call(Method::PUT, bucket, key, &[], content.body().boxed()).await.map(|_| ())
+        let limit = REQUEST_LIMIT + Duration::from_secs(content.bytes / SLOWEST_BYTES_PER_SECOND);
+        self.call_within(limit, Method::PUT, bucket, key, &[], content.body().boxed()).await.map(|_| ())
     }
 
     /// Reads an object: `None` when there is none.
@@ -179,6 +182,18 @@ impl S3 {
         query: &[(&str, &str)],
         body: RequestBody,
     ) -> Result<Bytes, S3Error> {
+        self.call_within(REQUEST_LIMIT, method, bucket, key, query, body).await
+    }
+
+    async fn call_within(
+        &self,
+        limit: Duration,
+        method: Method,
+        bucket: &str,
+        key: &str,
+        query: &[(&str, &str)],
+        body: RequestBody,
+    ) -> Result<Bytes, S3Error> {
         let whole = async {
             let (mut connection, reply) = self.send(method, bucket, key, query, body).await?;
             let body = succeeded(reply).await;
@@ -189,7 +204,7 @@ impl S3 {
             self.give_back(&mut connection);
             bytes
         };
-        tokio::time::timeout(REQUEST_LIMIT, whole).await.map_err(|_| unknown("no answer in time"))?
+        tokio::time::timeout(limit, whole).await.map_err(|_| unknown("no answer in time"))?
     }
 
     async fn send(

@@ -246,7 +246,7 @@ async fn service_goes_on_without_monitors_and_they_know_the_gateway() {
     let address = s3.handle.address();
     s3.put("/bkt", "").await.ok();
     s3.put("/bkt/before", "1").await.ok();
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !cluster.services().await.iter().any(|name| name.contains(&address.to_string())) {
         assert!(Instant::now() < deadline, "not registered: {:?}", cluster.services().await);
         tokio::task::yield_now().await;
@@ -256,7 +256,7 @@ async fn service_goes_on_without_monitors_and_they_know_the_gateway() {
         let began = Instant::now();
         s3.put(&format!("/bkt/{index}"), pattern(20_000, index)).await.ok();
         assert!(s3.get(&format!("/bkt/{index}")).await.ok().body == pattern(20_000, index));
-        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     }
     assert_eq!(s3.list("bkt", 1000).await.len(), 21);
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();

@@ -23,7 +23,7 @@ use http_body_util::BodyExt as _;
 use tokio_util::sync::CancellationToken;
 
 const CLUSTER: ClusterId = ClusterId([8; 16]);
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 pub struct Cluster {
     _dir: tempfile::TempDir,

@@ -18,6 +18,8 @@ use holdfast_wire::mon::{LocationStep, MonCommand, MonReply, StatusReport};
 use tokio_util::sync::CancellationToken;
 
 pub const CLUSTER: ClusterId = ClusterId([7; 16]);
+/// What never comes on a busy machine either.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct Cluster {
     pub dir: tempfile::TempDir,
@@ -98,7 +100,8 @@ impl Cluster {
     }
 
     pub async fn client(&self) -> Client {
-        Client::connect(ClientConfig::new(CLUSTER, vec![self.mon_address.clone()])).await.expect("the monitors answer")
+        let config = ClientConfig::new(CLUSTER, vec![self.mon_address.clone()]);
+        Client::connect(ClientConfig { op_timeout: PATIENCE, ..config }).await.expect("the monitors answer")
     }
 
     pub async fn stop(mut self) {
@@ -133,7 +136,7 @@ pub async fn status(client: &Client) -> StatusReport {
 
 /// Asks until the status is as wanted: states change with reports, which no client hears of.
 pub async fn wait_status(client: &Client, what: &str, wanted: impl Fn(&StatusReport) -> bool) -> StatusReport {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let now = status(client).await;
         if wanted(&now) {

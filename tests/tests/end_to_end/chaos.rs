@@ -20,7 +20,7 @@ const WRITERS: u64 = 4;
 /// Keys of one writer: few, so that they are overwritten and deleted again and again.
 const KEYS: u64 = 150;
 /// After a kill the cluster must have noticed within this.
-const NOTICE_LIMIT: Duration = Duration::from_secs(15);
+const NOTICE_LIMIT: Duration = Duration::from_secs(40);
 
 fn seconds() -> u64 {
     let asked = std::env::var("HOLDFAST_CHAOS_SECONDS").ok().and_then(|text| text.parse().ok());

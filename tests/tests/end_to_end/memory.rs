@@ -20,7 +20,8 @@ fn peak_mib(pid: impl std::fmt::Display) -> anyhow::Result<u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gateway_memory_is_bounded_while_sixteen_clients_move_large_objects() -> anyhow::Result<()> {
-    let world = World::start(1, 3).await?;
+    // The gateway's memory does not depend on the number of copies; the full dose keeps one, for the disk's sake.
+    let world = World::start(1, u32::try_from(dose(3, 1))?).await?;
     let s3 = world.s3_with(BUCKET).await?;
     let bytes = dose(32, 1024) << 20;
     let gateway = world.cluster.process(DaemonName::s3()).context("the gateway runs")?;

@@ -73,7 +73,8 @@ async fn writes_go_on_soon_after_kill_9_of_an_osd() -> anyhow::Result<()> {
         world.cluster.start_daemon(DaemonName::osd(osd)).await?;
         world.cluster.wait_clean(CLEAN_LIMIT).await?;
     }
-    let limit = if is_release() { STALL_LIMIT } else { STALL_LIMIT * 4 };
+    // The full dose is for a quiet machine; the small one runs beside whatever else a build machine does.
+    let limit = if is_release() { STALL_LIMIT * u32::try_from(dose(3, 1))? } else { STALL_LIMIT * 6 };
     ensure!(stalls.iter().all(|stall| *stall <= limit), "writes stalled for {stalls:?}, more than {limit:?}");
     world.end().await
 }

@@ -27,7 +27,7 @@ pub const CLUSTER: ClusterId = ClusterId([5; 16]);
 pub const POOL: &str = "p";
 
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), future).await.expect("within 30 s")
+    tokio::time::timeout(Duration::from_secs(120), future).await.expect("within 120 s")
 }
 
 pub fn name(name: &str) -> ObjectName {
@@ -343,8 +343,8 @@ impl Cluster {
 
     pub fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new(CLUSTER, vec![self.mon_address.clone()]);
-        config.op_timeout = Duration::from_secs(20);
-        config.mon_timeout = Duration::from_secs(10);
+        config.op_timeout = Duration::from_secs(90);
+        config.mon_timeout = Duration::from_secs(60);
         config
     }
 
