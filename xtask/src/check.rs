@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 
-use crate::run::{cargo, installed, step};
+use crate::run::{cargo, installed, root, step};
 use crate::{end_to_end, files, layers};
 
 /// Packages whose tests drive the built binary: they run last, apart from the unit tests.
@@ -44,6 +44,14 @@ fn unit_tests() -> anyhow::Result<()> {
     }
     let mut command = cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]);
     step("unit tests", command.args(&excluded))
+}
+
+/// Runs the simulator with each seeded protocol bug, and writes which checker noticed it.
+pub fn mutants(budget: u64) -> anyhow::Result<()> {
+    let (budget, table) = (budget.to_string(), root().join("docs/mutants.md"));
+    let mut command = cargo(&["run", "--quiet", "--release", "--locked", "--package", "holdfast-sim"]);
+    command.args(["--features", "mutants", "--", "mutants", "--budget", &budget, "--table"]).arg(table);
+    step("mutants", &mut command)
 }
 
 /// Runs `seeds` seeds of each world of the simulator from `from` on; `rest` is passed on.

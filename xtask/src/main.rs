@@ -44,6 +44,12 @@ enum Command {
         #[arg(long)]
         trace: bool,
     },
+    /// Runs the simulator with each seeded protocol bug and writes docs/mutants.md; fails for one that no checker notices.
+    Mutants {
+        /// Seeds of each world that one bug may take.
+        #[arg(long, default_value_t = 40)]
+        budget: u64,
+    },
     /// Load with a checker while processes get kill -9.
     Chaos {
         /// How long the load runs.
@@ -85,6 +91,7 @@ fn main() -> anyhow::Result<()> {
             rest.extend(trace.then_some("--trace"));
             check::simulation(seeds, from, &rest)
         }
+        Command::Mutants { budget } => check::mutants(budget),
         Command::Chaos { minutes } => end_to_end::chaos(minutes),
         Command::Clients { quick, only } => end_to_end::clients(quick, only.as_deref()),
         Command::EndToEnd { full } => end_to_end::tests(full),

@@ -106,7 +106,7 @@ pub fn campaign(from: u64, seeds: u64, config: &Config, threads: usize, violatio
         }
         summary
     };
-    let mut total = Summary { planned: config.faults.planned(), ..Summary::default() };
+    let mut total = Summary { planned: config.planned(), ..Summary::default() };
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
         for worker in workers {

@@ -62,6 +62,10 @@ pub(crate) struct Client {
     pub id: ClientId,
     pub epoch: Epoch,
     names: Arc<Names>,
+    /// Whether a full cluster is to be expected.
+    waits_for_room: bool,
+    /// Times that a full cluster refused a write.
+    pub refused_full: u64,
     next_tid: u64,
     outstanding: BTreeMap<u64, Outstanding>,
     /// The newest version that this client has seen of each register.
@@ -128,9 +132,17 @@ pub(crate) fn list_values(results: &[OpResult]) -> Result<Vec<u64>, String> {
 }
 
 impl Client {
-    pub fn new(id: u64, names: Arc<Names>) -> Client {
-        let (outstanding, seen) = (BTreeMap::new(), BTreeMap::new());
-        Client { id: ClientId(id), epoch: Epoch(1), names, next_tid: 1, outstanding, seen }
+    pub fn new(id: u64, names: Arc<Names>, waits_for_room: bool) -> Client {
+        Client {
+            id: ClientId(id),
+            epoch: Epoch(1),
+            names,
+            waits_for_room,
+            refused_full: 0,
+            next_tid: 1,
+            outstanding: BTreeMap::new(),
+            seen: BTreeMap::new(),
+        }
     }
 
     pub fn outstanding(&self) -> usize {
@@ -156,7 +168,13 @@ impl Client {
             82..94 => (name(&names.lists), Act::Append),
             _ => (name(&names.lists), Act::ReadList),
         };
-        self.start_with(object, act, rng.random_range(1..40), now, history)
+        self.start_with(object, act, rng.random_range(1..config.words_max), now, history)
+    }
+
+    /// Starts the removal of every register; gives the request numbers.
+    pub fn remove_all(&mut self, now: Timestamp, history: &mut Vec<Operation>) -> Vec<u64> {
+        let names = Arc::clone(&self.names);
+        names.registers.iter().map(|name| self.start_with(name.clone(), Act::Remove, 0, now, history)).collect()
     }
 
     /// Starts a read of every object; gives the request numbers.
@@ -239,6 +257,10 @@ impl Client {
         match reply.outcome {
             ClientOutcome::Refused(RefusedReason::WrongPrimary | RefusedReason::Busy) => {
                 self.epoch = self.epoch.max(reply.epoch);
+                return Ok(());
+            }
+            ClientOutcome::Refused(RefusedReason::Full) if self.waits_for_room => {
+                self.refused_full += 1;
                 return Ok(());
             }
             ClientOutcome::Refused(reason) => return Err(format!("request {} was refused: {reason}", reply.id)),

@@ -28,6 +28,12 @@ pub struct Faults {
     pub map_lags_per_second: f64,
     /// Bits that flip, per second: always on the same OSD's disk, which one depends on the seed.
     pub flips_per_second: f64,
+    /// OSD processes stopped for a while, per second.
+    pub pauses_per_second: f64,
+    /// Changes of the monitors' leader, per second.
+    pub leader_changes_per_second: f64,
+    /// Times without a majority of the monitors, per second.
+    pub monitor_outages_per_second: f64,
     /// Probability that a sync takes a hundred times longer.
     pub slow_sync: f64,
 }
@@ -45,6 +51,9 @@ impl Faults {
         remaps_per_second: 0.0,
         map_lags_per_second: 0.0,
         flips_per_second: 0.0,
+        pauses_per_second: 0.0,
+        leader_changes_per_second: 0.0,
+        monitor_outages_per_second: 0.0,
         slow_sync: 0.0,
     };
 }
@@ -70,6 +79,10 @@ pub struct Config {
     pub duration: Duration,
     /// Mean pause between two requests of a client.
     pub pause: Duration,
+    /// Most words of 8 bytes in a register.
+    pub words_max: usize,
+    /// Whether clients write more than fits.
+    pub fills: bool,
     /// Segments of 64 KiB of each OSD's disk.
     pub segments: u32,
     /// What strikes.
@@ -89,6 +102,7 @@ impl Config {
             ("power", Config::power()),
             ("rot", Config::rot()),
             ("gaps", Config::gaps()),
+            ("full", Config::full()),
             ("calm", Config::calm()),
         ]
     }
@@ -106,7 +120,9 @@ impl Config {
             objects: 4,
             duration: Duration::from_secs(5),
             pause: Duration::from_millis(30),
-            segments: 14,
+            words_max: 40,
+            fills: false,
+            segments: 40,
             faults: Faults::NONE,
             limits: Limits { piece_bytes: 64, ..Limits::default() },
             trace: false,
@@ -121,6 +137,40 @@ impl Config {
         let faults =
             Faults { loss: 0.02, duplication: 0.02, flips_per_second: 3.0, kills_per_second: 0.1, ..Faults::NONE };
         Config { faults, duration: Duration::from_secs(30), ..storm }
+    }
+
+    /// Clients write more than the disks hold, while processes and machines fail; at the end they delete.
+    #[must_use]
+    pub fn full() -> Config {
+        let storm = Config::storm();
+        let faults = Faults {
+            loss: 0.01,
+            kills_per_second: 0.03,
+            power_cuts_per_second: 0.03,
+            delay_max: Duration::from_millis(10),
+            slow_sync: 0.3,
+            ..Faults::NONE
+        };
+        let limits = Limits {
+            dups_max: 200,
+            executed_max: 1_024,
+            piece_bytes: 4 << 10,
+            effects_bytes_max: 32 << 10,
+            ..storm.limits
+        };
+        Config {
+            osds: 3,
+            pgs_used: 2,
+            objects: 100,
+            depth: 8,
+            words_max: 1_500,
+            fills: true,
+            segments: 16,
+            pause: Duration::from_millis(40),
+            faults,
+            limits,
+            ..storm
+        }
     }
 
     /// All OSDs lose power at once, again and again, while most syncs are slow: what was acknowledged too soon is lost.
@@ -168,6 +218,9 @@ impl Config {
                 remaps_per_second: 0.05,
                 map_lags_per_second: 0.0,
                 flips_per_second: 0.0,
+                pauses_per_second: 0.03,
+                leader_changes_per_second: 0.03,
+                monitor_outages_per_second: 0.015,
                 slow_sync: 0.3,
             },
             limits: Limits {

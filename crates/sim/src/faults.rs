@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use holdfast_types::OsdId;
+use holdfast_types::{OsdId, Timestamp};
 use holdfast_wire::mon::MonCommand;
 use rand::Rng;
 
-use crate::config::Faults;
+use crate::config::{Config, Faults};
 use crate::world::{Event, World};
 
 /// How often faults are drawn.
@@ -37,6 +37,7 @@ pub enum FaultKind {
     MonitorChanged,
     MonitorsGone,
     Paused,
+    ClusterFull,
 }
 
 impl fmt::Display for FaultKind {
@@ -61,6 +62,7 @@ impl fmt::Display for FaultKind {
             FaultKind::MonitorChanged => "monitor leaders changed",
             FaultKind::MonitorsGone => "outages of the monitors",
             FaultKind::Paused => "processes paused",
+            FaultKind::ClusterFull => "writes refused for want of room",
         })
     }
 }
@@ -98,10 +100,18 @@ impl fmt::Display for FaultCounts {
     }
 }
 
-impl Faults {
-    /// The kinds that a campaign with these faults must have seen.
+impl Config {
+    /// The kinds that a campaign of this world must have seen.
     #[must_use]
     pub fn planned(&self) -> Vec<FaultKind> {
+        let mut planned = self.faults.planned();
+        planned.extend(self.fills.then_some(FaultKind::ClusterFull));
+        planned
+    }
+}
+
+impl Faults {
+    fn planned(&self) -> Vec<FaultKind> {
         use FaultKind as F;
         let crash = self.kills_per_second + self.power_cuts_per_second + self.power_losses_per_second;
         let power = self.power_cuts_per_second + self.power_losses_per_second;
@@ -121,6 +131,9 @@ impl Faults {
             (self.remaps_per_second, F::OutOrIn),
             (self.map_lags_per_second, F::MapDelayed),
             (self.map_lags_per_second, F::MapSkipped),
+            (self.pauses_per_second, F::Paused),
+            (self.leader_changes_per_second, F::MonitorChanged),
+            (self.monitor_outages_per_second, F::MonitorsGone),
         ];
         rates.into_iter().filter(|(rate, _)| *rate > 0.0).map(|(_, kind)| kind).collect()
     }
@@ -139,6 +152,8 @@ impl World {
         let all_power = strikes(faults.power_losses_per_second);
         let (cut, remap) = (strikes(faults.partitions_per_second), strikes(faults.remaps_per_second));
         let (flip, lag) = (strikes(faults.flips_per_second), strikes(faults.map_lags_per_second));
+        let (pause, leader) = (strikes(faults.pauses_per_second), strikes(faults.leader_changes_per_second));
+        let outage = strikes(faults.monitor_outages_per_second);
         let victim = OsdId(self.rng.random_range(0..self.config.osds));
         // One disk rots, and it is the only one that ever stops meanwhile: two faults at once may lose the last copy.
         let rotting = faults.flips_per_second > 0.0;
@@ -165,14 +180,21 @@ impl World {
         if lag {
             self.delay_maps(victim);
         }
+        if pause {
+            self.pause(victim);
+        }
+        if leader {
+            self.change_leader();
+        }
+        if outage {
+            self.lose_monitors();
+        }
     }
 
     fn cut_off(&mut self, victim: OsdId) {
         self.counts.add(FaultKind::CutOff, 1);
         self.cut_off.insert(victim);
-        let run = self.node(victim).incarnation;
-        let (seen, healed) = (self.rng.random_range(300..2_500), self.rng.random_range(100..9_000));
-        self.schedule(Duration::from_millis(seen), Event::MarkDown { osd: victim, run });
+        let healed = self.rng.random_range(100..16_000);
         self.schedule(Duration::from_millis(healed), Event::Reconnect { osd: victim });
     }
 
@@ -181,7 +203,7 @@ impl World {
         let is_in = self.monitor.map().osds.get(&victim).is_some_and(|info| info.in_cluster);
         if !is_in || inside > self.config.size as usize {
             self.counts.add(FaultKind::OutOrIn, 1);
-            self.command(if is_in { MonCommand::OsdOut(victim) } else { MonCommand::OsdIn(victim) });
+            self.monitors_hear(if is_in { MonCommand::OsdOut(victim) } else { MonCommand::OsdIn(victim) });
         }
     }
 
@@ -194,6 +216,16 @@ impl World {
                 node.disk.rot(rng);
                 self.counts.add(FaultKind::BitFlipped, 1);
             }
+        }
+    }
+
+    /// The process stops, up to three times as long as its peers' patience, and goes on as if nothing had happened.
+    fn pause(&mut self, victim: OsdId) {
+        let now = self.now;
+        if self.node(victim).running && self.node(victim).paused_until <= now {
+            self.counts.add(FaultKind::Paused, 1);
+            let length = Duration::from_millis(self.rng.random_range(100..15_000));
+            self.node(victim).paused_until = now + length;
         }
     }
 
@@ -225,6 +257,7 @@ impl World {
         let Some(node) = nodes.get_mut(osd.0 as usize) else { return };
         let damage = node.disk.crash(rng, power);
         node.generation += 1;
+        node.paused_until = Timestamp::ZERO;
         self.syncing.remove(&osd);
         if !running {
             return; // its restart is under way
@@ -232,8 +265,12 @@ impl World {
         self.counts.add(if power { FaultKind::PowerCut } else { FaultKind::ProcessKilled }, 1);
         self.counts.add(FaultKind::SectorLost, damage.sectors);
         self.counts.add(FaultKind::SectorTorn, damage.torn);
-        let (seen, back) = (self.rng.random_range(100..2_000), self.rng.random_range(200..8_000));
-        self.schedule(Duration::from_millis(seen), Event::MarkDown { osd, run });
+        let back = self.rng.random_range(200..if power { 16_000 } else { 8_000 });
         self.schedule(Duration::from_millis(back), Event::Restart { osd });
+        if power {
+            self.node(osd).powered = false;
+        } else {
+            self.process_ended(osd, run);
+        }
     }
 }

@@ -48,7 +48,43 @@ fn processor_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
+/// `holdfast-sim mutants [--budget N] [--threads N] [--only NAME] [--table PATH]`.
+#[cfg(feature = "mutants")]
+fn mutants(mut words: impl Iterator<Item = String>) -> Result<ExitCode, String> {
+    let (mut budget, mut threads, mut only, mut table) = (40, 2, None, None);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
+        match word.as_str() {
+            "--budget" => budget = value()?.parse().map_err(|error| format!("--budget: {error}"))?,
+            "--threads" => threads = value()?.parse().map_err(|error| format!("--threads: {error}"))?,
+            "--only" => only = Some(value()?),
+            "--table" => table = Some(value()?),
+            _ => return Err(format!("unknown argument {word}")),
+        }
+    }
+    // Broken assertions are what is looked for; each would print a backtrace.
+    std::panic::set_hook(Box::new(|_| {}));
+    let hunt = holdfast_sim::hunt(budget, threads, only.as_deref(), |mutant, catch, text| match catch {
+        Some(catch) => {
+            println!("{mutant:?}: {} in {} seeds ({}): {text:.200}", catch.checker, catch.seeds, catch.world)
+        }
+        None => println!("{mutant:?}: NOT CAUGHT"),
+    });
+    if let Some(path) = table {
+        std::fs::write(&path, hunt.to_string()).map_err(|error| format!("cannot write {path}: {error}"))?;
+    }
+    println!("{} mutants, {} not caught", hunt.rows.len(), hunt.escaped().len());
+    Ok(if hunt.escaped().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 fn main() -> ExitCode {
+    #[cfg(feature = "mutants")]
+    if std::env::args().nth(1).as_deref() == Some("mutants") {
+        return mutants(std::env::args().skip(2)).unwrap_or_else(|error| {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        });
+    }
     let arguments = match parse(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
         Err(error) => {

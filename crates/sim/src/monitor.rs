@@ -1,15 +1,17 @@
 //! The monitors: the production state machine (`holdfast-mon-state`) behind a log.
 //!
-//! Maps come from committed commands alone, exactly as in production. What is simple is the log: one leader appends encoded
-//! commands in order, nothing is lost and nothing forks.
+//! Maps come from committed commands alone, exactly as in production; what is proposed without being asked is the judgement
+//! of the production `Leader`. What is simple is the log: one leader at a time appends encoded commands in order, nothing is
+//! lost and nothing forks. When leaders change, the next one starts from a snapshot, with an empty memory.
 
 use std::sync::Arc;
 
 use holdfast_map::ClusterMap;
+use holdfast_mon_state::leader::{Due, Leader, ProbeResult, Verdict};
 use holdfast_mon_state::{Change, Command, Op, Outcome, State};
 use holdfast_osd::parts::MapStep;
 use holdfast_types::{DiskUuid, Epoch, Incarnation, OsdId, PgId, PoolId, Timestamp};
-use holdfast_wire::mon::{LocationStep, MonCommand, MonReply};
+use holdfast_wire::mon::{FailureKind, LocationStep, MonCommand, MonReply, OsdReport};
 
 use crate::config::Config;
 use crate::disk::CLUSTER;
@@ -22,6 +24,7 @@ const WALL_CLOCK_MS: u64 = 1_800_000_000_000;
 #[derive(Debug)]
 pub(crate) struct Monitor {
     state: State,
+    leader: Leader,
     /// Committed commands, encoded.
     log: Vec<Vec<u8>>,
     /// All maps, from the empty one at epoch 0 on.
@@ -38,7 +41,8 @@ impl Monitor {
     pub fn new(config: &Config) -> Result<Monitor, String> {
         let state = State::new(CLUSTER);
         let first = MapStep::new(Arc::clone(state.map()));
-        let mut monitor = Monitor { state, log: Vec::new(), steps: vec![first] };
+        let leader = Leader::new(Timestamp::ZERO, state.map());
+        let mut monitor = Monitor { state, leader, log: Vec::new(), steps: vec![first] };
         for osd in 0..config.osds {
             let host = LocationStep { kind: "host".to_owned(), name: format!("host-{osd}") };
             monitor.request(
@@ -72,12 +76,13 @@ impl Monitor {
         let at_unix_ms = WALL_CLOCK_MS + now.as_nanos() / 1_000_000;
         let ops = changes.into_iter().map(|change| Op { id: None, change }).collect();
         let encoded = Command { at_unix_ms, ops }.encode();
-        let command = Command::decode(&encoded).map_err(|error| format!("M0: a command cannot be decoded: {error}"))?;
+        let command = Command::decode(&encoded).map_err(|error| format!("Q6: a command cannot be decoded: {error}"))?;
         self.log.push(encoded);
         let before = Arc::clone(self.state.map());
         let outcome = self.state.apply(self.log.len() as u64, &command);
         if self.state.map().epoch > before.epoch {
             self.check_increment(&before)?;
+            self.leader.observe(now, self.state.map());
             self.steps.push(MapStep::new(Arc::clone(self.state.map())));
         }
         Ok(outcome)
@@ -89,11 +94,11 @@ impl Monitor {
         let mut held = before.clone();
         if before.epoch > Epoch::ZERO {
             for encoded in &update.increments {
-                let increment = holdfast_map::Increment::decode(encoded).map_err(|error| format!("M1: {error}"))?;
-                held = held.apply(&increment).map_err(|error| format!("M1: {error}"))?;
+                let increment = holdfast_map::Increment::decode(encoded).map_err(|error| format!("Q7: {error}"))?;
+                held = held.apply(&increment).map_err(|error| format!("Q7: {error}"))?;
             }
             if held != **self.state.map() {
-                return Err(format!("M1: the increment to {} makes another map", self.state.map().epoch));
+                return Err(format!("Q7: the increment to {} makes another map", self.state.map().epoch));
             }
         }
         Ok(())
@@ -102,7 +107,7 @@ impl Monitor {
     /// A command from outside; gives its answer.
     pub fn request(&mut self, now: Timestamp, command: MonCommand) -> Result<MonReply, String> {
         let outcome = self.commit(now, vec![Change::Request(command)])?;
-        outcome.replies.into_iter().next().ok_or_else(|| "M0: a command got no answer".to_owned())
+        outcome.replies.into_iter().next().ok_or_else(|| "Q6: a command got no answer".to_owned())
     }
 
     pub fn newest(&self) -> &Arc<MapStep> {
@@ -117,14 +122,60 @@ impl Monitor {
         self.steps.get(usize::try_from(epoch.0).ok()?)
     }
 
-    /// The run of an OSD that the newest map shows up.
-    pub fn runs_as(&self, osd: OsdId) -> Option<Incarnation> {
-        self.map().osds.get(&osd).filter(|info| info.up).map(|info| info.incarnation)
-    }
-
     /// What an OSD says when it starts.
     pub fn boot(osd: OsdId, incarnation: Incarnation) -> MonCommand {
         MonCommand::OsdBoot { osd, disk: disk_uuid(osd.0), incarnation, address: format!("host-{}:6800", osd.0) }
+    }
+
+    // ---- the leader ----
+
+    pub fn report(&mut self, now: Timestamp, report: OsdReport) {
+        // A stale one is answered so; the OSD reports again in any case.
+        let _stale = self.leader.on_report(now, self.state.map(), report);
+    }
+
+    pub fn alive(&mut self, reporter: OsdId, target: OsdId) {
+        self.leader.on_alive(reporter, target);
+    }
+
+    pub fn failure(
+        &mut self,
+        now: Timestamp,
+        reporter: OsdId,
+        target: OsdId,
+        incarnation: Incarnation,
+        kind: FailureKind,
+    ) -> Verdict {
+        self.leader.on_failure(now, self.state.map(), reporter, target, incarnation, kind)
+    }
+
+    pub fn probed(&mut self, now: Timestamp, osd: OsdId, run: Incarnation, result: ProbeResult) -> Option<Change> {
+        self.leader.on_probe(now, self.state.map(), osd, run, result)
+    }
+
+    pub fn due(&mut self, now: Timestamp) -> Vec<Due> {
+        self.leader.due(now, self.state.map(), self.state.oldest_epoch())
+    }
+
+    /// The next leader has a snapshot, and no memory of reports.
+    pub fn change_leader(&mut self, now: Timestamp) -> Result<(), String> {
+        let restored = State::decode(&self.state.encode()).map_err(|error| format!("Q8: a snapshot: {error}"))?;
+        if restored != self.state {
+            return Err("Q8: a snapshot restores another state".to_owned());
+        }
+        self.state = restored;
+        self.leader = Leader::new(now, self.state.map());
+        Ok(())
+    }
+
+    /// The log alone makes the same state, whoever applies it.
+    pub fn check_replay(&self) -> Result<(), String> {
+        let mut state = State::new(CLUSTER);
+        for (index, encoded) in self.log.iter().enumerate() {
+            let command = Command::decode(encoded).map_err(|error| format!("Q6: {error}"))?;
+            state.apply(index as u64 + 1, &command);
+        }
+        if state == self.state { Ok(()) } else { Err("Q8: the log makes another state when it is replayed".to_owned()) }
     }
 
     pub fn pgs(&self) -> Vec<PgId> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use holdfast_map::{ClusterMap, PgMembers};
-use holdfast_osd::parts::{CaughtUp, Local, MapStep, PeerSpace, Slots, collection_of, take_up};
+use holdfast_osd::parts::{CaughtUp, HeartbeatTable, Local, MapStep, PeerSpace, Slots, collection_of, take_up};
 use holdfast_pg::{Input, Limits, Outbox, Pg};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
 use holdfast_wire::ClientRequest;
@@ -35,6 +35,13 @@ pub(crate) struct Node {
     /// When each placement group wants to be woken; older wishes are void.
     pub wakes: BTreeMap<PgId, Timestamp>,
     pub slots: Slots,
+    pub heartbeats: HeartbeatTable,
+    /// Whether a report is on its way.
+    pub report_due: bool,
+    /// Whether its machine has power, so that connections are refused when no process listens.
+    pub powered: bool,
+    /// The process does nothing before this time.
+    pub paused_until: Timestamp,
     pub space: PeerSpace,
     /// Placement groups of which the store refused a transaction in this run.
     pub stopped: BTreeSet<PgId>,
@@ -65,6 +72,10 @@ impl Node {
             skips: false,
             wakes: BTreeMap::new(),
             slots: Slots::default(),
+            heartbeats: HeartbeatTable::default(),
+            report_due: false,
+            powered: true,
+            paused_until: Timestamp::ZERO,
             space: PeerSpace::default(),
             stopped: BTreeSet::new(),
             early: Vec::new(),
@@ -132,16 +143,17 @@ impl Node {
     /// Starts a run from the disk. Gives the maps that are to be fed, in order.
     pub fn begin(&mut self, incarnation: Incarnation, monitor: &Monitor) -> Result<Vec<Arc<MapStep>>, String> {
         self.incarnation = incarnation;
-        (self.running, self.booted) = (true, false);
+        (self.running, self.booted, self.powered) = (true, false, true);
         self.pgs.clear();
         self.wakes.clear();
         self.stopped.clear();
         self.early.clear();
         self.waiting.clear();
+        (self.heartbeats, self.report_due) = (HeartbeatTable::default(), false);
         (self.slots, self.space) = (Slots::default(), PeerSpace::default());
         let known = |map: ClusterMap| {
             let step = monitor.step(map.epoch).filter(|step| *step.map == map).cloned();
-            step.ok_or_else(|| format!("R0: {} kept a map {} that never was", self.id, map.epoch))
+            step.ok_or_else(|| format!("N0: {} kept a map {} that never was", self.id, map.epoch))
         };
         let mut steps = self.disk.stored_maps()?.into_iter().map(known).collect::<Result<Vec<_>, String>>()?;
         if steps.is_empty() {
@@ -152,17 +164,17 @@ impl Node {
         let first = if std::mem::take(&mut self.skips) { newest.0.max(kept.0 + 1) } else { kept.0 + 1 };
         steps.extend((first..=newest.0).filter_map(|epoch| monitor.step(Epoch(epoch)).cloned()));
         let mut maps = steps.iter().map(|step| step.map.clone());
-        let Some(start) = maps.next() else { return Err(format!("R0: {} has no map", self.id)) };
+        let Some(start) = maps.next() else { return Err(format!("N0: {} has no map", self.id)) };
         let caught_up = CaughtUp { start, later: maps.collect() };
         if self.life > 0 && self.lost_before.is_none() {
             self.lost_before = Some(caught_up.newest().epoch);
         }
         let taken = take_up(self.disk.engine(), self.id, incarnation, &caught_up, self.limits)
-            .map_err(|(pg, error)| format!("R0: {} cannot take {pg} up: {error}", self.id))?;
+            .map_err(|(pg, error)| format!("N0: {} cannot take {pg} up: {error}", self.id))?;
         if let Some((pg, error)) = taken.lost.first()
             && self.disk.flips == 0
         {
-            return Err(format!("R1: {} lost its copy of {pg}, though nothing rotted: {error}", self.id));
+            return Err(format!("N1: {} lost its copy of {pg}, though nothing rotted: {error}", self.id));
         }
         self.copies_lost += taken.lost.len() as u64;
         self.pgs = taken.pgs;

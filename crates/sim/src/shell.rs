@@ -143,7 +143,7 @@ impl World {
                 }
                 Output::Release(slot) => self.release(osd, pg, slot),
                 Output::CopyDamaged => self.counts.add(FaultKind::CopyDamaged, 1),
-                Output::ReportChanged | Output::CopyRepaired => {}
+                Output::ReportChanged | Output::CopyRepaired => self.report_soon(osd),
                 Output::Gone => {
                     self.node(osd).pgs.remove(&pg);
                     self.node(osd).wakes.remove(&pg);
@@ -158,7 +158,7 @@ impl World {
         }
     }
 
-    fn tell_monitors(&mut self, osd: OsdId, command: MonCommand) {
+    pub(crate) fn tell_monitors(&mut self, osd: OsdId, command: MonCommand) {
         let after = self.delay();
         self.schedule(after, Event::Command { osd, command: Box::new(command) });
     }
@@ -225,7 +225,7 @@ impl World {
         let run = self.node(osd).incarnation;
         let durable = match self.node(osd).disk.commit(run) {
             Ok(durable) => durable,
-            Err(error) => return self.violation = Some(format!("R2: {osd} cannot commit: {error}")),
+            Err(error) => return self.violation = Some(format!("N2: {osd} cannot commit: {error}")),
         };
         if self.node(osd).disk.wants_maintenance() {
             let after = self.sync_time();
@@ -244,7 +244,7 @@ impl World {
         }
         match self.node(osd).disk.maintain() {
             Ok(freed) => self.cleaned += freed,
-            Err(error) => self.violation = Some(format!("R2: {osd} cannot maintain its store: {error}")),
+            Err(error) => self.violation = Some(format!("N2: {osd} cannot maintain its store: {error}")),
         }
         if self.node(osd).disk.has_waiting() {
             self.schedule_commit(osd);
@@ -258,15 +258,15 @@ impl World {
             self.counts.add(FaultKind::StoreRefused, 1);
             self.schedule(Duration::ZERO, Event::EndRun { osd, run });
         } else {
-            self.violation = Some(format!("R2: the store of {osd} refused a transaction: {error}"));
+            self.violation = Some(format!("N2: the store of {osd} refused a transaction: {error}"));
         }
     }
 
     // ---- maps ----
 
     pub(crate) fn map_arrives(&mut self, osd: OsdId) {
-        if !self.node(osd).running || self.cut_off.contains(&osd) {
-            return;
+        if !self.node(osd).running || self.cut_off.contains(&osd) || self.monitors_are_gone() {
+            return; // they come with the monitors, or with the connection
         }
         let late = self.node(osd).lags_until.since(self.now);
         if !late.is_zero() {
@@ -339,7 +339,7 @@ impl World {
         if self.node(osd).running {
             return;
         }
-        if self.cut_off.contains(&osd) {
+        if self.cut_off.contains(&osd) || self.monitors_are_gone() {
             // Without the monitors' maps no copy can be taken up.
             self.schedule(BOOT_REPEAT, Event::Restart { osd });
             return;
@@ -356,7 +356,7 @@ impl World {
                 self.counts.add(FaultKind::DiskGivenUp, 1);
                 self.node(osd).give_up_disk()?;
             }
-            Err(error) => return Err(format!("R1: {osd} cannot open its store: {error}")),
+            Err(error) => return Err(format!("N1: {osd} cannot open its store: {error}")),
         }
         let run = Incarnation(self.node(osd).incarnation.0 + 1);
         let (nodes, monitor) = (&mut self.nodes, &self.monitor);
@@ -370,6 +370,7 @@ impl World {
         }
         let after = self.delay();
         self.schedule(after, Event::Boot { osd, run });
+        self.begin_watching(osd, run);
         Ok(())
     }
 
@@ -378,7 +379,7 @@ impl World {
         if self.is_run(osd, run) && !shown {
             self.schedule(BOOT_REPEAT, Event::Boot { osd, run });
             if !self.cut_off.contains(&osd) {
-                self.command(Monitor::boot(osd, run));
+                self.monitors_hear(Monitor::boot(osd, run));
             }
         }
     }

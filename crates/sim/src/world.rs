@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_mon_state::leader::ProbeResult;
 use holdfast_pg::Slot;
 use holdfast_types::{Incarnation, OsdId, PgId, Timestamp};
 use holdfast_wire::mon::MonCommand;
@@ -19,11 +20,15 @@ use crate::config::{Config, Faults};
 use crate::faults::{FAULT_TICK, FaultCounts, FaultKind};
 use crate::monitor::Monitor;
 use crate::node::Node;
+use crate::watch::Beat;
 
 /// How long a client waits for an answer before it sends again.
 const PATIENCE: Duration = Duration::from_millis(1_500);
 /// Longest time that a healed cluster may take to be clean and to have answered everything.
 const SETTLE_MAX: Duration = Duration::from_secs(300);
+
+/// Far more events than any run needs: one that makes more goes in circles.
+const EVENTS_MAX: u64 = 20_000_000;
 
 /// What a run did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -105,9 +110,28 @@ pub(crate) enum Event {
         osd: OsdId,
         command: Box<MonCommand>,
     },
-    MarkDown {
+    BeatTick {
         osd: OsdId,
         run: Incarnation,
+    },
+    Beat(Beat),
+    Report {
+        osd: OsdId,
+        run: Incarnation,
+        repeats: bool,
+    },
+    Refused {
+        reporter: OsdId,
+        run: Incarnation,
+        target: OsdId,
+        target_run: Incarnation,
+    },
+    MonTick,
+    MonitorsBack,
+    Probed {
+        osd: OsdId,
+        run: Incarnation,
+        result: ProbeResult,
     },
     Boot {
         osd: OsdId,
@@ -178,6 +202,9 @@ pub(crate) struct World {
     pub cleaned: u64,
     pub violation: Option<String>,
     pub working: bool,
+    pub monitors_gone_until: Timestamp,
+    /// OSDs that the leader is looking at.
+    pub probing: BTreeSet<(OsdId, Incarnation)>,
 }
 
 /// Runs one seed.
@@ -210,12 +237,16 @@ impl World {
             cut_off: BTreeSet::new(),
             syncing: BTreeSet::new(),
             rot_victim: OsdId(u32::try_from(seed % u64::from(config.osds)).unwrap_or(0)),
-            clients: (0..config.clients).map(|id| Client::new(u64::from(id) + 1, Arc::clone(&names))).collect(),
+            clients: (0..config.clients)
+                .map(|id| Client::new(u64::from(id) + 1, Arc::clone(&names), config.fills))
+                .collect(),
             history: Vec::new(),
             counts: FaultCounts::default(),
             cleaned: 0,
             violation: None,
             working: true,
+            monitors_gone_until: Timestamp::ZERO,
+            probing: BTreeSet::new(),
         })
     }
 
@@ -227,17 +258,28 @@ impl World {
             self.schedule(Duration::from_millis(1), Event::ClientTick { client });
         }
         self.schedule(FAULT_TICK, Event::FaultTick);
+        self.schedule(Duration::from_millis(200), Event::MonTick);
         let end = self.now + self.config.duration;
         self.run_until(end)?;
         self.heal();
+        if self.config.fills {
+            // Deleting is all that it takes to be writable again.
+            for tid in self.clients[0].remove_all(self.now, &mut self.history) {
+                self.send_request(0, tid);
+            }
+        }
         self.settle()?;
+        let full = self.clients.iter().map(|client| client.refused_full).sum();
+        self.counts.add(FaultKind::ClusterFull, full);
         let tids = self.clients[0].read_all(self.now, &mut self.history);
         for tid in tids {
             self.send_request(0, tid);
         }
         self.settle()?;
         self.check_copies()?;
-        let partitioned = self.counts.of(FaultKind::CutOff) + self.counts.of(FaultKind::MapDelayed) > 0;
+        self.monitor.check_replay()?;
+        let partitions = [FaultKind::CutOff, FaultKind::MapDelayed, FaultKind::Paused, FaultKind::MonitorsGone];
+        let partitioned = partitions.iter().any(|kind| self.counts.of(*kind) > 0);
         let checked = check::check(&self.history, partitioned)?;
         Ok(Report {
             hash: self.hash,
@@ -259,6 +301,9 @@ impl World {
             let Some(Reverse(next)) = self.events.pop() else { break };
             self.now = next.at;
             self.handled += 1;
+            if self.handled > EVENTS_MAX {
+                return Err(format!("T0: {EVENTS_MAX} events, and no end"));
+            }
             self.mix(next.at.as_nanos() ^ next.number.rotate_left(32));
             self.handle(next.event);
             if let Some(violation) = self.violation.take() {
@@ -316,7 +361,31 @@ impl World {
 
     // ---- events ----
 
+    /// The OSD whose process must run for this.
+    fn process_of(event: &Event) -> Option<OsdId> {
+        match event {
+            Event::Peer { to, .. } | Event::Request { to, .. } => Some(*to),
+            Event::Commit { osd, .. }
+            | Event::Maintain { osd, .. }
+            | Event::Wake { osd, .. }
+            | Event::Reserved { osd, .. }
+            | Event::MapArrives { osd }
+            | Event::BeatTick { osd, .. }
+            | Event::Report { osd, .. }
+            | Event::Boot { osd, .. } => Some(*osd),
+            Event::Beat(beat) => Some(beat.to),
+            Event::Refused { reporter, .. } => Some(*reporter),
+            _ => None,
+        }
+    }
+
     fn handle(&mut self, event: Event) {
+        if let Some(osd) = World::process_of(&event) {
+            let rest = self.node(osd).paused_until.since(self.now);
+            if !rest.is_zero() {
+                return self.schedule(rest, event);
+            }
+        }
         match event {
             Event::Peer { to, run, from, from_run, message } => {
                 if self.is_run(to, run) && !self.cut_off.contains(&to) && !self.cut_off.contains(&from) {
@@ -349,15 +418,16 @@ impl World {
             }
             Event::Command { osd, command } => {
                 if !self.cut_off.contains(&osd) {
-                    self.command(*command);
+                    self.monitors_hear(*command);
                 }
             }
-            Event::MarkDown { osd, run } => {
-                let dead = !self.is_run(osd, run) || self.cut_off.contains(&osd);
-                if dead && self.monitor.runs_as(osd) == Some(run) {
-                    self.propose(holdfast_mon_state::Change::MarkDown { osd, incarnation: run, dead: false });
-                }
-            }
+            Event::BeatTick { osd, run } => self.beat_tick(osd, run),
+            Event::Beat(beat) => self.beat_arrives(beat),
+            Event::Report { osd, run, repeats } => self.report(osd, run, repeats),
+            Event::Refused { reporter, run, target, target_run } => self.refused(reporter, run, target, target_run),
+            Event::MonTick => self.mon_tick(),
+            Event::MonitorsBack => self.publish(),
+            Event::Probed { osd, run, result } => self.probed(osd, run, result),
             Event::Boot { osd, run } => self.boot(osd, run),
             Event::EndRun { osd, run } => self.end_run(osd, run),
             Event::Restart { osd } => self.restart(osd),
@@ -447,7 +517,10 @@ impl World {
         self.working = false;
         self.faults = Faults { delay_max: Duration::from_millis(2), ..Faults::NONE };
         self.cut_off.clear();
-        self.nodes.iter_mut().for_each(|node| node.lags_until = Timestamp::ZERO);
+        self.monitors_gone_until = Timestamp::ZERO;
+        for node in &mut self.nodes {
+            (node.lags_until, node.paused_until) = (Timestamp::ZERO, Timestamp::ZERO);
+        }
         for osd in 0..self.config.osds {
             self.restart(OsdId(osd));
             self.schedule(Duration::from_millis(5), Event::MapArrives { osd: OsdId(osd) });

@@ -21,6 +21,7 @@ use holdfast_types::{LogVersion, OsdId, Timestamp};
 use holdfast_wire::peer::{BackfillCursor, BackfillDigest, BackfillProgress, BackfillScan, PeerBody};
 
 use crate::key::ObjectKey;
+use crate::mutants::{Mutant, on};
 use crate::pg::{Pg, Role, Step, TICK};
 
 /// A question that is not answered is asked again after this long.
@@ -142,7 +143,7 @@ impl Pg {
         let Some(backfill) = &active.backfill else { return };
         let Stage::Batch { end, items } = &backfill.stage else { return };
         let target = backfill.target;
-        if items.is_empty() {
+        if items.is_empty() || on(Mutant::CursorEarly) {
             let end = end.clone();
             self.move_cursor(end, step);
             return;

@@ -31,6 +31,7 @@ use crate::api::{Output, Slot, StoreOp, VERSION_ATTR};
 use crate::exec;
 use crate::key::ObjectKey;
 use crate::missing::Lack;
+use crate::mutants::{Mutant, on};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step};
 use crate::rows;
 use crate::transfer;
@@ -159,7 +160,7 @@ impl Pg {
     pub(crate) fn follow(&mut self, from: OsdId, body: PeerBody, said: Said, step: &mut Step<'_>) {
         let Role::Follower(follower) = &self.role else { return };
         let (start, ours) = (said.start, follower.activated);
-        let activated = ours.is_some() && ours == said.activation;
+        let activated = ours.is_some() && (ours == said.activation || on(Mutant::StaleActivationAccepted));
         match body {
             PeerBody::QueryInfo => {
                 let notice = PeerBody::Notice(self.notice());
@@ -286,7 +287,7 @@ impl Pg {
             }
             return;
         }
-        if op.previous != head {
+        if op.previous != head && !on(Mutant::WriteGapIgnored) {
             if follower.early.len() < EARLY_WRITES_MAX {
                 follower.early.insert(op.previous, op);
             }
@@ -333,6 +334,9 @@ impl Pg {
             follower.committed_to = follower.committed_to.max(op.committed_to);
         }
         self.submit(ops, Some(AfterDurable::Logged(version)), step);
+        if on(Mutant::AckBeforeDurable) {
+            self.follower_logged(version, step);
+        }
     }
 
     /// Trims the log as the primary says. What is missing here does not matter: the missing set has its own rows.
@@ -437,12 +441,14 @@ impl Pg {
             if piece.version > self.holding.log.head() {
                 return None; // R4: its entry has not come yet; the primary repeats the push
             }
-            if self.holding.log.newest_of(&piece.object).is_some_and(|entry| entry.version > piece.version) {
+            let newer = self.holding.log.newest_of(&piece.object).is_some_and(|entry| entry.version > piece.version);
+            if newer && !on(Mutant::LateBackfillTaken) {
                 return Some(None); // late: the object was written or deleted since
             }
         } else {
             match self.holding.missing.get(&key) {
                 Some(lack) if lack.need == piece.version => {}
+                _ if on(Mutant::OldPushTaken) => {}
                 _ => return Some(None), // R3: it is here already
             }
         }
