@@ -177,6 +177,13 @@ impl Client {
         names.registers.iter().map(|name| self.start_with(name.clone(), Act::Remove, 0, now, history)).collect()
     }
 
+    /// Starts a small write of every register; gives the request numbers.
+    pub fn write_all(&mut self, now: Timestamp, history: &mut Vec<Operation>) -> Vec<u64> {
+        let names = Arc::clone(&self.names);
+        let write = Act::Write { if_version: None };
+        names.registers.iter().map(|name| self.start_with(name.clone(), write, 4, now, history)).collect()
+    }
+
     /// Starts a read of every object; gives the request numbers.
     pub fn read_all(&mut self, now: Timestamp, history: &mut Vec<Operation>) -> Vec<u64> {
         let names = Arc::clone(&self.names);
@@ -260,8 +267,7 @@ impl Client {
                 return Ok(());
             }
             ClientOutcome::Refused(RefusedReason::Full) if self.waits_for_room => {
-                self.refused_full += 1;
-                return Ok(());
+                self.refused_full += 1; // final, as for the client library
             }
             ClientOutcome::Refused(reason) => return Err(format!("request {} was refused: {reason}", reply.id)),
             ClientOutcome::Done { .. } | ClientOutcome::Failed { .. } => {}

@@ -19,6 +19,8 @@ pub struct Faults {
     pub power_cuts_per_second: f64,
     /// All OSDs lose power at once, per second.
     pub power_losses_per_second: f64,
+    /// Longest time until a process or a machine is back.
+    pub downtime_max: Duration,
     /// OSDs cut off from all others, from monitors and clients, per second.
     pub partitions_per_second: f64,
     /// Placement changes (an OSD goes out or comes in) per second.
@@ -47,6 +49,7 @@ impl Faults {
         kills_per_second: 0.0,
         power_cuts_per_second: 0.0,
         power_losses_per_second: 0.0,
+        downtime_max: Duration::from_secs(10),
         partitions_per_second: 0.0,
         remaps_per_second: 0.0,
         map_lags_per_second: 0.0,
@@ -103,6 +106,8 @@ impl Config {
             ("rot", Config::rot()),
             ("gaps", Config::gaps()),
             ("full", Config::full()),
+            ("churn", Config::churn()),
+            ("loss", Config::loss()),
             ("calm", Config::calm()),
         ]
     }
@@ -173,11 +178,47 @@ impl Config {
         }
     }
 
+    /// Members die and come back all the time, each pair of intervals with other ones; commits of the monitors are slow.
+    #[must_use]
+    pub fn churn() -> Config {
+        let storm = Config::storm();
+        let faults = Faults {
+            kills_per_second: 0.25,
+            power_cuts_per_second: 0.25,
+            power_losses_per_second: 0.02,
+            downtime_max: Duration::from_secs(5),
+            remaps_per_second: 0.1,
+            delay_max: Duration::from_millis(100),
+            slow_sync: 0.3,
+            ..Faults::NONE
+        };
+        Config { osds: 4, pgs_used: 2, faults, pause: Duration::from_millis(25), ..storm }
+    }
+
+    /// Messages are lost, doubled and very late, and nothing else fails: no read may be stale.
+    #[must_use]
+    pub fn loss() -> Config {
+        let storm = Config::storm();
+        let faults = Faults {
+            loss: 0.08,
+            duplication: 0.3,
+            delay_max: Duration::from_millis(300),
+            remaps_per_second: 0.05,
+            ..Faults::NONE
+        };
+        Config { osds: 4, pgs_used: 2, faults, pause: Duration::from_millis(40), ..storm }
+    }
+
     /// All OSDs lose power at once, again and again, while most syncs are slow: what was acknowledged too soon is lost.
     #[must_use]
     pub fn power() -> Config {
         let storm = Config::storm();
-        let faults = Faults { power_losses_per_second: 0.4, slow_sync: 0.5, ..Faults::NONE };
+        let faults = Faults {
+            power_losses_per_second: 0.25,
+            downtime_max: Duration::from_secs(2),
+            slow_sync: 0.5,
+            ..Faults::NONE
+        };
         let (duration, pause) = (Duration::from_secs(30), Duration::from_millis(20));
         Config { osds: 3, pgs_used: 2, faults, duration, pause, ..storm }
     }
@@ -206,7 +247,7 @@ impl Config {
             osds: 5,
             pgs_used: 3,
             duration: Duration::from_secs(40),
-            pause: Duration::from_millis(150),
+            pause: Duration::from_millis(80),
             faults: Faults {
                 loss: 0.02,
                 duplication: 0.02,
@@ -214,6 +255,7 @@ impl Config {
                 kills_per_second: 0.05,
                 power_cuts_per_second: 0.05,
                 power_losses_per_second: 0.01,
+                downtime_max: Duration::from_secs(10),
                 partitions_per_second: 0.04,
                 remaps_per_second: 0.05,
                 map_lags_per_second: 0.0,

@@ -244,7 +244,7 @@ impl World {
 
     /// The process ends; with `power` its machine does.
     pub(crate) fn crash(&mut self, osd: OsdId, power: bool) {
-        let running = self.node(osd).running;
+        let (running, faults) = (self.node(osd).running, self.config.faults);
         if !running && !power {
             return;
         }
@@ -265,7 +265,8 @@ impl World {
         self.counts.add(if power { FaultKind::PowerCut } else { FaultKind::ProcessKilled }, 1);
         self.counts.add(FaultKind::SectorLost, damage.sectors);
         self.counts.add(FaultKind::SectorTorn, damage.torn);
-        let back = self.rng.random_range(200..if power { 16_000 } else { 8_000 });
+        let longest = u64::try_from(faults.downtime_max.as_millis()).unwrap_or(u64::MAX);
+        let back = self.rng.random_range(100..longest.max(101));
         self.schedule(Duration::from_millis(back), Event::Restart { osd });
         if power {
             self.node(osd).powered = false;

@@ -12,6 +12,9 @@ const VIOLATIONS_MAX: usize = 10;
 /// From so many seeds on, a planned fault that never struck is a failure of the campaign.
 const SEEDS_ENOUGH: u64 = 20;
 
+/// Characters of a violation that are printed.
+const SHOWN_MAX: usize = 3_000;
+
 struct Arguments {
     seeds: u64,
     from: u64,
@@ -97,7 +100,8 @@ fn main() -> ExitCode {
     for (name, config) in &arguments.worlds {
         let summary = campaign(arguments.from, arguments.seeds, config, arguments.threads, VIOLATIONS_MAX);
         for violation in &summary.violations {
-            println!("{name}: {violation}");
+            let text: String = violation.to_string().chars().take(SHOWN_MAX).collect();
+            println!("{name}: {text}");
             println!("  replay: cargo xtask sim --world {name} --from {} --seeds 1 --trace", violation.seed);
         }
         println!("{name}: {summary}");

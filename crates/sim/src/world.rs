@@ -271,6 +271,19 @@ impl World {
         self.settle()?;
         let full = self.clients.iter().map(|client| client.refused_full).sum();
         self.counts.add(FaultKind::ClusterFull, full);
+        if self.config.fills {
+            // The monitors hear of the room with the next reports.
+            self.run_until(self.now + Duration::from_secs(10))?;
+            let before: u64 = self.clients.iter().map(|client| client.refused_full).sum();
+            for tid in self.clients[0].write_all(self.now, &mut self.history) {
+                self.send_request(0, tid);
+            }
+            self.settle()?;
+            if self.clients.iter().map(|client| client.refused_full).sum::<u64>() > before {
+                return Err(format!("L2: a write was refused after everything was deleted: {}", self.explain()));
+            }
+        }
+        let settled = self.now;
         let tids = self.clients[0].read_all(self.now, &mut self.history);
         for tid in tids {
             self.send_request(0, tid);
@@ -280,7 +293,7 @@ impl World {
         self.monitor.check_replay()?;
         let partitions = [FaultKind::CutOff, FaultKind::MapDelayed, FaultKind::Paused, FaultKind::MonitorsGone];
         let partitioned = partitions.iter().any(|kind| self.counts.of(*kind) > 0);
-        let checked = check::check(&self.history, partitioned)?;
+        let checked = check::check(&self.history, partitioned, settled)?;
         Ok(Report {
             hash: self.hash,
             operations: self.history.len() as u64,
@@ -577,7 +590,8 @@ impl World {
             if !node.booted {
                 lines.push(format!("{} is not up (process runs: {})", node.id, node.running));
             }
-            let reports = node.pgs.values().map(holdfast_pg::Pg::report);
+            let primaries = node.pgs.values().filter(|pg| pg.is_primary());
+            let reports = primaries.map(holdfast_pg::Pg::report);
             lines.extend(reports.filter(|report| !report.state.clean).map(|report| format!("{}: {report:?}", node.id)));
         }
         lines.join("\n  ")
