@@ -86,6 +86,16 @@ pub enum Mutation {
     },
 }
 
+/// What a batch is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To store something, perhaps in the place of something else.
+    Store,
+    /// To free space: it deletes something for good, and puts at most a note of what is left to be deleted. A full cluster
+    /// takes it.
+    FreeSpace,
+}
+
 /// Which rows a scan returns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScanRange {
@@ -223,6 +233,7 @@ pub trait Tables: Send + Sync + 'static {
         route: &[u8],
         conditions: Vec<Condition>,
         mutations: Vec<Mutation>,
+        purpose: Purpose,
     ) -> Result<(), BatchError>;
 
     /// Reads rows that share `route`, in one operation if the implementation can: `result[i]` is the row of `keys[i]`.

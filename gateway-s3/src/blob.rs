@@ -23,7 +23,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::backend::{BackendError, BatchError, BlobId, Condition, Mutation, RowKey, TableId};
+use crate::backend::{BackendError, BatchError, BlobId, Condition, Mutation, Purpose, RowKey, TableId};
 use crate::body::Source;
 use crate::budget::{Permit, RESERVED_BYTES};
 use crate::checksum::{Digests, Expectations, HashPipe};
@@ -162,12 +162,16 @@ async fn abandon_intent(gateway: &Gateway, table: TableId, route: &[u8], blob: B
     if gateway.backend.blobs.delete(blob.id, blob.stripes()).await.is_ok() {
         let (key, value) = garbage;
         let unchanged = vec![Condition::Equals(key.clone(), value)];
-        let _ = gateway.backend.tables.batch(table, route, unchanged, vec![Mutation::Delete(key)]).await;
+        let _ = gateway
+            .backend
+            .tables
+            .batch(table, route, unchanged, vec![Mutation::Delete(key)], Purpose::FreeSpace)
+            .await;
     }
 }
 
 /// Turns an intent into plain garbage: from then on the write that it belongs to cannot commit. `None`: the intent is not
-/// what it was. The new row has another key, because a full cluster takes only what deletes something.
+/// what it was. The new row has another key, because what is to free space must delete something.
 pub(crate) async fn condemn(
     gateway: &Gateway,
     table: TableId,
@@ -181,7 +185,7 @@ pub(crate) async fn condemn(
     let value = GcRow { blobs, since_ms, intent: false }.to_bytes();
     let unchanged = vec![Condition::Equals(intent.clone(), seen.clone())];
     let changes = vec![Mutation::Delete(intent.clone()), Mutation::Put(key.clone(), value.clone())];
-    match gateway.backend.tables.batch(table, route, unchanged, changes).await {
+    match gateway.backend.tables.batch(table, route, unchanged, changes, Purpose::FreeSpace).await {
         Ok(()) => Ok(Some((key, value))),
         Err(BatchError::ConditionFailed { .. }) => Ok(None),
         Err(BatchError::Backend(error)) => Err(error),
@@ -228,7 +232,7 @@ impl Writer {
         let (tables, owned_route) = (gateway.backend.tables.clone(), route.to_vec());
         let write = tokio::spawn(async move {
             let put = vec![Mutation::Put(key.clone(), value.clone())];
-            match tables.batch(table, &owned_route, vec![Condition::Absent(key)], put).await {
+            match tables.batch(table, &owned_route, vec![Condition::Absent(key)], put, Purpose::Store).await {
                 Err(error) if !error.shows(&value) => Err(error),
                 Ok(()) | Err(_) => Ok(()),
             }
@@ -347,7 +351,7 @@ impl Writer {
             let value = GcRow { blobs: vec![self.blob], since_ms: now_ms, intent: true }.to_bytes();
             let put = vec![Mutation::Put(self.intent.key.clone(), value.clone())];
             let unchanged = vec![self.intent.condition()];
-            match self.gateway.backend.tables.batch(self.table, &self.route, unchanged, put).await {
+            match self.gateway.backend.tables.batch(self.table, &self.route, unchanged, put, Purpose::Store).await {
                 Err(error) if !error.shows(&value) => return Err(error.into()),
                 Ok(()) | Err(_) => {}
             }

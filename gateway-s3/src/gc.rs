@@ -9,7 +9,8 @@
 //! 3. the stripes are deleted, then the row. A crash between repeats the deletion.
 //!
 //! The table of a deleted bucket is dropped with its garbage rows and the parts of unfinished uploads in it and noted in the
-//! global table. When the note is old enough, all of their blobs are deleted, then the table purged, then the note.
+//! global table. When the note is old enough, all of their blobs are deleted, that is noted, then the table purged, then the
+//! note removed. A table that cannot be found before its blobs are noted as deleted keeps its note.
 //!
 //! Rounds of several gateways do not disturb each other: every step may be done twice. What cannot be collected does not
 //! keep the rest from it.
@@ -21,7 +22,9 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{BackendError, BatchError, BlobId, Condition, Mutation, RowKey, ScanLimit, ScanRange, TableId};
+use crate::backend::{
+    BackendError, BatchError, BlobId, Condition, Mutation, Purpose, RowKey, ScanLimit, ScanRange, TableId,
+};
 use crate::blob::condemn;
 use crate::error::{S3Error, S3Result};
 use crate::gateway::Gateway;
@@ -148,15 +151,55 @@ async fn one_dropped_table(
     if gateway.clock.now_ms().saturating_sub(note.since_ms) < gateway.config.gc_min_age_ms() {
         return Ok(());
     }
-    match garbage_of_dropped(gateway, note.table, done).await {
-        Ok(()) => {}
-        Err(BackendError::TableMissing(_)) => {} // purged by an earlier round, or nothing of it can be found
-        Err(error) => return Err(error.into()),
-    }
+    let here = route(bucket);
+    let value = match note.collected {
+        Some(true) => value,
+        Some(false) | None => {
+            match garbage_of_dropped(gateway, note.table, done).await {
+                // Another gateway has purged it since this note was read, or nothing of it can be seen at the moment: then
+                // what it names would be garbage for ever, were the note gone.
+                Err(BackendError::TableMissing(_)) if was_collected(gateway, &here, &place).await? => return Ok(()),
+                garbage => garbage?,
+            }
+            match note_collected(gateway, &here, &place, &note, value).await? {
+                Some(value) => value,
+                None => return Ok(()), // another gateway was faster, and goes on
+            }
+        }
+    };
     gateway.backend.tables.purge_table(note.table).await?;
-    remove_row(gateway, &route(bucket), place, GLOBAL_TABLE, value).await?;
+    remove_row(gateway, &here, place, GLOBAL_TABLE, value).await?;
     done.rows += 1;
     Ok(())
+}
+
+/// Whether the note of a dropped table says by now that all is deleted, or is gone.
+async fn was_collected(gateway: &Gateway, route: &[u8], place: &RowKey) -> S3Result<bool> {
+    let now = gateway.backend.tables.get(GLOBAL_TABLE, route, vec![place.clone()]).await?.into_iter().next().flatten();
+    Ok(match now {
+        Some(value) => DroppedRow::from_bytes(&value)?.collected == Some(true),
+        None => true,
+    })
+}
+
+/// Notes that all that a dropped table names is deleted; gives the new note. `None`: it is not what it was.
+async fn note_collected(
+    gateway: &Gateway,
+    route: &[u8],
+    place: &RowKey,
+    note: &DroppedRow,
+    seen: Bytes,
+) -> S3Result<Option<Bytes>> {
+    let value = DroppedRow { collected: Some(true), ..note.clone() }.to_bytes();
+    let unchanged = vec![Condition::Equals(place.clone(), seen)];
+    // Deleted and put, because what is to free space must delete something.
+    let changes = vec![Mutation::Delete(place.clone()), Mutation::Put(place.clone(), value.clone())];
+    match gateway.backend.tables.batch(GLOBAL_TABLE, route, unchanged, changes, Purpose::FreeSpace).await {
+        Ok(()) => Ok(Some(value)),
+        Err(error) if error.shows(&value) => Ok(Some(value)),
+        Err(BatchError::ConditionFailed { .. }) => Ok(None),
+        Err(BatchError::Backend(error)) => Err(error.into()),
+    }
 }
 
 /// Deletes all blobs that a dropped table knows. None of them can be part of anything any more.
@@ -255,7 +298,7 @@ async fn collect_row(gateway: &Gateway, table: TableId, key: Vec<u8>, value: Byt
 /// Removes a row as it was seen.
 async fn remove_row(gateway: &Gateway, route: &[u8], place: RowKey, table: TableId, value: Bytes) -> S3Result<()> {
     let seen = vec![Condition::Equals(place.clone(), value)];
-    match gateway.backend.tables.batch(table, route, seen, vec![Mutation::Delete(place)]).await {
+    match gateway.backend.tables.batch(table, route, seen, vec![Mutation::Delete(place)], Purpose::FreeSpace).await {
         Ok(()) | Err(BatchError::ConditionFailed { .. }) => Ok(()),
         Err(BatchError::Backend(error)) => Err(error.into()),
     }

@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 
-use crate::backend::{BackendError, BatchError, Condition, Mutation, TableId};
+use crate::backend::{BackendError, BatchError, Condition, Mutation, Purpose, TableId};
 use crate::conditional::WriteCondition;
 use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::Gateway;
@@ -207,7 +207,7 @@ pub(crate) async fn commit(
         mutations.extend(collect(gateway, &route, seen.blobs()?));
         let mut conditions = vec![seen.unchanged(&route, condition)];
         conditions.extend(new.guards.iter().cloned());
-        match gateway.backend.tables.batch(table, &route, conditions, mutations).await {
+        match gateway.backend.tables.batch(table, &route, conditions, mutations, Purpose::Store).await {
             Ok(()) => return Ok(Outcome::Done),
             Err(BatchError::ConditionFailed { index: 0, current }) => {
                 seen = Seen::after(current, gateway, table, &route, condition).await?;
@@ -246,7 +246,8 @@ pub(crate) async fn remove(gateway: &Gateway, table: TableId, key: &str, conditi
         let mut mutations: Vec<_> =
             rows.into_iter().map(|space| Mutation::Delete(row_key(space, &route, &[]))).collect();
         mutations.extend(collect(gateway, &route, seen.blobs()?));
-        match gateway.backend.tables.batch(table, &route, vec![seen.unchanged(&route, condition)], mutations).await {
+        let unchanged = vec![seen.unchanged(&route, condition)];
+        match gateway.backend.tables.batch(table, &route, unchanged, mutations, Purpose::FreeSpace).await {
             Ok(()) => return Ok(()),
             Err(BatchError::ConditionFailed { current, .. }) => {
                 seen = Seen::after(current, gateway, table, &route, condition).await?;

@@ -468,6 +468,9 @@ pub struct DroppedRow {
     /// When it had been dropped, milliseconds since 1970: all its rows are older.
     #[n(1)]
     pub since_ms: u64,
+    /// Set when all that its rows name is deleted. Before that nothing of it may be forgotten, though it cannot be found.
+    #[n(2)]
+    pub collected: Option<bool>,
 }
 
 /// A row value that can be stored.

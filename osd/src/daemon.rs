@@ -471,7 +471,8 @@ async fn catch_up(base: &Base) -> Result<CaughtUp, OsdError> {
     let mut maps = Maps::new(later.last().unwrap_or(&start).clone());
     loop {
         let update = ask_maps(&base.session, maps.current().epoch).await?;
-        let new = maps.take(&update).map_err(|error| OsdError::Map(error.into()))?;
+        let (new, taken) = maps.take(&update);
+        taken.map_err(|error| OsdError::Map(error.into()))?;
         if new.is_empty() {
             return Ok(CaughtUp { start, later });
         }

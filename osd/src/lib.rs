@@ -9,6 +9,7 @@
 //! incarnation over the same store: coming back is one path, whatever the cause. A store that cannot be trusted is given
 //! up and filled anew from the other copies; what it held is remembered to be lost (`lost`).
 
+mod answers;
 mod config;
 mod copies;
 mod counters;
@@ -34,7 +35,7 @@ pub use daemon::{OsdError, OsdHandle, start};
 pub mod parts {
     pub use crate::copies::{CaughtUp, TakenUp, take_up};
     pub use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
-    pub use crate::local::{Local, collection_of, map_transaction, own_collection, pg_of, stored_maps, to_transaction};
+    pub use crate::local::{Local, collection_of, map_transactions, own_collection, pg_of, stored_maps, to_transaction};
     pub use crate::shard::MapStep;
     pub use crate::slots::Slots;
     pub use crate::space::{PeerSpace, has_room, usage};

@@ -13,8 +13,14 @@ use crate::space::{self, PeerSpace};
 
 /// The collection of the daemon itself; pool 0 does not exist.
 const OWN: CollectionId = CollectionId { pool: 0, seed: 0 };
-/// Rows of the maps that were fed to the placement groups: this and the epoch, big-endian → `ClusterMap::encode_full`.
+/// Rows of the maps that were fed to the placement groups: this and the epoch, big-endian → `ClusterMap::encode_full`, or
+/// [`PIECES`] and a count.
 const MAP_ROWS: &[u8] = b"map/";
+/// Begins the row of a map that is kept in pieces, and no encoded map. Their number (`u32`, big-endian) follows; piece `i`
+/// is the row whose key has `i` (`u32`, big-endian) after the epoch.
+const PIECES: &[u8] = b"pieces";
+/// Larger maps are kept in pieces of this size: a map may be larger than what the store takes in one transaction.
+const PIECE_BYTES: usize = 1 << 20;
 /// Maps kept. A placement group records its epoch at least every 64 epochs and must be fed from that one on after a
 /// restart; the rest is margin for the shards that are behind.
 const MAPS_KEPT: u64 = 512;
@@ -41,17 +47,35 @@ fn map_row(epoch: Epoch) -> Vec<u8> {
     key
 }
 
-/// Keeps a map. It is submitted before the placement groups are fed that map, and the store keeps order: what a
-/// placement group recorded in an epoch never outlives a crash without the map of that epoch.
+/// Keeps a map, by transactions in this order. They are submitted before the placement groups are fed that map, and the
+/// store keeps order: what a placement group recorded in an epoch never outlives a crash without the map of that epoch, and
+/// the row that counts the pieces never without them.
 #[must_use]
-pub fn map_transaction(map: &ClusterMap) -> Transaction {
-    let value = Bytes::from(map.encode_full());
-    let mut ops = vec![TxOp::PutMeta { c: OWN, key: map_row(map.epoch), value }];
+pub fn map_transactions(map: &ClusterMap) -> Vec<Transaction> {
+    let mut transactions = kept_map(map.epoch, Bytes::from(map.encode_full()));
     if map.epoch.0.is_multiple_of(MAP_TRIM_STEP) && map.epoch.0 > MAPS_KEPT {
         let end = Some(map_row(Epoch(map.epoch.0 - MAPS_KEPT)));
-        ops.push(TxOp::DeleteMetaRange { c: OWN, start: MAP_ROWS.to_vec(), end });
+        let trim = TxOp::DeleteMetaRange { c: OWN, start: MAP_ROWS.to_vec(), end };
+        transactions.push(Transaction { ops: vec![trim] });
     }
-    Transaction { ops }
+    transactions
+}
+
+fn kept_map(epoch: Epoch, encoded: Bytes) -> Vec<Transaction> {
+    let put = |key, value| Transaction { ops: vec![TxOp::PutMeta { c: OWN, key, value }] };
+    if encoded.len() <= PIECE_BYTES {
+        return vec![put(map_row(epoch), encoded)];
+    }
+    let pieces = (0u32..).zip((0..encoded.len()).step_by(PIECE_BYTES));
+    let mut transactions: Vec<_> = pieces
+        .map(|(index, start)| {
+            let piece = encoded.slice(start..encoded.len().min(start + PIECE_BYTES));
+            put([map_row(epoch), index.to_be_bytes().to_vec()].concat(), piece)
+        })
+        .collect();
+    let count = u32::try_from(transactions.len()).unwrap_or(u32::MAX);
+    transactions.push(put(map_row(epoch), Bytes::from([PIECES, &count.to_be_bytes()].concat())));
+    transactions
 }
 
 /// Makes the daemon's own collection; `None` when it is there.
@@ -60,24 +84,64 @@ pub fn own_collection(collections: &[CollectionId]) -> Option<Transaction> {
     (!collections.contains(&OWN)).then(|| Transaction { ops: vec![TxOp::CreateCollection { c: OWN }] })
 }
 
-/// The kept maps, oldest first, encoded.
+/// The kept maps, oldest first, encoded. One whose pieces are not all there does not decode.
 ///
 /// # Errors
 /// What the store says.
 pub fn stored_maps<D: Device, I: Index>(engine: &Engine<D, I>) -> Result<Vec<Bytes>, StoreReadError> {
     let end = map_row(Epoch(u64::MAX));
     let mut start = MAP_ROWS.to_vec();
-    let mut maps = Vec::new();
+    let mut maps = StoredMaps::default();
     loop {
         let page = engine.meta_scan(OWN, &start, Some(&end), MAPS_AT_A_TIME, usize::MAX)?;
         if let Some((last, _)) = page.rows.last() {
             start = last.to_vec();
             start.push(0);
         }
-        maps.extend(page.rows.into_iter().map(|(_, value)| value));
+        page.rows.into_iter().for_each(|(key, value)| maps.row(&key, value));
         if !page.more {
-            return Ok(maps);
+            return Ok(maps.end());
         }
+    }
+}
+
+/// Puts maps together from their rows, which come in the order of their keys: the row of a map before its pieces.
+#[derive(Default)]
+struct StoredMaps {
+    maps: Vec<Bytes>,
+    /// The row of the map whose pieces come: its key, how many there are, and what came.
+    pieces: Option<(Vec<u8>, u32, Vec<Bytes>)>,
+}
+
+impl StoredMaps {
+    fn row(&mut self, key: &[u8], value: Bytes) {
+        let row_bytes = MAP_ROWS.len() + size_of::<u64>();
+        if key.len() > row_bytes {
+            // Pieces whose row is missing, or beyond its count, are of a daemon that was killed while it wrote them.
+            if let Some((row, count, pieces)) = &mut self.pieces
+                && key.starts_with(row)
+                && pieces.len() < *count as usize
+            {
+                pieces.push(value);
+            }
+            return;
+        }
+        self.finish();
+        match value.strip_prefix(PIECES).map(<[u8; 4]>::try_from) {
+            Some(Ok(count)) => self.pieces = Some((key.to_vec(), u32::from_be_bytes(count), Vec::new())),
+            Some(Err(_)) | None => self.maps.push(value),
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some((_, _, pieces)) = self.pieces.take() {
+            self.maps.push(pieces.concat().into());
+        }
+    }
+
+    fn end(mut self) -> Vec<Bytes> {
+        self.finish();
+        self.maps
     }
 }
 
@@ -232,5 +296,56 @@ fn effect_op(c: CollectionId, o: holdfast_store::ObjectKey, effect: Effect) -> T
         }
         Effect::DeleteRows { keys } => TxOp::DeleteRows { c, o, keys: keys.into_iter().map(Vec::from).collect() },
         Effect::DeleteRowRange { start, end } => TxOp::DeleteRowRange { c, o, start, end },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(transactions: Vec<Transaction>) -> std::collections::BTreeMap<Vec<u8>, Bytes> {
+        let puts = transactions.into_iter().flat_map(|transaction| transaction.ops).map(|op| match op {
+            TxOp::PutMeta { key, value, .. } => (key, value),
+            other => panic!("a map is rows: {other:?}"),
+        });
+        puts.collect()
+    }
+
+    fn read(rows: &std::collections::BTreeMap<Vec<u8>, Bytes>) -> Vec<Bytes> {
+        let mut maps = StoredMaps::default();
+        rows.iter().for_each(|(key, value)| maps.row(key, value.clone()));
+        maps.end()
+    }
+
+    fn encoded(bytes: usize, seed: u8) -> Bytes {
+        (0..bytes).map(|n| (n % 251) as u8 ^ seed).collect()
+    }
+
+    #[test]
+    fn a_map_larger_than_a_transaction_of_the_store_is_kept_and_found() {
+        let maps = [encoded(9 << 20, 1), encoded(100, 2), encoded(PIECE_BYTES, 3), encoded(PIECE_BYTES + 1, 4)];
+        let mut kept = std::collections::BTreeMap::new();
+        for (epoch, map) in (7..).zip(&maps) {
+            let transactions = kept_map(Epoch(epoch), map.clone());
+            assert!(transactions.iter().all(|transaction| transaction.ops.len() == 1), "one row at a time");
+            kept.extend(rows(transactions));
+        }
+        assert!(kept.values().all(|value| value.len() <= PIECE_BYTES));
+        assert!(read(&kept) == maps);
+    }
+
+    #[test]
+    fn a_map_that_was_cut_off_by_a_crash_is_none_whatever_it_left() {
+        let (whole, large) = (encoded(100, 1), encoded(3 * PIECE_BYTES, 2));
+        let transactions = kept_map(Epoch(8), large.clone());
+        for written in 0..transactions.len() {
+            let mut kept = rows(kept_map(Epoch(7), whole.clone()));
+            kept.extend(rows(transactions[..written].to_vec()));
+            assert!(read(&kept) == [whole.clone()], "{written} transactions");
+            // The same epoch comes again, in fewer pieces.
+            let again = encoded(PIECE_BYTES + 5, 3);
+            kept.extend(rows(kept_map(Epoch(8), again.clone())));
+            assert!(read(&kept) == [whole.clone(), again]);
+        }
     }
 }

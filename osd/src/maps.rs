@@ -46,8 +46,17 @@ impl Maps {
     }
 
     /// Takes what is new in `update`; gives the maps after the present one, in order. What is already held is skipped.
-    pub(crate) fn take(&mut self, update: &MapUpdate) -> Result<Vec<Arc<ClusterMap>>, MapUpdateError> {
+    ///
+    /// The maps before one that cannot be used are taken all the same and given beside the error: whoever is fed by this
+    /// must get them, since they will not be given again.
+    #[must_use = "what was taken is not given again"]
+    pub(crate) fn take(&mut self, update: &MapUpdate) -> (Vec<Arc<ClusterMap>>, Result<(), MapUpdateError>) {
         let mut new = Vec::new();
+        let result = self.take_into(update, &mut new);
+        (new, result)
+    }
+
+    fn take_into(&mut self, update: &MapUpdate, new: &mut Vec<Arc<ClusterMap>>) -> Result<(), MapUpdateError> {
         if let Some(bytes) = &update.full {
             let map = ClusterMap::decode_full(bytes)?;
             if map.cluster != self.current.cluster {
@@ -71,7 +80,7 @@ impl Maps {
             }
             new.push(self.current.clone());
         }
-        Ok(new)
+        Ok(())
     }
 
     /// The increments after `epoch` for a peer that is behind; `None` when they are not kept that far back.
@@ -96,6 +105,13 @@ mod tests {
         (next, ByteVec::from(increment))
     }
 
+    /// The epochs that were taken; when there is an error, none were.
+    fn taken(maps: &mut Maps, update: &MapUpdate) -> Result<Vec<Epoch>, MapUpdateError> {
+        let (new, result) = maps.take(update);
+        assert!(result.is_ok() || new.is_empty(), "{new:?}");
+        result.map(|()| new.iter().map(|map| map.epoch).collect())
+    }
+
     #[test]
     fn increments_are_taken_in_order_once_and_shared_on() {
         let first = ClusterMap::empty(ClusterId([1; 16]));
@@ -103,10 +119,9 @@ mod tests {
         let (second, one) = next(&first);
         let (third, two) = next(&second);
         let update = MapUpdate { full: None, increments: vec![one.clone(), two.clone()] };
-        let new: Vec<Epoch> = maps.take(&update).expect("they apply").iter().map(|map| map.epoch).collect();
-        assert_eq!(new, [Epoch(1), Epoch(2)]);
+        assert_eq!(taken(&mut maps, &update).expect("they apply"), [Epoch(1), Epoch(2)]);
         assert_eq!(**maps.current(), third);
-        assert!(maps.take(&update).expect("already held").is_empty());
+        assert_eq!(taken(&mut maps, &update).expect("already held"), []);
         assert_eq!(maps.after(Epoch(1)), Some(vec![two]));
         assert_eq!(maps.after(Epoch(2)), Some(vec![]));
     }
@@ -117,13 +132,36 @@ mod tests {
         let mut maps = Maps::new(Arc::new(first.clone()));
         let (second, _) = next(&first);
         let (_, two) = next(&second);
-        let gap = maps.take(&MapUpdate { full: None, increments: vec![two] });
+        let gap = taken(&mut maps, &MapUpdate { full: None, increments: vec![two] });
         assert!(matches!(gap, Err(MapUpdateError::Apply(ApplyError::Gap { .. }))), "{gap:?}");
-        let garbage = maps.take(&MapUpdate { full: Some(ByteVec::from(vec![1, 2, 3])), increments: vec![] });
+        let garbage = taken(&mut maps, &MapUpdate { full: Some(ByteVec::from(vec![1, 2, 3])), increments: vec![] });
         assert!(matches!(garbage, Err(MapUpdateError::Decode(_))), "{garbage:?}");
         assert_eq!(**maps.current(), first);
         let foreign = ClusterMap::empty(ClusterId([2; 16])).encode_full();
-        let foreign = maps.take(&MapUpdate { full: Some(ByteVec::from(foreign)), increments: vec![] });
+        let foreign = taken(&mut maps, &MapUpdate { full: Some(ByteVec::from(foreign)), increments: vec![] });
         assert!(matches!(foreign, Err(MapUpdateError::OtherCluster { .. })), "{foreign:?}");
+    }
+    #[test]
+    fn maps_before_one_that_cannot_be_used_are_given_and_the_refetched_one_follows_them() {
+        let first = ClusterMap::empty(ClusterId([1; 16]));
+        let mut maps = Maps::new(Arc::new(first.clone()));
+        let (second, one) = next(&first);
+        let (third, two) = next(&second);
+        let (_, three) = next(&third);
+        // All that the shards are ever fed, in order: what the daemon holds must never be ahead of it.
+        let mut fed = vec![first.epoch];
+        let mut feed = |maps: &mut Maps, update: &MapUpdate| {
+            let (new, result) = maps.take(update);
+            fed.extend(new.iter().map(|map| map.epoch));
+            assert_eq!(fed.last(), Some(&maps.current().epoch), "nothing stays behind");
+            result
+        };
+        let gap = feed(&mut maps, &MapUpdate { full: None, increments: vec![one.clone(), three.clone()] });
+        assert!(matches!(gap, Err(MapUpdateError::Apply(ApplyError::Gap { .. }))), "{gap:?}");
+        let garbage = MapUpdate { full: Some(ByteVec::from(third.encode_full())), increments: vec![vec![1].into()] };
+        assert!(matches!(feed(&mut maps, &garbage), Err(MapUpdateError::Decode(_))));
+        let rest = MapUpdate { full: None, increments: vec![one, two, three] };
+        feed(&mut maps, &rest).expect("what is held is skipped, the rest applies");
+        assert_eq!(fed, [Epoch(0), Epoch(1), Epoch(2), Epoch(3)]);
     }
 }

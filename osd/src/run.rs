@@ -23,8 +23,8 @@ use crate::copies::CaughtUp;
 use crate::daemon::{Base, OsdError, ask_maps};
 use crate::handler::{OsdHandler, Sign};
 use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
-use crate::local::map_transaction;
-use crate::maps::Maps;
+use crate::local::map_transactions;
+use crate::maps::{MapUpdateError, Maps};
 use crate::monitors::{self, Wishes};
 use crate::peers::{Held, Outbound, Peers};
 use crate::report;
@@ -56,32 +56,37 @@ pub(crate) enum RunEnd {
 struct Run {
     shared: Arc<Shared>,
     handler: Arc<dyn Handler>,
+    /// Held for moments only, never while a map is stored or fed: heartbeats look here.
     maps: Mutex<Maps>,
     newest: watch::Sender<Arc<ClusterMap>>,
 }
 
 impl Run {
-    /// Takes an update: each new map goes to the shards, in order, and to the table of peers.
-    fn take(&self, update: &MapUpdate) -> Result<(), crate::maps::MapUpdateError> {
-        let mut maps = self.maps.lock();
-        for map in maps.take(update)? {
+    /// Takes an update: each new map goes to the shards, in order, and to the table of peers. Only [`feed_updates`] does
+    /// this, so what is taken first is fed first. Blocks while the store takes nothing.
+    fn take(&self, update: &MapUpdate) -> Result<(), MapUpdateError> {
+        let (new, taken) = self.maps.lock().take(update);
+        for map in new {
             self.feed(map);
         }
-        Ok(())
+        taken
     }
 
-    /// Stores a map; before it is fed, see [`map_transaction`].
+    /// Stores a map; before it is fed, see [`map_transactions`]. Blocks while the store takes nothing.
     fn keep(&self, map: &ClusterMap) {
-        let fatal = self.shared.fatal.clone();
-        let kept = self.shared.store.submit(map_transaction(map), move |result| {
-            if let Err(error) = result {
-                let _ = fatal.send(Fatal::Store(crate::describe(&*error)));
+        for transaction in map_transactions(map) {
+            let fatal = self.shared.fatal.clone();
+            let kept = self.shared.store.submit(transaction, move |result| {
+                if let Err(error) = result {
+                    let _ = fatal.send(Fatal::Store(crate::describe(&*error)));
+                }
+            });
+            if let Err(error) = kept {
+                let detail = crate::describe(&error);
+                let no_space = matches!(error, SubmitError::NoSpace { .. });
+                let _ = self.shared.fatal.send(if no_space { Fatal::NotTaken(detail) } else { Fatal::Store(detail) });
+                return;
             }
-        });
-        if let Err(error) = kept {
-            let detail = crate::describe(&error);
-            let no_space = matches!(error, SubmitError::NoSpace { .. });
-            let _ = self.shared.fatal.send(if no_space { Fatal::NotTaken(detail) } else { Fatal::Store(detail) });
         }
     }
 
@@ -119,7 +124,7 @@ pub(crate) async fn run(
     let (shards, inboxes) = Shards::new(base.config.shards);
     let (fatal, mut fatal_seen) = mpsc::unbounded_channel();
     let (signs, signs_seen) = mpsc::unbounded_channel();
-    let (updates, mut updates_seen) = mpsc::channel(UPDATES_MAX);
+    let (updates, updates_seen) = mpsc::channel(UPDATES_MAX);
     let report_due = Arc::new(Notify::new());
     let shared = Arc::new(Shared {
         osd: base.id,
@@ -146,12 +151,13 @@ pub(crate) async fn run(
         newest: watch::Sender::new(start.clone()),
     });
     let threads = start_shards(&shared, &start, pgs, inboxes)?;
-    for map in later {
-        run.feed(map);
-    }
+    let feeding = run.clone();
+    let fed = tokio::task::spawn_blocking(move || later.into_iter().for_each(|map| feeding.feed(map)));
+    fed.await.map_err(|panic| OsdError::StoreFailed { detail: format!("feeding the maps panicked: {panic}") })?;
     let _listener = serve(base, &endpoint, &handler)?;
 
     let tasks = tokio_util::task::TaskTracker::new();
+    tasks.spawn(feed_updates(run.clone(), updates_seen, updates.clone(), base.session.clone(), stop.clone()));
     tasks.spawn(follow(base.session.clone(), run.clone(), updates.clone()));
     tasks.spawn(monitors::fulfil(
         shared.wishes.clone(),
@@ -181,16 +187,6 @@ pub(crate) async fn run(
                     break Ok(RunEnd::NotTaken { detail });
                 }
             },
-            Some(update) = updates_seen.recv() => {
-                match (run.take(&update), &update.full) {
-                    (Ok(()), _) => {}
-                    (Err(error), Some(_)) => warn!(%error, "the full map cannot be used either"),
-                    (Err(error), None) => {
-                        warn!(%error, "map update not used; the full map is asked for");
-                        tasks.spawn(refetch(base.session.clone(), updates.clone(), stop.clone()));
-                    }
-                }
-            }
             _ = map_seen.changed() => {
                 let map = map_seen.borrow_and_update().clone();
                 let up = map.osds.get(&base.id).is_some_and(|info| info.up && info.incarnation == incarnation);
@@ -214,8 +210,6 @@ pub(crate) async fn run(
         let _ = tokio::task::spawn_blocking(move || thread.join()).await;
     }
     endpoint.shutdown().await;
-    // Whoever follows the maps ends when nobody takes them any more.
-    drop(updates_seen);
     tasks.close();
     tasks.wait().await;
     end
@@ -273,6 +267,35 @@ fn serve(base: &Base, endpoint: &Arc<Endpoint>, handler: &Arc<dyn Handler>) -> R
     let socket = base.listener.try_clone().map_err(failed)?;
     let socket = tokio::net::TcpListener::from_std(socket).map_err(failed)?;
     Listener::serve(endpoint, socket, handler.clone()).map_err(failed)
+}
+
+/// Takes the updates, one after the other, on a thread that may wait for the store: when its queue is full or it makes room,
+/// the worker that heartbeats and answers need goes on. Whoever follows the maps ends when this does, because nobody takes
+/// them any more.
+async fn feed_updates(
+    run: Arc<Run>,
+    mut updates_seen: mpsc::Receiver<MapUpdate>,
+    updates: mpsc::Sender<MapUpdate>,
+    session: MonSession,
+    stop: CancellationToken,
+) {
+    while let Some(Some(update)) = stop.run_until_cancelled(updates_seen.recv()).await {
+        let (taking, is_full) = (run.clone(), update.full.is_some());
+        match tokio::task::spawn_blocking(move || taking.take(&update)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) if is_full => {
+                warn!(error = %crate::describe(&error), "the full map cannot be used either");
+            }
+            Ok(Err(error)) => {
+                warn!(error = %crate::describe(&error), "map update not used; the full map is asked for");
+                tokio::spawn(refetch(session.clone(), updates.clone(), stop.clone()));
+            }
+            Err(panic) => {
+                let _ = run.shared.fatal.send(Fatal::Store(format!("feeding the maps panicked: {panic}")));
+                return;
+            }
+        }
+    }
 }
 
 async fn follow(session: MonSession, run: Arc<Run>, updates: mpsc::Sender<MapUpdate>) {
@@ -334,6 +357,13 @@ async fn boot(session: MonSession, command: MonCommand, run: Arc<Run>, stop: Can
     let mut map = run.newest.subscribe();
     let shown = |map: &Arc<ClusterMap>| map.osds.get(&me).is_some_and(|info| info.incarnation == incarnation);
     loop {
+        // Peers take this daemon for dead while its device hangs: it would come up to be found dead again.
+        if run.shared.store.stalled_for() > HEARTBEAT_GRACE {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(BOOT_REPEAT) => continue,
+            }
+        }
         match session.execute(command.clone()).await {
             Ok(MonReply::Done { epoch }) => run.shared.wishes.want_map(epoch),
             Ok(MonReply::Failed(error)) => warn!(osd = %me, %error, "the monitors do not let this daemon boot"),

@@ -13,17 +13,17 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use holdfast_map::{ClusterMap, PgMembers};
-use holdfast_net::{Connection, Message, NetError, Permit};
+use holdfast_net::{Connection, Permit};
 use holdfast_pg::{Input, Limits, Outbox, Output, Pg, ReplyTo, Slot, StoreOp, TxnId, answer_without_copy};
 use holdfast_store::{Store, SubmitError};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
-use holdfast_wire::frame::GoodbyeReason;
 use holdfast_wire::mon::PgReport;
 use holdfast_wire::peer::{Heartbeat, HeartbeatReply, PeerBody, PeerMessage};
-use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, Kind, RefusedReason, encode};
+use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, Kind, RefusedReason};
 use tokio::sync::oneshot;
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
+use crate::answers::{respond, respond_client};
 use crate::counters::Counters;
 use crate::heartbeat::HEARTBEAT_GRACE;
 use crate::local::{Local, collection_of, to_transaction};
@@ -450,7 +450,7 @@ impl Shard {
     fn refuse(&mut self, arrival: &ClientArrival, reason: RefusedReason) {
         let reply =
             ClientReply { id: arrival.request.id, epoch: self.step.map.epoch, outcome: ClientOutcome::Refused(reason) };
-        respond(&arrival.connection, arrival.request_id, Kind::ClientReply, &reply, &mut self.held);
+        respond_client(&arrival.connection, arrival.request_id, &reply, &mut self.held);
     }
 
     /// Gives a tick to each placement group whose time has come.
@@ -535,7 +535,7 @@ impl Shard {
             Output::Send { to, message } => self.send(to, Outbound::new(Kind::Peer, &*message).as_ref()),
             Output::Reply { reply_to, reply } => {
                 if let Some(pending) = self.replies.remove(&reply_to.0) {
-                    respond(&pending.connection, pending.request_id, Kind::ClientReply, &reply, &mut self.held);
+                    respond_client(&pending.connection, pending.request_id, &reply, &mut self.held);
                 }
             }
             Output::AskUpThru { at_least } => self.shared.wishes.want_up_thru(at_least),
@@ -601,25 +601,5 @@ impl Shard {
             Fatal::Store(detail)
         };
         let _ = self.shared.fatal.send(fatal);
-    }
-}
-
-/// Sends an answer. A connection that cannot take it is closed, if it is not already: whoever waits for the answer then
-/// knows at once and asks again over a new one, where it would wait on this one to its deadline.
-fn respond<T: minicbor::Encode<holdfast_wire::Payload>>(
-    connection: &Arc<Connection>,
-    request_id: u64,
-    kind: Kind,
-    message: &T,
-    held: &mut Held,
-) {
-    let encoded = encode(message);
-    match connection.hold_reply(request_id, Message::new(kind as u16, encoded.body, encoded.payload)) {
-        Ok(()) => held.add(connection),
-        Err(NetError::Closed(_)) => {}
-        Err(error) => {
-            warn!(%error, peer = %connection.peer(), "connection closed: it does not take an answer");
-            connection.close(GoodbyeReason::Shutdown);
-        }
     }
 }

@@ -32,8 +32,8 @@ pub struct OpOptions {
     pub timeout: Option<Duration>,
     /// Follows the op through all daemons; 0: none.
     pub trace_id: u64,
-    /// Whether this serves to free space, and is to be let in on a full cluster: it brings no bytes of objects, and few
-    /// of rows.
+    /// Whether this serves to free space, and is to be let in on a full cluster: it deletes something, and brings no bytes
+    /// of objects and few of rows. What only deletes need not say so.
     pub frees_space: bool,
 }
 

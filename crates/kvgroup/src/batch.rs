@@ -91,6 +91,15 @@ impl Mutation {
     }
 }
 
+/// What a batch is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Anything.
+    Change,
+    /// To free space: it is let in where nothing else is. Its caller says so, because what deletes may as well replace.
+    FreeSpace,
+}
+
 /// Checks the name of a row.
 pub(crate) fn check_row(space: u8, key: &[u8]) -> Result<(), InvalidRequest> {
     if space == SPACE_RESERVED {
@@ -111,7 +120,7 @@ pub(crate) struct Batch {
     counters: usize,
     /// By how much it makes the group heavier; `None` when it changes nothing.
     pub weight_change: Option<i64>,
-    /// It is let into a full group: it deletes a range, whose weight is not known but is what fills groups, or rows that
+    /// It is let into a full group: it is to free space; or it deletes a range, whose weight is not known but is what fills groups, or rows that
     /// are known to be there, and puts hardly more than it deletes. Otherwise a full group could never be emptied.
     pub makes_room: bool,
 }
@@ -139,6 +148,7 @@ impl Batch {
         route: &[u8],
         conditions: &[Condition],
         mutations: &[Mutation],
+        purpose: Purpose,
         config: &Config,
     ) -> Result<Batch, InvalidRequest> {
         check_size(conditions, mutations)?;
@@ -213,14 +223,15 @@ impl Batch {
         }
         let weight_change = (!mutations.is_empty()).then_some(weight.sum());
         let slack = i64::try_from(config.row_overhead).unwrap_or(i64::MAX);
-        let makes_room = mutations.iter().any(|mutation| match mutation {
+        let deletes = |mutation: &Mutation| match mutation {
             Mutation::DeleteRange { .. } => true,
             Mutation::Delete { row } => {
                 weight.sum() <= slack
                     && conditions.iter().any(|c| c.row == *row && matches!(c.require, Require::Equals(_)))
             }
             Mutation::Put { .. } | Mutation::Add { .. } | Mutation::Max { .. } => false,
-        });
+        };
+        let makes_room = purpose == Purpose::FreeSpace || mutations.iter().any(deletes);
         if let Some(delta) = weight_change {
             ops.push(ObjectOp::AddRow { key: WEIGHT_ROW.to_vec(), delta });
         }
@@ -327,7 +338,7 @@ mod tests {
     }
 
     fn batch(conditions: &[Condition], mutations: &[Mutation]) -> Result<Batch, InvalidRequest> {
-        Batch::new(Affinity::S3, b"k\x00\x01", conditions, mutations, &Config::default())
+        Batch::new(Affinity::S3, b"k\x00\x01", conditions, mutations, Purpose::Change, &Config::default())
     }
 
     #[test]

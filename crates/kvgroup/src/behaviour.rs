@@ -137,6 +137,29 @@ async fn rows_of_one_route_stay_together_and_fill_their_group_at_last() {
 }
 
 #[tokio::test]
+async fn a_full_cluster_takes_what_is_to_free_space_and_nothing_that_replaces() {
+    let objects = MemoryObjects::default();
+    let (tables, table) = table(&objects, small()).await;
+    for number in 0..40 {
+        table.batch(&key(number), &[], &[put(number, "value")]).await.unwrap();
+    }
+    objects.pool.lock().full = true;
+    let full = Err(BatchError::Kv(KvError::ClusterFull));
+    let delete = |number: u32| Mutation::Delete { row: RowKey::new(1, key(number)) };
+    let note = |number: u32| Mutation::Put { row: RowKey::new(9, key(number)), value: Bytes::from_static(b"garbage") };
+    for number in 0..40 {
+        assert_eq!(table.batch(&key(number), &[], &[put(number, "other")]).await, full);
+        assert_eq!(table.batch(&key(number), &[], &[delete(number), put(number, "other")]).await, full);
+        assert_eq!(table.batch_freeing(&key(number), &[], &[note(number)]).await, full, "it deletes nothing");
+        table.batch_freeing(&key(number), &[], &[delete(number), note(number)]).await.unwrap();
+        assert_eq!(table.get(&RowKey::new(1, key(number))).await.unwrap(), None);
+        table.batch_freeing(&key(number), &[], &[Mutation::Delete { row: RowKey::new(9, key(number)) }]).await.unwrap();
+    }
+    objects.pool.lock().full = false;
+    tables.drop_if_empty(&id(), &[1, 9]).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_failed_condition_names_itself_and_changes_nothing() {
     let objects = MemoryObjects::default();
     let (_, table) = table(&objects, small()).await;

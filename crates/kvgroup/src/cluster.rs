@@ -1,6 +1,6 @@
 //! Objects of a real pool.
 
-use holdfast_client::{OperateError, Pool};
+use holdfast_client::{OpOptions, OperateError, OperateReply, Pool};
 use holdfast_types::ObjectName;
 use holdfast_wire::{ObjectOp, OpError};
 
@@ -9,11 +9,17 @@ use crate::objects::{Objects, Operated};
 
 impl Objects for Pool {
     async fn operate(&self, object: &ObjectName, ops: Vec<ObjectOp>) -> Result<Operated, ObjectsError> {
-        match Pool::operate(self, object, ops).await {
-            Ok(outcome) => Ok(Operated { version: outcome.version, results: outcome.results }),
-            Err(error) => Err(objects_error(error)),
-        }
+        Pool::operate(self, object, ops).await.map(operated).map_err(objects_error)
     }
+
+    async fn operate_freeing(&self, object: &ObjectName, ops: Vec<ObjectOp>) -> Result<Operated, ObjectsError> {
+        let options = OpOptions { frees_space: true, ..OpOptions::default() };
+        Pool::operate_with(self, object, ops, options).await.map(operated).map_err(objects_error)
+    }
+}
+
+fn operated(outcome: OperateReply) -> Operated {
+    Operated { version: outcome.version, results: outcome.results }
 }
 
 /// Sorts the client's errors by what is known of the effect.

@@ -34,6 +34,19 @@ pub trait Objects: Send + Sync + 'static {
         ops: Vec<ObjectOp>,
     ) -> impl Future<Output = Result<Operated, ObjectsError>> + Send;
 
+    /// [`Objects::operate`], for ops that serve to free space: a full cluster takes them, too, if they delete something and
+    /// put few rows beside. As here only where nothing is ever full.
+    ///
+    /// # Errors
+    /// Those of [`Objects::operate`].
+    fn operate_freeing(
+        &self,
+        object: &ObjectName,
+        ops: Vec<ObjectOp>,
+    ) -> impl Future<Output = Result<Operated, ObjectsError>> + Send {
+        self.operate(object, ops)
+    }
+
     /// Waits.
     fn pause(&self, duration: Duration) -> impl Future<Output = ()> + Send {
         tokio::time::sleep(duration)

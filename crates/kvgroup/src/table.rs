@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use holdfast_wire::{ObjectOp, OpResult};
 
-use crate::batch::{Batch, BatchAnswer, Condition, Mutation, check_row};
+use crate::batch::{Batch, BatchAnswer, Condition, Mutation, Purpose, check_row};
 use crate::cache::KnownGroup;
 use crate::error::{BatchError, InvalidRequest, KvError};
 use crate::header::{TableId, assert_version};
@@ -102,9 +102,33 @@ impl<O: Objects> Table<O> {
         conditions: &[Condition],
         mutations: &[Mutation],
     ) -> Result<BatchReply, BatchError> {
+        self.apply(route, conditions, mutations, Purpose::Change).await
+    }
+
+    /// As [`Table::batch`], for a batch that serves to free space: it deletes something for good, and puts no more than
+    /// notes of what is left to be deleted. A full cluster takes it, and so does a group that is full.
+    ///
+    /// # Errors
+    /// Those of [`Table::batch`].
+    pub async fn batch_freeing(
+        &self,
+        route: &[u8],
+        conditions: &[Condition],
+        mutations: &[Mutation],
+    ) -> Result<BatchReply, BatchError> {
+        self.apply(route, conditions, mutations, Purpose::FreeSpace).await
+    }
+
+    async fn apply(
+        &self,
+        route: &[u8],
+        conditions: &[Condition],
+        mutations: &[Mutation],
+        purpose: Purpose,
+    ) -> Result<BatchReply, BatchError> {
         let route = self.affinity.route(route);
-        let batch =
-            Batch::new(self.affinity, route, conditions, mutations, &self.shared.config).map_err(KvError::Invalid)?;
+        let batch = Batch::new(self.affinity, route, conditions, mutations, purpose, &self.shared.config);
+        let batch = batch.map_err(KvError::Invalid)?;
         let mut patience = Patience::default();
         let mut stale: Option<KnownGroup> = None;
         loop {
@@ -114,7 +138,11 @@ impl<O: Objects> Table<O> {
                 group = self.make_room(route, group, &batch, &mut patience).await?;
             }
             let object = self.id.group_object(group.id);
-            let outcome = self.shared.objects.operate(&object, batch.ops(group.header.version)).await;
+            let ops = batch.ops(group.header.version);
+            let outcome = match purpose {
+                Purpose::Change => self.shared.objects.operate(&object, ops).await,
+                Purpose::FreeSpace => self.shared.objects.operate_freeing(&object, ops).await,
+            };
             match batch.answer(&object, outcome) {
                 BatchAnswer::Stale => stale = Some(group),
                 BatchAnswer::Failed(error) => return Err(error),

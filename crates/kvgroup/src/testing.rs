@@ -28,6 +28,8 @@ pub struct MemoryObject {
 pub struct MemoryPool {
     /// The objects.
     pub objects: BTreeMap<ObjectName, MemoryObject>,
+    /// It takes what frees space, and no other writes.
+    pub full: bool,
     ops_count: u64,
 }
 
@@ -49,6 +51,17 @@ impl MemoryPool {
             None => self.objects.remove(name),
         };
         Ok(Operated { version: LogVersion { epoch: Epoch(1), counter: self.ops_count }, results })
+    }
+
+    /// What a placement group says to a vector while the cluster is full: only deletes, or if it is to free space also rows
+    /// beside them.
+    fn admit(&self, ops: &[ObjectOp], frees: bool) -> Result<(), ObjectsError> {
+        let mut writes = ops.iter().filter(|op| op.is_write());
+        let frees = match frees {
+            true => writes.any(ObjectOp::frees_space),
+            false => writes.all(ObjectOp::frees_space),
+        };
+        if self.full && !frees { Err(ObjectsError::Full) } else { Ok(()) }
     }
 
     /// How many op vectors were executed.
@@ -161,6 +174,14 @@ pub struct MemoryObjects {
 
 impl Objects for MemoryObjects {
     async fn operate(&self, object: &ObjectName, ops: Vec<ObjectOp>) -> Result<Operated, ObjectsError> {
-        self.pool.lock().execute(object, &ops)
+        let mut pool = self.pool.lock();
+        pool.admit(&ops, false)?;
+        pool.execute(object, &ops)
+    }
+
+    async fn operate_freeing(&self, object: &ObjectName, ops: Vec<ObjectOp>) -> Result<Operated, ObjectsError> {
+        let mut pool = self.pool.lock();
+        pool.admit(&ops, true)?;
+        pool.execute(object, &ops)
     }
 }

@@ -141,7 +141,9 @@ impl Config {
         let storm = Config::storm();
         let faults =
             Faults { loss: 0.02, duplication: 0.02, flips_per_second: 3.0, kills_per_second: 0.1, ..Faults::NONE };
-        Config { faults, duration: Duration::from_secs(30), ..storm }
+        // So many objects that about half are older than the log when they rot; so many requests that rot is soon met.
+        let (duration, pause) = (Duration::from_secs(30), Duration::from_millis(25));
+        Config { faults, objects: 16, duration, pause, ..storm }
     }
 
     /// Clients write more than the disks hold, while processes and machines fail; at the end they delete.

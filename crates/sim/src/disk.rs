@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast_map::ClusterMap;
-use holdfast_osd::parts::{map_transaction, own_collection, pg_of, to_transaction};
+use holdfast_osd::parts::{map_transactions, own_collection, pg_of, to_transaction};
 use holdfast_pg::{StoreOp, TxnId};
 use holdfast_store::{
     CollectionId, Engine, Fault, Identity, MemDevice, MemIndex, OnDurable, OpenError, Options, SubmitError, Transaction,
@@ -115,7 +115,7 @@ impl Disk {
 
     /// Keeps a map, as the daemon's shell does.
     pub fn keep_map(&self, map: &ClusterMap) -> Result<(), SubmitError> {
-        self.submit_then(&map_transaction(map), None)
+        map_transactions(map).iter().try_for_each(|transaction| self.submit_then(transaction, None))
     }
 
     fn submit_then(&self, transaction: &Transaction, mut told: Option<OnDurable>) -> Result<(), SubmitError> {

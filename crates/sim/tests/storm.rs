@@ -45,3 +45,18 @@ fn flipped_bits_are_found_on_read_and_repaired_from_a_peer() {
 fn acknowledged_writes_survive_power_loss_on_all_osds_at_once() {
     run_all(15, &Config::power());
 }
+
+#[test]
+fn acknowledged_writes_survive_members_that_come_and_go() {
+    run_all(15, &Config::churn());
+}
+
+#[test]
+fn nothing_is_done_twice_and_no_read_is_stale_when_messages_are_lost_and_doubled() {
+    run_all(10, &Config::loss());
+}
+
+#[test]
+fn a_full_cluster_is_writable_again_when_something_was_deleted() {
+    run_all(10, &Config::full());
+}

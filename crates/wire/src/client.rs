@@ -28,8 +28,8 @@ pub struct ClientRequest {
     /// All requests of this session below this number are answered and never resent: their results may be forgotten.
     #[n(5)]
     pub lowest_outstanding_tid: u64,
-    /// Set when this serves to free space, whatever the ops look like (notes of what is to be collected, the collector's
-    /// own): it is let in on a full cluster as a delete is, if it brings no bytes of objects and few of rows.
+    /// Set when this serves to free space though it puts rows, too (notes of what is to be collected, counters): it is let
+    /// in on a full cluster as what only deletes is, if it deletes something and brings no bytes of objects and few of rows.
     #[n(6)]
     pub frees_space: Option<bool>,
 }

@@ -367,7 +367,7 @@ pub struct LogReply {
     /// Entries after `since`, oldest first; the whole log when `since` is zero or does not overlap.
     #[n(4)]
     pub entries: Vec<LogEntry>,
-    /// Objects that the copy misses.
+    /// Not used: there may be more than one message can carry. A member tells what it misses in its [`ActivateAck`].
     #[n(5)]
     pub missing: Vec<MissingItem>,
     /// Entries at or before the tail, kept for exactly-once only; sent with the whole log.
@@ -434,9 +434,15 @@ pub struct ActivateAck {
     /// The receiver's copy after it took the log.
     #[n(0)]
     pub info: PgInfo,
-    /// Objects that it misses.
+    /// Objects that it misses, or a part of them.
     #[n(1)]
     pub missing: Vec<MissingItem>,
+    /// Place of the first of these among all that it misses; unset for zero.
+    #[n(2)]
+    pub missing_from: Option<u64>,
+    /// How many it misses in all; unset when these are all. The parts of one set have the same number.
+    #[n(3)]
+    pub missing_count: Option<u64>,
 }
 
 /// [`PeerBody::RepOp`].
@@ -509,10 +515,11 @@ pub struct Pull {
     /// The object.
     #[n(0)]
     pub object: ObjectName,
-    /// The version wanted.
+    /// The version wanted. [`LogVersion::ZERO`]: say which version you have, with an empty piece; zero when there is no
+    /// such object. [`PeerBody::PullFailed`] then means that it cannot be told.
     #[n(1)]
     pub version: LogVersion,
-    /// Where to start.
+    /// Where to start; in a question for the version any number in `bytes`, which the answer repeats.
     #[n(2)]
     pub position: PiecePosition,
 }

@@ -8,7 +8,8 @@ use holdfast_kvgroup::{Affinity, InvalidRequest, KEY_BYTES_MAX, KvError, PageLim
 
 use super::{failed, unavailable};
 use crate::backend::{
-    BackendError, BatchError, Condition, DropError, Mutation, Page, RowKey, ScanLimit, ScanRange, TableId, Tables,
+    BackendError, BatchError, Condition, DropError, Mutation, Page, Purpose, RowKey, ScanLimit, ScanRange, TableId,
+    Tables,
 };
 use crate::row::after_prefix;
 
@@ -121,10 +122,16 @@ impl Tables for KvTables {
         route: &[u8],
         conditions: Vec<Condition>,
         mutations: Vec<Mutation>,
+        purpose: Purpose,
     ) -> Result<(), BatchError> {
         let conditions: Vec<_> = conditions.into_iter().map(kv_condition).collect();
         let mutations: Vec<_> = mutations.into_iter().map(kv_mutation).collect();
-        match self.table(table)?.batch(route, &conditions, &mutations).await {
+        let table_of = self.table(table)?;
+        let applied = match purpose {
+            Purpose::Store => table_of.batch(route, &conditions, &mutations).await,
+            Purpose::FreeSpace => table_of.batch_freeing(route, &conditions, &mutations).await,
+        };
+        match applied {
             Ok(_) => Ok(()),
             Err(kv::BatchError::Condition { index, current }) => Err(BatchError::ConditionFailed { index, current }),
             Err(error @ kv::BatchError::OutcomeUnknown) => Err(unavailable(error).into()),

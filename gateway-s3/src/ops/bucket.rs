@@ -6,7 +6,9 @@ use axum::body::Body;
 use axum::response::Response;
 use http::StatusCode;
 
-use crate::backend::{BackendError, BatchError, Condition, DropError, Mutation, ScanLimit, ScanRange, TableId};
+use crate::backend::{
+    BackendError, BatchError, Condition, DropError, Mutation, Purpose, ScanLimit, ScanRange, TableId,
+};
 use crate::body;
 use crate::clock::iso_date;
 use crate::error::{Code, S3Error, S3Result};
@@ -137,7 +139,7 @@ pub(crate) async fn create(call: &Arc<Call>, body: &mut Body) -> S3Result<Respon
         Ok(response)
     };
     for _ in 0..4 {
-        match gateway.backend.tables.batch(GLOBAL_TABLE, &route, vec![condition], changes).await {
+        match gateway.backend.tables.batch(GLOBAL_TABLE, &route, vec![condition], changes, Purpose::Store).await {
             Ok(()) => return made(),
             // It is our own: the batch was executed, its answer lost, and the batch repeated.
             Err(error) if error.shows(&row.to_bytes()) => return made(),
@@ -239,7 +241,7 @@ pub(crate) async fn delete(call: &Arc<Call>) -> S3Result<Response> {
 
 /// A mutation that hands a dropped table to the collector.
 fn note_dropped(gateway: &Gateway, route: &[u8], table: TableId) -> Mutation {
-    let row = DroppedRow { table, since_ms: gateway.clock.now_ms() };
+    let row = DroppedRow { table, since_ms: gateway.clock.now_ms(), collected: None };
     Mutation::Put(row_key(space::DROPPED, route, &table.0), row.to_bytes())
 }
 
@@ -249,7 +251,7 @@ pub(crate) async fn forget_row(gateway: &Gateway, name: &str, row: &BucketRow) -
     let key = row_key(space::BUCKETS, &route, &[]);
     let unchanged = vec![Condition::Equals(key.clone(), row.to_bytes())];
     let changes = vec![Mutation::Delete(key), note_dropped(gateway, &route, row.table)];
-    let result = gateway.backend.tables.batch(GLOBAL_TABLE, &route, unchanged, changes).await;
+    let result = gateway.backend.tables.batch(GLOBAL_TABLE, &route, unchanged, changes, Purpose::FreeSpace).await;
     gateway.forget_bucket(name);
     match result {
         Ok(()) | Err(BatchError::ConditionFailed { .. }) => Ok(()),

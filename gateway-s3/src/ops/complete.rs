@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::response::Response;
 use md5::{Digest as _, Md5};
 
-use crate::backend::{Condition, Mutation, TableId};
+use crate::backend::{Condition, Mutation, Purpose, TableId};
 use crate::body;
 use crate::checksum::{Algorithm, unbase64};
 use crate::conditional::{WriteCondition, bare_etag};
@@ -109,7 +109,7 @@ async fn run(
     stated: &Stated,
 ) -> S3Result<ObjectRow> {
     for _ in 0..ATTEMPTS_MAX {
-        let upload = match freeze(gateway, table, key, id).await {
+        let upload = match freeze(gateway, table, key, id, Purpose::Store).await {
             Err(error) if error.code == Code::NoSuchUpload => {
                 return completed_before(gateway, table, key, id, error).await;
             }

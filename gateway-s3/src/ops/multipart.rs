@@ -11,7 +11,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::StatusCode;
 
-use crate::backend::{BackendError, BatchError, Condition, Mutation, RowKey, ScanLimit, ScanRange, TableId};
+use crate::backend::{BackendError, BatchError, Condition, Mutation, Purpose, RowKey, ScanLimit, ScanRange, TableId};
 use crate::blob::{PART_INLINE_BYTES_MAX, Stored, abandon, receive};
 use crate::body;
 use crate::checksum::{Algorithm, Digests, base64};
@@ -140,7 +140,12 @@ pub(crate) async fn create(call: &Arc<Call>) -> S3Result<Response> {
     let row_key = upload_key(&route, id);
     let value = row.to_bytes();
     let put = vec![Mutation::Put(row_key.clone(), value.clone())];
-    match gateway.backend.tables.batch(bucket.table(), &route, vec![Condition::Absent(row_key)], put).await {
+    match gateway
+        .backend
+        .tables
+        .batch(bucket.table(), &route, vec![Condition::Absent(row_key)], put, Purpose::Store)
+        .await
+    {
         Err(error) if !error.shows(&value) => return Err(error.into()),
         Ok(()) | Err(_) => {}
     }
@@ -233,7 +238,7 @@ pub(crate) async fn keep_part(
         if let Some(old) = current.as_deref().map(PartRow::from_bytes).transpose()? {
             mutations.extend(collect(gateway, &route, old.data.blob().into_iter().collect()));
         }
-        match gateway.backend.tables.batch(table, &route, conditions, mutations).await {
+        match gateway.backend.tables.batch(table, &route, conditions, mutations, Purpose::Store).await {
             Ok(()) => return Ok(row),
             Err(BatchError::ConditionFailed { index: 0, current: None }) => {
                 abandon(gateway, table, &route, &stored).await;
@@ -270,7 +275,13 @@ pub(crate) async fn keep_part(
 }
 
 /// Freezes an upload, so that its parts stay as they are until the upload's row changes.
-pub(crate) async fn freeze(gateway: &Gateway, table: TableId, key: &str, id: UploadId) -> S3Result<Upload> {
+pub(crate) async fn freeze(
+    gateway: &Gateway,
+    table: TableId,
+    key: &str,
+    id: UploadId,
+    purpose: Purpose,
+) -> S3Result<Upload> {
     let route = route(key);
     for _ in 0..ATTEMPTS_MAX {
         let upload = open_upload(gateway, table, key, id).await?;
@@ -278,7 +289,7 @@ pub(crate) async fn freeze(gateway: &Gateway, table: TableId, key: &str, id: Upl
             return Ok(upload);
         }
         let row = UploadRow { frozen: Some(unique_id()), ..upload.row.clone() };
-        match replace_row(gateway, table, &route, &upload, &row).await {
+        match replace_row(gateway, table, &route, &upload, &row, purpose).await {
             Ok(value) => return Ok(Upload { id, row, value }),
             Err(BatchError::ConditionFailed { .. }) => {}
             Err(BatchError::Backend(error)) => return Err(error.into()),
@@ -290,7 +301,9 @@ pub(crate) async fn freeze(gateway: &Gateway, table: TableId, key: &str, id: Upl
 /// Opens a frozen upload again, if it is still as it was frozen.
 pub(crate) async fn thaw(gateway: &Gateway, table: TableId, key: &str, upload: &Upload) {
     let row = UploadRow { frozen: None, ..upload.row.clone() };
-    if let Err(BatchError::Backend(error)) = replace_row(gateway, table, &route(key), upload, &row).await {
+    if let Err(BatchError::Backend(error)) =
+        replace_row(gateway, table, &route(key), upload, &row, Purpose::FreeSpace).await
+    {
         tracing::warn!(%error, upload = %upload.id, "an upload stays frozen until it is completed or aborted");
     }
 }
@@ -301,12 +314,13 @@ async fn replace_row(
     route: &[u8],
     upload: &Upload,
     row: &UploadRow,
+    purpose: Purpose,
 ) -> Result<Bytes, BatchError> {
     let (key, value) = (upload_key(route, upload.id), row.to_bytes());
     let seen = vec![Condition::Equals(key.clone(), upload.value.clone())];
-    // Deleted and put: an upload must be frozen to be aborted, and a full cluster takes only what deletes something.
+    // Deleted and put: an upload must be frozen to be aborted, and what is to free space must delete something.
     let changes = vec![Mutation::Delete(key.clone()), Mutation::Put(key, value.clone())];
-    match gateway.backend.tables.batch(table, route, seen, changes).await {
+    match gateway.backend.tables.batch(table, route, seen, changes, purpose).await {
         Err(error) if !error.shows(&value) => Err(error),
         Ok(()) | Err(_) => Ok(value),
     }
@@ -404,7 +418,7 @@ pub(crate) async fn list_parts(call: &Arc<Call>) -> S3Result<Response> {
 pub(crate) async fn discard_upload(gateway: &Gateway, table: TableId, key: &str, id: UploadId) -> S3Result<()> {
     let route = route(key);
     for attempt in 0..ATTEMPTS_MAX {
-        let upload = match freeze(gateway, table, key, id).await {
+        let upload = match freeze(gateway, table, key, id, Purpose::FreeSpace).await {
             // It was there, and went: by this attempt's batch if the storage executed it twice, or by somebody else's.
             Err(error) if attempt > 0 && error.code == Code::NoSuchUpload => return Ok(()),
             other => other?,
@@ -416,7 +430,7 @@ pub(crate) async fn discard_upload(gateway: &Gateway, table: TableId, key: &str,
             vec![Mutation::Delete(upload_key(&route, id)), Mutation::DeleteRange { space: space::PARTS, start, end }];
         mutations.extend(collect(gateway, &route, blobs));
         let seen = vec![Condition::Equals(upload_key(&route, id), upload.value)];
-        match gateway.backend.tables.batch(table, &route, seen, mutations).await {
+        match gateway.backend.tables.batch(table, &route, seen, mutations, Purpose::FreeSpace).await {
             Ok(()) => return Ok(()),
             Err(BatchError::ConditionFailed { .. }) => {}
             Err(BatchError::Backend(error)) => return Err(error.into()),

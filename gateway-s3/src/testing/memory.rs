@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::backend::{
-    Backend, BackendError, BatchError, BlobId, Blobs, Condition, DropError, KeyInfo, Keys, Mutation, Page, RowKey,
-    ScanLimit, ScanRange, TableId, Tables,
+    Backend, BackendError, BatchError, BlobId, Blobs, Condition, DropError, KeyInfo, Keys, Mutation, Page, Purpose,
+    RowKey, ScanLimit, ScanRange, TableId, Tables,
 };
 use crate::row::{BlobRef, GLOBAL_TABLE, GcRow, Row as _, route, row_key, space, unique_id};
 
@@ -108,18 +108,20 @@ impl Memory {
         if dropped { BackendError::NoTable(table) } else { BackendError::TableMissing(table) }
     }
 
-    /// Hides the tables of all buckets, as if nothing of them could be found.
+    /// Hides the tables of all buckets, also of deleted ones, as if nothing of them could be found.
     pub fn hide_buckets(&self) -> Hidden {
         let mut tables = self.tables.lock();
         let global = tables.remove(&GLOBAL_TABLE);
-        let hidden = Hidden(std::mem::take(&mut *tables));
+        let hidden =
+            Hidden { tables: std::mem::take(&mut *tables), dropped: std::mem::take(&mut *self.dropped.lock()) };
         tables.extend(global.map(|rows| (GLOBAL_TABLE, rows)));
         hidden
     }
 
     /// Shows them again.
     pub fn show_buckets(&self, hidden: Hidden) {
-        self.tables.lock().extend(hidden.0);
+        self.tables.lock().extend(hidden.tables);
+        self.dropped.lock().extend(hidden.dropped);
     }
 
     /// Puts a garbage row of `key` into every bucket.
@@ -155,16 +157,12 @@ impl Memory {
         route: &[u8],
         conditions: Vec<Condition>,
         mutations: Vec<Mutation>,
+        purpose: Purpose,
     ) -> Result<(), BatchError> {
-        let (mut puts, mut deletes) = (false, false);
-        for mutation in &mutations {
-            match mutation {
-                Mutation::Put(..) => puts = true,
-                Mutation::Delete(_) | Mutation::DeleteRange { .. } => deletes = true,
-            }
-        }
-        // What deletes something is let in, with the rows that belong to it.
-        if self.full.load(Ordering::SeqCst) && puts && !deletes {
+        // What is to free space and deletes something is let in, with the rows that belong to it.
+        let frees =
+            purpose == Purpose::FreeSpace && mutations.iter().any(|mutation| !matches!(mutation, Mutation::Put(..)));
+        if self.full.load(Ordering::SeqCst) && !frees {
             return Err(BackendError::Full.into());
         }
         let keys = conditions
@@ -217,7 +215,10 @@ impl Memory {
 
 /// Tables that are hidden.
 #[derive(Debug)]
-pub struct Hidden(BTreeMap<TableId, Rows>);
+pub struct Hidden {
+    tables: BTreeMap<TableId, Rows>,
+    dropped: BTreeMap<TableId, Rows>,
+}
 
 fn page(rows: &Rows, range: ScanRange, limit: ScanLimit) -> Page {
     let mut page = Page::default();
@@ -297,18 +298,19 @@ impl Tables for Memory {
         route: &[u8],
         conditions: Vec<Condition>,
         mutations: Vec<Mutation>,
+        purpose: Purpose,
     ) -> Result<(), BatchError> {
         self.batches.fetch_add(1, Ordering::SeqCst);
         if self.hold_batches.load(Ordering::SeqCst) {
             self.release.notified().await;
         }
         if self.repeat_batches.load(Ordering::SeqCst) {
-            let _ = self.apply(table, route, conditions.clone(), mutations.clone());
+            let _ = self.apply(table, route, conditions.clone(), mutations.clone(), purpose);
             if self.hold_repeats.load(Ordering::SeqCst) {
                 self.repeat.notified().await;
             }
         }
-        let result = self.apply(table, route, conditions, mutations);
+        let result = self.apply(table, route, conditions, mutations, purpose);
         if self.lose_answers.load(Ordering::SeqCst) {
             return Err(BackendError::Unavailable("the answer was lost".into()).into());
         }

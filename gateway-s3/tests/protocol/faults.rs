@@ -30,6 +30,36 @@ async fn a_full_cluster_can_be_emptied() {
     assert_eq!((world.memory.stripes(), world.memory.rows(b'g')), (1, 0));
 }
 
+/// Replacing frees what was there, but later and perhaps less than it takes: who overwrites all the time would fill the
+/// cluster to the brim.
+#[tokio::test]
+async fn a_full_cluster_lets_nothing_be_replaced() {
+    let world = World::with_bucket().await;
+    let large = pattern(50_000);
+    let keys = [("large", &large[..]), ("small", &large[..100])];
+    for (key, data) in keys {
+        world.put(&format!("/bkt/{key}"), data).await.ok();
+    }
+    let id = world.call("POST", "/bkt/large?uploads", &[], b"").await.ok().element("UploadId");
+    let part = format!("/bkt/large?partNumber=1&uploadId={id}");
+    let etag = world.put(&part, &large).await.ok().header("etag").to_owned();
+    world.memory.full.store(true, SeqCst);
+    for (key, data) in keys {
+        for other in [&large[1..], &large[1..50]] {
+            world.put(&format!("/bkt/{key}"), other).await.is(507, "InsufficientStorage");
+        }
+        assert_eq!(world.get(&format!("/bkt/{key}")).await.ok().body, data);
+    }
+    world.put(&part, &large[..100]).await.is(507, "InsufficientStorage");
+    let document = format!(
+        "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{etag}</ETag></Part></CompleteMultipartUpload>"
+    );
+    let complete = format!("/bkt/large?uploadId={id}");
+    world.call("POST", &complete, &[], document.as_bytes()).await.is(507, "InsufficientStorage");
+    world.memory.full.store(false, SeqCst);
+    world.call("POST", &complete, &[], document.as_bytes()).await.ok();
+}
+
 #[tokio::test]
 async fn an_upload_that_was_cut_off_is_collected_on_a_full_cluster_too() {
     let world = World::with_bucket().await;
@@ -58,6 +88,23 @@ async fn a_bucket_whose_table_is_not_to_be_found_is_kept() {
     world.memory.show_buckets(hidden);
     assert_eq!(world.get("/bkt/k").await.ok().text(), "data");
     assert_eq!(world.memory.rows(b'b'), 1);
+}
+
+#[tokio::test]
+async fn garbage_of_a_deleted_bucket_that_is_not_to_be_found_is_collected_when_it_is() {
+    let world = World::with_bucket().await;
+    world.put("/bkt/k", &pattern(50_000)).await.ok();
+    world.delete("/bkt/k").await.ok();
+    world.delete("/bkt").await.ok();
+    world.clock.advance_ms(AGE_MS);
+    let hidden = world.memory.hide_buckets();
+    assert!(round(&world.gateway).await.is_err(), "it is told");
+    assert_eq!((world.memory.stripes(), world.memory.rows(b'x')), (1, 1), "the note stays");
+    world.memory.show_buckets(hidden);
+    world.memory.full.store(true, SeqCst);
+    round(&world.gateway).await.unwrap();
+    assert_eq!((world.memory.stripes(), world.memory.rows(b'g'), world.memory.rows(b'x')), (0, 0, 0));
+    assert_eq!(world.memory.tables(), 1, "the table is purged");
 }
 
 #[tokio::test]

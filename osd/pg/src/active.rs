@@ -3,6 +3,7 @@
 //! | request | executed when | answered when |
 //! |---|---|---|
 //! | write | active for writes, object whole on all members and not being filled | its entry is durable on all members |
+//! | removal of what cannot be fetched (unfound, or no room) | at once: nothing of the object is needed | its entry is durable on all members |
 //! | write seen before | object whole on `min_size` members | with the first result, when that is durable everywhere |
 //! | read, failed assert | object whole here and on `min_size` members | its newest write is durable everywhere |
 //!
@@ -21,20 +22,21 @@ use std::time::Duration;
 
 use holdfast_types::{LogVersion, OsdId, RequestId, Timestamp};
 use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry, PeerBody, RepOp, StoredResults};
-use holdfast_wire::{ClientOutcome, Effect, ObjectOp, OpError, RefusedReason};
+use holdfast_wire::{ClientOutcome, Effect, ObjectOp, OpError, OpResult, RefusedReason};
 
-use crate::api::{Outbox, Output, Slot, StoreOp};
+use crate::api::{Outbox, Output, Slot};
 use crate::backfill::Backfill;
 use crate::clients::{Queued, Remembered};
 use crate::exec::{self, Executed, Stopped};
 use crate::follower::entry_ops;
 use crate::key::ObjectKey;
 use crate::log::Answered;
-use crate::missing::{Lack, Missing};
+use crate::missing::Missing;
 use crate::mutants::{Mutant, on};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step, TICK};
 use crate::recovery::Recovery;
 use crate::rows;
+use crate::unnamed::Noted;
 
 /// A write that a peer has not acknowledged is sent again after this long.
 const RESEND: Duration = Duration::from_secs(1);
@@ -329,16 +331,24 @@ impl Pg {
         let missing = self.holding.missing.contains(key) && !on(Mutant::MissingIgnored);
         let min_size = self.interval.min_size as usize;
         let Some(active) = self.active() else { return Tried::Wait(queued) };
-        if missing && active.recovery.is_unfound(key) && !self.absent_may_have() {
+        let unknown = active.recovery.unnamed.is_unknown(key);
+        let out_of_reach = unknown || missing && active.recovery.is_unfound(key);
+        // A removal needs nothing of the object: neither that somebody can read it, nor room for fetching it before.
+        let unread = out_of_reach || missing && !step.store.has_room(0);
+        let removes_unread = unread && is_removal(&queued.request.ops);
+        if out_of_reach && !removes_unread {
+            if self.absent_may_have() {
+                return Tried::Wait(queued);
+            }
             // Every copy there is has been asked for, and none can be read: waiting would be for ever.
             self.answer_unreadable(queued, step);
             return Tried::Done;
         }
-        let Some(active) = self.active() else { return Tried::Wait(queued) };
-        if active.recovery.is_landing(key) {
+        if active.recovery.is_landing(key) || active.recovery.unnamed.is_asking(key) {
             return Tried::Wait(queued);
         }
-        if missing || (active.copies_held(key) < min_size && !on(Mutant::SingleCopyShown)) {
+        let alone = active.copies_held(key) < min_size && !on(Mutant::SingleCopyShown);
+        if !removes_unread && (missing || alone) {
             // W5: what is in all logs but on one disk only must not be shown, nor confirmed to its writer.
             active.recovery.hurry(key);
             return Tried::Wait(queued);
@@ -396,6 +406,10 @@ impl Pg {
         if step.touched.contains(key) {
             return Tried::NextStep(queued);
         }
+        if removes_unread {
+            self.remove_unread(key, queued, step);
+            return Tried::Done;
+        }
         match exec::execute(step.store, key, &queued.request.ops, self.limits.effects_bytes_max) {
             Ok(done) if done.effects.is_empty() => {
                 let outcome = ClientOutcome::Done { version: done.prior, results: done.results };
@@ -407,13 +421,30 @@ impl Pg {
             }
             Err(Stopped::Unreadable(error)) => {
                 self.note_damage(key, &error, step);
-                if self.mark_own_missing(key, step) {
-                    return Tried::Wait(queued);
+                match self.mark_own_missing(key, step) {
+                    Noted::Lacking | Noted::Asked => return Tried::Wait(queued),
+                    Noted::Unknown | Noted::Deleted => self.answer_unreadable(queued, step),
                 }
-                self.answer_unreadable(queued, step);
             }
         }
         Tried::Done
+    }
+
+    /// Removes an object that is missing here. Its entry says which version it had: should the entry be taken back, that
+    /// is what everybody needs again.
+    fn remove_unread(&mut self, key: &ObjectKey, queued: Queued, step: &mut Step<'_>) {
+        let size = step.store.stat(key).ok().flatten().unwrap_or(0);
+        let done = Executed {
+            results: vec![OpResult::Done; queued.request.ops.len()],
+            effects: vec![Effect::Remove],
+            prior: self.holding.missing.get(key).map_or(LogVersion::ZERO, |lack| lack.need),
+            exists: false,
+            objects_delta: -1,
+            bytes_delta: 0_i64.saturating_sub_unsigned(size),
+        };
+        tracing::info!(pg = %self.id, object = ?key, "removed without being read");
+        self.write(key, queued, done, step);
+        step.report = true;
     }
 
     /// Tells that no copy can be read. A request that writes has then had no effect, and never will have one (C4); if it
@@ -529,6 +560,9 @@ impl Pg {
         let trim_to = self.trim_bound();
         self.forget_damage(key, &done.effects);
         let mut ops = Vec::with_capacity(done.effects.len() + 4);
+        if entry.kind == EntryKind::Delete && self.holding.missing.remove(key).is_some() {
+            ops.push(rows::delete_missing(key)); // nothing of it is needed any more
+        }
         entry_ops(key, &entry, &done.effects, &mut ops);
         self.holding.objects += entry.objects_delta;
         self.holding.bytes += entry.bytes_delta;
@@ -540,7 +574,7 @@ impl Pg {
         let Some(active) = self.active() else { return };
         if entry.kind == EntryKind::Delete {
             // What is gone need not be copied any more: a delete does not wait for a copy for which there is no room.
-            active.recovery.cancel_pushes(key);
+            active.recovery.cancel(key);
             for peer in active.peers.values_mut() {
                 peer.missing.remove(key);
             }
@@ -675,7 +709,18 @@ impl Pg {
                 }
                 self.stray_appeared(from, step);
             }
+            PeerBody::PullReply(piece)
+                if self.answers_question(from, &ObjectKey::of(&piece.object), &piece.position) =>
+            {
+                self.version_told(&ObjectKey::of(&piece.object), in_this_activation.then_some(piece.version), step);
+            }
             PeerBody::PullReply(piece) => self.pull_replied(from, piece, step),
+            PeerBody::PullFailed(pull) if pull.version == LogVersion::ZERO => {
+                let key = ObjectKey::of(&pull.object);
+                if self.answers_question(from, &key, &pull.position) {
+                    self.version_told(&key, None, step);
+                }
+            }
             PeerBody::PullFailed(pull) => self.pull_failed(from, &pull, step),
             PeerBody::NotActivated { activation } if activation == self.activations => {
                 tracing::info!(pg = %self.id, %from, activation, "a member has lost track, peering again");
@@ -730,7 +775,7 @@ impl Pg {
         let (is_up_set, epoch) = (self.members.acting == up, self.map.epoch);
         let full_size = up.len() == self.interval.size as usize;
         let Some(active) = self.active() else { return };
-        if !whole || !active.all_copied() || active.backfill.is_some() {
+        if !whole || !active.all_copied() || active.backfill.is_some() || !active.recovery.is_settled() {
             return;
         }
         if !is_up_set {
@@ -766,33 +811,12 @@ impl Pg {
         }
     }
 
-    /// Notes that the own copy of an object cannot be used, and has it fetched. Gives `false` when its version is not
-    /// known: then no other copy can be told to be the right one.
-    pub(crate) fn mark_own_missing(&mut self, key: &ObjectKey, step: &mut Step<'_>) -> bool {
-        let stored = exec::stored_version(step.store, key).unwrap_or(LogVersion::ZERO);
-        let logged = self.holding.log.newest_of(&key.name());
-        if logged.is_some_and(|entry| entry.kind == EntryKind::Delete) {
-            return false; // it is gone, and nobody is to have it
-        }
-        let need = logged.map_or(stored, |entry| entry.version);
-        if need == LogVersion::ZERO {
-            return false;
-        }
-        let mut ops: Vec<StoreOp> = Vec::new();
-        self.put_lack(key, Lack { need, have: LogVersion::ZERO }, &mut ops);
-        self.submit(ops, None, step);
-        let Some(active) = self.active() else { return false };
-        active.clean = false;
-        active.recovery.hurry(key);
-        step.report = true;
-        true
-    }
-
     pub(crate) fn tick_active(&mut self, step: &mut Step<'_>) {
         if !on(Mutant::WritesNotResent) {
             self.resend_writes(step);
         }
         self.resend_transfers(step);
+        self.resend_questions(step);
         self.look_again_for_unfound(step);
         self.resend_backfill(step);
         self.renew_slots(step);
@@ -812,27 +836,38 @@ fn payload_bytes(op: &ObjectOp) -> u64 {
     }
 }
 
-/// Whether a vector frees space, with no more than the rows that belong to it: whoever deletes must note what is left to
-/// be cleaned up, and keep counts true. It is let in however full it is.
+/// Whether a vector frees space, and is let in however full it is: it only deletes; or it deletes something, puts no more
+/// than the rows that belong to that (whoever deletes must note what is left to be cleaned up, and keep counts true), and
+/// its sender says that this is what it serves. Without that word it might replace what it deletes, and a cluster that is
+/// overwritten all the time would fill to the brim.
 fn frees_space(ops: &[ObjectOp], declared: bool) -> bool {
-    let mut frees = declared;
-    let mut rows_bytes = 0;
+    let mut frees = false;
+    let (mut puts, mut rows_bytes) = (false, 0);
     for op in ops.iter().filter(|op| op.is_write()) {
         match op {
             ObjectOp::PutRows { rows } => {
+                puts = true;
                 rows_bytes += rows.iter().map(|row| row.key.len() + row.value.len()).sum::<usize>();
             }
-            ObjectOp::AddRow { key, .. } | ObjectOp::MaxRow { key, .. } => rows_bytes += key.len() + size_of::<i64>(),
+            ObjectOp::AddRow { key, .. } | ObjectOp::MaxRow { key, .. } => {
+                puts = true;
+                rows_bytes += key.len() + size_of::<i64>();
+            }
             op if op.frees_space() => frees = true,
             _ => return false,
         }
     }
-    frees && rows_bytes <= ROWS_BESIDE_DELETE_BYTES_MAX
+    frees && (declared || !puts) && rows_bytes <= ROWS_BESIDE_DELETE_BYTES_MAX
 }
 
 /// Whether nothing is left of the object after a vector, if it succeeds.
 fn removes(ops: &[ObjectOp]) -> bool {
     ops.iter().rev().find(|op| op.is_write()).is_some_and(|op| matches!(op, ObjectOp::Remove))
+}
+
+/// Whether a vector does nothing but remove an object that exists.
+fn is_removal(ops: &[ObjectOp]) -> bool {
+    matches!(ops, [asserts @ .., ObjectOp::Remove] if asserts.iter().all(|op| matches!(op, ObjectOp::AssertExists)))
 }
 
 fn stored_outcome(entry: &LogEntry) -> ClientOutcome {

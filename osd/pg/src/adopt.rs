@@ -66,13 +66,14 @@ impl Pg {
         step: &mut Step<'_>,
     ) {
         let mut ops: Vec<StoreOp> = rows::delete_log_and_missing().collect();
-        ops.extend(sessions.iter().map(rows::put_session));
+        let session_rows: Vec<StoreOp> = sessions.iter().map(rows::put_session).collect();
         self.holding.missing = Missing::default();
         self.holding.last_backfill = BackfillCursor::START;
         let old_rows: Vec<LogEntry> = dups.clone();
         self.holding.log = Log::from_parts(tail, sessions, dups, Vec::new());
         ops.push(rows::put_info(&self.holding.info()));
         self.submit(ops, None, step);
+        self.submit_rows(session_rows, step);
         for entries in parts(&old_rows) {
             self.submit(entries.iter().map(|entry| rows::put_log(entry)).collect(), None, step);
         }
@@ -82,6 +83,24 @@ impl Pg {
                 self.holding.log.append(entry.clone());
             }
             ops.push(rows::put_info(&self.holding.info()));
+            self.submit(ops, None, step);
+        }
+    }
+}
+
+impl Pg {
+    /// Puts rows that nothing yet depends on, in as many transactions as it takes.
+    fn submit_rows(&mut self, rows: Vec<StoreOp>, step: &mut Step<'_>) {
+        let (mut ops, mut bytes) = (Vec::new(), 0);
+        for row in rows {
+            bytes += if let StoreOp::PutMeta { key, value } = &row { key.len() + value.len() } else { 0 };
+            ops.push(row);
+            if bytes >= PART_BYTES {
+                self.submit(std::mem::take(&mut ops), None, step);
+                bytes = 0;
+            }
+        }
+        if !ops.is_empty() {
             self.submit(ops, None, step);
         }
     }

@@ -290,8 +290,9 @@ pub struct Limits {
     pub dups_max: usize,
     /// Bytes of trimmed entries that are kept.
     pub dups_bytes_max: usize,
-    /// Requests of one client run that are remembered as executed when their answers are not kept any more. Some tens of
-    /// times what a client has under way in one placement group.
+    /// Requests of one client run that are remembered as executed when their answers are not kept any more. Some times
+    /// what a client has under way in one placement group; the rows of all sessions that one write may change
+    /// (`log_trim_batch`) go to the store together with it.
     pub executed_max: usize,
     /// Client runs that are remembered. Far more than write to one placement group within the time in which a client gives
     /// a request up.
@@ -319,7 +320,7 @@ impl Default for Limits {
             log_trim_batch: 128,
             dups_max: 3_000,
             dups_bytes_max: 2 << 20,
-            executed_max: 1_024,
+            executed_max: 128,
             sessions_max: 1_024,
             client_requests_max: 4_096,
             early_messages_max: 1_024,

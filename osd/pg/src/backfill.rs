@@ -20,9 +20,11 @@ use std::time::Duration;
 use holdfast_types::{LogVersion, OsdId, Timestamp};
 use holdfast_wire::peer::{BackfillCursor, BackfillDigest, BackfillProgress, BackfillScan, PeerBody};
 
+use crate::exec;
 use crate::key::ObjectKey;
 use crate::mutants::{Mutant, on};
 use crate::pg::{Pg, Role, Step, TICK};
+use crate::unnamed::Noted;
 
 /// A question that is not answered is asked again after this long.
 const RESEND: Duration = Duration::from_secs(1);
@@ -152,25 +154,30 @@ impl Pg {
         let ready = items.keys().filter(|key| {
             !active.recovery.is_pushing_to(key, target)
                 && !self.holding.missing.contains(key)
+                && !active.recovery.unnamed.contains(key)
                 && !active.is_uncommitted(key)
                 && !step.touched.contains(key)
         });
         let ready: Vec<ObjectKey> = ready.take(free).cloned().collect();
         for key in ready {
-            match step.store.stat(&key) {
-                Ok(Some(_)) => {
-                    let version = self.own_version(&key, step);
-                    if version == LogVersion::ZERO {
-                        self.mark_own_missing(&key, step);
-                    } else {
-                        self.push_object(target, &key, Some(version), true, step);
-                    }
+            let stored = step.store.stat(&key).and_then(|size| match size {
+                Some(_) => exec::stored_version(step.store, &key).map(Some),
+                None => Ok(None),
+            });
+            match stored {
+                Ok(Some(version)) if version != LogVersion::ZERO => {
+                    self.push_object(target, &key, Some(version), true, step);
+                    continue;
                 }
-                Ok(None) => self.push_object(target, &key, None, true, step),
-                Err(error) => {
-                    self.note_damage(&key, &error, step);
-                    self.mark_own_missing(&key, step);
+                Ok(None) => {
+                    self.push_object(target, &key, None, true, step);
+                    continue;
                 }
+                Ok(Some(_)) => {}
+                Err(error) => self.note_damage(&key, &error, step),
+            }
+            if self.mark_own_missing(&key, step) == Noted::Deleted {
+                self.push_object(target, &key, None, true, step);
             }
         }
     }

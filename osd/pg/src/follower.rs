@@ -7,6 +7,7 @@
 //! | `QueryInfo`, `QueryLog` | answer, when all that is submitted is durable | the same |
 //! | `Activate` | merge or replace the log, `info_les = e`, acknowledge when durable → activated | acknowledge again |
 //! | `RepOp` next in order | `NotActivated` | apply, acknowledge when durable |
+//! | `RepOp` of an object that cannot be read here | `NotActivated` | log it, the object is missing; when that is durable `NotActivated` → not activated |
 //! | `RepOp` already applied / too early | `NotActivated` | acknowledge what is durable / keep (bounded) |
 //! | `Push`, scan, progress, reservation | `NotActivated` | do, acknowledge when durable |
 //! | `Pull` | answer | the same |
@@ -15,7 +16,7 @@
 //! Invariants: R1 an entry is acknowledged only when it is durable here; R2 entries are applied in log order; R3 a push
 //! never replaces an object by an older version: it is taken only for the version that the missing set needs, or, in a
 //! backfill, once per transfer and beyond the cursor; R4 an object never gets a version that the own log does not have
-//! yet.
+//! yet; R5 what is told to change an object that cannot be read here leaves it missing, and the primary peers again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -41,6 +42,8 @@ const GREETING_MIN: Duration = Duration::from_secs(2);
 const GREETING_MAX: Duration = Duration::from_secs(32);
 /// Writes kept that came before the one they follow. The primary repeats what is dropped.
 const EARLY_WRITES_MAX: usize = 128;
+/// What an object that is missing costs in a message beside its name.
+const MISSING_ITEM_BYTES: usize = 48;
 /// A recovery slot is given back when the primary has not renewed its claim for this long: its release may be lost.
 const SLOT_SILENCE_MAX: Duration = Duration::from_secs(10);
 
@@ -221,7 +224,7 @@ impl Pg {
             info: self.holding.info(),
             history: self.history.clone(),
             entries,
-            missing: self.holding.missing.to_items(),
+            missing: Vec::new(),
             dups,
         }
     }
@@ -271,8 +274,30 @@ impl Pg {
     }
 
     fn acknowledge_activation(&mut self, from: OsdId, step: &mut Step<'_>) {
-        let ack = ActivateAck { info: self.holding.info(), missing: self.holding.missing.to_items() };
-        self.send_when_durable(from, PeerBody::ActivateAck(ack), step);
+        let all = self.holding.missing.to_items();
+        let (info, count) = (self.holding.info(), all.len() as u64);
+        let (mut parts, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for item in all {
+            bytes += MISSING_ITEM_BYTES + item.object.as_bytes().len();
+            part.push(item);
+            if bytes >= self.limits.piece_bytes {
+                parts.push(std::mem::take(&mut part));
+                bytes = 0;
+            }
+        }
+        if !part.is_empty() || parts.is_empty() {
+            parts.push(part);
+        }
+        let mut first = 0;
+        let several = parts.len() > 1;
+        for missing in parts {
+            let next = first + missing.len() as u64;
+            let missing_from = several.then_some(first);
+            let ack =
+                ActivateAck { info: info.clone(), missing, missing_from, missing_count: several.then_some(count) };
+            self.send_when_durable(from, PeerBody::ActivateAck(ack), step);
+            first = next;
+        }
     }
 
     // ---- writes ----
@@ -296,7 +321,8 @@ impl Pg {
         self.apply_write(op, step);
         loop {
             let head = self.holding.log.head();
-            let Some(next) = self.follower().and_then(|follower| follower.early.remove(&head)) else { break };
+            let next = self.follower().filter(|follower| follower.activated.is_some());
+            let Some(next) = next.and_then(|follower| follower.early.remove(&head)) else { break };
             self.apply_write(next, step);
         }
     }
@@ -311,8 +337,17 @@ impl Pg {
         if op.entry.kind == EntryKind::Delete && self.holding.missing.remove(&key).is_some() {
             ops.push(rows::delete_missing(&key)); // nothing of it is needed any more
         }
+        let mut unreadable = false;
         if let Some(effects) = &op.effects {
-            if let Some(lack) = self.holding.missing.get(&key) {
+            if let Err(error) = step.store.stat(&key)
+                && effects.first() != Some(&Effect::Remove)
+            {
+                // The store would not take it. The object becomes missing, and the primary must learn that.
+                self.note_damage(&key, &error, step);
+                self.put_lack(&key, Lack { need: version, have: LogVersion::ZERO }, &mut ops);
+                ops.push(rows::put_log(&op.entry));
+                unreadable = true;
+            } else if let Some(lack) = self.holding.missing.get(&key) {
                 // The primary waits for the recovery of an object before it writes it; should it be wrong, the object
                 // stays missing, at the new version.
                 tracing::warn!(pg = %self.id, object = ?key, "write to an object that is missing here");
@@ -333,9 +368,22 @@ impl Pg {
         if let Some(follower) = self.follower() {
             follower.committed_to = follower.committed_to.max(op.committed_to);
         }
-        self.submit(ops, Some(AfterDurable::Logged(version)), step);
+        if unreadable {
+            self.submit(ops, None, step);
+            self.lose_activation(step);
+        } else {
+            self.submit(ops, Some(AfterDurable::Logged(version)), step);
+        }
         if on(Mutant::AckBeforeDurable) {
             self.follower_logged(version, step);
+        }
+    }
+
+    /// What the primary knows of this copy is not true any more: it must peer again.
+    fn lose_activation(&mut self, step: &mut Step<'_>) {
+        let activation = self.follower().and_then(|follower| follower.activated.take());
+        if let (Some(activation), Some(primary)) = (activation, self.members.primary()) {
+            self.send_when_durable(primary, PeerBody::NotActivated { activation }, step);
         }
     }
 
@@ -370,6 +418,9 @@ impl Pg {
 
     /// Sends a piece of an object, if it is here in exactly that version.
     pub(crate) fn serve_pull(&mut self, from: OsdId, pull: Pull, step: &mut Step<'_>) {
+        if pull.version == LogVersion::ZERO {
+            return self.tell_version(from, pull, step);
+        }
         let key = ObjectKey::of(&pull.object);
         let piece = transfer::read_piece(step.store, &key, pull.version, &pull.position, self.limits.piece_bytes);
         match piece {

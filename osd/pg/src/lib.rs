@@ -6,7 +6,7 @@
 //! stored rows in `docs/formats/pg.md`.
 //!
 //! Read in this order: `api` (what goes in and out), `pg` (what all roles share), `intervals`, `log` and `merge`,
-//! `peering`, `active` with `exec`, `follower` with `adopt`, `recovery` with `transfer`, `backfill`.
+//! `peering`, `active` with `exec`, `follower` with `adopt`, `recovery` with `transfer` and `unnamed`, `backfill`.
 
 mod active;
 mod adopt;
@@ -30,6 +30,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod unnamed;
 
 pub use api::{
     Input, Limits, LoadError, LocalObjects, OBJECT_BYTES_MAX, Outbox, Output, ReadError, ReplyTo, RowsPage, Slot,

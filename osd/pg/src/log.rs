@@ -285,7 +285,12 @@ impl Log {
             self.dups.extend(self.entries.pop_front());
         }
         let (mut dropped, mut changed) = (None, BTreeSet::new());
-        while self.dups.len() > limits.dups_max || self.dups_bytes > limits.dups_bytes_max {
+        // The rows of all sessions that this changes are one transaction. Somewhat more than one trimming usually adds, so
+        // that what is left over this time goes with the next ones.
+        let sessions_max = limits.log_trim_batch + limits.log_trim_batch / 8 + 1;
+        while (self.dups.len() > limits.dups_max || self.dups_bytes > limits.dups_bytes_max)
+            && changed.len() < sessions_max
+        {
             let Some(dup) = self.dups.pop_front() else { break };
             self.dups_bytes -= entry_bytes(&dup);
             changed.extend(self.forget_answer(&dup, limits.executed_max));
@@ -464,6 +469,25 @@ mod tests {
         store(&mut rows, log.trim_to(at(9), &limits()));
         assert_eq!(rows[&(ClientId(1), Incarnation(1))].watermark, 20);
         assert_eq!(log.answered(request(1, 19)), Answered::Forgotten);
+    }
+
+    #[test]
+    fn however_many_sessions_wrote_one_trimming_writes_few_of_their_rows() {
+        let limits = Limits { log_trim_batch: 8, sessions_max: 1_000, ..limits() };
+        let mut log = Log::default();
+        for counter in 1..=500 {
+            log.append(entry(counter, request(counter, 5), 5));
+        }
+        let mut rows = BTreeMap::new();
+        for counter in 501..2_000 {
+            let trimmed = log.trim_to(at(counter - 1), &limits);
+            assert!(trimmed.remembered.len() <= 10);
+            store(&mut rows, trimmed);
+            log.append(entry(counter, request(1, 10 + counter), 10));
+        }
+        assert!(log.dups.len() <= limits.dups_max + 1, "{} dups", log.dups.len());
+        let all_known = (2..=500).all(|client| rows[&(ClientId(client), Incarnation(1))].executed == [5]);
+        assert!(all_known);
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct MemoryObject {
     pub rows: BTreeMap<Vec<u8>, Bytes>,
     /// Whether reading its bytes fails, as rot would make it.
     pub rotten: bool,
+    /// Whether nothing of it can be read but its key. A store then takes only its removal.
+    pub unreadable: bool,
 }
 
 /// A collection in memory.
@@ -39,6 +41,27 @@ pub struct MemoryCollection {
 }
 
 impl MemoryCollection {
+    fn readable(&self, key: &ObjectKey) -> Result<Option<&MemoryObject>, ReadError> {
+        match self.objects.get(key) {
+            Some(object) if object.unreadable => Err(ReadError::Corrupt { detail: "unreadable".to_owned() }),
+            object => Ok(object),
+        }
+    }
+
+    /// Whether a store would take these operations: an object that cannot be read can only be removed.
+    #[must_use]
+    pub fn takes(&self, ops: &[StoreOp]) -> bool {
+        let mut removed = BTreeSet::new();
+        ops.iter().all(|op| match op {
+            StoreOp::Object { key, effect: Effect::Remove } => {
+                removed.insert(key);
+                true
+            }
+            StoreOp::Object { key, .. } => removed.contains(key) || self.readable(key).is_ok(),
+            _ => true,
+        })
+    }
+
     /// Applies a transaction.
     pub fn apply(&mut self, ops: &[StoreOp]) {
         for op in ops {
@@ -112,11 +135,11 @@ impl MemoryObject {
 
 impl LocalObjects for MemoryCollection {
     fn stat(&self, key: &ObjectKey) -> Result<Option<u64>, ReadError> {
-        Ok(self.objects.get(key).map(|object| object.data.len() as u64))
+        Ok(self.readable(key)?.map(|object| object.data.len() as u64))
     }
 
     fn read(&self, key: &ObjectKey, offset: u64, length: u64) -> Result<Bytes, ReadError> {
-        let Some(object) = self.objects.get(key) else { return Ok(Bytes::new()) };
+        let Some(object) = self.readable(key)? else { return Ok(Bytes::new()) };
         if object.rotten {
             return Err(ReadError::Corrupt { detail: "rotten".to_owned() });
         }
@@ -126,16 +149,16 @@ impl LocalObjects for MemoryCollection {
     }
 
     fn attr(&self, key: &ObjectKey, name: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        Ok(self.objects.get(key).and_then(|object| object.attrs.get(name)).cloned())
+        Ok(self.readable(key)?.and_then(|object| object.attrs.get(name)).cloned())
     }
 
     fn attrs(&self, key: &ObjectKey) -> Result<Vec<Row>, ReadError> {
-        let Some(object) = self.objects.get(key) else { return Ok(Vec::new()) };
+        let Some(object) = self.readable(key)? else { return Ok(Vec::new()) };
         Ok(object.attrs.iter().map(|(key, value)| Row { key: key.clone(), value: Blob(value.clone()) }).collect())
     }
 
     fn rows_get(&self, key: &ObjectKey, rows: &[&[u8]]) -> Result<Vec<Option<Bytes>>, ReadError> {
-        let object = self.objects.get(key);
+        let object = self.readable(key)?;
         Ok(rows.iter().map(|row| object.and_then(|object| object.rows.get(*row)).cloned()).collect())
     }
 
@@ -148,7 +171,7 @@ impl LocalObjects for MemoryCollection {
         limit_bytes: usize,
     ) -> Result<RowsPage, ReadError> {
         let mut page = RowsPage::default();
-        let Some(object) = self.objects.get(key) else { return Ok(page) };
+        let Some(object) = self.readable(key)? else { return Ok(page) };
         let mut bytes = 0;
         let from = object.rows.range::<[u8], _>((Bound::Included(start), Bound::Unbounded));
         for (key, value) in from.take_while(|(key, _)| end.is_none_or(|end| key.as_slice() < end)) {

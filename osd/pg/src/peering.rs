@@ -36,7 +36,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use holdfast_types::{Epoch, LogVersion, OsdId, Timestamp};
-use holdfast_wire::peer::{Activate, BackfillCursor, LogEntry, LogReply, Notice, PastInterval, PeerBody, PgInfo};
+use holdfast_wire::peer::{
+    Activate, ActivateAck, BackfillCursor, LogEntry, LogReply, MissingItem, Notice, PastInterval, PeerBody, PgInfo,
+};
 
 use crate::active::{Active, Peer};
 use crate::api::Output;
@@ -70,6 +72,26 @@ struct PeerLog {
     since: Option<LogVersion>,
 }
 
+/// Parts of what a member misses, by the place of their first item.
+#[derive(Debug, Default)]
+pub(crate) struct PartialMissing {
+    count: u64,
+    parts: BTreeMap<u64, Vec<MissingItem>>,
+}
+
+impl PartialMissing {
+    /// Takes a part; gives all when none is left out. Parts of another set do not mix with these.
+    pub fn take(&mut self, ack: ActivateAck) -> Option<Missing> {
+        let count = ack.missing_count.unwrap_or(ack.missing.len() as u64);
+        if count != self.count {
+            *self = PartialMissing { count, parts: BTreeMap::new() };
+        }
+        self.parts.insert(ack.missing_from.unwrap_or(0), ack.missing);
+        let whole = self.parts.values().map(Vec::len).sum::<usize>() as u64 == count;
+        whole.then(|| Missing::from_items(&self.parts.values().flatten().cloned().collect::<Vec<_>>()))
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Peering {
     phase: Phase,
@@ -78,6 +100,8 @@ pub(crate) struct Peering {
     /// Copies whose logs do not join the authoritative one.
     apart: BTreeSet<OsdId>,
     logs: BTreeMap<OsdId, PeerLog>,
+    /// What members have said so far that they miss, where it takes several messages.
+    partial: BTreeMap<OsdId, PartialMissing>,
     acked: BTreeMap<OsdId, Peer>,
     up_thru_asked: Option<Timestamp>,
 }
@@ -90,6 +114,7 @@ impl Default for Peering {
             asked: BTreeSet::new(),
             apart: BTreeSet::new(),
             logs: BTreeMap::new(),
+            partial: BTreeMap::new(),
             acked: BTreeMap::new(),
             up_thru_asked: None,
         }
@@ -197,8 +222,11 @@ impl Pg {
             if *osd == self.whoami { self.holding.lost } else { peering.notices.get(osd).is_some_and(said) }
         };
         // Members of whom nobody is up, or left, are the prior set's concern.
-        let speaks = |osd: &OsdId| self.map.is_up(*osd) && !lost(osd);
-        let unheard = |past: &&PastInterval| past.acting.iter().any(lost) && !past.acting.iter().any(speaks);
+        let speaks = |osd: &OsdId, past: &PastInterval| {
+            self.map.is_up(*osd) && self.map.has_disk_of(*osd, past.first) && !lost(osd)
+        };
+        let unheard =
+            |past: &&PastInterval| past.acting.iter().any(lost) && !past.acting.iter().any(|osd| speaks(osd, past));
         let unheard = intervals::needed(&self.history).find(unheard)?;
         let down = unheard.acting.iter().filter(|osd| self.map.osds.get(osd).is_some_and(|info| !info.up));
         Some(down.copied().collect())
@@ -482,10 +510,14 @@ impl Pg {
                 }
                 let Some(peering) = self.peering() else { return };
                 if let Phase::Activating { waiting, .. } = &mut peering.phase
-                    && waiting.remove(&from)
+                    && waiting.contains(&from)
                 {
-                    let missing = Missing::from_items(&ack.missing);
-                    peering.acked.insert(from, Peer::new(ack.info.last_update, missing, ack.info.last_backfill));
+                    let (acked, cursor) = (ack.info.last_update, ack.info.last_backfill.clone());
+                    if let Some(missing) = peering.partial.entry(from).or_default().take(ack) {
+                        waiting.remove(&from);
+                        peering.partial.remove(&from);
+                        peering.acked.insert(from, Peer::new(acked, missing, cursor));
+                    }
                 }
             }
             _ => {}

@@ -20,9 +20,13 @@ use crate::key::ObjectKey;
 use crate::missing::Lack;
 use crate::pg::{AfterDurable, Pg, Role, Step, TICK};
 use crate::transfer;
+use crate::unnamed::Unnamed;
 
 /// A piece that is not answered is sent or asked for again after this long.
 const RESEND: Duration = Duration::from_secs(1);
+/// Each time that a piece is not answered again, the pause is doubled, up to this many times: whoever has no room for it
+/// would get megabytes every second otherwise, for as long as it is full.
+const RESEND_DOUBLINGS_MAX: u32 = 5;
 /// A target that has granted its slot hears of us at least this often (`follower::SLOT_SILENCE_MAX` is much longer).
 const SLOT_RENEWAL: Duration = Duration::from_secs(3);
 /// After a refusal by a target, slots are asked for again after this long.
@@ -39,6 +43,7 @@ struct Incoming {
     from: OsdId,
     position: PiecePosition,
     sent: Timestamp,
+    repeated: u32,
     /// OSDs that cannot give it.
     failed: BTreeSet<OsdId>,
 }
@@ -53,6 +58,12 @@ struct Outgoing {
     position: PiecePosition,
     backfill: bool,
     sent: Timestamp,
+    repeated: u32,
+}
+
+/// How long to wait for the answer to a piece that has been sent again so many times.
+fn patience(repeated: u32) -> Duration {
+    RESEND * (1 << repeated.min(RESEND_DOUBLINGS_MAX))
 }
 
 /// The recovery slots that this placement group holds or has asked for.
@@ -97,14 +108,18 @@ pub(crate) struct Recovery {
     landing: BTreeSet<ObjectKey>,
     /// When they are looked for again.
     look_again_at: Option<Timestamp>,
+    /// Objects of which the version is not known.
+    pub unnamed: Unnamed,
     pub slots: Slots,
     last_transfer: u64,
 }
 
 impl Recovery {
-    /// Puts an object in front.
+    /// Puts an object in front, unless nobody has it: who waits for that waits for an OSD to come back.
     pub fn hurry(&mut self, key: &ObjectKey) {
-        self.urgent.insert(key.clone());
+        if !self.unfound.contains(key) {
+            self.urgent.insert(key.clone());
+        }
     }
 
     pub fn is_pushing(&self, key: &ObjectKey) -> bool {
@@ -116,7 +131,13 @@ impl Recovery {
     }
 
     pub fn is_busy(&self) -> bool {
-        !self.pulls.is_empty() || !self.pushes.is_empty() || !self.urgent.is_empty() || self.slots.asked_or_held()
+        let transfers = !self.pulls.is_empty() || !self.pushes.is_empty() || self.unnamed.is_busy();
+        transfers || !self.urgent.is_empty() || self.slots.asked_or_held()
+    }
+
+    /// Whether nothing is on its way, to its place on the disk here, or in doubt.
+    pub fn is_settled(&self) -> bool {
+        self.landing.is_empty() && self.unnamed.is_empty()
     }
 
     pub fn is_transferring(&self) -> bool {
@@ -136,7 +157,7 @@ impl Recovery {
     }
 
     pub fn unfound(&self) -> usize {
-        self.unfound.len()
+        self.unfound.len() + self.unnamed.unknown()
     }
 
     /// Someone new may have what could not be found.
@@ -145,11 +166,14 @@ impl Recovery {
     }
 
     /// Ends what is on its way of an object that is being deleted. Late pieces are not taken: nothing misses them.
-    pub fn cancel_pushes(&mut self, key: &ObjectKey) {
+    pub fn cancel(&mut self, key: &ObjectKey) {
+        self.pulls.remove(key);
+        self.unfound.remove(key);
         if self.pushing.remove(key).is_some() {
             self.pushes.retain(|_, push| push.key != *key);
         }
         self.urgent.remove(key);
+        self.unnamed.forget(key);
     }
 
     /// The number that the next transfer will have.
@@ -263,12 +287,19 @@ impl Pg {
         });
         let (holds, will_hold): (Vec<_>, Vec<_>) = holders.partition(|(_, peer)| peer.acked >= version);
         let strays = active.strays.iter().copied().filter(|osd| !failed.contains(osd));
+        // A target that is being filled may have kept what all others lost sight of: it was the only one that had the
+        // object, and the log went on without it. It gives out no other version than the one asked for.
+        let unfilled = active.peers.iter().filter(|(osd, peer)| {
+            !peer.missing.contains(key) && !peer.cursor.covers(key.as_bytes()) && !failed.contains(osd)
+        });
+        let unfilled = unfilled.map(|(osd, _)| *osd);
         // Last those that are known not to have it, or not to be able to read it: that may have been for a moment only.
         let lack = active.peers.iter().filter(|(osd, peer)| peer.missing.contains(key) && !failed.contains(osd));
         let lack = lack.map(|(osd, _)| *osd).filter(|_| will_hold.is_empty());
-        let Some(from) = holds.into_iter().map(|(osd, _)| *osd).chain(strays).chain(lack).next() else {
+        let Some(from) = holds.into_iter().map(|(osd, _)| *osd).chain(strays).chain(unfilled).chain(lack).next() else {
             if will_hold.is_empty() {
                 active.recovery.unfound.insert(key.clone());
+                active.recovery.urgent.remove(key);
                 step.report = true;
                 self.tick_within(TICK, step);
                 // Who waits for it is told, or waits on for an OSD that is down.
@@ -279,7 +310,7 @@ impl Pg {
             return;
         };
         let position = PiecePosition::default();
-        let incoming = Incoming { version, from, position: position.clone(), sent: step.now, failed };
+        let incoming = Incoming { version, from, position: position.clone(), sent: step.now, repeated: 0, failed };
         active.recovery.pulls.insert(key.clone(), incoming);
         self.send(from, PeerBody::Pull(Pull { object: key.name(), version, position }), step);
         self.tick_within(TICK, step);
@@ -300,6 +331,7 @@ impl Pg {
             Some(position) => {
                 incoming.position = position.clone();
                 incoming.sent = step.now;
+                incoming.repeated = 0;
             }
             None => {
                 active.recovery.pulls.remove(&key);
@@ -374,7 +406,7 @@ impl Pg {
         active.recovery.last_transfer += 1;
         let transfer = active.recovery.last_transfer;
         let position = PiecePosition::default();
-        let push = Outgoing { to, key: key.clone(), version, position, backfill, sent: step.now };
+        let push = Outgoing { to, key: key.clone(), version, position, backfill, sent: step.now, repeated: 0 };
         active.recovery.pushes.insert(transfer, push);
         active.recovery.pushing.entry(key.clone()).or_default().insert(to);
         self.send_piece(transfer, step);
@@ -416,6 +448,7 @@ impl Pg {
         if let Some(next) = &ack.next {
             if push.position != *next {
                 push.position = next.clone();
+                push.repeated = 0;
                 self.send_piece(ack.transfer, step);
             }
             return;
@@ -439,14 +472,20 @@ impl Pg {
         let Some(active) = self.active() else { return };
         let mut pulls = Vec::new();
         for (key, incoming) in &mut active.recovery.pulls {
-            if step.now.since(incoming.sent) >= RESEND {
+            if step.now.since(incoming.sent) >= patience(incoming.repeated) {
                 incoming.sent = step.now;
+                incoming.repeated += 1;
                 let (version, position) = (incoming.version, incoming.position.clone());
                 pulls.push((incoming.from, Pull { object: key.name(), version, position }));
             }
         }
-        let late = active.recovery.pushes.iter().filter(|(_, push)| step.now.since(push.sent) >= RESEND);
-        let late: Vec<u64> = late.map(|(transfer, _)| *transfer).collect();
+        let mut late = Vec::new();
+        for (transfer, push) in &mut active.recovery.pushes {
+            if step.now.since(push.sent) >= patience(push.repeated) {
+                push.repeated += 1;
+                late.push(*transfer);
+            }
+        }
         let gone: Vec<ObjectKey> = active
             .recovery
             .pulls
@@ -473,7 +512,7 @@ impl Pg {
     pub(crate) fn look_again_for_unfound(&mut self, step: &mut Step<'_>) {
         let Some(active) = self.active() else { return };
         let recovery = &mut active.recovery;
-        if recovery.unfound.is_empty() {
+        if recovery.unfound() == 0 {
             recovery.look_again_at = None;
             return;
         }
@@ -482,6 +521,7 @@ impl Pg {
             Some(at) if at <= step.now => {
                 recovery.look_again_at = None;
                 recovery.unfound.clear();
+                self.ask_again_for_unknown(step);
             }
             Some(_) => {}
         }

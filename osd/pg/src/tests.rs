@@ -11,7 +11,8 @@ use holdfast_types::{
     Timestamp,
 };
 use holdfast_wire::peer::{
-    Activate, BackfillCursor, EntryKind, LogEntry, PeerBody, PeerMessage, PgInfo, RepOp, StoredResults,
+    Activate, ActivateAck, BackfillCursor, EntryKind, LogEntry, PeerBody, PeerMessage, PgInfo, RepOp, SessionMemory,
+    StoredResults,
 };
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, RefusedReason};
 
@@ -283,6 +284,10 @@ fn no_transaction_of_an_activation_is_too_large_and_each_leaves_a_copy_that_load
         let mut told = activate(&alone, since, if whole { 10 } else { 0 }, entries);
         if whole {
             told.dups = (1..=10).map(|counter| entry(counter, "dup", 4_096)).collect();
+            let executed: Vec<u64> = (1 << 40..(1 << 40) + 1_024).collect(); // as many as an earlier build kept
+            let session =
+                |client| SessionMemory { client: ClientId(client), executed: executed.clone(), ..Default::default() };
+            told.sessions = Some((100..1_124).map(session).collect());
         }
         let mut disk = alone.store.clone();
         alone.hear(0, 1, PeerBody::Activate(told));
@@ -340,4 +345,66 @@ fn the_log_is_trimmed_past_an_object_that_stays_missing() {
     let replies = alone.take_replies();
     let done = |(to, outcome): &(u64, ClientOutcome)| *to == 100 || matches!(outcome, ClientOutcome::Done { .. });
     assert!(replies.len() >= 49 && replies.iter().all(done), "{replies:?}");
+}
+
+#[test]
+fn a_missing_object_is_removed_although_there_is_no_room_to_fetch_it() {
+    let mut alone = Alone::member(&[1], 1, Limits::default());
+    alone.ask(1, 1, append());
+    alone.sync();
+    alone.take_replies();
+    let key = crate::ObjectKey::of(&name("object"));
+    let need = alone.pg.holding.log.head();
+    alone.pg.active().unwrap().clean = false;
+    alone.pg.holding.missing.insert(key.clone(), crate::missing::Lack { need, have: LogVersion::ZERO });
+    alone.store.full = true;
+    alone.ask(2, 2, vec![ObjectOp::Remove]);
+    alone.sync();
+    assert!(matches!(alone.take_replies().as_slice(), [(2, ClientOutcome::Done { .. })]));
+    assert!(!alone.store.objects.contains_key(&key));
+    let entry = alone.pg.holding.log.entries().next_back().unwrap();
+    assert_eq!((entry.kind, entry.prior_version), (EntryKind::Delete, need));
+    alone.ask(3, 2, vec![ObjectOp::Remove]);
+    assert!(matches!(alone.take_replies().as_slice(), [(3, ClientOutcome::Done { .. })]), "exactly once");
+}
+
+#[test]
+fn a_placement_group_whose_only_worry_is_an_unfound_object_is_idle() {
+    let mut alone = Alone::member(&[1], 1, Limits::default());
+    alone.ask(1, 1, append());
+    alone.sync();
+    let key = crate::ObjectKey::of(&name("object"));
+    alone.store.objects.get_mut(&key).unwrap().rotten = true;
+    for reply_to in [2, 3] {
+        alone.ask(reply_to, reply_to, vec![ObjectOp::Read { offset: 0, length: 1 }]);
+        alone.sync();
+    }
+    let unreadable = |(_, outcome): &(u64, ClientOutcome)| matches!(outcome, ClientOutcome::Failed { .. });
+    assert_eq!(alone.take_replies().iter().filter(|reply| unreadable(reply)).count(), 2);
+    assert!(!alone.pg.active().unwrap().recovery.is_busy());
+}
+
+#[test]
+fn a_member_tells_what_it_misses_in_messages_of_bounded_size() {
+    let mut alone = Alone::member(&[0, 1, 2], 3, Limits { piece_bytes: 1_000, ..Limits::default() });
+    let entries = (1..200).map(|counter| entry(counter, &format!("{counter:0>100}"), 0)).collect();
+    let told = activate(&alone, Some(LogVersion::ZERO), 0, entries);
+    alone.hear(0, 1, PeerBody::Activate(told));
+    alone.sync();
+    let mut acks = Vec::new();
+    for (_, message) in alone.sent.drain(..) {
+        if let PeerBody::ActivateAck(ack) = message.body {
+            acks.push(ack);
+        }
+    }
+    assert!(acks.len() > 10 && acks.iter().all(|ack| ack.missing.len() < 10), "{} messages", acks.len());
+    // Out of order, twice, and after a part of what it missed before.
+    let mut partial = crate::peering::PartialMissing::default();
+    let stale = ActivateAck { missing_count: Some(198), ..acks[3].clone() };
+    assert!(partial.take(stale).is_none());
+    let last = acks.remove(0);
+    for ack in acks.iter().rev().chain(&acks) {
+        assert!(partial.take(ack.clone()).is_none());
+    }
+    assert_eq!(partial.take(last), Some(alone.pg.holding.missing.clone()));
 }

@@ -154,6 +154,7 @@ fn without_room_anywhere_only_what_frees_space_is_let_in() {
             vec![put("c", 10)],
             vec![ObjectOp::AddRow { key: b"n".to_vec(), delta: 1 }],
             vec![ObjectOp::DeleteRows { keys: vec![b"a".to_vec().into()] }, write(1)],
+            vec![ObjectOp::DeleteRows { keys: vec![b"a".to_vec().into()] }, put("b", 20)], // replaces what it deletes
         ];
         for ops in refused {
             let outcome = primary.operate(ops.clone());
@@ -164,14 +165,19 @@ fn without_room_anywhere_only_what_frees_space_is_let_in() {
             put("garbage", 300 << 10),
             ObjectOp::AddRow { key: b"weight".to_vec(), delta: -1 },
         ];
-        let deleted = primary.operate(batch);
+        let mut declared = |ops| {
+            let mut request = primary.request(ops);
+            request.frees_space = Some(true);
+            primary.send(request)
+        };
+        let deleted = declared(batch);
         assert!(matches!(deleted, ClientOutcome::Done { .. }), "{deleted:?}");
-        let mut declared = primary.request(vec![put("garbage", 10)]);
-        declared.frees_space = Some(true);
-        assert!(matches!(primary.send(declared), ClientOutcome::Done { .. }));
-        let mut lying = primary.request(vec![write(10)]);
-        lying.frees_space = Some(true);
-        assert!(is_refused(&primary.send(lying)), "bytes of objects free nothing, whatever is said");
+        let delete = || ObjectOp::DeleteRows { keys: vec![b"a".to_vec().into()] };
+        for free_nothing in [vec![put("garbage", 10)], vec![write(10)], vec![delete(), write(10)]] {
+            assert!(is_refused(&declared(free_nothing)), "whatever is said");
+        }
+        let deleted = primary.operate(vec![delete()]);
+        assert!(matches!(deleted, ClientOutcome::Done { .. }), "nobody must say what only deletes: {deleted:?}");
         assert!(matches!(primary.operate(vec![ObjectOp::Stat]), ClientOutcome::Done { .. }), "reads go on");
     }
     assert!(matches!(primary.operate(vec![ObjectOp::Remove]), ClientOutcome::Done { .. }));

@@ -1,12 +1,9 @@
 //! Peers that die, lie, stall or talk nonsense.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::*;
+use crate::common::*;
 use futures::future::join_all;
 use holdfast_net::*;
 use holdfast_types::{ClusterId, Incarnation};

@@ -1,13 +1,10 @@
 //! Requests, back-pressure and limits between two endpoints.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::common::*;
 use bytes::Bytes;
-use common::*;
 use futures::future::join_all;
 use holdfast_net::*;
 use holdfast_types::ClientId;

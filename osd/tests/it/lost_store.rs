@@ -1,20 +1,13 @@
 //! A store that is lost does not come back as the disk that it was.
 
-use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::path::Path;
 
-use holdfast_mon::{Listen, MonConfig};
 use holdfast_osd::OsdConfig;
-use holdfast_types::{ClusterId, MonId, OsdId};
+use holdfast_types::OsdId;
 use holdfast_wire::mon::LocationStep;
 use tokio_util::sync::CancellationToken;
 
-const CLUSTER: ClusterId = ClusterId([7; 16]);
-
-fn socket() -> TcpListener {
-    TcpListener::bind("127.0.0.1:0").expect("a free port")
-}
+use crate::common::{CLUSTER, socket, start_mon};
 
 /// Runs an OSD until the map shows it up; gives its id.
 async fn serve_once(data_dir: &Path, monitor: &str) -> OsdId {
@@ -45,16 +38,7 @@ async fn a_disk_whose_store_is_lost_joins_as_a_new_osd() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let listener = socket();
     let monitor = listener.local_addr().expect("bound").to_string();
-    let config = MonConfig {
-        id: MonId(0),
-        cluster: CLUSTER,
-        data: dir.path().join("mon-0"),
-        listen: Listen::Bound(listener),
-        members: BTreeMap::from([(MonId(0), monitor.clone())]),
-        bootstrap: true,
-    };
-    let mon = holdfast_mon::run(config, CancellationToken::new()).await.expect("the monitor starts");
-    mon.ready().await;
+    let mon = start_mon(dir.path(), listener, &monitor).await;
     let data = dir.path().join("osd");
     assert_eq!(serve_once(&data, &monitor).await, OsdId(0));
     assert_eq!(serve_once(&data, &monitor).await, OsdId(0), "the same disk is the same OSD");

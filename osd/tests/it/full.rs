@@ -1,11 +1,9 @@
 //! Full devices: writes are refused, reads and deletes go on, no daemon ends, and room is made by deleting.
 
-mod common;
-
 use std::time::Duration;
 
+use crate::common::*;
 use bytes::Bytes;
-use common::*;
 use holdfast_client::{Client, OpOptions, OperateError, Pool};
 use holdfast_types::{Incarnation, ObjectName};
 use holdfast_wire::{Blob, ObjectOp, Row};
@@ -82,17 +80,24 @@ async fn a_full_cluster_refuses_writes_serves_reads_and_is_emptied_by_deletes() 
     let refused = pool.operate(&group, vec![put("new", 100)]).await;
     assert_eq!(refused.map(|done| done.version), Err(OperateError::Full), "rows that only grow are refused");
 
-    // What a deleting batch looks like: rows go, a note of what is to be collected comes, a counter moves.
+    // What a deleting batch looks like: rows go, a note of what is to be collected comes, a counter moves. It is declared,
+    // because what replaces a row looks no other.
+    let collector = OpOptions { frees_space: true, ..OpOptions::default() };
+    let replace = vec![ObjectOp::DeleteRows { keys: vec![b"key000".to_vec().into()] }, put("key001", 600)];
+    let refused = pool.operate(&group, replace).await;
+    assert_eq!(refused.map(|done| done.version), Err(OperateError::Full), "what replaces is refused");
     for n in 0..200 {
         let ops = vec![
             ObjectOp::DeleteRows { keys: vec![format!("key{n:03}").into_bytes().into()] },
             put(&format!("garbage{n:03}"), 4000),
             ObjectOp::AddRow { key: b"weight".to_vec(), delta: -1 },
         ];
-        pool.operate(&group, ops).await.expect("deletes go on");
+        pool.operate_with(&group, ops, collector).await.expect("deletes go on");
     }
-    let collector = OpOptions { frees_space: true, ..OpOptions::default() };
-    pool.operate_with(&group, vec![put("garbage000", 10)], collector).await.expect("the collector goes on");
+    let claimed = pool.operate_with(&group, vec![put("garbage000", 10)], collector).await;
+    assert_eq!(claimed.map(|done| done.version), Err(OperateError::Full), "what deletes nothing frees nothing");
+    let only_deletes = vec![ObjectOp::DeleteRows { keys: vec![b"garbage000".to_vec().into()] }];
+    pool.operate(&group, only_deletes).await.expect("what only deletes goes on");
     let bytes = vec![ObjectOp::WriteFull { data: Blob(unique(1, MIB)) }];
     let claimed = pool.operate_with(&name(1_000_000), bytes, collector).await;
     assert_eq!(claimed.map(|done| done.version), Err(OperateError::Full), "bytes of objects free nothing");

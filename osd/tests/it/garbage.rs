@@ -1,11 +1,9 @@
 //! Messages cut short on the OSD's port: the connection closes with a reason, the daemon goes on.
 
-mod common;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 use holdfast_net::{
     CloseReason, Endpoint, GoodbyeReason, LocalIdentity, Message, NetConfig, NetError, NoHandler, Peer, PeerMode,
     Target,

@@ -1,8 +1,6 @@
 //! Bits that flip on a disk: found by the read that meets them, answered from another copy, written anew.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use holdfast_client::{Client, OperateError, Pool};
 use holdfast_types::ObjectName;
 

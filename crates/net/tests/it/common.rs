@@ -1,5 +1,4 @@
 //! Endpoints, handlers and raw streams for the tests.
-#![allow(dead_code, clippy::unwrap_used)]
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,5 +1,4 @@
 //! Real monitors, OSDs and a client in one process, over loopback and real disks.
-#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -134,7 +133,8 @@ pub async fn status(client: &Client) -> StatusReport {
     }
 }
 
-/// Asks until the status is as wanted: states change with reports, which no client hears of.
+/// Asks until the status is as wanted. This has to poll: states of placement groups change with the reports of OSDs to the
+/// monitors, which make no new map, so a client that follows the maps hears nothing of them.
 pub async fn wait_status(client: &Client, what: &str, wanted: impl Fn(&StatusReport) -> bool) -> StatusReport {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {

@@ -1,10 +1,8 @@
 //! Real monitors, OSDs and a client in one process, over loopback and real disks: what the shell adds to the core.
 
-mod common;
-
 use std::net::TcpListener;
 
-use common::*;
+use crate::common::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn objects_survive_the_loss_of_an_osd_and_come_back_to_it() {

@@ -1,11 +1,9 @@
 //! Copies that cannot be trusted: given up, never believed, filled anew.
 
-mod common;
-
 use std::time::Duration;
 
+use crate::common::*;
 use bytes::Bytes;
-use common::*;
 use holdfast_client::{Client, OpOptions, Pool};
 use holdfast_store::{CollectionId, Engine, FileDevice, RocksIndex, Store, StoreConfig, Transaction, TxOp};
 use holdfast_wire::ObjectOp;

@@ -1,0 +1,9 @@
+//! The storage daemon among real monitors, OSDs and clients: one binary, so that what the tests share is all in use.
+
+mod cluster;
+mod common;
+mod full;
+mod garbage;
+mod lost;
+mod lost_store;
+mod rot;
