@@ -113,6 +113,8 @@ pub(crate) struct Active {
     pub peers: BTreeMap<OsdId, Peer>,
     /// Other OSDs that hold copies.
     pub strays: BTreeSet<OsdId>,
+    /// Others that have said that they hold none.
+    pub without_copy: BTreeSet<OsdId>,
     pub recovery: Recovery,
     pub backfill: Option<Backfill>,
     pub committed_to: LogVersion,
@@ -135,6 +137,7 @@ impl Active {
             writeable,
             peers,
             strays,
+            without_copy: BTreeSet::new(),
             recovery: Recovery::default(),
             backfill: None,
             committed_to: head,
@@ -709,6 +712,11 @@ impl Pg {
                 }
                 self.stray_appeared(from, step);
             }
+            PeerBody::Notice(_) => {
+                if let Some(active) = self.active() {
+                    active.without_copy.insert(from);
+                }
+            }
             PeerBody::PullReply(piece)
                 if self.answers_question(from, &ObjectKey::of(&piece.object), &piece.position) =>
             {
@@ -756,6 +764,7 @@ impl Pg {
         let map = self.map.clone();
         let Some(active) = self.active() else { return };
         active.strays.retain(|osd| map.is_up(*osd));
+        active.without_copy.retain(|osd| map.is_up(*osd));
     }
 
     pub(crate) fn advance_active(&mut self, step: &mut Step<'_>) {

@@ -723,10 +723,27 @@ impl Pg {
         }
     }
 
-    /// Whether an OSD that is down may hold what nobody who is up can give.
+    /// Whether an OSD may hold what nobody who was asked can give: one that is down, or that came up just now and has not
+    /// made itself known yet.
     pub(crate) fn absent_may_have(&self) -> bool {
-        let members = self.history.past.iter().flat_map(|past| &past.acting);
-        members.into_iter().any(|osd| self.map.osds.get(osd).is_some_and(|info| !info.up))
+        let mut members = self.history.past.iter().flat_map(|past| &past.acting);
+        let down = |osd: &OsdId| self.map.osds.get(osd).is_some_and(|info| !info.up);
+        members.any(down) || self.unheard().next().is_some()
+    }
+
+    /// Members of past intervals that are up and of whom it is not known whether they hold a copy.
+    pub(crate) fn unheard(&self) -> impl Iterator<Item = OsdId> {
+        let members = self.history.past.iter().flat_map(|past| &past.acting).copied();
+        let heard = |osd: &OsdId| match &self.role {
+            Role::Active(active) => {
+                *osd == self.whoami
+                    || active.peers.contains_key(osd)
+                    || active.strays.contains(osd)
+                    || active.without_copy.contains(osd)
+            }
+            _ => true,
+        };
+        members.filter(move |osd| self.map.is_up(*osd) && !heard(osd))
     }
 
     /// What this copy says of itself.

@@ -521,6 +521,8 @@ impl Pg {
             Some(at) if at <= step.now => {
                 recovery.look_again_at = None;
                 recovery.unfound.clear();
+                let unheard: BTreeSet<OsdId> = self.unheard().collect();
+                self.send_each(unheard, PeerBody::QueryInfo, step);
                 self.ask_again_for_unknown(step);
             }
             Some(_) => {}
