@@ -103,10 +103,11 @@ impl Config {
         vec![
             ("storm", Config::storm()),
             ("power", Config::power()),
+            ("pairs", Config::pairs()),
+            ("churn", Config::churn()),
             ("rot", Config::rot()),
             ("gaps", Config::gaps()),
             ("full", Config::full()),
-            ("churn", Config::churn()),
             ("loss", Config::loss()),
             ("calm", Config::calm()),
         ]
@@ -140,7 +141,7 @@ impl Config {
     pub fn rot() -> Config {
         let storm = Config::storm();
         let faults =
-            Faults { loss: 0.02, duplication: 0.02, flips_per_second: 3.0, kills_per_second: 0.1, ..Faults::NONE };
+            Faults { loss: 0.02, duplication: 0.02, flips_per_second: 3.0, kills_per_second: 0.25, ..Faults::NONE };
         // So many objects that about half are older than the log when they rot; so many requests that rot is soon met.
         let (duration, pause) = (Duration::from_secs(30), Duration::from_millis(25));
         Config { faults, objects: 16, duration, pause, ..storm }
@@ -187,6 +188,7 @@ impl Config {
         let faults = Faults {
             kills_per_second: 0.25,
             power_cuts_per_second: 0.25,
+            loss: 0.02,
             power_losses_per_second: 0.02,
             downtime_max: Duration::from_secs(5),
             remaps_per_second: 0.1,
@@ -197,6 +199,21 @@ impl Config {
         Config { osds: 4, pgs_used: 2, faults, pause: Duration::from_millis(25), ..storm }
     }
 
+    /// Two copies of which one is enough to serve: whoever was alone for a moment must be waited for.
+    #[must_use]
+    pub fn pairs() -> Config {
+        let churn = Config::churn();
+        let faults = Faults {
+            kills_per_second: 0.12,
+            power_cuts_per_second: 0.12,
+            power_losses_per_second: 0.04,
+            downtime_max: Duration::from_secs(9),
+            remaps_per_second: 0.05,
+            ..churn.faults
+        };
+        Config { osds: 3, size: 2, min_size: 1, faults, ..churn }
+    }
+
     /// Messages are lost, doubled and very late, and nothing else fails: no read may be stale.
     #[must_use]
     pub fn loss() -> Config {
@@ -205,7 +222,7 @@ impl Config {
             loss: 0.08,
             duplication: 0.3,
             delay_max: Duration::from_millis(300),
-            remaps_per_second: 0.05,
+            remaps_per_second: 0.2,
             ..Faults::NONE
         };
         Config { osds: 4, pgs_used: 2, faults, pause: Duration::from_millis(40), ..storm }
@@ -216,12 +233,12 @@ impl Config {
     pub fn power() -> Config {
         let storm = Config::storm();
         let faults = Faults {
-            power_losses_per_second: 0.25,
-            downtime_max: Duration::from_secs(2),
+            power_losses_per_second: 0.12,
+            downtime_max: Duration::from_secs(9),
             slow_sync: 0.5,
             ..Faults::NONE
         };
-        let (duration, pause) = (Duration::from_secs(30), Duration::from_millis(20));
+        let (duration, pause) = (Duration::from_secs(50), Duration::from_millis(20));
         Config { osds: 3, pgs_used: 2, faults, duration, pause, ..storm }
     }
 

@@ -126,7 +126,6 @@ impl Faults {
             (power * self.slow_sync, F::SectorTorn),
             (self.flips_per_second, F::BitFlipped),
             (self.flips_per_second, F::CopyDamaged),
-            (self.flips_per_second * self.kills_per_second, F::DiskGivenUp),
             (self.partitions_per_second, F::CutOff),
             (self.remaps_per_second, F::OutOrIn),
             (self.map_lags_per_second, F::MapDelayed),

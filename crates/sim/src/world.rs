@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_millis(1_500);
 const SETTLE_MAX: Duration = Duration::from_secs(300);
 
 /// Far more events than any run needs: one that makes more goes in circles.
-const EVENTS_MAX: u64 = 20_000_000;
+const EVENTS_MAX: u64 = 5_000_000;
 
 /// What a run did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -52,6 +52,11 @@ fn acknowledged_writes_survive_members_that_come_and_go() {
 }
 
 #[test]
+fn what_one_of_two_copies_acknowledged_alone_is_waited_for() {
+    run_all(15, &Config::pairs());
+}
+
+#[test]
 fn nothing_is_done_twice_and_no_read_is_stale_when_messages_are_lost_and_doubled() {
     run_all(10, &Config::loss());
 }

@@ -102,6 +102,9 @@ struct InFlight {
     previous: LogVersion,
     key: ObjectKey,
     effects: Vec<Effect>,
+    /// Peers that carry it out; the others only log it. Decided once (B1): when it is sent again, backfill may have come
+    /// past the object with what later writes made of it.
+    carried_out_by: BTreeSet<OsdId>,
     answers: Vec<Held>,
     sent: Timestamp,
 }
@@ -599,6 +602,7 @@ impl Pg {
             previous,
             key: key.clone(),
             effects: done.effects,
+            carried_out_by: filled.iter().copied().collect(),
             answers: vec![own],
             sent: step.now,
         });
@@ -685,7 +689,7 @@ impl Pg {
             let late = active.in_flight.iter().filter(|write| write.version > peer.acked);
             for write in late.take(RESEND_WRITES_MAX) {
                 let Some(entry) = self.holding.log.entry(write.version) else { continue };
-                let effects = active.takes_effects(*osd, peer, &write.key).then(|| write.effects.clone());
+                let effects = write.carried_out_by.contains(osd).then(|| write.effects.clone());
                 let rep_op = RepOp {
                     previous: write.previous,
                     entry: entry.clone(),
