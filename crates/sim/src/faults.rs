@@ -113,7 +113,6 @@ impl Config {
 impl Faults {
     fn planned(&self) -> Vec<FaultKind> {
         use FaultKind as F;
-        let crash = self.kills_per_second + self.power_cuts_per_second + self.power_losses_per_second;
         let power = self.power_cuts_per_second + self.power_losses_per_second;
         let rates = [
             (self.loss, F::MessageLost),
@@ -121,7 +120,7 @@ impl Faults {
             (self.kills_per_second, F::ProcessKilled),
             (self.power_cuts_per_second, F::PowerCut),
             (self.power_losses_per_second, F::ClusterPowerCut),
-            (crash * self.slow_sync, F::TransactionLost),
+            (power * self.slow_sync, F::TransactionLost),
             (power * self.slow_sync, F::SectorLost),
             (power * self.slow_sync, F::SectorTorn),
             (self.flips_per_second, F::BitFlipped),
