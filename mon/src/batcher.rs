@@ -2,14 +2,14 @@
 //! after a failure costs a few map epochs, not one each.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use holdfast_mon_state::{Change, Command, Op, Outcome};
 use holdfast_wire::mon::{MonCommand, MonError, MonReply};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::machine::AppliedState;
+use crate::machine::{AppliedState, unix_ms};
 use crate::raft::{Consensus, ConsensusError};
 
 /// Changes that wait at most; then callers wait.
@@ -86,9 +86,7 @@ fn missing() -> MonReply {
 }
 
 async fn commit(consensus: &Consensus<AppliedState>, ops: Vec<Op>) -> Result<Outcome, ConsensusError> {
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let at_unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
-    let command = Command { at_unix_ms, ops };
+    let command = Command { at_unix_ms: unix_ms(), ops };
     let committed = tokio::time::timeout(COMMIT_TIMEOUT, consensus.propose(command.encode())).await;
     let outcome = committed.unwrap_or(Err(ConsensusError::NoQuorum))?;
     Outcome::decode(&outcome).map_err(|error| ConsensusError::Stopped { detail: error.to_string() })

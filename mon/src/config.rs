@@ -30,7 +30,7 @@ pub struct MonConfig {
     /// Where it listens.
     pub listen: Listen,
     /// All monitors and the `host:port` under which the others, the daemons and the clients reach them, this one
-    /// included. An odd number, at most seven; one, three or five are meant.
+    /// included. An odd number, at most seven; three or five are meant for real clusters.
     pub members: BTreeMap<MonId, String>,
     /// Whether to form a new cluster of `members`, should the directory be empty: for the very first start of each of
     /// them, and never again. A monitor that finds its directory empty without it has lost its memory and waits until
@@ -83,8 +83,9 @@ impl MonConfig {
     pub(crate) fn check(&self) -> Result<(), RunError> {
         let count = self.members.len();
         if count == 0 || count > MEMBERS_MAX || count.is_multiple_of(2) {
-            let reason =
-                format!("{count} monitors are configured; use 1, 3 or 5: an even number survives no more failures");
+            let reason = format!(
+                "{count} monitors are configured; use 1, 3, 5 or {MEMBERS_MAX}: an even number survives no more failures"
+            );
             return Err(RunError::Config { reason });
         }
         if !self.members.contains_key(&self.id) {

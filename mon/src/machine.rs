@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use holdfast_map::ClusterMap;
+use holdfast_mon_state::leader::Scene;
 use holdfast_mon_state::{Command, Outcome, STATE_BYTES_MAX, State};
 use holdfast_net::mon_api::MESSAGE_BYTES_MAX;
 use holdfast_types::{ClusterId, Epoch};
@@ -21,6 +23,12 @@ pub(crate) struct AppliedState {
     state: RwLock<State>,
     newest: watch::Sender<Arc<ClusterMap>>,
     recent: Mutex<VecDeque<Arc<ClusterMap>>>,
+}
+
+/// The wall clock, in Unix milliseconds.
+pub(crate) fn unix_ms() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Maps that are kept for the leader's memory, which looks several times a second and should miss none.
@@ -48,8 +56,9 @@ impl AppliedState {
         recent.iter().filter(|map| map.epoch > seen).cloned().collect()
     }
 
-    pub(crate) fn oldest_epoch(&self) -> Epoch {
-        self.state.read().oldest_epoch()
+    /// What a leader decides from, now.
+    pub(crate) fn scene(&self) -> Scene {
+        self.state.read().scene(unix_ms())
     }
 
     pub(crate) fn answer(&self, question: &MonCommand) -> Option<MonReply> {

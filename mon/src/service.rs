@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use futures::Stream;
 use holdfast_map::ClusterMap;
-use holdfast_mon_state::leader::{Due, Leader, ProbeResult, Quorum, Verdict};
-use holdfast_mon_state::{Change, Op};
+use holdfast_mon_state::leader::{Due, Leader, ProbeResult, Quorum, Scene, Verdict};
+use holdfast_mon_state::{Change, Op, SPLIT_OPTION};
 use holdfast_net::mon_api::{Monitor, RaftBytes, check_cluster};
 use holdfast_types::{ClusterId, Incarnation, MonId, OsdId, RequestId, Timestamp};
 use holdfast_wire::mon::{FailureKind, MapUpdate, MonCommand, MonError, MonReply, MonRequest, Secret, Subscribe};
@@ -82,11 +82,24 @@ impl Service {
         let mut leader = self.leader.lock();
         let Some(leader) = leader.as_mut() else { return Err(self.not_leader()) };
         let (map, now) = (self.state.map(), now());
+        self.catch_up(leader, &map, now);
+        Ok(work(leader, &map, now))
+    }
+
+    /// As [`Service::leading`], with all that a decision needs of the replicated state.
+    fn deciding<T>(&self, work: impl FnOnce(&mut Leader, &Scene, Timestamp) -> T) -> Result<T, MonError> {
+        let mut leader = self.leader.lock();
+        let Some(leader) = leader.as_mut() else { return Err(self.not_leader()) };
+        let (scene, now) = (self.state.scene(), now());
+        self.catch_up(leader, &scene.map, now);
+        Ok(work(leader, &scene, now))
+    }
+
+    fn catch_up(&self, leader: &mut Leader, newest: &ClusterMap, now: Timestamp) {
         for missed in self.state.maps_after(leader.seen()) {
             leader.observe(now, &missed);
         }
-        leader.observe(now, &map);
-        Ok(work(leader, &map, now))
+        leader.observe(now, newest);
     }
 
     fn not_leader(&self) -> MonError {
@@ -167,7 +180,15 @@ impl Service {
             | MonCommand::OsdDf
             | MonCommand::Df
             | MonCommand::PoolList
-            | MonCommand::PgList => self.question(&command).await,
+            | MonCommand::PgList
+            | MonCommand::PgQuery(_)
+            | MonCommand::Explain(_)
+            | MonCommand::BalancerStatus => self.question(&command).await,
+            // The state can, and its tests do; a map with a split would be obeyed by OSDs that keep their copies as they were.
+            MonCommand::ConfigSet { name, value: Some(_) } if name == SPLIT_OPTION => {
+                let reason = format!("{name} cannot be set: the OSDs of this release cannot split placement groups");
+                Err(MonError::Invalid { reason })
+            }
             MonCommand::OsdRegister { .. }
             | MonCommand::OsdBoot { .. }
             | MonCommand::OsdStopping { .. }
@@ -180,6 +201,9 @@ impl Service {
             | MonCommand::OsdDown(_)
             | MonCommand::OsdReweight { .. }
             | MonCommand::OsdRemove(_)
+            | MonCommand::OsdRelease(_)
+            | MonCommand::FullRatios { .. }
+            | MonCommand::Scrub { .. }
             | MonCommand::BlocklistAdd { .. }
             | MonCommand::KeyRemove { .. }
             | MonCommand::ConfigSet { .. }
@@ -202,7 +226,7 @@ impl Service {
             return Ok(reply);
         }
         let quorum = Quorum { leader: self.id, answering: self.consensus.answering(ANSWERING) };
-        self.leading(|leader, map, now| leader.answer(now, map, &quorum, question))?.ok_or(MonError::Unavailable)
+        self.deciding(|leader, scene, now| leader.answer(now, scene, &quorum, question))?.ok_or(MonError::Unavailable)
     }
 
     async fn failure(
@@ -301,8 +325,7 @@ impl Service {
     }
 
     async fn duties(self: &Arc<Self>) {
-        let oldest = self.state.oldest_epoch();
-        let Ok(due) = self.leading(|leader, map, now| leader.due(now, map, oldest)) else { return };
+        let Ok(due) = self.deciding(|leader, scene, now| leader.due(now, scene)) else { return };
         for due in due {
             match due {
                 Due::Probe { osd, incarnation, address } => self.start_probe(osd, incarnation, address),

@@ -11,8 +11,8 @@ use holdfast_mon::{Handle, Listen, MonConfig, run};
 use holdfast_net::mon_session::MonSession;
 use holdfast_types::{ClientId, ClusterId, DiskUuid, Epoch, Incarnation, LogVersion, MonId, OsdId};
 use holdfast_wire::mon::{
-    FailureKind, LocationStep, MonCommand, MonError, MonReply, OsdReport, PgReport, PgState, Severity, StatusReport,
-    StoreUsage,
+    Explanation, FailureKind, LocationStep, MonCommand, MonError, MonReply, OsdReport, PgReport, PgState, Severity,
+    StatusReport, StoreUsage, Subject,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -82,6 +82,13 @@ async fn status(session: &MonSession) -> StatusReport {
     }
 }
 
+async fn explain(session: &MonSession, subject: Subject) -> Explanation {
+    match ask(session, MonCommand::Explain(subject)).await.unwrap() {
+        MonReply::Explanation(explanation) => explanation,
+        reply => panic!("{reply:?}"),
+    }
+}
+
 /// An OSD as far as monitors can tell: a socket that listens.
 struct FakeOsd {
     osd: OsdId,
@@ -131,6 +138,7 @@ fn clean_report(map: &ClusterMap, osd: &FakeOsd) -> OsdReport {
         last_update: LogVersion::ZERO,
         last_epoch_clean: map.epoch,
         blocked_by: Vec::new(),
+        scrub: None,
     };
     OsdReport {
         osd: osd.osd,
@@ -204,6 +212,14 @@ async fn a_refused_osd_is_down_at_once_and_status_never_calls_it_clean() {
     assert!(degraded.pg_states.keys().all(|state| !state.contains("clean")), "{:?}", degraded.pg_states);
     let codes: Vec<&str> = degraded.checks.iter().map(|check| check.code.as_str()).collect();
     assert!(codes.contains(&"OSD_DOWN") && codes.contains(&"PG_DEGRADED"), "{codes:?}");
+    let why = explain(&session, Subject::Osd(dead.osd)).await;
+    assert!(!why.ok && why.causes[0].cause.contains("its port refuses connections"), "{why:?}");
+    let pg = map.pgs().next().unwrap();
+    let why = explain(&session, Subject::Pg(pg)).await;
+    let missing = why.causes.iter().find(|cause| cause.code == "MEMBER_DOWN").unwrap();
+    assert_eq!(missing.blocked_by, [dead.osd.to_string()]);
+    let MonReply::PgDetail(detail) = ask(&session, MonCommand::PgQuery(pg)).await.unwrap() else { panic!() };
+    assert_eq!(detail.explanation, why);
     // A report about the interval before must not count either.
     let _ = ask(&session, MonCommand::Report(clean_report(&map, &osds[0]))).await;
     assert!(status(&session).await.pg_states.keys().all(|state| !state.contains("clean")));

@@ -36,7 +36,8 @@ pub mod parts {
     pub use crate::copies::{CaughtUp, TakenUp, take_up};
     pub use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
     pub use crate::local::{
-        Local, collection_of, map_transactions, own_collection, pg_of, stored_maps, to_transaction,
+        Local, OWN as OWN_COLLECTION, collection_of, map_transactions, own_collection, pg_of, stored_maps,
+        to_transaction,
     };
     pub use crate::shard::MapStep;
     pub use crate::slots::Slots;

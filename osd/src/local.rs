@@ -12,7 +12,7 @@ use holdfast_wire::{Blob, Effect, Row};
 use crate::space::{self, PeerSpace};
 
 /// The collection of the daemon itself; pool 0 does not exist.
-const OWN: CollectionId = CollectionId { pool: 0, seed: 0 };
+pub const OWN: CollectionId = CollectionId { pool: 0, seed: 0 };
 /// Rows of the maps that were fed to the placement groups: this and the epoch, big-endian → `ClusterMap::encode_full`, or
 /// [`PIECES`] and a count.
 const MAP_ROWS: &[u8] = b"map/";
@@ -245,6 +245,10 @@ impl<D: Device, I: Index> LocalObjects for Local<'_, D, I> {
 
     fn has_room(&self, bytes: u64) -> bool {
         space::has_room(self.engine, bytes)
+    }
+
+    fn has_room_to_recover(&self, bytes: u64) -> bool {
+        space::has_room_to_recover(self.engine, bytes)
     }
 
     fn peer_has_room(&self, osd: OsdId) -> bool {

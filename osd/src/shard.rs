@@ -43,6 +43,8 @@ const WAITING_FOR_MAP_MAX: usize = 4096;
 const EARLY_MESSAGES_MAX: usize = 1024;
 /// Ticks in a row that one placement group may ask for "at once" before others get their turn.
 const TICKS_AT_ONCE_MAX: usize = 16;
+/// How often placement groups are told the time of day. Scrubs are scheduled by the hour.
+const TIME_OF_DAY_EVERY: Duration = Duration::from_secs(30);
 /// Events handled before what they have to say is sent. More would add latency and save little.
 const EVENTS_AT_ONCE_MAX: usize = 32;
 
@@ -223,6 +225,8 @@ pub(crate) struct Shard {
     /// Placement groups of which the store refused a transaction: nothing of them is done any more in this run.
     stopped: BTreeSet<PgId>,
     looked_for_lost_clients: Timestamp,
+    /// When the placement groups were last told the time of day.
+    told_time: Option<Timestamp>,
     outbox: Outbox,
     held: Held,
     /// The newest durable transaction of each placement group that the present turn was told of.
@@ -244,6 +248,7 @@ impl Shard {
             early: Vec::new(),
             stopped: BTreeSet::new(),
             looked_for_lost_clients: now(),
+            told_time: None,
             outbox: Outbox::default(),
             held: Held::default(),
             durable: BTreeMap::new(),
@@ -254,6 +259,7 @@ impl Shard {
     pub(crate) fn run(mut self, inbox: &Inbox) {
         let events = &inbox.events;
         loop {
+            self.tell_time();
             self.tick_due();
             let wait = self.wake_order.first().map_or(IDLE_WAIT, |(at, _)| at.since(now()).min(IDLE_WAIT));
             self.held.flush();
@@ -282,6 +288,19 @@ impl Shard {
                 self.looked_for_lost_clients = now();
                 self.replies.retain(|_, pending| !pending.connection.is_closed());
             }
+        }
+    }
+
+    /// Tells the placement groups the time of day, by which they schedule scrubs.
+    fn tell_time(&mut self) {
+        if self.told_time.is_some_and(|at| now().since(at) < TIME_OF_DAY_EVERY) {
+            return;
+        }
+        self.told_time = Some(now());
+        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        for pg in self.pgs.keys().copied().collect::<Vec<_>>() {
+            self.step_pg(pg, Input::WallClock { unix_ms });
         }
     }
 
@@ -382,6 +401,7 @@ impl Shard {
             Pg::create(pg, *osd, *incarnation, map, *limits)
         };
         self.pgs.insert(pg, made);
+        self.told_time = None;
         self.step_pg(pg, Input::Tick);
     }
 
@@ -563,6 +583,8 @@ impl Shard {
                 self.set_wake(pg, None);
                 self.release(pg, Slot::Incoming);
                 self.release(pg, Slot::Outgoing);
+                self.release(pg, Slot::ScrubIncoming);
+                self.release(pg, Slot::ScrubOutgoing);
                 // The map may have brought it back while it was being removed.
                 let members = self.step.members_of(pg);
                 let mine = members.up.contains(&self.shared.osd) || members.acting.contains(&self.shared.osd);

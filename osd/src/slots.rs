@@ -10,6 +10,9 @@ use parking_lot::Mutex;
 /// small, and transfers within one are few, so that one leaves the disk idle between messages.
 const SLOTS_EACH_WAY: usize = 3;
 
+/// Placement groups that are scrubbed at a time, each way: what scrubs read comes out of what clients could read.
+const SCRUB_SLOTS: usize = 1;
+
 #[derive(Debug, Default)]
 struct Way {
     held: Vec<PgId>,
@@ -21,6 +24,15 @@ struct Way {
 pub struct Slots {
     outgoing: Mutex<Way>,
     incoming: Mutex<Way>,
+    scrub_outgoing: Mutex<Way>,
+    scrub_incoming: Mutex<Way>,
+}
+
+fn slots_of(slot: Slot) -> usize {
+    match slot {
+        Slot::Outgoing | Slot::Incoming => SLOTS_EACH_WAY,
+        Slot::ScrubOutgoing | Slot::ScrubIncoming => SCRUB_SLOTS,
+    }
 }
 
 impl Slots {
@@ -28,6 +40,8 @@ impl Slots {
         match slot {
             Slot::Outgoing => &self.outgoing,
             Slot::Incoming => &self.incoming,
+            Slot::ScrubOutgoing => &self.scrub_outgoing,
+            Slot::ScrubIncoming => &self.scrub_incoming,
         }
     }
 
@@ -37,7 +51,7 @@ impl Slots {
         if way.held.contains(&pg) {
             return true;
         }
-        if way.held.len() < SLOTS_EACH_WAY {
+        if way.held.len() < slots_of(slot) {
             way.waiting.retain(|other| *other != pg);
             way.held.push(pg);
             return true;

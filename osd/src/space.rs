@@ -3,7 +3,8 @@
 //! A write is refused before it is logged when any member has no room for it. Members say so with each
 //! acknowledgement and each heartbeat. What primaries let in before they hear of it lands in the **spare** bytes that
 //! admission leaves; should even those not do, the store refuses, the run ends, and the next one comes back without that
-//! object. Deletes, rows and the log need none of it: the store keeps a reserve of its own for them.
+//! object. Half of them recovery may use: until an object is whole everywhere, those who would delete it wait. Deletes,
+//! rows and the log need none of it: the store keeps a reserve of its own for them.
 //!
 //! What the monitors are told as "used" is measured against the same limit: full is when writes stop.
 
@@ -31,6 +32,18 @@ fn admission_limit(limit: u64) -> u64 {
 pub fn has_room<D: Device, I: Index>(engine: &Engine<D, I>, bytes: u64) -> bool {
     let (live, limit) = engine.live_bytes();
     live.saturating_add(bytes) < admission_limit(limit)
+}
+
+/// Most live bytes up to which objects that are missing here are recovered.
+fn recovery_limit(limit: u64) -> u64 {
+    let admitted = admission_limit(limit);
+    admitted + (limit - admitted) / 2
+}
+
+/// Whether so many bytes of an object that is missing here may be recovered.
+pub(crate) fn has_room_to_recover<D: Device, I: Index>(engine: &Engine<D, I>, bytes: u64) -> bool {
+    let (live, limit) = engine.live_bytes();
+    bytes == 0 || live.saturating_add(bytes) <= recovery_limit(limit)
 }
 
 /// What is told of the store. Garbage does not count: it is cleaned as soon as its room is needed. The index does: rows
@@ -85,6 +98,13 @@ mod tests {
         assert_eq!(admission_limit(320 << 20), 288 << 20);
         assert_eq!(admission_limit(40 << 20), 30 << 20);
         assert_eq!(admission_limit(0), 0);
+    }
+
+    #[test]
+    fn recovery_leaves_half_of_the_spare_room_to_writes_that_were_let_in() {
+        assert_eq!(recovery_limit(3200 << 20), 3150 << 20);
+        assert_eq!(recovery_limit(40 << 20), 35 << 20);
+        assert_eq!(recovery_limit(0), 0);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use holdfast_types::OsdId;
+use holdfast_types::{OsdId, PgId};
 
 use crate::units::ByteSize;
 
@@ -117,6 +117,12 @@ pub enum Command {
     /// Placement groups.
     #[command(subcommand)]
     Pg(PgVerb),
+    /// Why something is not as it should be: the cause, who stands in the way, the next command.
+    #[command(subcommand)]
+    Explain(ExplainWhat),
+    /// What evens out how full the OSDs are.
+    #[command(subcommand)]
+    Balancer(BalancerVerb),
     /// S3 keys.
     #[command(subcommand)]
     Key(KeyVerb),
@@ -148,6 +154,10 @@ pub enum OsdVerb {
     In(Osds),
     /// Mark them down; living ones come back by themselves.
     Down(Osds),
+    /// Have all placement groups that have a copy there scrubbed.
+    Scrub(Osds),
+    /// The same, reading all bytes of all copies.
+    DeepScrub(Osds),
     /// Give one less or more of its share of data.
     Reweight {
         /// Which, such as osd.3 or 3.
@@ -155,6 +165,16 @@ pub enum OsdVerb {
         /// 0 to 1.
         weight: f64,
     },
+    /// Let one that flaps, and whose boots are held off, boot at once.
+    Release(Osds),
+    /// Where the warning of a nearly full OSD starts.
+    SetNearfullRatio(Ratio),
+    /// Where an OSD is given no further copies of placement groups.
+    SetBackfillfullRatio(Ratio),
+    /// Where writes stop.
+    SetFullRatio(Ratio),
+    /// Where all stops but what frees space.
+    SetFailsafeRatio(Ratio),
     /// Forget one that is down, out and empty.
     Rm {
         /// Which, such as osd.3 or 3.
@@ -163,6 +183,47 @@ pub enum OsdVerb {
         #[arg(long, value_name = "NAME")]
         confirm: Option<String>,
     },
+}
+
+/// `holdfast explain …`
+#[derive(Debug, Subcommand)]
+pub enum ExplainWhat {
+    /// A placement group.
+    Pg {
+        /// Which, such as 1.3.
+        pg: PgId,
+    },
+    /// The placement group of an object.
+    Object {
+        /// Its pool.
+        pool: String,
+        /// Its name.
+        name: String,
+    },
+    /// An OSD.
+    Osd {
+        /// Which, such as osd.3 or 3.
+        osd: OsdId,
+    },
+}
+
+/// `holdfast balancer …`
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum BalancerVerb {
+    /// What it does or waits for.
+    Status,
+    /// Let it move data, as it does by default.
+    On,
+    /// Let it move nothing.
+    Off,
+}
+
+/// A part of an OSD's room.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Ratio {
+    /// Such as 0.85.
+    #[arg(value_name = "0.0-1.0")]
+    pub ratio: f64,
 }
 
 /// Some OSDs.
@@ -217,6 +278,25 @@ pub enum PgVerb {
         #[arg(long)]
         unclean: bool,
     },
+    /// All that is known of one.
+    Query {
+        /// Which, such as 1.3.
+        pg: PgId,
+    },
+    /// Have the copies compared: versions, sizes, attributes and rows.
+    Scrub(Pgs),
+    /// Have all bytes of all copies read and compared, too.
+    DeepScrub(Pgs),
+    /// Have them compared deeply, and repaired whatever can be told to be wrong, however much it is.
+    Repair(Pgs),
+}
+
+/// Some placement groups.
+#[derive(Debug, Args)]
+pub struct Pgs {
+    /// Which, such as 1.1f.
+    #[arg(required = true, value_name = "PG")]
+    pub pgs: Vec<PgId>,
 }
 
 /// `holdfast key …`

@@ -83,6 +83,17 @@ fn status_text(report: &StatusReport) -> String {
             report.copies_missing, report.objects_unfound
         );
     }
+    if let Some(scrub) = &report.scrub {
+        let running = match scrub.pgs_scrubbing {
+            0 => String::new(),
+            count => format!("; {count} placement groups are being scrubbed"),
+        };
+        let _ = writeln!(
+            text,
+            "scrub     {} objects verified, {} inconsistent, {} copies repaired{running}",
+            scrub.objects_verified, scrub.objects_inconsistent, scrub.copies_repaired
+        );
+    }
     text
 }
 
@@ -119,6 +130,7 @@ mod tests {
             copies_missing: 4,
             objects_unfound: 0,
             usage: holdfast_wire::mon::StoreUsage { total_bytes: 4 << 30, used_bytes: 1 << 30, live_bytes: 1 << 30 },
+            scrub: None,
         };
         let text = status_text(&report);
         assert!(text.contains("WARNING REDUNDANCY_REDUCED: 4 copies missing"), "{text}");

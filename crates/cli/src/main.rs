@@ -9,6 +9,7 @@ mod config;
 mod crush_test;
 mod dev;
 mod embedded;
+mod explain;
 mod failure;
 mod health;
 mod monitors;
@@ -61,6 +62,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Some(Command::Df) => queries::df(&common),
         Some(Command::Pool(verb)) => queries::pool(&common, verb),
         Some(Command::Pg(verb)) => queries::pg(&common, verb),
+        Some(Command::Explain(what)) => explain::explain(&common, what),
+        Some(Command::Balancer(verb)) => explain::balancer(&common, verb),
         Some(Command::Key(verb)) => queries::key(&common, verb),
         Some(Command::Config(verb)) => queries::config(&common, verb),
         None if cli.status => health::status(&common),

@@ -18,6 +18,14 @@ const CONFIG_DEFAULT: &str = "/etc/holdfast/holdfast.toml";
 
 /// Asks one thing; `what` says it in an error, such as `list the pools`.
 pub fn ask(common: &Common, what: &str, command: MonCommand) -> Result<MonReply, Failure> {
+    match ask_raw(common, what, command)? {
+        MonReply::Failed(error) => Err(Failure::refused(what, &error)),
+        reply => Ok(reply),
+    }
+}
+
+/// As [`ask`], with a refusal as an answer.
+pub fn ask_raw(common: &Common, what: &str, command: MonCommand) -> Result<MonReply, Failure> {
     let config: ClientFile = load(&config_file()?)?;
     let limit = Duration::from_secs(common.timeout);
     let client = getrandom::u64()
@@ -29,11 +37,7 @@ pub fn ask(common: &Common, what: &str, command: MonCommand) -> Result<MonReply,
             Err(error) => Err(error),
         }
     });
-    match reply {
-        Ok(MonReply::Failed(error)) => Err(Failure::refused(what, &error)),
-        Ok(reply) => Ok(reply),
-        Err(error) => Err(Failure::unreachable(what, &error)),
-    }
+    reply.map_err(|error| Failure::unreachable(what, &error))
 }
 
 /// For an answer that does not fit the question.

@@ -2,9 +2,10 @@
 
 use holdfast_types::OsdId;
 use holdfast_wire::mon::{KeyInfo, MonCommand, MonReply, PgRow, Secret};
+use holdfast_wire::scrub::{PgScrub, ScrubKind, ScrubTarget};
 use serde_json::{Value, json};
 
-use crate::args::{Common, ConfigVerb, Format, KeyVerb, OsdVerb, Osds, PgVerb, PoolVerb};
+use crate::args::{Common, ConfigVerb, Format, KeyVerb, OsdVerb, Osds, PgVerb, PoolVerb, Ratio};
 use crate::failure::{Exit, Failure};
 use crate::monitors::{ask, unexpected};
 use crate::output::Align::{Left, Right};
@@ -31,6 +32,8 @@ pub fn osd(common: &Common, verb: OsdVerb) -> Result<(), Failure> {
         OsdVerb::Out(osds) => each(common, &osds, "mark", "out", MonCommand::OsdOut),
         OsdVerb::In(osds) => each(common, &osds, "mark", "in", MonCommand::OsdIn),
         OsdVerb::Down(osds) => each(common, &osds, "mark", "down", MonCommand::OsdDown),
+        OsdVerb::Scrub(osds) => scrub(common, osds.osds.into_iter().map(ScrubTarget::Osd), ScrubKind::Shallow),
+        OsdVerb::DeepScrub(osds) => scrub(common, osds.osds.into_iter().map(ScrubTarget::Osd), ScrubKind::Deep),
         OsdVerb::Reweight { osd, weight } => {
             if !(0.0..=1.0).contains(&weight) {
                 return Err(Failure::usage(format!("{weight} is not between 0 and 1")));
@@ -41,6 +44,17 @@ pub fn osd(common: &Common, verb: OsdVerb) -> Result<(), Failure> {
             let value = change(common, &format!("reweight {osd}"), command)?;
             print_change(common, &value, &format!("{osd} has weight {weight} now"))
         }
+        OsdVerb::Release(osds) => each(common, &osds, "let", "boot", MonCommand::OsdRelease),
+        OsdVerb::SetNearfullRatio(ratio) => {
+            full_ratio(common, "nearfull", ratio, |part| [Some(part), None, None, None])
+        }
+        OsdVerb::SetBackfillfullRatio(ratio) => {
+            full_ratio(common, "backfillfull", ratio, |part| [None, Some(part), None, None])
+        }
+        OsdVerb::SetFullRatio(ratio) => full_ratio(common, "full", ratio, |part| [None, None, Some(part), None]),
+        OsdVerb::SetFailsafeRatio(ratio) => {
+            full_ratio(common, "failsafe", ratio, |part| [None, None, None, Some(part)])
+        }
         OsdVerb::Rm { osd, confirm } => {
             confirmed(&format!("remove {osd}"), &osd.to_string(), confirm.as_deref())?;
             let value = change(common, &format!("remove {osd}"), MonCommand::OsdRemove(osd))?;
@@ -49,13 +63,51 @@ pub fn osd(common: &Common, verb: OsdVerb) -> Result<(), Failure> {
     }
 }
 
+/// Asks for scrubs. They go on by themselves, when the placement groups are clean.
+fn scrub(common: &Common, targets: impl Iterator<Item = ScrubTarget>, kind: ScrubKind) -> Result<(), Failure> {
+    let word = match kind {
+        ScrubKind::Shallow => "scrub",
+        ScrubKind::Deep => "deep-scrub",
+        ScrubKind::Repair => "repair",
+    };
+    let (mut values, mut names) = (Vec::new(), Vec::new());
+    for target in targets {
+        let name = match target {
+            ScrubTarget::Pg(pg) => format!("pg {pg}"),
+            ScrubTarget::Osd(osd) => osd.to_string(),
+        };
+        values.push(change(common, &format!("{word} {name}"), MonCommand::Scrub { target, kind })?);
+        names.push(name);
+    }
+    let text = || format!("{word} of {} is asked for; `holdfast pg ls` shows when it is done\n", names.join(", "));
+    print(common.output, &values, text)
+}
+
+/// `set` says which of the four levels the new one is.
+fn full_ratio(
+    common: &Common,
+    level: &str,
+    Ratio { ratio }: Ratio,
+    set: fn(u32) -> [Option<u32>; 4],
+) -> Result<(), Failure> {
+    if !(0.0..=1.0).contains(&ratio) {
+        return Err(Failure::usage(format!("{ratio} is not between 0 and 1")));
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 1000")]
+    let [near_full, backfill_full, full, failsafe] = set((ratio * 1_000.0).round() as u32);
+    let command = MonCommand::FullRatios { near_full, backfill_full, full, failsafe };
+    let value = change(common, &format!("set the {level} ratio"), command)?;
+    print_change(common, &value, &format!("{level} begins at {ratio}"))
+}
+
 fn each(common: &Common, osds: &Osds, verb: &str, word: &str, command: fn(OsdId) -> MonCommand) -> Result<(), Failure> {
     let mut values = Vec::new();
     for osd in &osds.osds {
         values.push(change(common, &format!("{verb} {osd} {word}"), command(*osd))?);
     }
     let names: Vec<String> = osds.osds.iter().map(ToString::to_string).collect();
-    print(common.output, &values, || format!("{} marked {word}\n", names.join(", ")))
+    let done = if verb == "mark" { format!("marked {word}") } else { format!("may {word}") };
+    print(common.output, &values, || format!("{} {done}\n", names.join(", ")))
 }
 
 /// Dangerous acts want the name once more.
@@ -229,13 +281,36 @@ pub fn pool(common: &Common, verb: PoolVerb) -> Result<(), Failure> {
 
 /// `holdfast pg …`
 pub fn pg(common: &Common, verb: PgVerb) -> Result<(), Failure> {
-    let PgVerb::Ls { unclean } = verb;
+    let unclean = match verb {
+        PgVerb::Ls { unclean } => unclean,
+        PgVerb::Query { pg } => return crate::explain::pg_query(common, pg),
+        PgVerb::Scrub(pgs) => return scrub(common, pgs.pgs.into_iter().map(ScrubTarget::Pg), ScrubKind::Shallow),
+        PgVerb::DeepScrub(pgs) => return scrub(common, pgs.pgs.into_iter().map(ScrubTarget::Pg), ScrubKind::Deep),
+        PgVerb::Repair(pgs) => return scrub(common, pgs.pgs.into_iter().map(ScrubTarget::Pg), ScrubKind::Repair),
+    };
     let what = "list the placement groups";
     let MonReply::Pgs(mut rows) = ask(common, what, MonCommand::PgList)? else { return Err(unexpected(what)) };
     if unclean {
         rows.retain(|row| row.state != "active+clean");
     }
     print(common.output, &rows, || pg_table(&rows))
+}
+
+/// How long ago the last scrub ended.
+fn scrubbed(scrub: Option<&PgScrub>, deep: bool) -> String {
+    let Some(scrub) = scrub else { return String::new() };
+    if scrub.running.is_some_and(|kind| kind.is_deep() == deep) {
+        return "running".to_owned();
+    }
+    let (at, age_s) =
+        if deep { (scrub.deep_scrubbed_ms, scrub.deep_scrub_age_s) } else { (scrub.scrubbed_ms, scrub.scrub_age_s) };
+    match (at, age_s) {
+        (0, _) => "never".to_owned(),
+        (_, 0..120) => format!("{age_s} s ago"),
+        (_, 120..7_200) => format!("{} min ago", age_s / 60),
+        (_, 7_200..172_800) => format!("{} h ago", age_s / 3_600),
+        _ => format!("{} d ago", age_s / 86_400),
+    }
 }
 
 fn pg_table(rows: &[PgRow]) -> String {
@@ -254,6 +329,8 @@ fn pg_table(rows: &[PgRow]) -> String {
         ("UNFOUND", Right),
         ("LAST UPDATE", Left),
         ("BLOCKED BY", Left),
+        ("SCRUBBED", Right),
+        ("DEEP SCRUBBED", Right),
     ]);
     for row in rows {
         table.row(vec![
@@ -267,6 +344,8 @@ fn pg_table(rows: &[PgRow]) -> String {
             row.objects_unfound.to_string(),
             row.last_update.to_string(),
             if row.blocked_by.is_empty() { String::new() } else { set(&row.blocked_by) },
+            scrubbed(row.scrub.as_ref(), false),
+            scrubbed(row.scrub.as_ref(), true),
         ]);
     }
     table.text()

@@ -5,11 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_crush::CrushMap;
 use holdfast_types::{ClientId, ClusterId, DiskUuid, Epoch, Incarnation, MonId, OsdId, PgId, PoolId};
 use minicbor::{Decode, Encode};
+use serde::Serialize;
+
+use crate::space::{FullRatios, SpaceLevel};
 
 /// The highest OSD id: placement tables are dense.
 pub const OSD_ID_MAX: u32 = 65_535;
 /// Most members of a temporary acting set.
 pub const PG_TEMP_MEMBERS_MAX: usize = 32;
+/// Most exchanges of members of one placement group: no pool keeps more copies.
+pub const UPMAP_ITEMS_MAX: usize = 16;
 /// Most fenced sessions. Each map holder keeps all of them.
 pub const BLOCKLIST_MAX: usize = 100_000;
 /// Most registered services.
@@ -56,6 +61,75 @@ pub struct ClusterMap {
     #[n(11)]
     #[cbor(default)]
     pub next_osd: OsdId,
+    /// Members that stand in the place of what CRUSH chose, so that all OSDs are equally full.
+    #[n(12)]
+    #[cbor(skip_if = "BTreeMap::is_empty")]
+    pub upmap: BTreeMap<PgId, Vec<UpmapItem>>,
+    /// How full the OSDs are that are nearly full or more, as of their last report.
+    #[n(13)]
+    #[cbor(skip_if = "BTreeMap::is_empty")]
+    pub space: BTreeMap<OsdId, SpaceLevel>,
+    /// Where the levels of `space` begin.
+    #[n(14)]
+    #[cbor(skip_if = "crate::space::is_default")]
+    pub ratios: FullRatios,
+    /// Pools that are placed as if they had only so many placement groups: what a split made lies with what it was split
+    /// from until this has risen to `pg_num`.
+    #[n(15)]
+    #[cbor(skip_if = "BTreeMap::is_empty")]
+    pub placed_as: BTreeMap<PoolId, u32>,
+    /// Placement groups that people want scrubbed; each stays until its primary reports that it was done.
+    #[n(20)]
+    #[cbor(skip_if = "BTreeMap::is_empty")]
+    pub scrub_wishes: BTreeMap<PgId, ScrubWish>,
+}
+
+/// How thoroughly copies are compared. Each kind does what those before it do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode, Serialize)]
+#[cbor(index_only)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScrubKind {
+    /// Versions, sizes, attributes and rows.
+    #[n(0)]
+    Shallow,
+    /// All bytes, too.
+    #[n(1)]
+    Deep,
+    /// And whatever can be told to be wrong is repaired, however much it is.
+    #[n(2)]
+    Repair,
+}
+
+impl ScrubKind {
+    /// Whether all bytes are read.
+    #[must_use]
+    pub fn is_deep(self) -> bool {
+        self != ScrubKind::Shallow
+    }
+}
+
+/// One scrub that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct ScrubWish {
+    /// What.
+    #[n(0)]
+    pub kind: ScrubKind,
+    /// The map that brought the wish: its name. A scrub that began in an earlier map does not fulfil it.
+    #[n(1)]
+    pub epoch: Epoch,
+}
+
+/// One exchange of members of a placement group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(array)]
+pub struct UpmapItem {
+    /// Which CRUSH chose.
+    #[n(0)]
+    pub from: OsdId,
+    /// Which stands in its place.
+    #[n(1)]
+    pub to: OsdId,
 }
 
 /// One OSD, as the monitors see it.
@@ -213,7 +287,24 @@ impl ClusterMap {
             services: BTreeMap::new(),
             next_pool: PoolId(1),
             next_osd: OsdId(0),
+            upmap: BTreeMap::new(),
+            space: BTreeMap::new(),
+            ratios: FullRatios::default(),
+            placed_as: BTreeMap::new(),
+            scrub_wishes: BTreeMap::new(),
         }
+    }
+
+    /// How full the OSD is, if that is worth a mention.
+    #[must_use]
+    pub fn space_level(&self, osd: OsdId) -> Option<SpaceLevel> {
+        self.space.get(&osd).copied()
+    }
+
+    /// Whether the OSD is so full that no copies may be moved to it.
+    #[must_use]
+    pub fn takes_no_backfill(&self, osd: OsdId) -> bool {
+        self.space_level(osd) >= Some(SpaceLevel::BackfillFull)
     }
 
     /// Whether the OSD has the disk that served under its id in an interval that began at `first`.

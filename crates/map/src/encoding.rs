@@ -1,8 +1,9 @@
 //! The envelope of a full map: magic, version, oldest reader, length, checksum; then canonical CBOR.
 
+use holdfast_types::PoolId;
 use minicbor::{Decode, Encode};
 
-use crate::cluster::{BLOCKLIST_MAX, ClusterMap, OSD_ID_MAX, PG_TEMP_MEMBERS_MAX, SERVICES_MAX};
+use crate::cluster::{BLOCKLIST_MAX, ClusterMap, OSD_ID_MAX, PG_TEMP_MEMBERS_MAX, SERVICES_MAX, UPMAP_ITEMS_MAX};
 
 /// `HFMP`.
 const MAGIC: [u8; 4] = *b"HFMP";
@@ -111,6 +112,18 @@ impl ClusterMap {
         if let Some((pg, acting)) = self.pg_temp.iter().find(|(_, acting)| acting.len() > PG_TEMP_MEMBERS_MAX) {
             return Err(format!("{pg} has {} temporary members", acting.len()));
         }
+        if let Some((pg, items)) = self.upmap.iter().find(|(_, items)| items.len() > UPMAP_ITEMS_MAX) {
+            return Err(format!("{pg} has {} exchanged members", items.len()));
+        }
+        let fits = |(pool, placed): &(&PoolId, &u32)| {
+            self.pools.get(*pool).is_some_and(|info| (1..info.pg_num).contains(*placed))
+        };
+        if let Some((pool, placed)) = self.placed_as.iter().find(|entry| !fits(entry)) {
+            return Err(format!("pool {pool} is placed as if it had {placed} placement groups"));
+        }
+        if !self.ratios.is_valid() {
+            return Err(format!("the levels of fullness do not rise: {:?}", self.ratios));
+        }
         if self.blocklist.len() > BLOCKLIST_MAX || self.services.len() > SERVICES_MAX {
             let (fenced, services) = (self.blocklist.len(), self.services.len());
             return Err(format!("{fenced} fenced sessions and {services} services"));
@@ -133,8 +146,28 @@ impl ClusterMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Increment, OsdInfo};
-    use holdfast_types::{ClusterId, DiskUuid, Epoch, Incarnation, OsdId};
+    use crate::{Increment, OsdInfo, SpaceLevel, UpmapItem};
+    use holdfast_types::{ClusterId, DiskUuid, Epoch, Incarnation, OsdId, PgId, PoolId};
+
+    #[test]
+    fn fields_of_this_release_cost_an_older_reader_nothing_until_they_are_used() {
+        let plain = ClusterMap::empty(ClusterId([1; 16]));
+        let body = minicbor::to_vec(&plain).expect("encodes");
+        let keys = minicbor::Decoder::new(&body).map().expect("a map").expect("of known length");
+        assert_eq!(keys, 12, "as before upmap, space, ratios, splits and scrubs");
+        let mut used = plain.clone();
+        used.epoch = Epoch(1);
+        used.upmap.insert(PgId { pool: PoolId(1), seed: 0 }, vec![UpmapItem { from: OsdId(1), to: OsdId(2) }]);
+        used.space.insert(OsdId(1), SpaceLevel::BackfillFull);
+        used.ratios.near_full = 800;
+        assert_eq!(ClusterMap::decode_full(&used.encode_full()).as_ref(), Ok(&used));
+        let increment = Increment::decode(&Increment::between(&plain, &used).encode()).expect("decodes");
+        assert_eq!(plain.apply(&increment).as_ref(), Ok(&used));
+        let mut back = plain;
+        back.epoch = Epoch(2);
+        let increment = Increment::decode(&Increment::between(&used, &back).encode()).expect("decodes");
+        assert_eq!(used.apply(&increment).as_ref(), Ok(&back));
+    }
 
     #[test]
     fn a_map_that_asks_for_too_much_is_refused_however_it_comes() {

@@ -6,8 +6,9 @@ use holdfast_crush::CrushMap;
 use holdfast_types::{ClusterId, Epoch, MonId, OsdId, PgId, PoolId};
 use minicbor::{Decode, Encode};
 
-use crate::cluster::{BlocklistEntry, ClusterFlags, ClusterMap, OsdInfo, Pool, ServiceInfo};
+use crate::cluster::{BlocklistEntry, ClusterFlags, ClusterMap, OsdInfo, Pool, ScrubWish, ServiceInfo, UpmapItem};
 use crate::encoding::{MapDecodeError, seal, unseal};
+use crate::space::{FullRatios, SpaceLevel};
 
 const MAGIC: [u8; 4] = *b"HFMI";
 
@@ -54,6 +55,25 @@ pub struct Increment {
     /// The next OSD id, when it changed.
     #[n(12)]
     pub next_osd: Option<OsdId>,
+    /// Exchanges of members.
+    #[n(13)]
+    #[cbor(skip_if = "BTreeMap::is_empty")]
+    pub upmap: BTreeMap<PgId, Option<Vec<UpmapItem>>>,
+    /// OSDs that are nearly full or more.
+    #[n(14)]
+    #[cbor(skip_if = "BTreeMap::is_empty")]
+    pub space: BTreeMap<OsdId, Option<SpaceLevel>>,
+    /// Where the levels of `space` begin, when that changed.
+    #[n(15)]
+    pub ratios: Option<FullRatios>,
+    /// Pools that are placed as if they had fewer placement groups.
+    #[n(16)]
+    #[cbor(skip_if = "BTreeMap::is_empty")]
+    pub placed_as: BTreeMap<PoolId, Option<u32>>,
+    /// Scrubs that were asked for.
+    #[n(20)]
+    #[cbor(skip_if = "BTreeMap::is_empty")]
+    pub scrub_wishes: BTreeMap<PgId, Option<ScrubWish>>,
 }
 
 /// An increment that does not fit the map it was applied to. The holder then asks for the full map.
@@ -137,6 +157,11 @@ impl Increment {
             services: changes_of(&old.services, &new.services),
             next_pool: (old.next_pool != new.next_pool).then_some(new.next_pool),
             next_osd: (old.next_osd != new.next_osd).then_some(new.next_osd),
+            upmap: changes_of(&old.upmap, &new.upmap),
+            space: changes_of(&old.space, &new.space),
+            placed_as: changes_of(&old.placed_as, &new.placed_as),
+            ratios: (old.ratios != new.ratios).then_some(new.ratios),
+            scrub_wishes: changes_of(&old.scrub_wishes, &new.scrub_wishes),
         }
     }
 
@@ -174,6 +199,10 @@ impl ClusterMap {
         set_each(&mut next.pools, &increment.pools);
         set_each(&mut next.pg_temp, &increment.pg_temp);
         set_each(&mut next.services, &increment.services);
+        set_each(&mut next.upmap, &increment.upmap);
+        set_each(&mut next.space, &increment.space);
+        set_each(&mut next.placed_as, &increment.placed_as);
+        set_each(&mut next.scrub_wishes, &increment.scrub_wishes);
         for (entry, added) in &increment.blocklist {
             if *added {
                 next.blocklist.insert(*entry);
@@ -192,6 +221,9 @@ impl ClusterMap {
         }
         if let Some(osd) = increment.next_osd {
             next.next_osd = osd;
+        }
+        if let Some(ratios) = increment.ratios {
+            next.ratios = ratios;
         }
         let computed = next.checksum();
         if computed != increment.checksum {

@@ -20,6 +20,8 @@ pub struct Summary {
     pub stale_reads: u64,
     /// Segments that the stores cleaned.
     pub cleaned: u64,
+    /// Copies that scrubs found bad and had repaired.
+    pub copies_scrubbed: u64,
     /// What had to strike.
     pub planned: Vec<FaultKind>,
     /// What struck.
@@ -42,6 +44,7 @@ impl Summary {
         self.operations += other.operations;
         self.stale_reads += other.stale_reads;
         self.cleaned += other.cleaned;
+        self.copies_scrubbed += other.copies_scrubbed;
         self.faults.add_all(&other.faults);
         self.planned.extend(other.planned);
         self.violations.extend(other.violations);
@@ -49,6 +52,7 @@ impl Summary {
 
     fn add(&mut self, report: &Report) {
         self.cleaned += report.cleaned;
+        self.copies_scrubbed += report.copies_scrubbed;
         self.simulated_ms += report.simulated_ms;
         self.operations += report.operations;
         self.stale_reads += report.stale_reads;
@@ -60,13 +64,15 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} seeds, {:.2} simulated hours, {} operations, {} stale reads across partitions, {} segments cleaned; {}; \
+            "{} seeds, {:.2} simulated hours, {} operations, {} stale reads across partitions, {} segments cleaned, \
+             {} copies repaired by scrubs; {}; \
              {} violations",
             self.seeds,
             self.simulated_ms as f64 / 3_600_000.0,
             self.operations,
             self.stale_reads,
             self.cleaned,
+            self.copies_scrubbed,
             self.faults,
             self.violations.len(),
         )

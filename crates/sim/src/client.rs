@@ -49,6 +49,17 @@ pub(crate) struct Operation {
     pub answer: Option<(Timestamp, ClientOutcome)>,
 }
 
+/// What a client makes of "full".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WhenFull {
+    /// It cannot be: a broken promise.
+    Never,
+    /// There will be room soon: the same request is sent again.
+    SendAgain,
+    /// It is the answer, as for the client library.
+    GiveUp,
+}
+
 /// A request without an answer.
 #[derive(Debug)]
 struct Outstanding {
@@ -62,8 +73,7 @@ pub(crate) struct Client {
     pub id: ClientId,
     pub epoch: Epoch,
     names: Arc<Names>,
-    /// Whether a full cluster is to be expected.
-    waits_for_room: bool,
+    when_full: WhenFull,
     /// Times that a full cluster refused a write.
     pub refused_full: u64,
     next_tid: u64,
@@ -132,12 +142,12 @@ pub(crate) fn list_values(results: &[OpResult]) -> Result<Vec<u64>, String> {
 }
 
 impl Client {
-    pub fn new(id: u64, names: Arc<Names>, waits_for_room: bool) -> Client {
+    pub fn new(id: u64, names: Arc<Names>, when_full: WhenFull) -> Client {
         Client {
             id: ClientId(id),
             epoch: Epoch(1),
             names,
-            waits_for_room,
+            when_full,
             refused_full: 0,
             next_tid: 1,
             outstanding: BTreeMap::new(),
@@ -266,8 +276,12 @@ impl Client {
                 self.epoch = self.epoch.max(reply.epoch);
                 return Ok(());
             }
-            ClientOutcome::Refused(RefusedReason::Full) if self.waits_for_room => {
-                self.refused_full += 1; // final, as for the client library
+            ClientOutcome::Refused(RefusedReason::Full) if self.when_full != WhenFull::Never => {
+                self.refused_full += 1;
+                if self.when_full == WhenFull::SendAgain {
+                    self.epoch = self.epoch.max(reply.epoch);
+                    return Ok(());
+                }
             }
             ClientOutcome::Refused(reason) => return Err(format!("request {} was refused: {reason}", reply.id)),
             ClientOutcome::Done { .. } | ClientOutcome::Failed { .. } => {}

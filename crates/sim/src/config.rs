@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use holdfast_pg::Limits;
+use holdfast_pg::{Limits, ScrubLimits};
 
 /// Which faults strike, and how hard. Probabilities are per message, rates per simulated second.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,6 +36,9 @@ pub struct Faults {
     pub leader_changes_per_second: f64,
     /// Times without a majority of the monitors, per second.
     pub monitor_outages_per_second: f64,
+    /// OSDs, per second, whose disk is filled by something else for a while: up to where clients' writes are not let in any
+    /// more, or to where recovery is not, either.
+    pub cramps_per_second: f64,
     /// Probability that a sync takes a hundred times longer.
     pub slow_sync: f64,
 }
@@ -54,6 +57,7 @@ impl Faults {
         remaps_per_second: 0.0,
         map_lags_per_second: 0.0,
         flips_per_second: 0.0,
+        cramps_per_second: 0.0,
         pauses_per_second: 0.0,
         leader_changes_per_second: 0.0,
         monitor_outages_per_second: 0.0,
@@ -92,6 +96,8 @@ pub struct Config {
     pub faults: Faults,
     /// Bounds of the placement groups; tiny ones reach more states.
     pub limits: Limits,
+    /// How long a day of the calendar lasts, by which copies are scrubbed; `None`: the time of day is never told.
+    pub day: Option<Duration>,
     /// Whether every input and output is printed to standard error.
     pub trace: bool,
 }
@@ -107,7 +113,9 @@ impl Config {
             ("churn", Config::churn()),
             ("rot", Config::rot()),
             ("gaps", Config::gaps()),
+            ("scrub", Config::scrub()),
             ("full", Config::full()),
+            ("cramped", Config::cramped()),
             ("loss", Config::loss()),
             ("calm", Config::calm()),
         ]
@@ -131,6 +139,7 @@ impl Config {
             segments: 40,
             faults: Faults::NONE,
             limits: Limits { piece_bytes: 64, ..Limits::default() },
+            day: None,
             trace: false,
         }
     }
@@ -145,6 +154,32 @@ impl Config {
         // So many objects that about half are older than the log when they rot; so many requests that rot is soon met.
         let (duration, pause) = (Duration::from_secs(30), Duration::from_millis(25));
         Config { faults, objects: 16, duration, pause, ..storm }
+    }
+
+    /// Days fly, so that copies are scrubbed all the time, while one disk rots, its process is killed and messages are lost.
+    /// After a week no bad copy may be left, though nobody has read it.
+    #[must_use]
+    pub fn scrub() -> Config {
+        let rot = Config::rot();
+        let faults = Faults {
+            flips_per_second: 2.0,
+            kills_per_second: 0.1,
+            slow_sync: 0.1,
+            delay_max: Duration::from_millis(20),
+            ..rot.faults
+        };
+        let scrub = ScrubLimits { chunk_objects: 3, piece_bytes: 48, repairs_max: 1_000, ..rot.limits.scrub };
+        let limits = Limits { scrub, ..rot.limits };
+        let (day, pause) = (Some(Duration::from_millis(500)), Duration::from_millis(80));
+        Config { osds: 4, objects: 6, faults, limits, day, pause, ..rot }
+    }
+
+    /// The storm, with disks that something else fills for a while: copies are begun, refused, and begun anew.
+    #[must_use]
+    pub fn cramped() -> Config {
+        let storm = Config::storm();
+        let faults = Faults { cramps_per_second: 0.4, remaps_per_second: 0.1, ..storm.faults };
+        Config { faults, ..storm }
     }
 
     /// Clients write more than the disks hold, while processes and machines fail; at the end they delete.
@@ -279,6 +314,7 @@ impl Config {
                 remaps_per_second: 0.05,
                 map_lags_per_second: 0.0,
                 flips_per_second: 0.0,
+                cramps_per_second: 0.0,
                 pauses_per_second: 0.03,
                 leader_changes_per_second: 0.03,
                 monitor_outages_per_second: 0.015,

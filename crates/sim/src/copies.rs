@@ -11,12 +11,27 @@ use holdfast_wire::Row;
 use crate::node::Node;
 use crate::world::World;
 
-/// Everything of one object; no bytes when they cannot be read.
+/// Everything of one object; `None` for what cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ObjectCopy {
     data: Option<Bytes>,
-    attrs: Vec<Row>,
-    rows: Vec<Row>,
+    attrs: Option<Vec<Row>>,
+    rows: Option<Vec<Row>>,
+}
+
+impl ObjectCopy {
+    fn is_whole(&self) -> bool {
+        self.data.is_some() && self.attrs.is_some() && self.rows.is_some()
+    }
+}
+
+/// `None` for what is damaged.
+fn readable<T>(read: Result<T, ReadError>) -> Result<Option<T>, ReadError> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(ReadError::Corrupt { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 type Copies = BTreeMap<ObjectKey, ObjectCopy>;
@@ -26,19 +41,17 @@ fn read_copy(node: &Node, pg: PgId) -> Result<Copies, ReadError> {
     let view = Local::new(node.disk.engine(), pg, &space);
     let mut copies = Copies::new();
     for key in view.list_objects(None, usize::MAX)? {
-        let data = match view.read(&key, 0, u64::MAX) {
-            Ok(data) => Some(data),
-            Err(ReadError::Corrupt { .. }) => None,
-            Err(error) => return Err(error),
-        };
-        let rows = view.rows_scan(&key, &[], None, usize::MAX, usize::MAX)?.rows;
-        copies.insert(key.clone(), ObjectCopy { data, attrs: view.attrs(&key)?, rows });
+        let data = readable(view.read(&key, 0, u64::MAX))?;
+        let attrs = readable(view.attrs(&key))?;
+        let rows = readable(view.rows_scan(&key, &[], None, usize::MAX, usize::MAX))?.map(|page| page.rows);
+        copies.insert(key, ObjectCopy { data, attrs, rows });
     }
     Ok(copies)
 }
 
 impl World {
-    /// All members hold the same objects. A copy may be unreadable only where bits were flipped: nobody has read it since.
+    /// All members hold the same objects. A copy may be unreadable only where something rotted and nothing was scrubbed:
+    /// nobody has read it since.
     pub(crate) fn check_copies(&self) -> Result<(), String> {
         let newest = self.monitor.newest();
         for pg in self.monitor.pgs() {
@@ -49,10 +62,12 @@ impl World {
                     return Err(format!("S2: {osd} has no copy of {pg}"));
                 }
                 let copies = read_copy(node, pg).map_err(|error| format!("S2: {osd} cannot read {pg}: {error}"))?;
-                if let Some((key, _)) = copies.iter().find(|(_, copy)| copy.data.is_none())
-                    && node.disk.flips == 0
-                {
-                    return Err(format!("S2: {osd} cannot read {key:?} of {pg}, though nothing rotted"));
+                if let Some((key, _)) = copies.iter().find(|(_, copy)| !copy.is_whole()) {
+                    if self.config.day.is_some() {
+                        return Err(format!("N8: after a week of scrubs {osd} still has a bad {key:?} in {pg}"));
+                    } else if node.disk.flips == 0 {
+                        return Err(format!("S2: {osd} cannot read {key:?} of {pg}, though nothing rotted"));
+                    }
                 }
                 if let Some((other, reference)) = &first {
                     compare(reference, &copies)
@@ -66,13 +81,16 @@ impl World {
     }
 }
 
+fn agree<T: PartialEq>(one: &Option<T>, other: &Option<T>) -> bool {
+    one.is_none() || other.is_none() || one == other
+}
+
 fn compare(one: &Copies, other: &Copies) -> Result<(), String> {
     if !one.keys().eq(other.keys()) {
         return Err(format!("{:?} and {:?}", one.keys(), other.keys()));
     }
     for ((key, one), other) in one.iter().zip(other.values()) {
-        let same_data = one.data.is_none() || other.data.is_none() || one.data == other.data;
-        if !same_data || one.attrs != other.attrs || one.rows != other.rows {
+        if !agree(&one.data, &other.data) || !agree(&one.attrs, &other.attrs) || !agree(&one.rows, &other.rows) {
             return Err(format!("{key:?}: {one:?} and {other:?}"));
         }
     }

@@ -9,15 +9,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast_map::ClusterMap;
-use holdfast_osd::parts::{map_transactions, own_collection, pg_of, to_transaction};
+use holdfast_osd::parts::{OWN_COLLECTION, map_transactions, own_collection, pg_of, to_transaction};
 use holdfast_pg::{StoreOp, TxnId};
 use holdfast_store::{
-    CollectionId, Engine, Fault, Identity, MemDevice, MemIndex, OnDurable, OpenError, Options, SubmitError, Transaction,
+    CollectionId, Engine, Fault, Identity, MemDevice, MemIndex, OnDurable, OpenError, Options, SubmitError,
+    Transaction, TxOp,
 };
 use holdfast_types::{ClusterId, DiskUuid, Incarnation, OsdId, PgId};
 use parking_lot::Mutex;
 use rand::Rng;
 use rand::rngs::SmallRng;
+
+use crate::faults::FaultKind;
 
 /// The engine of a simulated OSD.
 pub(crate) type SimEngine = Engine<MemDevice, MemIndex>;
@@ -32,6 +35,14 @@ const SEGMENT_BYTES: u32 = 64 << 10;
 const CLEAN_STEP_BYTES: u64 = 16 << 10;
 /// Cleaning steps of one submit that finds no room, as in the production store.
 const SPACE_WAITS_MAX: u32 = 64;
+
+/// Bytes of one write of what fills a disk for a while.
+const FILL_BYTES: usize = 16 << 10;
+
+/// The object that fills a disk for a while.
+fn filler() -> holdfast_store::ObjectKey {
+    holdfast_store::ObjectKey::new(b"filler".to_vec()).expect("a short key is one")
+}
 
 fn options() -> Options {
     Options {
@@ -203,13 +214,51 @@ impl Disk {
         self.engine().collections().into_iter().filter_map(pg_of).collect()
     }
 
-    /// Flips one bit somewhere; as often as not in the bytes of a live object.
-    pub fn rot(&mut self, rng: &mut SmallRng) {
+    /// Spoils something: what is known of an object, or one bit, as often as not in the bytes of a live object.
+    pub fn rot(&mut self, rng: &mut SmallRng) -> FaultKind {
+        if rng.random_bool(0.3)
+            && let Some(row) = self.some_onode(rng)
+        {
+            self.index.spoil(&row);
+            self.flips += 1;
+            return FaultKind::OnodeSpoiled;
+        }
         let live = rng.random_bool(0.5).then(|| self.live_range(rng)).flatten();
         let range = live.unwrap_or(0..SUPERBLOCK_BYTES + self.log_bytes());
         let at = rng.random_range(range);
         self.device.flip(at, rng.random_range(0..8));
         self.flips += 1;
+        FaultKind::BitFlipped
+    }
+
+    fn objects(&self) -> Vec<(CollectionId, holdfast_store::ObjectKey)> {
+        let pgs = self.engine().collections().into_iter().filter(|collection| pg_of(*collection).is_some());
+        let listed = |c| self.engine().list_objects(c, None, usize::MAX).unwrap_or_default();
+        pgs.flat_map(|c| listed(c).into_iter().map(move |object| (c, object))).collect()
+    }
+
+    fn some_onode(&self, rng: &mut SmallRng) -> Option<Bytes> {
+        let objects = self.objects();
+        let (collection, object) = objects.get(rng.random_range(0..objects.len().max(1)))?;
+        Some(SimEngine::onode_row(*collection, object))
+    }
+
+    /// Lets something else fill the device, up to this share of what objects may take. Gives whether there was room for that.
+    pub fn fill(&self, percent: u64) -> bool {
+        let (live, limit) = self.engine().live_bytes();
+        let bytes = (limit * percent / 100).saturating_sub(live);
+        let whole = |offset| Transaction {
+            ops: vec![TxOp::Write { c: OWN_COLLECTION, o: filler(), offset, data: vec![0x55; FILL_BYTES].into() }],
+        };
+        let offsets = (0..bytes / FILL_BYTES as u64).map(|chunk| chunk * FILL_BYTES as u64);
+        bytes > 0 && offsets.map(whole).all(|transaction| self.submit_then(&transaction, None).is_ok())
+    }
+
+    /// Takes away what [`Disk::fill`] wrote. Gives whether there was anything.
+    pub fn empty(&self) -> bool {
+        let there = matches!(self.engine().stat(OWN_COLLECTION, &filler()), Ok(Some(_)));
+        let remove = Transaction { ops: vec![TxOp::Remove { c: OWN_COLLECTION, o: filler() }] };
+        there && self.submit_then(&remove, None).is_ok()
     }
 
     fn log_bytes(&self) -> u64 {
@@ -217,12 +266,9 @@ impl Disk {
     }
 
     fn live_range(&self, rng: &mut SmallRng) -> Option<std::ops::Range<u64>> {
-        let collections: Vec<CollectionId> = self.engine().collections();
         let mut places = Vec::new();
-        for collection in collections {
-            for object in self.engine().list_objects(collection, None, usize::MAX).unwrap_or_default() {
-                places.extend(self.engine().stored_at(collection, &object).unwrap_or_default());
-            }
+        for (collection, object) in self.objects() {
+            places.extend(self.engine().stored_at(collection, &object).unwrap_or_default());
         }
         places.retain(|range| !range.is_empty());
         if places.is_empty() { None } else { Some(places.swap_remove(rng.random_range(0..places.len()))) }

@@ -27,6 +27,7 @@ pub enum FaultKind {
     SectorLost,
     SectorTorn,
     BitFlipped,
+    OnodeSpoiled,
     CopyDamaged,
     DiskGivenUp,
     StoreRefused,
@@ -38,6 +39,7 @@ pub enum FaultKind {
     MonitorsGone,
     Paused,
     ClusterFull,
+    Cramped,
 }
 
 impl fmt::Display for FaultKind {
@@ -52,6 +54,7 @@ impl fmt::Display for FaultKind {
             FaultKind::SectorLost => "un-synced sectors dropped",
             FaultKind::SectorTorn => "sectors torn",
             FaultKind::BitFlipped => "bits flipped",
+            FaultKind::OnodeSpoiled => "objects of which nothing can be read",
             FaultKind::CopyDamaged => "damaged objects met",
             FaultKind::DiskGivenUp => "disks given up",
             FaultKind::StoreRefused => "writes refused by a store",
@@ -63,6 +66,7 @@ impl fmt::Display for FaultKind {
             FaultKind::MonitorsGone => "outages of the monitors",
             FaultKind::Paused => "processes paused",
             FaultKind::ClusterFull => "writes refused for want of room",
+            FaultKind::Cramped => "disks filled for a while",
         })
     }
 }
@@ -124,6 +128,7 @@ impl Faults {
             (power * self.slow_sync, F::SectorLost),
             (power * self.slow_sync, F::SectorTorn),
             (self.flips_per_second, F::BitFlipped),
+            (self.flips_per_second, F::OnodeSpoiled),
             (self.flips_per_second, F::CopyDamaged),
             (self.partitions_per_second, F::CutOff),
             (self.remaps_per_second, F::OutOrIn),
@@ -132,6 +137,8 @@ impl Faults {
             (self.pauses_per_second, F::Paused),
             (self.leader_changes_per_second, F::MonitorChanged),
             (self.monitor_outages_per_second, F::MonitorsGone),
+            (self.cramps_per_second, F::Cramped),
+            (self.cramps_per_second, F::ClusterFull),
         ];
         rates.into_iter().filter(|(rate, _)| *rate > 0.0).map(|(_, kind)| kind).collect()
     }
@@ -143,6 +150,7 @@ impl World {
             return;
         }
         self.schedule(FAULT_TICK, Event::FaultTick);
+        self.tell_time();
         let faults = self.faults;
         let mut strikes =
             |rate: f64| rate > 0.0 && self.rng.random_bool((rate * FAULT_TICK.as_secs_f64()).clamp(0.0, 1.0));
@@ -151,7 +159,7 @@ impl World {
         let (cut, remap) = (strikes(faults.partitions_per_second), strikes(faults.remaps_per_second));
         let (flip, lag) = (strikes(faults.flips_per_second), strikes(faults.map_lags_per_second));
         let (pause, leader) = (strikes(faults.pauses_per_second), strikes(faults.leader_changes_per_second));
-        let outage = strikes(faults.monitor_outages_per_second);
+        let (outage, cramp) = (strikes(faults.monitor_outages_per_second), strikes(faults.cramps_per_second));
         let victim = OsdId(self.rng.random_range(0..self.config.osds));
         // One disk rots, and it is the only one that ever stops meanwhile: two faults at once may lose the last copy.
         let rotting = faults.flips_per_second > 0.0;
@@ -187,6 +195,29 @@ impl World {
         if outage {
             self.lose_monitors();
         }
+        if cramp {
+            self.cramp(victim);
+        }
+    }
+
+    /// Something else fills the disk for a while.
+    fn cramp(&mut self, victim: OsdId) {
+        let (length, percent) = (self.rng.random_range(100..8_000), self.rng.random_range(70..95));
+        let node = self.node(victim);
+        if node.running && node.disk.fill(percent) {
+            self.counts.add(FaultKind::Cramped, 1);
+            self.schedule_commit(victim);
+            self.schedule(Duration::from_millis(length), Event::RoomBack { osd: victim });
+        }
+    }
+
+    /// What filled the disk is gone.
+    pub(crate) fn room_back(&mut self, osd: OsdId) {
+        if !self.node(osd).running {
+            self.schedule(Duration::from_millis(200), Event::RoomBack { osd });
+        } else if self.node(osd).disk.empty() {
+            self.schedule_commit(osd);
+        }
     }
 
     fn cut_off(&mut self, victim: OsdId) {
@@ -205,14 +236,15 @@ impl World {
         }
     }
 
-    /// Flips a bit, but only where all is whole otherwise: never in the last good copy.
+    /// Flips a bit of the disk, or spoils what is known of one object, but only where all is whole otherwise: never in the
+    /// last good copy.
     fn flip(&mut self) {
         let victim = self.rot_victim;
         if self.nodes.iter().all(|node| node.running && node.booted) && self.all_clean() {
             let (nodes, rng) = (&mut self.nodes, &mut self.rng);
             if let Some(node) = nodes.get_mut(victim.0 as usize) {
-                node.disk.rot(rng);
-                self.counts.add(FaultKind::BitFlipped, 1);
+                let kind = node.disk.rot(rng);
+                self.counts.add(kind, 1);
             }
         }
     }

@@ -19,6 +19,7 @@ mod faults;
 mod hunt;
 mod monitor;
 mod node;
+mod scrub;
 mod shell;
 mod watch;
 mod world;

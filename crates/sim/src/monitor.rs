@@ -19,7 +19,7 @@ use crate::disk::CLUSTER;
 /// The one pool.
 pub(crate) const POOL: PoolId = PoolId(1);
 /// The wall clock at the start of a run, in Unix milliseconds.
-const WALL_CLOCK_MS: u64 = 1_800_000_000_000;
+pub(crate) const WALL_CLOCK_MS: u64 = 1_800_000_000_000;
 
 #[derive(Debug)]
 pub(crate) struct Monitor {
@@ -29,6 +29,11 @@ pub(crate) struct Monitor {
     log: Vec<Vec<u8>>,
     /// All maps, from the empty one at epoch 0 on.
     steps: Vec<Arc<MapStep>>,
+}
+
+/// The monitors' wall clock.
+fn unix_ms(now: Timestamp) -> u64 {
+    WALL_CLOCK_MS + now.as_nanos() / 1_000_000
 }
 
 /// A device as it registers.
@@ -73,7 +78,7 @@ impl Monitor {
 
     /// Commits changes: at most one new map.
     pub fn commit(&mut self, now: Timestamp, changes: Vec<Change>) -> Result<Outcome, String> {
-        let at_unix_ms = WALL_CLOCK_MS + now.as_nanos() / 1_000_000;
+        let at_unix_ms = unix_ms(now);
         let ops = changes.into_iter().map(|change| Op { id: None, change }).collect();
         let encoded = Command { at_unix_ms, ops }.encode();
         let command = Command::decode(&encoded).map_err(|error| format!("Q6: a command cannot be decoded: {error}"))?;
@@ -154,7 +159,7 @@ impl Monitor {
     }
 
     pub fn due(&mut self, now: Timestamp) -> Vec<Due> {
-        self.leader.due(now, self.state.map(), self.state.oldest_epoch())
+        self.leader.due(now, &self.state.scene(unix_ms(now)))
     }
 
     /// The next leader has a snapshot, and no memory of reports.

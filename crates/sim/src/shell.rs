@@ -149,6 +149,8 @@ impl World {
                     self.node(osd).wakes.remove(&pg);
                     self.release(osd, pg, Slot::Incoming);
                     self.release(osd, pg, Slot::Outgoing);
+                    self.release(osd, pg, Slot::ScrubIncoming);
+                    self.release(osd, pg, Slot::ScrubOutgoing);
                     // The map may have brought it back while it was being removed.
                     if self.node(osd).is_member(pg) {
                         self.create(osd, pg);
@@ -202,7 +204,7 @@ impl World {
 
     // ---- disk ----
 
-    fn schedule_commit(&mut self, osd: OsdId) {
+    pub(crate) fn schedule_commit(&mut self, osd: OsdId) {
         let generation = self.node(osd).generation;
         if self.syncing.insert(osd) {
             let after = self.sync_time();

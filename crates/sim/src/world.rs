@@ -15,7 +15,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::check;
-use crate::client::{Client, Names, Operation};
+use crate::client::{Client, Names, Operation, WhenFull};
 use crate::config::{Config, Faults};
 use crate::faults::{FAULT_TICK, FaultCounts, FaultKind};
 use crate::monitor::Monitor;
@@ -49,6 +49,8 @@ pub struct Report {
     pub stale_reads: u64,
     /// What struck.
     pub faults: FaultCounts,
+    /// Copies that scrubs found bad and had repaired.
+    pub copies_scrubbed: u64,
 }
 
 /// A broken promise.
@@ -147,6 +149,9 @@ pub(crate) enum Event {
     Reconnect {
         osd: OsdId,
     },
+    RoomBack {
+        osd: OsdId,
+    },
     ClientTick {
         client: usize,
     },
@@ -200,6 +205,7 @@ pub(crate) struct World {
     pub history: Vec<Operation>,
     pub counts: FaultCounts,
     pub cleaned: u64,
+    pub copies_scrubbed: u64,
     pub violation: Option<String>,
     pub working: bool,
     pub monitors_gone_until: Timestamp,
@@ -222,6 +228,11 @@ impl World {
             (0..config.osds).map(|id| Node::new(OsdId(id), config.limits, config.segments)).collect();
         let monitor = Monitor::new(&config)?;
         let names = Arc::new(Names::new(&config, monitor.map()));
+        let when_full = match config.faults.cramps_per_second > 0.0 {
+            _ if config.fills => WhenFull::GiveUp,
+            true => WhenFull::SendAgain,
+            false => WhenFull::Never,
+        };
         Ok(World {
             config,
             faults: config.faults,
@@ -238,11 +249,12 @@ impl World {
             syncing: BTreeSet::new(),
             rot_victim: OsdId(u32::try_from(seed % u64::from(config.osds)).unwrap_or(0)),
             clients: (0..config.clients)
-                .map(|id| Client::new(u64::from(id) + 1, Arc::clone(&names), config.fills))
+                .map(|id| Client::new(u64::from(id) + 1, Arc::clone(&names), when_full))
                 .collect(),
             history: Vec::new(),
             counts: FaultCounts::default(),
             cleaned: 0,
+            copies_scrubbed: 0,
             violation: None,
             working: true,
             monitors_gone_until: Timestamp::ZERO,
@@ -283,6 +295,7 @@ impl World {
                 return Err(format!("L2: a write was refused after everything was deleted: {}", self.explain()));
             }
         }
+        self.scrub_all()?;
         let settled = self.now;
         let tids = self.clients[0].read_all(self.now, &mut self.history);
         for tid in tids {
@@ -303,6 +316,7 @@ impl World {
             cleaned: self.cleaned,
             stale_reads: checked.stale_reads,
             faults: self.counts,
+            copies_scrubbed: self.copies_scrubbed,
         })
     }
 
@@ -449,6 +463,7 @@ impl World {
                 self.schedule(Duration::from_millis(5), Event::MapArrives { osd });
             }
             Event::ClientTick { client } => self.client_tick(client),
+            Event::RoomBack { osd } => self.room_back(osd),
             Event::FaultTick => self.fault_tick(),
         }
     }
@@ -540,6 +555,8 @@ impl World {
         }
         for osd in 0..self.config.osds {
             self.command(MonCommand::OsdIn(OsdId(osd)));
+            self.command(MonCommand::OsdRelease(OsdId(osd)));
+            self.schedule(Duration::ZERO, Event::RoomBack { osd: OsdId(osd) });
         }
     }
 
@@ -552,7 +569,7 @@ impl World {
         })
     }
 
-    fn settle(&mut self) -> Result<(), String> {
+    pub(crate) fn settle(&mut self) -> Result<(), String> {
         let end = self.now + SETTLE_MAX;
         while self.now < end {
             let next = self.now + Duration::from_millis(500);

@@ -65,3 +65,8 @@ fn nothing_is_done_twice_and_no_read_is_stale_when_messages_are_lost_and_doubled
 fn a_full_cluster_is_writable_again_when_something_was_deleted() {
     run_all(10, &Config::full());
 }
+
+#[test]
+fn acknowledged_writes_survive_disks_that_something_else_fills_for_a_while() {
+    run_all(15, &Config::cramped());
+}

@@ -14,6 +14,7 @@ mod op;
 mod payload;
 pub mod peer;
 pub mod pools;
+pub mod scrub;
 
 pub use client::{ClientOutcome, ClientReply, ClientRequest, RefusedReason};
 pub use codec::{Decoded, Encoded, WireError, decode, encode};

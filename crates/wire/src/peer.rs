@@ -12,6 +12,7 @@ use minicbor::{Decode, Encode};
 
 use crate::op::{Effect, Row};
 use crate::payload::{Blob, PayloadContext};
+use crate::scrub::ScrubMessage;
 
 /// No message between OSDs is larger than this, in bytes: it bounds what one peer can make another hold.
 pub const PEER_MESSAGE_BYTES_MAX: usize = 8 << 20;
@@ -135,6 +136,9 @@ pub enum PeerBody {
         #[n(0)]
         activation: u64,
     },
+    /// Comparing copies; both ways.
+    #[n(24)]
+    Scrub(#[n(0)] ScrubMessage),
 }
 
 /// How far a copy has been filled, in key order (bit-reversed object hash, then name).
@@ -271,6 +275,12 @@ pub struct Notice {
     /// Objects that the copy misses.
     #[n(2)]
     pub missing_count: u64,
+    /// Set when the objects of the copy cannot be listed: others cannot be filled from it.
+    #[n(3)]
+    pub unlisted: Option<bool>,
+    /// Set when the sender has no room for what the copy misses: others, who have it, should lead.
+    #[n(4)]
+    pub cramped: Option<bool>,
 }
 
 /// Whether a log entry changed an object or removed it.
@@ -561,6 +571,9 @@ pub struct PushAck {
     /// What to send now; `None` when the object is whole (or gone).
     #[n(1)]
     pub next: Option<PiecePosition>,
+    /// Set when there is no room for the piece at `next`: it has not been taken.
+    #[n(2)]
+    pub no_room: Option<bool>,
 }
 
 /// [`PeerBody::BackfillScan`].

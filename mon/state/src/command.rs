@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_map::ClusterFlags;
-use holdfast_types::{Epoch, Incarnation, MonId, OsdId, RequestId};
+use holdfast_map::{ClusterFlags, SpaceLevel, UpmapItem};
+use holdfast_types::{Epoch, Incarnation, MonId, OsdId, PgId, PoolId, RequestId};
 use holdfast_wire::mon::{MonCommand, MonReply};
 use minicbor::{Decode, Encode};
 
@@ -72,6 +72,35 @@ pub enum Change {
     /// Nobody needs the maps before this epoch any more.
     #[n(6)]
     TrimMaps(#[n(0)] Epoch),
+    /// How full the OSDs are that are nearly full or more; the others are neither.
+    #[n(7)]
+    Space(#[n(0)] BTreeMap<OsdId, SpaceLevel>),
+    /// The balancer exchanges members; an empty list takes the exchanges of a placement group back.
+    #[n(8)]
+    Upmap(#[n(0)] BTreeMap<PgId, Vec<UpmapItem>>),
+    /// A pool gets more placement groups; they stay where they were split off.
+    #[n(9)]
+    Split {
+        /// Which.
+        #[n(0)]
+        pool: PoolId,
+        /// How many it has then.
+        #[n(1)]
+        pg_num: u32,
+    },
+    /// More of the placement groups of a pool that was split are placed by themselves.
+    #[n(10)]
+    Spread {
+        /// Which.
+        #[n(0)]
+        pool: PoolId,
+        /// By how many it is placed then.
+        #[n(1)]
+        placed: u32,
+    },
+    /// These scrubs are done, up to the wishes of these epochs.
+    #[n(20)]
+    ScrubsServed(#[n(0)] Vec<(PgId, Epoch)>),
 }
 
 /// What came of a [`Command`].

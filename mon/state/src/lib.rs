@@ -18,10 +18,14 @@ mod hierarchy;
 mod keys;
 pub mod leader;
 mod maps;
+mod notes;
 mod osds;
 mod pools;
+mod scrubs;
 mod state;
+mod words;
 
 pub use command::{Change, Command, Op, Outcome};
 pub use hierarchy::crush_weight;
-pub use state::{RestoreError, STATE_BYTES_MAX, State};
+pub use notes::{DownReason, HoldOff, OsdNote, OutReason};
+pub use state::{RestoreError, SPLIT_OPTION, STATE_BYTES_MAX, State};

@@ -4,61 +4,18 @@
 //! by id and take the word of an id that is up for the copy that it had then; under a reused id, or from a store that
 //! was made anew, a blank disk would speak for writes that it never had.
 
-use std::collections::BTreeMap;
-
 use holdfast_map::{ClusterMap, OSD_ID_MAX, OsdInfo, PG_TEMP_MEMBERS_MAX};
 use holdfast_types::{DiskUuid, Epoch, Incarnation, OsdId};
 use holdfast_wire::mon::{LocationStep, MonError, PgTempWish};
-use minicbor::{Decode, Encode};
 
 use crate::hierarchy;
+use crate::notes::{DownReason, OsdNote, OsdNotes, OutReason};
 
-/// Markdowns for silence within [`FLAP_WINDOW_MS`] that a run may have before its boots are held off.
-const FLAPS_MAX: usize = 5;
-/// See [`FLAPS_MAX`].
-const FLAP_WINDOW_MS: u64 = 600_000;
-/// The first hold-off; each further one is twice as long.
-const HOLD_OFF_MS: u64 = 60_000;
-/// Hold-offs double this often at most: 16 minutes.
-const HOLD_OFF_DOUBLINGS_MAX: u32 = 4;
 /// An id that a disk asks for may leave a gap of at most this many: ids are not given again, so a slip must not use
 /// them up.
 const WANTED_GAP_MAX: u32 = 1_024;
 /// Full reweight.
 const REWEIGHT_ONE: u32 = 0x1_0000;
-
-/// Why an OSD is out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
-enum Out {
-    /// Never booted.
-    #[n(0)]
-    New,
-    /// Down for long.
-    #[n(1)]
-    Automatic,
-    /// An operator said so; only an operator takes it back.
-    #[n(2)]
-    Operator,
-}
-
-/// What the monitors know of an OSD beside the map.
-#[derive(Debug, Clone, PartialEq, Default, Encode, Decode)]
-#[cbor(map)]
-pub(crate) struct OsdNote {
-    #[n(0)]
-    out: Option<Out>,
-    /// When it was marked down for silence, in Unix milliseconds. A process that ended is no flapping: a supervisor
-    /// limits restarts, and holding off a crashed OSD would only delay recovery.
-    #[n(1)]
-    silences_ms: Vec<u64>,
-    #[n(2)]
-    held_until_ms: u64,
-    #[n(3)]
-    hold_offs: u32,
-}
-
-/// The notes of all OSDs.
-pub(crate) type OsdNotes = BTreeMap<OsdId, OsdNote>;
 
 fn no_such_osd(osd: OsdId) -> MonError {
     MonError::NotFound { what: "OSD".into(), name: osd.to_string() }
@@ -124,7 +81,7 @@ pub(crate) fn register(map: &mut ClusterMap, notes: &mut OsdNotes, disk: &Regist
         formatted_at: map.epoch,
     };
     map.osds.insert(osd, info);
-    notes.insert(osd, OsdNote { out: Some(Out::New), ..OsdNote::default() });
+    notes.insert(osd, OsdNote::of_new_disk());
     Ok(osd)
 }
 
@@ -155,14 +112,13 @@ pub(crate) fn boot(map: &mut ClusterMap, notes: &mut OsdNotes, at_ms: u64, boot:
         return Err(stale(format!("{} was up as run {ran} already, this is run {runs}", boot.osd)));
     }
     let note = notes.entry(boot.osd).or_default();
-    if note.held_until_ms > at_ms.saturating_add(HOLD_OFF_MS << HOLD_OFF_DOUBLINGS_MAX) {
-        note.held_until_ms = 0; // set by a leader whose clock was ahead
-    }
-    if at_ms < note.held_until_ms {
-        let seconds = (note.held_until_ms - at_ms).div_ceil(1000);
+    if let Some(held) = note.held(at_ms) {
         let reason = format!(
-            "{} went silent {FLAPS_MAX} times in 10 minutes; its boots are held off for {seconds} s more: check its \
-             network and its disk",
+            "{} went silent more than {} times in 10 minutes; its boots are held off for {} s more: mend its network \
+             or its disk, then wait or run `holdfast osd release {}`",
+            boot.osd,
+            crate::notes::FLAPS_MAX,
+            held.left_ms.div_ceil(1000),
             boot.osd
         );
         return Err(MonError::Unsafe { reason });
@@ -175,18 +131,25 @@ pub(crate) fn boot(map: &mut ClusterMap, notes: &mut OsdNotes, at_ms: u64, boot:
     info.up = true;
     info.up_from = epoch;
     info.dead_epoch = Epoch::ZERO; // it tells of this run
-    if !info.in_cluster && matches!(note.out, Some(Out::New | Out::Automatic)) {
+    if !info.in_cluster && matches!(note.out, Some(OutReason::New | OutReason::Automatic)) {
         info.in_cluster = true;
         note.out = None;
     }
     Ok(())
 }
 
-pub(crate) fn stopping(map: &mut ClusterMap, osd: OsdId, incarnation: Incarnation) -> Result<(), MonError> {
+pub(crate) fn stopping(
+    map: &mut ClusterMap,
+    notes: &mut OsdNotes,
+    at_ms: u64,
+    osd: OsdId,
+    incarnation: Incarnation,
+) -> Result<(), MonError> {
     let epoch = map.epoch;
     let info = running(map, osd, incarnation)?;
     info.up = false;
     info.down_at = epoch;
+    notes.entry(osd).or_default().note_down(at_ms, DownReason::Stopped);
     Ok(())
 }
 
@@ -204,29 +167,31 @@ pub(crate) fn mark_down(
     info.down_at = epoch;
     if dead {
         info.dead_epoch = epoch;
-        return Ok(());
     }
-    let note = notes.entry(osd).or_default();
-    note.silences_ms.retain(|silence| at_ms.saturating_sub(*silence) < FLAP_WINDOW_MS);
-    if note.silences_ms.is_empty() && at_ms.saturating_sub(note.held_until_ms) > FLAP_WINDOW_MS {
-        note.hold_offs = 0;
+    let reason = if dead { DownReason::Ended } else { DownReason::Silent };
+    notes.entry(osd).or_default().note_down(at_ms, reason);
+    Ok(())
+}
+
+/// Lets a flapping OSD boot again at once.
+pub(crate) fn release(map: &ClusterMap, notes: &mut OsdNotes, at_ms: u64, osd: OsdId) -> Result<(), MonError> {
+    if !map.osds.contains_key(&osd) {
+        return Err(no_such_osd(osd));
     }
-    note.silences_ms.push(at_ms);
-    if note.silences_ms.len() > FLAPS_MAX {
-        note.silences_ms.clear();
-        note.held_until_ms = at_ms + (HOLD_OFF_MS << note.hold_offs.min(HOLD_OFF_DOUBLINGS_MAX));
-        note.hold_offs = note.hold_offs.saturating_add(1);
+    if let Some(note) = notes.get_mut(&osd) {
+        note.release(at_ms);
     }
     Ok(())
 }
 
 /// An operator's markdown: one that lives boots again at once.
-pub(crate) fn down(map: &mut ClusterMap, osd: OsdId) -> Result<(), MonError> {
+pub(crate) fn down(map: &mut ClusterMap, notes: &mut OsdNotes, at_ms: u64, osd: OsdId) -> Result<(), MonError> {
     let epoch = map.epoch;
     let info = map.osds.get_mut(&osd).ok_or_else(|| no_such_osd(osd))?;
     if info.up {
         info.up = false;
         info.down_at = epoch;
+        notes.entry(osd).or_default().note_down(at_ms, DownReason::Operator);
     }
     Ok(())
 }
@@ -249,7 +214,7 @@ pub(crate) fn set_out(
         return Err(stale(format!("{osd} is up or out already")));
     }
     info.in_cluster = false;
-    notes.entry(osd).or_default().out = Some(if by_operator { Out::Operator } else { Out::Automatic });
+    notes.entry(osd).or_default().out = Some(if by_operator { OutReason::Operator } else { OutReason::Automatic });
     Ok(())
 }
 
@@ -269,6 +234,7 @@ pub(crate) fn remove(map: &mut ClusterMap, notes: &mut OsdNotes, osd: OsdId) -> 
     }
     hierarchy::remove(&mut map.crush, osd)?;
     map.osds.remove(&osd);
+    map.space.remove(&osd);
     map.next_osd = map.next_osd.max(OsdId(osd.0.saturating_add(1)));
     notes.remove(&osd);
     Ok(())
@@ -316,6 +282,19 @@ pub(crate) fn pg_temp(
         }
     }
     Ok(())
+}
+
+/// Whether CRUSH, or what stands in its place, may place something elsewhere in `new` than in `old`.
+pub(crate) fn placement_differs(old: &ClusterMap, new: &ClusterMap) -> bool {
+    let weights = |map: &ClusterMap| -> Vec<(OsdId, u32)> {
+        let inside = map.osds.iter().filter(|(_, info)| info.in_cluster);
+        inside.map(|(osd, info)| (*osd, info.reweight)).collect()
+    };
+    old.upmap != new.upmap
+        || old.pools != new.pools
+        || old.placed_as != new.placed_as
+        || old.crush != new.crush
+        || weights(old) != weights(new)
 }
 
 /// Drops temporaries that have become what placement says anyway, that nobody is left of, or that have no pool.

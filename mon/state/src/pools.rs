@@ -98,5 +98,6 @@ pub(crate) fn delete(map: &mut ClusterMap, name: &str, confirm: &str) -> Result<
     }
     map.pools.remove(&id);
     map.pg_temp.retain(|pg, _| pg.pool != id);
+    map.placed_as.remove(&id);
     Ok(())
 }

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use holdfast_map::{BLOCKLIST_MAX, BlocklistEntry, ClusterMap, Increment, MapDecodeError, SERVICES_MAX, ServiceInfo};
+use holdfast_map::{
+    BLOCKLIST_MAX, BlocklistEntry, ClusterMap, FullRatios, Increment, MapDecodeError, SERVICES_MAX, ServiceInfo,
+    UPMAP_ITEMS_MAX,
+};
 use holdfast_types::{ClusterId, Epoch, OsdId, PoolId, RequestId};
 use holdfast_wire::mon::{KeyInfo, MapUpdate, MonCommand, MonError, MonReply, PoolRow};
 use minicbor::bytes::ByteVec;
@@ -12,9 +15,10 @@ use crate::answered::{ANSWERED_BYTES_MAX, Answered};
 use crate::command::{Change, Command, Outcome, seal, unseal};
 use crate::config::{ConfigStore, HISTORY_BYTES_MAX, OPTIONS_BYTES_MAX};
 use crate::keys::{KEYS_BYTES_MAX, KeyStore};
+use crate::leader::Scene;
 use crate::maps::{INCREMENT_BYTES_MAX, Maps};
-use crate::osds::{self, OsdNotes};
-use crate::{hierarchy, pools};
+use crate::notes::OsdNotes;
+use crate::{hierarchy, osds, pools, scrubs};
 
 /// The largest [`State::encode`]: it travels to a monitor that is behind in one message. Each part is bounded in bytes;
 /// the rest is for the newest map and the oldest one that is kept.
@@ -31,6 +35,12 @@ const _: () = assert!(
         <= STATE_BYTES_MAX,
     "the state fits a message"
 );
+
+/// The option that stops the balancer, with the value `off`.
+const BALANCER_OPTION: &str = "balancer";
+
+/// The option that lets the leader split pools, with the value `on`.
+pub const SPLIT_OPTION: &str = "pg_split";
 
 /// Bytes that are no state of this release.
 #[derive(Debug, thiserror::Error)]
@@ -141,7 +151,11 @@ impl State {
             };
             answers.push(Pending::Now(op.id, answer));
         }
+        if osds::placement_differs(&self.map, &draft) {
+            draft.prune_upmap();
+        }
         osds::prune_pg_temp(&mut draft);
+        scrubs::prune(&mut draft);
         self.publish(draft);
         if let Some(epoch) = trim {
             self.maps.trim(epoch.min(newest), &self.map);
@@ -189,6 +203,29 @@ impl State {
                 map.flags = *flags;
                 Ok(Answer::Done)
             }
+            Change::Space(levels) => {
+                map.space.clone_from(levels);
+                Ok(Answer::Done)
+            }
+            Change::Split { pool, pg_num } => {
+                map.split_pool(*pool, *pg_num);
+                Ok(Answer::Done)
+            }
+            Change::Spread { pool, placed } => {
+                map.spread_pool(*pool, *placed);
+                Ok(Answer::Done)
+            }
+            Change::Upmap(changes) => {
+                // What does not keep the rule is dropped before the map is published.
+                for (pg, items) in changes {
+                    if items.is_empty() || items.len() > UPMAP_ITEMS_MAX {
+                        map.upmap.remove(pg);
+                    } else {
+                        map.upmap.insert(*pg, items.clone());
+                    }
+                }
+                Ok(Answer::Done)
+            }
             Change::ServiceGone { name, incarnation } => {
                 if map.services.get(name).is_some_and(|service| service.incarnation == *incarnation) {
                     map.services.remove(name);
@@ -200,6 +237,10 @@ impl State {
                 Ok(Answer::Done)
             }
             Change::TrimMaps(_) => Ok(Answer::Done),
+            Change::ScrubsServed(served) => {
+                scrubs::served(map, served);
+                Ok(Answer::Done)
+            }
         }
     }
 
@@ -221,7 +262,7 @@ impl State {
                 let boot = osds::Boot { osd: *osd, disk: *disk, incarnation: *incarnation, address };
                 osds::boot(map, notes, at_ms, &boot)?;
             }
-            MonCommand::OsdStopping { osd, incarnation } => osds::stopping(map, *osd, *incarnation)?,
+            MonCommand::OsdStopping { osd, incarnation } => osds::stopping(map, notes, at_ms, *osd, *incarnation)?,
             MonCommand::UpThru { osd, incarnation, at_least } => {
                 osds::up_thru(map, self.map.epoch, *osd, *incarnation, *at_least)?;
             }
@@ -244,9 +285,29 @@ impl State {
             MonCommand::PoolDelete { name, confirm } => pools::delete(map, name, confirm)?,
             MonCommand::OsdOut(osd) => osds::set_out(map, notes, *osd, true)?,
             MonCommand::OsdIn(osd) => osds::set_in(map, notes, *osd)?,
-            MonCommand::OsdDown(osd) => osds::down(map, *osd)?,
+            MonCommand::OsdDown(osd) => osds::down(map, notes, at_ms, *osd)?,
             MonCommand::OsdReweight { osd, weight } => osds::reweight(map, *osd, *weight)?,
             MonCommand::OsdRemove(osd) => osds::remove(map, notes, *osd)?,
+            MonCommand::OsdRelease(osd) => osds::release(map, notes, at_ms, *osd)?,
+            MonCommand::FullRatios { near_full, backfill_full, full, failsafe } => {
+                let then = map.ratios;
+                let ratios = FullRatios {
+                    near_full: near_full.unwrap_or(then.near_full),
+                    backfill_full: backfill_full.unwrap_or(then.backfill_full),
+                    full: full.unwrap_or(then.full),
+                    failsafe: failsafe.unwrap_or(then.failsafe),
+                };
+                if !ratios.is_valid() {
+                    let reason = format!(
+                        "nearfull, backfillfull, full and failsafe must rise, up to 1; they would be {}, {}, {} and {} \
+                         thousandths",
+                        ratios.near_full, ratios.backfill_full, ratios.full, ratios.failsafe
+                    );
+                    return Err(MonError::Invalid { reason });
+                }
+                map.ratios = ratios;
+            }
+            MonCommand::Scrub { target, kind } => scrubs::wish(map, *target, *kind)?,
             MonCommand::BlocklistAdd { client, incarnation } => {
                 if map.blocklist.len() >= BLOCKLIST_MAX {
                     return Err(MonError::Invalid { reason: format!("{BLOCKLIST_MAX} sessions are fenced already") });
@@ -275,6 +336,9 @@ impl State {
             | MonCommand::Df
             | MonCommand::PoolList
             | MonCommand::PgList
+            | MonCommand::PgQuery(_)
+            | MonCommand::Explain(_)
+            | MonCommand::BalancerStatus
             | MonCommand::GetMaps { .. }
             | MonCommand::GetFullMap { .. } => {
                 return Err(MonError::Invalid { reason: "this changes nothing and is not for the log".into() });
@@ -300,6 +364,19 @@ impl State {
     #[must_use]
     pub fn map_at(&self, epoch: Epoch) -> Option<ClusterMap> {
         if epoch == self.map.epoch { Some(ClusterMap::clone(&self.map)) } else { self.maps.at(epoch) }
+    }
+
+    /// What a leader decides from at this moment of the wall clock.
+    #[must_use]
+    pub fn scene(&self, at_unix_ms: u64) -> Scene {
+        Scene {
+            at_unix_ms,
+            map: Arc::clone(&self.map),
+            oldest_epoch: self.oldest_epoch(),
+            notes: self.notes.clone(),
+            split_on: self.config.values().get(SPLIT_OPTION).is_some_and(|value| value == "on"),
+            balancer_on: self.config.values().get(BALANCER_OPTION).is_none_or(|value| value != "off"),
+        }
     }
 
     /// The oldest epoch whose map is kept.

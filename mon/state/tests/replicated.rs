@@ -1,7 +1,7 @@
 //! The replicated half: what commands do to maps.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use holdfast_map::{ClusterMap, Increment};
+use holdfast_map::{ClusterMap, Increment, RuleShape, SpaceLevel, UpmapItem};
 use holdfast_mon_state::{Change, Command, Op, State};
 use holdfast_types::{ClientId, ClusterId, DiskUuid, Epoch, Incarnation, OsdId, PgId, PoolId, RequestId};
 use holdfast_wire::mon::{LocationStep, MonCommand, MonError, MonReply, PgTempWish, Secret};
@@ -437,6 +437,24 @@ fn any_change() -> impl Strategy<Value = Change> {
             incarnation: Incarnation(incarnation)
         })),
         (0..40u64).prop_map(|epoch| Change::TrimMaps(Epoch(epoch))),
+        prop::collection::btree_map((0..4u64, 0..16u32), prop::collection::vec((0..6u32, 0..6u32), 0..3), 0..8)
+            .prop_map(|entries| {
+                let entry = |((pool, seed), items): ((u64, u32), Vec<(u32, u32)>)| {
+                    let item = |(from, to)| UpmapItem { from: OsdId(from), to: OsdId(to) };
+                    (PgId { pool: PoolId(pool), seed }, items.into_iter().map(item).collect())
+                };
+                Change::Upmap(entries.into_iter().map(entry).collect())
+            }),
+        (0..6u32, 0..4usize).prop_map(|(osd, level)| Change::Space([(OsdId(osd), SpaceLevel::ALL[level])].into())),
+        (0..4u64, 0..3u32).prop_map(|(pool, n)| Change::Split { pool: PoolId(pool), pg_num: 8 << n }),
+        (0..4u64, 0..40u32).prop_map(|(pool, placed)| Change::Spread { pool: PoolId(pool), placed }),
+        (0..6u32).prop_map(|osd| Change::Request(MonCommand::OsdRelease(OsdId(osd)))),
+        prop::option::of(700..1_100u32).prop_map(|full| Change::Request(MonCommand::FullRatios {
+            near_full: None,
+            backfill_full: None,
+            full,
+            failsafe: full.map(|full| full + 10),
+        })),
     ]
 }
 
@@ -464,6 +482,11 @@ proptest! {
                 held = held.apply(&Increment::decode(encoded).unwrap()).unwrap();
             }
             prop_assert_eq!(&held, cluster.map());
+            for (pg, members) in held.members_of_all() {
+                let rule = holdfast_crush::RuleId(held.pools[&pg.pool].rule);
+                let shape = RuleShape::of(&held.crush, rule).unwrap();
+                prop_assert!(shape.is_kept_by(&members.up), "{} is on {:?}", pg, members.up);
+            }
         }
         prop_assert_eq!(&State::decode(&cluster.state.encode()).unwrap(), &cluster.state);
         prop_assert_eq!(cluster.state, twin.state);

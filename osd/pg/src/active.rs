@@ -11,7 +11,8 @@
 //! are in log order; W3 what an answer shows of an object is committed (no read of what may be taken back); W4 a request
 //! id is executed at most once while its session is remembered; W5 nothing is answered about an object of which fewer
 //! than `min_size` acting members hold the newest version: an entry that activation has put into all logs may still be on
-//! one disk only; W6 a write is refused before it is logged when a member has no room for it, unless it frees space.
+//! one disk only; W6 a write is refused before it is logged when a member that carries it out has no room for it, unless
+//! it frees space, or when one that lacks the object has no room for the object.
 //!
 //! **Seam for read leases** (not built yet): [`Pg::may_read`] is the one place where a read is let out.
 //! Until leases exist, a primary that is cut off and does not know it yet can answer a read with a value that a newer
@@ -170,6 +171,11 @@ impl Active {
         self.uncommitted.contains_key(key)
     }
 
+    /// Whether a write to any such object is not durable everywhere yet.
+    pub fn has_uncommitted(&self, which: impl Fn(&ObjectKey) -> bool) -> bool {
+        self.uncommitted.keys().any(which)
+    }
+
     /// Keeps an answer until the version is committed.
     fn hold(&mut self, version: LogVersion, held: Held) -> Hold {
         if version <= self.committed_to {
@@ -205,6 +211,13 @@ impl Active {
     /// Whether a write of the object must wait: it is missing, or being copied, on a peer.
     fn is_degraded(&self, key: &ObjectKey) -> bool {
         self.recovery.is_pushing(key) || self.peers.values().any(|peer| peer.missing.contains(key))
+    }
+
+    /// Whether a peer that lacks the object has just said that it has no room for it.
+    fn lacks_room_for(&self, key: &ObjectKey, now: Timestamp) -> bool {
+        let lacks =
+            |(osd, peer): (&OsdId, &Peer)| peer.missing.contains(key) && self.recovery.has_no_room(*osd, key, now);
+        self.peers.iter().any(lacks)
     }
 
     /// Acting members, this one included, that hold the newest version of an object which is whole here.
@@ -402,9 +415,17 @@ impl Pg {
         }
         let Some(active) = self.active() else { return Tried::Wait(queued) };
         if writes && active.is_degraded(key) && !removes(&queued.request.ops) {
+            if active.lacks_room_for(key, step.now) {
+                self.refuse(&queued, RefusedReason::Full, step);
+                return Tried::Done;
+            }
             active.recovery.hurry(key);
             return Tried::Wait(queued);
         }
+        if writes && self.scrub_holds(key, step) {
+            return Tried::Wait(queued);
+        }
+        let Some(active) = self.active() else { return Tried::Wait(queued) };
         if !writes && active.held_bytes >= HELD_BYTES_MAX && active.is_uncommitted(key) {
             self.refuse(&queued, RefusedReason::Busy, step);
             return Tried::Done;
@@ -565,6 +586,7 @@ impl Pg {
         };
         let trim_to = self.trim_bound();
         self.forget_damage(key, &done.effects);
+        self.scrub_saw_write(key, step.now);
         let mut ops = Vec::with_capacity(done.effects.len() + 4);
         if entry.kind == EntryKind::Delete && self.holding.missing.remove(key).is_some() {
             ops.push(rows::delete_missing(key)); // nothing of it is needed any more
@@ -748,6 +770,7 @@ impl Pg {
             PeerBody::BackfillProgressAck { cursor } => self.backfill_progressed(from, &cursor, step),
             PeerBody::ReservationGrant => self.remote_granted(from),
             PeerBody::ReservationReject => self.remote_rejected(from, step),
+            PeerBody::Scrub(message) => self.scrub_answered(from, message, step),
             _ => {}
         }
     }

@@ -1,6 +1,7 @@
 //! What a placement group is told, what it asks for, and what it sees of the local store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_map::{ClusterMap, PgMembers};
@@ -35,6 +36,10 @@ pub enum Slot {
     Outgoing,
     /// As a target that is filled by its primary.
     Incoming,
+    /// As primary, having copies compared.
+    ScrubOutgoing,
+    /// As a member whose copies are compared.
+    ScrubIncoming,
 }
 
 /// All that a placement group is ever told.
@@ -75,6 +80,11 @@ pub enum Input {
     ReserveRefused(Slot),
     /// Time has passed: at least the time of the last [`Output::Wake`].
     Tick,
+    /// The time of day, told once in a while (a minute or so): by it scrubs are scheduled. Without it none are.
+    WallClock {
+        /// Unix time in milliseconds.
+        unix_ms: u64,
+    },
 }
 
 /// What the shell is to do, in this order.
@@ -267,9 +277,15 @@ pub trait LocalObjects {
     /// [`ReadError`].
     fn meta_scan(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, ReadError>;
 
-    /// Whether so many more bytes of objects fit here, with enough left for all writes that other primaries have let in
-    /// meanwhile. What carries no bytes of objects (rows, the log, deletes) always fits.
+    /// Whether writes of so many more bytes of objects may be let in, with enough left for all that other primaries have
+    /// let in meanwhile. Of zero bytes: whether this OSD is not full. (What carries no bytes of objects — rows, the log,
+    /// deletes — fits a full one, too.)
     fn has_room(&self, bytes: u64) -> bool;
+
+    /// Whether a copy of an object that the log says must be here may bring so many bytes: more than
+    /// [`LocalObjects::has_room`] lets in, for an object that is missing keeps waiting whoever needs it, also to free
+    /// space. Zero bytes always fit.
+    fn has_room_to_recover(&self, bytes: u64) -> bool;
 
     /// Whether another OSD has room, by what it said last. `true` when it has not said anything.
     fn peer_has_room(&self, osd: OsdId) -> bool;
@@ -309,6 +325,44 @@ pub struct Limits {
     pub backfill_batch: usize,
     /// Bytes that the effects of one request may have: what the stores of all members take in one transaction.
     pub effects_bytes_max: usize,
+    /// How copies are compared.
+    pub scrub: ScrubLimits,
+}
+
+/// How often, how fast and how far copies are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScrubLimits {
+    /// Between two scrubs.
+    pub interval: Duration,
+    /// Between two deep scrubs.
+    pub deep_interval: Duration,
+    /// Objects compared at a time; writes to them may wait for that.
+    pub chunk_objects: usize,
+    /// Bytes of objects compared at a time in a deep scrub, but for a single larger object.
+    pub chunk_bytes: u64,
+    /// Bytes that a member reads in one step.
+    pub piece_bytes: usize,
+    /// Pause between two such steps.
+    pub pause: Duration,
+    /// The same while the placement group is being written to.
+    pub pause_busy: Duration,
+    /// Copies that one scrub repairs by itself; what is beyond waits for a person.
+    pub repairs_max: u64,
+}
+
+impl Default for ScrubLimits {
+    fn default() -> ScrubLimits {
+        ScrubLimits {
+            interval: Duration::from_secs(24 * 60 * 60),
+            deep_interval: Duration::from_secs(7 * 24 * 60 * 60),
+            chunk_objects: 32,
+            chunk_bytes: 8 << 20,
+            piece_bytes: 512 << 10,
+            pause: Duration::from_millis(8),
+            pause_busy: Duration::from_millis(32),
+            repairs_max: 5,
+        }
+    }
 }
 
 impl Default for Limits {
@@ -328,6 +382,7 @@ impl Default for Limits {
             piece_bytes: 4 << 20,
             backfill_batch: 128,
             effects_bytes_max: 12 << 20,
+            scrub: ScrubLimits::default(),
         }
     }
 }

@@ -9,7 +9,11 @@
 //! | `Finish` | the target is told that it is complete | it has that durable → done |
 //!
 //! A write to an object at or before the cursor, or of the batch and already done, carries its effects to the target; one
-//! to an object still to be sent, or beyond the batch, only its log entry; one to an object that is being sent waits.
+//! to an object still to be sent, or beyond the batch, only its log entry; one to an object that is being sent waits, unless
+//! it deletes the object: that ends the transfer.
+//!
+//! A listing that cannot be read ends nothing in silence: the primary peers again and leaves its place to a member that can
+//! list (`peering`), a target gives up what it holds and is filled from the beginning.
 //!
 //! Invariants: B1 everything at or before the cursor follows the log on the target; B2 the cursor moves only when the
 //! whole batch is durable there, and what is stored of it is never ahead of that; B3 what is sent is committed.
@@ -53,6 +57,11 @@ impl Backfill {
         }
     }
 
+    /// Whether another target may be filled before this one is complete: what it has then is where its cursor is.
+    pub fn can_be_put_off(&self) -> bool {
+        !matches!(self.stage, Stage::Finish { .. })
+    }
+
     pub fn item_done(&mut self, key: &ObjectKey) {
         if let Stage::Batch { items, .. } = &mut self.stage {
             items.remove(key);
@@ -69,14 +78,13 @@ fn cursor_key(cursor: &BackfillCursor) -> Vec<u8> {
 
 impl Pg {
     /// Goes on with the backfill, or starts that of `next`.
-    pub(crate) fn backfill(&mut self, next: Option<OsdId>, step: &mut Step<'_>) {
+    pub(crate) fn backfill(&mut self, next: OsdId, step: &mut Step<'_>) {
         let Some(active) = self.active() else { return };
         if active.backfill.is_none()
-            && let Some(target) = next
-            && let Some(peer) = active.peers.get(&target)
+            && let Some(peer) = active.peers.get(&next)
         {
             let cursor = peer.cursor.clone();
-            active.backfill = Some(Backfill { target, cursor, stage: Stage::Scan { asked: step.now } });
+            active.backfill = Some(Backfill { target: next, cursor, stage: Stage::Scan { asked: step.now } });
             self.ask_digest(step);
             step.report = true;
         }
@@ -104,8 +112,11 @@ impl Pg {
         let own = match step.store.list_objects(after, limit) {
             Ok(own) => own,
             Err(error) => {
-                tracing::error!(pg = %self.id, %error, "cannot list the collection");
-                return;
+                let another = active.peers.values().any(|peer| peer.acting && peer.cursor.is_complete());
+                if self.note_listing(Err(&error), step) && another {
+                    self.start_interval(step); // that one shall lead until all are filled
+                }
+                return; // asked again: the device may have erred for a moment only
             }
         };
         let own_end = match own.last() {
@@ -116,6 +127,7 @@ impl Pg {
         let theirs: BTreeMap<&[u8], LogVersion> =
             digest.objects.iter().map(|item| (item.key.as_slice(), item.version)).collect();
         let mut items = BTreeMap::new();
+        self.note_listing(Ok(()), step);
         let in_batch = |key: &[u8]| key > digest.after.as_slice() && end.covers(key);
         for key in own.iter().filter(|key| in_batch(key.as_bytes())) {
             let version = self.own_version(key, step);

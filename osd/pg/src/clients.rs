@@ -3,14 +3,16 @@
 //! Invariants: C1 requests for one object are executed in the order in which they came; C2 their number is bounded
 //! ([`crate::Limits::client_requests_max`]); C3 none is forgotten: each is executed or refused; C4 a request that writes and
 //! was answered without a log entry (it failed, or had nothing to change) gives the same answer when a late copy of it
-//! comes: it does not take effect after its client was told that it had none.
+//! comes, or none (`Forgotten`) when that would have been too much to keep: it does not take effect after its client was
+//! told that it had none.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use holdfast_types::{ClientId, Epoch, Incarnation, RequestId};
-use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, RefusedReason};
+use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, OpError, RefusedReason};
 
-use crate::api::{Outbox, Output, ReplyTo};
+use crate::api::{Outbox, Output, ReplyTo, WRITE_RESULT_BYTES_MAX};
+use crate::exec;
 use crate::key::ObjectKey;
 
 /// A request and where its answer goes.
@@ -25,11 +27,21 @@ const SESSIONS_MAX: usize = 1_024;
 /// Unlogged answers remembered for one session; those below its watermark go first.
 const ANSWERS_MAX: usize = 256;
 
+/// A larger answer is not kept; that it was given is.
+const ANSWER_BYTES_MAX: usize = WRITE_RESULT_BYTES_MAX;
+/// Bytes of all answers kept; beyond that, those of the session that has been silent longest are dropped.
+const ANSWERS_BYTES_MAX: usize = 4 << 20;
+/// What an answer costs beside its results.
+const ANSWER_COST: usize = 128;
+
 /// What was answered to a session without a log entry.
 #[derive(Debug, Default)]
 struct Unlogged {
     watermark: u64,
-    answers: BTreeMap<u64, ClientOutcome>,
+    /// By request; `None` when the answer is not kept.
+    answers: BTreeMap<u64, Option<ClientOutcome>>,
+    /// Of the answers that are kept.
+    bytes: usize,
     /// When it was last looked at, counted in requests.
     used: u64,
 }
@@ -41,7 +53,7 @@ pub(crate) enum Remembered {
     No,
     /// It was answered so, without effect.
     As(ClientOutcome),
-    /// Its session has declared it answered.
+    /// Its session has declared it answered, or its answer was not kept.
     Forgotten,
 }
 
@@ -57,8 +69,28 @@ pub(crate) struct Clients {
     runnable: VecDeque<ObjectKey>,
     count: usize,
     unlogged: BTreeMap<(ClientId, Incarnation), Unlogged>,
+    /// Of all answers that are kept.
+    unlogged_bytes: usize,
     /// Requests looked up so far.
     looked_up: u64,
+}
+
+fn cost(outcome: &ClientOutcome) -> usize {
+    let bytes = match outcome {
+        ClientOutcome::Done { results, .. } => {
+            results.iter().map(|result| size_of_val(result) + exec::result_bytes(result)).sum()
+        }
+        ClientOutcome::Failed { error: OpError::AssertFailed { current: Some(current) }, .. } => current.len(),
+        ClientOutcome::Failed { error: OpError::Invalid { reason }, .. } => reason.len(),
+        ClientOutcome::Failed { .. } | ClientOutcome::Refused(_) => 0,
+    };
+    ANSWER_COST + bytes
+}
+
+impl Unlogged {
+    fn count(&mut self) {
+        self.bytes = self.answers.values().flatten().map(cost).sum();
+    }
 }
 
 impl Clients {
@@ -67,17 +99,24 @@ impl Clients {
         let session = (id.client, id.incarnation);
         if !self.unlogged.contains_key(&session) && self.unlogged.len() >= SESSIONS_MAX {
             let oldest = self.unlogged.iter().min_by_key(|(_, unlogged)| unlogged.used).map(|(session, _)| *session);
-            oldest.and_then(|oldest| self.unlogged.remove(&oldest));
+            let dropped = oldest.and_then(|oldest| self.unlogged.remove(&oldest));
+            self.unlogged_bytes -= dropped.map_or(0, |unlogged| unlogged.bytes);
         }
         self.looked_up += 1;
         let unlogged = self.unlogged.entry(session).or_default();
         unlogged.used = self.looked_up;
         if lowest_outstanding_tid > unlogged.watermark {
             unlogged.watermark = lowest_outstanding_tid;
-            unlogged.answers = unlogged.answers.split_off(&lowest_outstanding_tid);
+            if unlogged.answers.first_key_value().is_some_and(|(tid, _)| *tid < lowest_outstanding_tid) {
+                unlogged.answers = unlogged.answers.split_off(&lowest_outstanding_tid);
+                self.unlogged_bytes -= unlogged.bytes;
+                unlogged.count();
+                self.unlogged_bytes += unlogged.bytes;
+            }
         }
         match unlogged.answers.get(&id.tid) {
-            Some(outcome) => Remembered::As(outcome.clone()),
+            Some(Some(outcome)) => Remembered::As(outcome.clone()),
+            Some(None) => Remembered::Forgotten,
             None if id.tid < unlogged.watermark => Remembered::Forgotten,
             None => Remembered::No,
         }
@@ -86,9 +125,19 @@ impl Clients {
     /// Remembers an answer that leaves no log entry.
     pub fn remember(&mut self, id: RequestId, outcome: &ClientOutcome) {
         let Some(unlogged) = self.unlogged.get_mut(&(id.client, id.incarnation)) else { return };
-        unlogged.answers.insert(id.tid, outcome.clone());
+        self.unlogged_bytes -= unlogged.bytes;
+        unlogged.answers.insert(id.tid, Some(outcome.clone()).filter(|outcome| cost(outcome) <= ANSWER_BYTES_MAX));
         if unlogged.answers.len() > ANSWERS_MAX {
             unlogged.answers.pop_first();
+        }
+        unlogged.count();
+        self.unlogged_bytes += unlogged.bytes;
+        while self.unlogged_bytes > ANSWERS_BYTES_MAX {
+            let with_bytes = self.unlogged.values_mut().filter(|unlogged| unlogged.bytes > 0);
+            let Some(oldest) = with_bytes.min_by_key(|unlogged| unlogged.used) else { return };
+            self.unlogged_bytes -= oldest.bytes;
+            oldest.bytes = 0;
+            oldest.answers.values_mut().for_each(|answer| *answer = None);
         }
     }
 
@@ -213,5 +262,43 @@ impl Clients {
             let reply = ClientReply { id: queued.request.id, epoch, outcome: ClientOutcome::Refused(reason) };
             out.push(Output::Reply { reply_to: queued.reply_to, reply });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use holdfast_wire::Blob;
+
+    use super::*;
+
+    fn id(client: u128, tid: u64) -> RequestId {
+        RequestId { client: ClientId(client.try_into().unwrap()), incarnation: Incarnation(1), tid }
+    }
+
+    fn lost(bytes: usize) -> ClientOutcome {
+        let current = Some(Blob(vec![1; bytes].into()));
+        ClientOutcome::Failed { index: 0, error: OpError::AssertFailed { current } }
+    }
+
+    #[test]
+    fn answers_without_effect_are_bounded_in_bytes_and_never_taken_for_new_requests() {
+        let mut clients = Clients::default();
+        for client in 1..=100 {
+            for tid in 1..=100 {
+                assert!(matches!(clients.remembered(id(client, tid), 1), Remembered::No));
+                clients.remember(id(client, tid), &lost(2_000));
+            }
+        }
+        let counted: usize = clients.unlogged.values().map(|unlogged| unlogged.bytes).sum();
+        assert!(clients.unlogged_bytes == counted && counted <= ANSWERS_BYTES_MAX, "{counted}");
+        assert!(matches!(clients.remembered(id(1, 1), 1), Remembered::Forgotten), "dropped first");
+        assert!(matches!(clients.remembered(id(100, 100), 1), Remembered::As(outcome) if outcome == lost(2_000)));
+        clients.remember(id(100, 101), &lost(1 << 20));
+        assert!(matches!(clients.remembered(id(100, 101), 1), Remembered::Forgotten), "too large");
+        for client in 1..=100 {
+            clients.remembered(id(client, 200), 200);
+        }
+        assert_eq!(clients.unlogged_bytes, 0);
     }
 }

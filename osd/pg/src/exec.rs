@@ -32,6 +32,12 @@ const ROW_VALUE_BYTES_MAX: usize = 1 << 20;
 const ATTR_VALUE_BYTES_MAX: usize = 64 << 10;
 /// Most bytes that a scan returns.
 const SCAN_BYTES_MAX: usize = 4 << 20;
+/// Most rows that a scan returns: each costs memory beside its bytes.
+const SCAN_ROWS_MAX: usize = 16_384;
+/// Most rows that one op asks for by their keys.
+const GET_ROWS_MAX: usize = 8_192;
+/// Rows fetched at a time when they are asked for by their keys: so much is held beyond what an answer may have.
+const GET_ROWS_CHUNK: usize = 8;
 
 /// What executing a vector gives.
 #[derive(Debug)]
@@ -120,6 +126,8 @@ struct View<'a> {
     base: bool,
     patches: Vec<Patch>,
     attrs: BTreeMap<Vec<u8>, Option<Bytes>>,
+    /// Bytes of all attributes as they are now; counted when the first one is set.
+    attrs_bytes: Option<usize>,
     rows: BTreeMap<Vec<u8>, Option<Bytes>>,
     dropped_ranges: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     effects: Vec<Effect>,
@@ -156,6 +164,7 @@ pub(crate) fn execute(
         base: size.is_some(),
         patches: Vec::new(),
         attrs: BTreeMap::new(),
+        attrs_bytes: None,
         rows: BTreeMap::new(),
         dropped_ranges: Vec::new(),
         effects: Vec::new(),
@@ -177,7 +186,8 @@ pub(crate) fn execute(
             Err(Fault::Read(error)) => return Err(Stopped::Unreadable(error)),
         }
     }
-    if !view.effects.is_empty() && results_bytes > WRITE_RESULT_BYTES_MAX {
+    // Also when it happens to change nothing: its answer is remembered all the same.
+    if ops.iter().any(ObjectOp::is_write) && results_bytes > WRITE_RESULT_BYTES_MAX {
         let reason = format!("a request that writes may answer at most {WRITE_RESULT_BYTES_MAX} bytes");
         return Err(Stopped::Failed { index: 0, error: OpError::Invalid { reason } });
     }
@@ -283,7 +293,8 @@ impl View<'_> {
             ObjectOp::ScanRows { start, end, limit_rows, limit_bytes } => {
                 self.must_exist()?;
                 let bytes = (*limit_bytes as usize).clamp(1, SCAN_BYTES_MAX);
-                let (rows, more) = self.scan(start, end.as_deref(), (*limit_rows as usize).max(1), bytes)?;
+                let limit_rows = (*limit_rows as usize).clamp(1, SCAN_ROWS_MAX);
+                let (rows, more) = self.scan(start, end.as_deref(), limit_rows, bytes)?;
                 Ok(OpResult::RowPage { rows, more })
             }
             _ => self.change(op),
@@ -324,9 +335,11 @@ impl View<'_> {
                 if value.len() > ATTR_VALUE_BYTES_MAX {
                     return Err(invalid("the attribute is too large"));
                 }
-                if self.attrs_bytes_without(name)? + name.len() + value.len() > ATTRS_BYTES_MAX {
+                let bytes = self.attrs_bytes_without(name)? + name.len() + value.len();
+                if bytes > ATTRS_BYTES_MAX {
                     return Err(invalid("the object's attributes are too large together"));
                 }
+                self.attrs_bytes = Some(bytes);
                 self.exists = true;
                 self.attrs.insert(name.clone(), Some(value.0.clone()));
                 self.effects.push(Effect::SetAttr { name: name.clone(), value: value.clone() });
@@ -334,6 +347,7 @@ impl View<'_> {
             ObjectOp::RemoveAttr { name } => {
                 check_attr_name(name)?;
                 self.must_exist()?;
+                self.attrs_bytes = Some(self.attrs_bytes_without(name)?);
                 self.attrs.insert(name.clone(), None);
                 self.effects.push(Effect::RemoveAttr { name: name.clone() });
             }
@@ -409,6 +423,7 @@ impl View<'_> {
         self.version = LogVersion::ZERO;
         self.patches.clear();
         self.attrs.clear();
+        self.attrs_bytes = Some(0);
         self.rows.clear();
         self.dropped_ranges.clear();
         self.effects.clear();
@@ -460,12 +475,15 @@ impl View<'_> {
         }
     }
 
+    /// Bytes of all attributes but this one.
     fn attrs_bytes_without(&self, name: &[u8]) -> Result<usize, Fault> {
-        let stored = if self.base { self.store.attrs(self.key)? } else { Vec::new() };
-        let below = stored.iter().filter(|row| !self.attrs.contains_key(&row.key) && row.key != name);
-        let below: usize = below.map(|row| row.key.len() + row.value.len()).sum();
-        let own = self.attrs.iter().filter(|(key, _)| key.as_slice() != name);
-        Ok(below + own.map(|(key, value)| value.as_ref().map_or(0, |value| key.len() + value.len())).sum::<usize>())
+        let all = match self.attrs_bytes {
+            Some(all) => all,
+            None if self.base => self.store.attrs(self.key)?.iter().map(|row| row.key.len() + row.value.len()).sum(),
+            None => 0,
+        };
+        let this = self.attr(name)?.map_or(0, |value| name.len() + value.len());
+        Ok(all.saturating_sub(this))
     }
 
     fn hidden(&self, key: &[u8]) -> bool {
@@ -480,14 +498,27 @@ impl View<'_> {
         }
     }
 
+    /// The values of these rows. What an answer could not carry is refused while it is fetched.
     fn get_rows(&self, keys: &[minicbor::bytes::ByteVec]) -> Result<OpResult, Fault> {
-        if self.base && self.rows.is_empty() && self.dropped_ranges.is_empty() {
-            let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_slice()).collect();
-            let values = self.store.rows_get(self.key, &keys)?;
-            return Ok(OpResult::RowValues(values.into_iter().map(|value| value.map(Blob)).collect()));
+        if keys.len() > GET_ROWS_MAX {
+            return Err(invalid("too many rows are asked for at once"));
         }
-        let values: Result<Vec<_>, Fault> = keys.iter().map(|key| Ok(self.row(key)?.map(Blob))).collect();
-        Ok(OpResult::RowValues(values?))
+        let as_stored = self.base && self.rows.is_empty() && self.dropped_ranges.is_empty();
+        let (mut values, mut bytes) = (Vec::with_capacity(keys.len()), 0);
+        for chunk in keys.chunks(GET_ROWS_CHUNK) {
+            let fetched = if as_stored {
+                let keys: Vec<&[u8]> = chunk.iter().map(|key| key.as_slice()).collect();
+                self.store.rows_get(self.key, &keys)?
+            } else {
+                chunk.iter().map(|key| self.row(key)).collect::<Result<Vec<_>, Fault>>()?
+            };
+            bytes += fetched.iter().flatten().map(Bytes::len).sum::<usize>();
+            if bytes > RESULT_BYTES_MAX {
+                return Err(invalid("the rows asked for are too large together"));
+            }
+            values.extend(fetched.into_iter().map(|value| value.map(Blob)));
+        }
+        Ok(OpResult::RowValues(values))
     }
 
     /// Rows of a range, and whether a limit cut it short.
@@ -789,6 +820,113 @@ mod tests {
             execute(&store, &key(), &ops, 16 << 20),
             Err(Stopped::Failed { error: OpError::Invalid { .. }, .. })
         ));
+    }
+
+    #[test]
+    fn a_request_that_could_write_cannot_answer_more_although_it_changes_nothing() {
+        let mut store = MemoryCollection::default();
+        let data = Blob(Bytes::from(vec![7; WRITE_RESULT_BYTES_MAX + 1]));
+        apply(&mut store, &[ObjectOp::WriteFull { data }]).unwrap();
+        let ops = [ObjectOp::Create { exclusive: false }, read_all()];
+        assert!(matches!(
+            execute(&store, &key(), &ops, 16 << 20),
+            Err(Stopped::Failed { error: OpError::Invalid { .. }, .. })
+        ));
+    }
+
+    /// Counts the rows that are fetched by their keys.
+    struct Counting {
+        store: MemoryCollection,
+        fetched: std::cell::Cell<usize>,
+    }
+
+    impl LocalObjects for Counting {
+        fn stat(&self, key: &ObjectKey) -> Result<Option<u64>, ReadError> {
+            self.store.stat(key)
+        }
+        fn read(&self, key: &ObjectKey, offset: u64, length: u64) -> Result<Bytes, ReadError> {
+            self.store.read(key, offset, length)
+        }
+        fn attr(&self, key: &ObjectKey, name: &[u8]) -> Result<Option<Bytes>, ReadError> {
+            self.store.attr(key, name)
+        }
+        fn attrs(&self, key: &ObjectKey) -> Result<Vec<Row>, ReadError> {
+            self.fetched.set(self.fetched.get() + 1);
+            self.store.attrs(key)
+        }
+        fn rows_get(&self, key: &ObjectKey, rows: &[&[u8]]) -> Result<Vec<Option<Bytes>>, ReadError> {
+            self.fetched.set(self.fetched.get() + rows.len());
+            self.store.rows_get(key, rows)
+        }
+        fn rows_scan(
+            &self,
+            key: &ObjectKey,
+            start: &[u8],
+            end: Option<&[u8]>,
+            limit_rows: usize,
+            limit_bytes: usize,
+        ) -> Result<crate::api::RowsPage, ReadError> {
+            self.store.rows_scan(key, start, end, limit_rows, limit_bytes)
+        }
+        fn list_objects(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<ObjectKey>, ReadError> {
+            self.store.list_objects(after, limit)
+        }
+        fn meta_get(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
+            self.store.meta_get(key)
+        }
+        fn meta_scan(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, ReadError> {
+            self.store.meta_scan(start, end, limit)
+        }
+        fn has_room(&self, bytes: u64) -> bool {
+            self.store.has_room(bytes)
+        }
+        fn has_room_to_recover(&self, bytes: u64) -> bool {
+            self.store.has_room_to_recover(bytes)
+        }
+        fn peer_has_room(&self, osd: holdfast_types::OsdId) -> bool {
+            self.store.peer_has_room(osd)
+        }
+    }
+
+    #[test]
+    fn rows_that_no_answer_could_carry_are_not_all_fetched() {
+        let mut store = MemoryCollection::default();
+        let value = Blob(Bytes::from(vec![1; ROW_VALUE_BYTES_MAX]));
+        apply(&mut store, &[ObjectOp::PutRows { rows: vec![Row { key: b"large".to_vec(), value }] }]).unwrap();
+        apply(&mut store, &[ObjectOp::PutRows { rows: vec![row("small", "x")] }]).unwrap();
+        let store = Counting { store, fetched: std::cell::Cell::default() };
+        let get = |key: &str, count| ObjectOp::GetRows { keys: vec![key.as_bytes().to_vec().into(); count] };
+        let hide = ObjectOp::DeleteRows { keys: vec![b"other".to_vec().into()] };
+        for ops in [vec![get("large", 8_000)], vec![hide, get("large", 8_000)], vec![get("small", GET_ROWS_MAX + 1)]] {
+            store.fetched.set(0);
+            let outcome = execute(&store, &key(), &ops, 16 << 20);
+            assert!(matches!(outcome, Err(Stopped::Failed { error: OpError::Invalid { .. }, .. })), "{outcome:?}");
+            assert!(store.fetched.get() <= 24, "{}", store.fetched.get());
+        }
+        assert!(execute(&store, &key(), &[get("small", GET_ROWS_MAX)], 16 << 20).is_ok());
+    }
+
+    #[test]
+    fn attributes_are_counted_once_and_exactly() {
+        let mut store = MemoryCollection::default();
+        let set = |n: u8, bytes: usize| ObjectOp::SetAttr { name: vec![n], value: Blob(Bytes::from(vec![1; bytes])) };
+        apply(&mut store, &(1..=10).map(|n| set(n, 60_000)).collect::<Vec<_>>()).unwrap();
+        let counting = Counting { store: store.clone(), fetched: std::cell::Cell::default() };
+        let mut many: Vec<ObjectOp> = (1..=17).map(|n| set(n, 60_000)).collect();
+        many.extend((1..=17).map(|n| set(n, 61_600)));
+        many.extend([set(1, 0), ObjectOp::RemoveAttr { name: vec![2] }, set(18, 60_000), set(19, 60_000)]);
+        assert!(execute(&counting, &key(), &many, 16 << 20).is_ok());
+        assert_eq!(counting.fetched.get(), 1);
+        for bad in [vec![set(20, 60_000)], vec![ObjectOp::RemoveAttr { name: vec![99] }, set(20, 60_000)]] {
+            let ops: Vec<ObjectOp> = many.iter().cloned().chain(bad).collect();
+            assert!(matches!(
+                execute(&store, &key(), &ops, 16 << 20),
+                Err(Stopped::Failed { error: OpError::Invalid { .. }, .. })
+            ));
+        }
+        let anew = [ObjectOp::Remove, ObjectOp::Create { exclusive: true }];
+        let ops: Vec<ObjectOp> = many.iter().cloned().chain(anew).chain([set(20, 60_000)]).collect();
+        assert!(execute(&store, &key(), &ops, 16 << 20).is_ok());
     }
 
     #[test]

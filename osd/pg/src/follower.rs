@@ -10,12 +10,14 @@
 //! | `RepOp` of an object that cannot be read here | `NotActivated` | log it, the object is missing; when that is durable `NotActivated` → not activated |
 //! | `RepOp` already applied / too early | `NotActivated` | acknowledge what is durable / keep (bounded) |
 //! | `Push`, scan, progress, reservation | `NotActivated` | do, acknowledge when durable |
+//! | scan of a copy that cannot be listed | `NotActivated` | what is here is given up; when that is durable `NotActivated` → not activated |
 //! | `Pull` | answer | the same |
 //! | `RemovePg` | remove the copy, if not a member | the same |
 //!
 //! Invariants: R1 an entry is acknowledged only when it is durable here; R2 entries are applied in log order; R3 a push
 //! never replaces an object by an older version: it is taken only for the version that the missing set needs, or, in a
-//! backfill, once per transfer and beyond the cursor; R4 an object never gets a version that the own log does not have
+//! backfill, once per transfer and beyond the cursor; nor does a late piece of a transfer that the primary has ended
+//! disturb a later one of the same object; R4 an object never gets a version that the own log does not have
 //! yet; R5 what is told to change an object that cannot be read here leaves it missing, and the primary peers again.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +30,7 @@ use holdfast_wire::peer::{
 };
 use holdfast_wire::{Effect, RefusedReason};
 
-use crate::api::{Output, Slot, StoreOp, VERSION_ATTR};
+use crate::api::{Output, ReadError, Slot, StoreOp, VERSION_ATTR};
 use crate::exec;
 use crate::key::ObjectKey;
 use crate::missing::Lack;
@@ -53,6 +55,12 @@ struct HeldSlot {
     heard: Timestamp,
 }
 
+#[derive(Debug)]
+struct Arriving {
+    transfer: u64,
+    position: PiecePosition,
+}
+
 /// See the module document.
 #[derive(Debug)]
 pub(crate) struct Follower {
@@ -64,8 +72,8 @@ pub(crate) struct Follower {
     committed_to: LogVersion,
     /// Writes that came too early, by the entry that they follow.
     early: BTreeMap<LogVersion, RepOp>,
-    /// Transfers under way, and where the next piece starts.
-    transfers: BTreeMap<u64, PiecePosition>,
+    /// The newest transfer of each object that is under way, and where its next piece starts.
+    transfers: BTreeMap<ObjectKey, Arriving>,
     /// Backfill transfers that are complete, from `transfer_floor` on.
     transfers_done: BTreeSet<u64>,
     transfer_floor: u64,
@@ -189,6 +197,7 @@ impl Pg {
             PeerBody::BackfillProgress(progress) if activated => self.follow_progress(from, progress, step),
             PeerBody::ReservationRequest if activated => self.follow_reservation(from, step),
             PeerBody::ReservationRelease if activated => self.release_incoming(step),
+            PeerBody::Scrub(message) if activated => self.scrub_asked(from, message, step),
             PeerBody::RepOp(_)
             | PeerBody::Push(_)
             | PeerBody::BackfillScan(_)
@@ -259,6 +268,7 @@ impl Pg {
         self.push_history_row(&mut ops);
         let head = self.holding.log.head();
         self.submit(ops, Some(AfterDurable::Activated(head)), step);
+        self.scrub.reset(step.out);
         if let Some(follower) = self.follower() {
             // Nothing that was under way in an earlier activation counts in this one.
             let slot = follower.slot.take();
@@ -336,6 +346,9 @@ impl Pg {
         let mut ops = Vec::with_capacity(op.effects.as_ref().map_or(0, Vec::len) + 4);
         if op.entry.kind == EntryKind::Delete && self.holding.missing.remove(&key).is_some() {
             ops.push(rows::delete_missing(&key)); // nothing of it is needed any more
+            if let Some(follower) = self.follower() {
+                follower.transfers.remove(&key);
+            }
         }
         let mut unreadable = false;
         if let Some(effects) = &op.effects {
@@ -465,66 +478,76 @@ impl Pg {
     }
 
     fn follow_push(&mut self, from: OsdId, push: Push, step: &mut Step<'_>) {
-        let transfer = push.transfer;
-        let Some(next) = self.take_push(push, step) else { return };
-        self.send_when_durable(from, PeerBody::PushAck(PushAck { transfer, next }), step);
+        if let Some(ack) = self.take_push(push, step) {
+            self.send_when_durable(from, PeerBody::PushAck(ack), step);
+        }
     }
 
-    /// Takes a push; gives what to send next (`None`: nothing more), or nothing when it must not be answered.
-    fn take_push(&mut self, push: Push, step: &mut Step<'_>) -> Option<Option<PiecePosition>> {
+    /// Takes a push; gives the answer, or nothing when it must not be answered.
+    fn take_push(&mut self, push: Push, step: &mut Step<'_>) -> Option<PushAck> {
         let transfer = push.transfer;
+        let send_next = |next| PushAck { transfer, next, no_room: None };
         let Role::Follower(follower) = &self.role else { return None };
         if push.backfill && (transfer < follower.transfer_floor || follower.transfers_done.contains(&transfer)) {
-            return Some(None);
+            return Some(send_next(None));
         }
+        let key = match &push.what {
+            PushWhat::Piece(piece) => ObjectKey::of(&piece.object),
+            PushWhat::Remove(object) => ObjectKey::of(object),
+        };
+        let expected = match follower.transfers.get(&key) {
+            Some(newest) if newest.transfer > transfer => return None, // the primary has ended this one
+            Some(newest) if newest.transfer == transfer => newest.position.clone(),
+            Some(_) | None => PiecePosition::default(),
+        };
         let piece = match push.what {
             PushWhat::Piece(piece) => piece,
-            PushWhat::Remove(object) if push.backfill => {
-                let op = StoreOp::Object { key: ObjectKey::of(&object), effect: Effect::Remove };
-                self.submit(vec![op], None, step);
-                self.follower()?.transfers_done.insert(transfer);
-                return Some(None);
+            PushWhat::Remove(_) if push.backfill => {
+                self.submit(vec![StoreOp::Object { key: key.clone(), effect: Effect::Remove }], None, step);
+                let follower = self.follower()?;
+                follower.transfers_done.insert(transfer);
+                follower.transfers.insert(key, Arriving { transfer, position: expected });
+                return Some(send_next(None));
             }
             PushWhat::Remove(_) => return None,
         };
-        let key = ObjectKey::of(&piece.object);
+        if piece.version > self.holding.log.head() {
+            return None; // R4: its entry has not come yet; the primary repeats the push
+        }
         if push.backfill {
-            if piece.version > self.holding.log.head() {
-                return None; // R4: its entry has not come yet; the primary repeats the push
-            }
             let newer = self.holding.log.newest_of(&piece.object).is_some_and(|entry| entry.version > piece.version);
             if newer && !on(Mutant::LateBackfillTaken) {
-                return Some(None); // late: the object was written or deleted since
+                return Some(send_next(None)); // late: the object was written or deleted since
             }
         } else {
             match self.holding.missing.get(&key) {
-                Some(lack) if lack.need == piece.version => {}
+                // A newer one than needed: what was needed had been overwritten when it was noticed that it is missing.
+                Some(lack) if lack.need <= piece.version => {}
                 _ if on(Mutant::OldPushTaken) => {}
-                _ => return Some(None), // R3: it is here already
+                _ => return Some(send_next(None)), // R3: it is here already
             }
         }
-        let expected = follower.transfers.get(&transfer).cloned().unwrap_or_default();
         if piece.position != expected {
-            return Some(Some(expected));
+            return Some(send_next(Some(expected)));
         }
-        if !step.store.has_room(piece.data.len() as u64) {
-            return None; // no room: the primary repeats it, and there may be some then
+        let bytes = piece.data.len() as u64;
+        let has_room = if push.backfill { step.store.has_room(bytes) } else { step.store.has_room_to_recover(bytes) };
+        if !has_room {
+            return Some(PushAck { transfer, next: Some(expected), no_room: Some(true) });
         }
         let next = piece.next.clone();
         self.write_piece(&key, piece, step);
         let follower = self.follower()?;
-        match &next {
-            Some(position) => {
-                follower.transfers.insert(transfer, position.clone());
-            }
-            None => {
-                follower.transfers.remove(&transfer);
-                if push.backfill {
-                    follower.transfers_done.insert(transfer);
-                }
-            }
+        if next.is_some() || push.backfill {
+            let position = next.clone().unwrap_or_default();
+            follower.transfers.insert(key, Arriving { transfer, position });
+        } else {
+            follower.transfers.remove(&key);
         }
-        Some(next)
+        if next.is_none() && push.backfill {
+            follower.transfers_done.insert(transfer);
+        }
+        Some(send_next(next))
     }
 
     /// Writes a piece of an object that is missing here, or beyond the backfill cursor; with the last piece the object is
@@ -558,10 +581,14 @@ impl Pg {
         let keys = match step.store.list_objects(after, limit) {
             Ok(keys) => keys,
             Err(error) => {
-                tracing::error!(pg = %self.id, %error, "cannot list the collection");
+                self.note_listing(Err(&error), step);
+                if matches!(error, ReadError::Corrupt { .. }) && self.give_up_unlisted(step) {
+                    self.lose_activation(step);
+                }
                 return;
             }
         };
+        self.note_listing(Ok(()), step);
         let upto = match keys.last() {
             Some(last) if keys.len() >= limit => BackfillCursor::At(last.as_bytes().to_vec()),
             _ => BackfillCursor::Complete,
@@ -582,11 +609,12 @@ impl Pg {
             self.holding.last_backfill = progress.cursor;
             let ops = vec![rows::put_info(&self.holding.info())];
             self.submit(ops, None, step);
-            if let Some(follower) = self.follower() {
+            let missing = &self.holding.missing;
+            if let Role::Follower(follower) = &mut self.role {
                 follower.transfer_floor = follower.transfer_floor.max(progress.transfer_floor);
                 let floor = follower.transfer_floor;
                 follower.transfers_done = follower.transfers_done.split_off(&floor);
-                follower.transfers = follower.transfers.split_off(&floor);
+                follower.transfers.retain(|key, newest| newest.transfer >= floor || missing.contains(key));
             }
         }
         let cursor = self.holding.last_backfill.clone();
@@ -597,7 +625,8 @@ impl Pg {
 
     fn follow_reservation(&mut self, from: OsdId, step: &mut Step<'_>) {
         let now = step.now;
-        let has_room = step.store.has_room(0);
+        // What the log says must be here is taken as long as there is any room; a copy that is being filled waits for more.
+        let has_room = self.holding.last_backfill.is_complete() || step.store.has_room(0);
         let Some(follower) = self.follower() else { return };
         if !has_room {
             if follower.slot.take().is_some() {

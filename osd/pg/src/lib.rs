@@ -6,7 +6,8 @@
 //! stored rows in `docs/formats/pg.md`.
 //!
 //! Read in this order: `api` (what goes in and out), `pg` (what all roles share), `intervals`, `log` and `merge`,
-//! `peering`, `active` with `exec`, `follower` with `adopt`, `recovery` with `transfer` and `unnamed`, `backfill`.
+//! `peering`, `active` with `exec`, `follower` with `adopt`, `recovery` with `transfer` and `unnamed`, `backfill`,
+//! `scrub`.
 
 mod active;
 mod adopt;
@@ -27,14 +28,16 @@ mod pg;
 mod recovery;
 mod report;
 mod rows;
+mod scrub;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod transfer;
 mod unnamed;
 
 pub use api::{
-    Input, Limits, LoadError, LocalObjects, OBJECT_BYTES_MAX, Outbox, Output, ReadError, ReplyTo, RowsPage, Slot,
-    StoreOp, TxnId, VERSION_ATTR, WRITE_RESULT_BYTES_MAX,
+    Input, Limits, LoadError, LocalObjects, OBJECT_BYTES_MAX, Outbox, Output, ReadError, ReplyTo, RowsPage,
+    ScrubLimits, Slot, StoreOp, TxnId, VERSION_ATTR, WRITE_RESULT_BYTES_MAX,
 };
 pub use key::ObjectKey;
 pub use pg::{Pg, answer_without_copy};

@@ -34,8 +34,14 @@ pub struct MemoryCollection {
     pub objects: BTreeMap<ObjectKey, MemoryObject>,
     /// The collection's own rows.
     pub meta: BTreeMap<Vec<u8>, Bytes>,
+    /// Whether its objects cannot be listed.
+    pub unlisted: bool,
     /// Whether there is no room for more.
     pub full: bool,
+    /// Whether there is no room for bytes of objects, though it is not full.
+    pub tight: bool,
+    /// Largest piece of an object that recovery may bring all the same.
+    pub spare: u64,
     /// Other OSDs that have said that they have no room.
     pub full_peers: BTreeSet<OsdId>,
 }
@@ -186,6 +192,9 @@ impl LocalObjects for MemoryCollection {
     }
 
     fn list_objects(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<ObjectKey>, ReadError> {
+        if self.unlisted {
+            return Err(ReadError::Corrupt { detail: "unlisted".to_owned() });
+        }
         let keys = self.objects.keys().filter(|key| after.is_none_or(|after| key.as_bytes() > after));
         Ok(keys.take(limit).cloned().collect())
     }
@@ -202,8 +211,12 @@ impl LocalObjects for MemoryCollection {
         Ok(range.take(limit).map(|(key, value)| (Bytes::copy_from_slice(key), value.clone())).collect())
     }
 
-    fn has_room(&self, _bytes: u64) -> bool {
-        !self.full
+    fn has_room(&self, bytes: u64) -> bool {
+        !self.full && (!self.tight || bytes == 0)
+    }
+
+    fn has_room_to_recover(&self, bytes: u64) -> bool {
+        !self.full && !self.tight || bytes <= self.spare
     }
 
     fn peer_has_room(&self, osd: OsdId) -> bool {

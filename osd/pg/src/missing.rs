@@ -1,6 +1,7 @@
 //! The objects that a copy lacks although its log tells of them.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use holdfast_types::LogVersion;
 use holdfast_wire::peer::MissingItem;
@@ -74,6 +75,12 @@ impl Missing {
     /// In the order in which the log tells of them: oldest need first.
     pub fn oldest_first(&self) -> impl Iterator<Item = (&ObjectKey, LogVersion)> {
         self.by_need.iter().map(|(need, key)| (key, *need))
+    }
+
+    /// Those needed in a later version than this one, oldest need first.
+    pub fn needed_after(&self, after: LogVersion) -> impl Iterator<Item = (&ObjectKey, LogVersion)> {
+        let later = (Bound::Excluded(after), Bound::Unbounded);
+        self.by_need.range(later).map(|(need, key)| (key, *need))
     }
 
     /// The version up to which nothing is missing, given the head of the log.

@@ -29,7 +29,8 @@
 //! included, has the activation durable; P3 `history.les` is set only after that; P4 a copy that was lost speaks for no
 //! interval and never counts as "there is nothing"; P5 an
 //! acknowledgement counts only for the activation that it names, and only when the member's log ends where the primary's
-//! does: what the primary then confirms as committed is durable on all of them.
+//! does: what the primary then confirms as committed is durable on all of them; P6 members are told of no entry that is
+//! not durable at the primary: it alone may have the object, and a crash would leave an entry of which nobody has it.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -283,7 +284,33 @@ impl Pg {
             !peering.apart.contains(osd)
                 && info.is_some_and(|info| info.last_backfill.is_complete() && info.last_update >= tail)
         };
-        let first = self.members.up.first().copied().filter(|osd| reaches(osd, auth_info.log_tail)).unwrap_or(*auth);
+        let reaches_auth = |osd: &OsdId| reaches(osd, auth_info.log_tail);
+        let mut first = self.members.up.first().copied().filter(reaches_auth).unwrap_or(*auth);
+        let may_lead = |osd: &OsdId| reaches_auth(osd) && self.map.is_up(*osd);
+        // Reads would wait until there is room, and others have all that is asked for.
+        let is_cramped = |osd: &OsdId| {
+            let cramped = |notice: &Notice| notice.cramped == Some(true);
+            if *osd == self.whoami { self.is_cramped() } else { peering.notices.get(osd).is_some_and(cramped) }
+        };
+        if is_cramped(&first) {
+            let missing = |osd: &OsdId| peering.notices.get(osd).map_or(0, |notice| notice.missing_count);
+            let whole = |osd: &OsdId| match *osd == self.whoami {
+                true => self.holding.missing.is_empty(),
+                false => missing(osd) == 0,
+            };
+            let mut others = self.members.up.iter().chain(&self.members.acting);
+            first = others.find(|osd| whole(osd) && may_lead(osd)).copied().unwrap_or(first);
+        }
+        // Somebody must be filled, and that one cannot say with what.
+        let lists = |osd: &OsdId| {
+            let unlisted = |notice: &Notice| notice.unlisted == Some(true);
+            if *osd == self.whoami { !self.unlisted } else { !peering.notices.get(osd).is_some_and(unlisted) }
+        };
+        if !lists(&first) && !self.members.up.iter().all(reaches_auth) {
+            let mut others = self.members.up.iter().chain(&self.members.acting);
+            let another = others.find(|osd| lists(osd) && may_lead(osd));
+            first = another.copied().unwrap_or(first);
+        }
         // The others must join the log that the primary will have, which keeps its own tail: judged by a longer one,
         // a copy would be let in, found apart, and sent out again, for ever.
         let tail = copies.get(&first).map_or(auth_info.log_tail, |info| info.log_tail);
@@ -407,12 +434,12 @@ impl Pg {
         self.activations += 1;
         let waiting = self.peers_wanted();
         self.enter(Phase::Activating { waiting, own_durable: false, epoch }, step);
-        self.send_activations(step);
     }
 
+    /// Has the members take the log, once it is durable here (P6).
     fn send_activations(&self, step: &mut Step<'_>) {
         let Role::Peering(peering) = &self.role else { return };
-        let Phase::Activating { waiting, epoch, .. } = &peering.phase else { return };
+        let Phase::Activating { waiting, epoch, own_durable: true } = &peering.phase else { return };
         let last_epoch_started = self.interval.has_enough_acting().then_some(*epoch);
         for osd in waiting {
             let since = peering.logs.get(osd).and_then(|log| log.since);
@@ -427,11 +454,12 @@ impl Pg {
         }
     }
 
-    pub(crate) fn own_activation_durable(&mut self) {
+    pub(crate) fn own_activation_durable(&mut self, step: &mut Step<'_>) {
         if let Some(peering) = self.peering()
             && let Phase::Activating { own_durable, .. } = &mut peering.phase
         {
             *own_durable = true;
+            self.send_activations(step);
         }
     }
 

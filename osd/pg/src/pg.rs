@@ -28,6 +28,7 @@ use crate::missing::Missing;
 use crate::mutants::{Mutant, on};
 use crate::peering::Peering;
 use crate::rows::{self, HistoryRow};
+use crate::scrub::Scrub;
 
 /// How often unanswered questions are looked at. Well below the time in which a silent peer is marked down.
 pub(crate) const TICK: Duration = Duration::from_millis(500);
@@ -190,6 +191,13 @@ pub struct Pg {
     inbox: VecDeque<(OsdId, PeerMessage)>,
     /// Objects whose copy here was found unreadable and is not yet written anew; bounded.
     damaged: BTreeSet<ObjectKey>,
+    /// Whether the objects of this copy could not be listed, and not since.
+    pub(crate) unlisted: bool,
+    /// Whether, as primary, it had no room to fetch what is missing here, and still misses something.
+    pub(crate) cramped: bool,
+    /// Whether this instance has given up what it held once because of that.
+    gave_up: bool,
+    pub(crate) scrub: Scrub,
     /// Epoch of the stored history row; `None` while there is no collection.
     stored_epoch: Option<Epoch>,
     /// Whether the store holds something under this name that is not to be used.
@@ -239,6 +247,10 @@ impl Pg {
             early: VecDeque::new(),
             inbox: VecDeque::new(),
             damaged: BTreeSet::new(),
+            unlisted: false,
+            cramped: false,
+            gave_up: false,
+            scrub: Scrub::default(),
             stored_epoch: None,
             discards: false,
             tick_at: None,
@@ -314,6 +326,7 @@ impl Pg {
             this.forget_past();
         }
         this.stored_epoch = Some(stored.row.epoch);
+        this.scrub = Scrub::stored(rows::load_scrub(store));
         this.holding = Holding {
             log: stored.log,
             missing: stored.missing,
@@ -371,6 +384,7 @@ impl Pg {
             }
             Input::Reserved(slot) => self.on_reserved(slot, step),
             Input::ReserveRefused(slot) => self.on_reserve_refused(slot, step),
+            Input::WallClock { unix_ms } => self.wall_clock(unix_ms, step),
             Input::Tick => {
                 if self.tick_at.is_some_and(|at| at <= step.now) {
                     self.tick_at = None;
@@ -384,8 +398,12 @@ impl Pg {
     fn advance(&mut self, step: &mut Step<'_>) {
         match &self.role {
             Role::Peering(_) => self.advance_peering(step),
-            Role::Active(_) => self.advance_active(step),
-            Role::Follower(_) | Role::Removing | Role::Stopped => {}
+            Role::Active(_) => {
+                self.advance_active(step);
+                self.advance_scrub(step);
+            }
+            Role::Follower(_) => self.advance_scrub_member(step),
+            Role::Removing | Role::Stopped => {}
         }
     }
 
@@ -488,6 +506,7 @@ impl Pg {
     pub(crate) fn start_interval(&mut self, step: &mut Step<'_>) {
         self.interval_number += 1;
         self.inbox.clear();
+        self.cramped = self.is_cramped();
         self.tick_at = None;
         if matches!(self.role, Role::Stopped) {
             return;
@@ -518,6 +537,7 @@ impl Pg {
 
     /// Ends the present role: slots are given back, requests that it had executed but not answered wait again.
     fn leave_role(&mut self, next: Role, step: &mut Step<'_>) {
+        self.scrub.reset(step.out);
         match std::mem::replace(&mut self.role, next) {
             Role::Active(active) => {
                 active.release_slots(step.out);
@@ -705,6 +725,11 @@ impl Pg {
     /// Takes note that the copy of an object here cannot be read.
     pub(crate) fn note_damage(&mut self, key: &ObjectKey, error: &ReadError, step: &mut Step<'_>) {
         tracing::warn!(pg = %self.id, osd = %self.whoami, object = ?key, %error, "the copy here is unreadable");
+        self.count_damage(key, step);
+    }
+
+    /// Counts a bad copy here until it is whole.
+    pub(crate) fn count_damage(&mut self, key: &ObjectKey, step: &mut Step<'_>) {
         if self.damaged.len() < DAMAGED_MAX && self.damaged.insert(key.clone()) {
             step.out.push(Output::CopyDamaged);
         }
@@ -721,6 +746,38 @@ impl Pg {
         if !self.damaged.is_empty() && effects.iter().any(replaces) {
             self.damaged.remove(key);
         }
+    }
+
+    /// Takes note of whether the objects of this copy can be listed. Gives whether it is news that they cannot.
+    pub(crate) fn note_listing(&mut self, outcome: Result<(), &ReadError>, step: &mut Step<'_>) -> bool {
+        if let Err(error) = outcome {
+            tracing::error!(pg = %self.id, osd = %self.whoami, %error, "the objects of the copy here cannot be listed");
+        }
+        let changed = self.unlisted != outcome.is_err();
+        self.unlisted = outcome.is_err();
+        if changed {
+            step.out.push(if self.unlisted { Output::CopyDamaged } else { Output::CopyRepaired });
+        }
+        changed && self.unlisted
+    }
+
+    /// Gives up a copy that is being filled and cannot be compared with another: it is filled from the beginning, as after
+    /// a loss. Once in the life of this instance: when that does not help, the device must be replaced.
+    pub(crate) fn give_up_unlisted(&mut self, step: &mut Step<'_>) -> bool {
+        if self.holding.last_backfill.is_complete() || std::mem::replace(&mut self.gave_up, true) {
+            return false;
+        }
+        tracing::warn!(pg = %self.id, osd = %self.whoami, "what is here of a copy is given up");
+        self.holding = Holding { last_backfill: BackfillCursor::START, lost: true, ..Holding::empty() };
+        // In one transaction, as in `start_interval`.
+        let mut ops = vec![StoreOp::RemoveCollection, StoreOp::CreateCollection];
+        ops.push(rows::put_info(&self.holding.info()));
+        self.push_history_row(&mut ops);
+        self.submit(ops, None, step);
+        for _ in std::mem::take(&mut self.damaged) {
+            self.when_last_is_durable(AfterDurable::Repaired);
+        }
+        true
     }
 
     /// Whether an OSD may hold what nobody who was asked can give: one that is down, or that came up just now and has not
@@ -746,12 +803,19 @@ impl Pg {
         members.filter(move |osd| self.map.is_up(*osd) && !heard(osd))
     }
 
+    /// Whether another one should lead, who has what there is no room for here.
+    pub(crate) fn is_cramped(&self) -> bool {
+        self.cramped && !self.holding.missing.is_empty()
+    }
+
     /// What this copy says of itself.
     pub(crate) fn notice(&self) -> Notice {
         Notice {
             info: Some(self.holding.info()),
             history: Some(self.history.clone()),
             missing_count: self.holding.missing.len() as u64,
+            unlisted: self.unlisted.then_some(true),
+            cramped: self.is_cramped().then_some(true),
         }
     }
 
@@ -795,7 +859,7 @@ impl Pg {
                     AfterDurable::Send(to, activation, body) => self.send_in(activation, [to], *body, step),
                     AfterDurable::Activated(head) => self.activation_durable(head),
                     AfterDurable::Logged(version) => self.on_logged(version, step),
-                    AfterDurable::OwnActivation => self.own_activation_durable(),
+                    AfterDurable::OwnActivation => self.own_activation_durable(step),
                     AfterDurable::Fetched(key) => self.fetched_durably(&key, step),
                 }
             }
@@ -814,6 +878,8 @@ impl Pg {
         match (&mut self.role, slot) {
             (Role::Active(_), Slot::Outgoing) => self.outgoing_reserved(step),
             (Role::Follower(_), Slot::Incoming) => self.incoming_reserved(step),
+            (Role::Active(_), Slot::ScrubOutgoing) => self.scrub_outgoing_reserved(),
+            (Role::Follower(_), Slot::ScrubIncoming) => self.scrub_incoming_reserved(step),
             // The wish has been taken back meanwhile; so has the slot.
             _ => {}
         }
@@ -823,6 +889,8 @@ impl Pg {
         match (&mut self.role, slot) {
             (Role::Active(_), Slot::Outgoing) => self.outgoing_refused(step),
             (Role::Follower(_), Slot::Incoming) => self.incoming_refused(step),
+            (Role::Active(_), Slot::ScrubOutgoing) => self.scrub_outgoing_refused(step),
+            (Role::Follower(_), Slot::ScrubIncoming) => self.scrub_incoming_refused(),
             _ => {}
         }
     }
@@ -839,7 +907,7 @@ impl Pg {
 pub fn answer_without_copy(message: &PeerMessage, epoch: Epoch) -> Option<PeerMessage> {
     let body = match message.body {
         PeerBody::QueryInfo | PeerBody::QueryLog { .. } => {
-            PeerBody::Notice(Notice { info: None, history: None, missing_count: 0 })
+            PeerBody::Notice(Notice { info: None, history: None, missing_count: 0, unlisted: None, cramped: None })
         }
         _ => return None,
     };

@@ -1,9 +1,13 @@
 //! Recovery by the log: fetching what the primary misses, sending what others miss.
 //!
-//! An object that a client waits for goes first and needs no slot. The rest needs the OSD's outgoing slot and each
-//! target's incoming one, taken in a fixed order (outgoing first, then targets by id), so that no two placement groups wait
-//! for each other in a circle. A transfer is a sequence of pieces, one under way at a time; every piece is repeated until
-//! it is answered.
+//! An object that a client waits for goes first and needs no slot. The rest needs the OSD's outgoing slot, and what is
+//! sent the target's incoming one (`slots`). A transfer is a sequence of pieces, one under way at a time; every piece is
+//! repeated until it is answered.
+//!
+//! | a target has no room for a piece of | what follows |
+//! |---|---|
+//! | an object that it lacks | the transfer ends and is begun anew later; meanwhile others go on, and writes of the object are refused (`Full`) |
+//! | a backfill | the transfer ends, and the target is left out for a while; meanwhile writes of the object only go to its log |
 //!
 //! Invariants: V1 what is sent is committed and whole here; V2 at most [`crate::Limits::transfers_max`] background
 //! transfers at a time; V3 an object is written again only after every copy of it is whole (`Active::is_degraded`).
@@ -14,11 +18,12 @@ use std::time::Duration;
 use holdfast_types::{LogVersion, OsdId, Timestamp};
 use holdfast_wire::peer::{ObjectPiece, PeerBody, PiecePosition, Pull, Push, PushAck, PushWhat};
 
-use crate::api::{Output, Slot};
+use crate::active::Peer;
 use crate::exec;
 use crate::key::ObjectKey;
 use crate::missing::Lack;
 use crate::pg::{AfterDurable, Pg, Role, Step, TICK};
+use crate::slots::{Refusal, SLOT_RETRY, Slots, pause_for_room};
 use crate::transfer;
 use crate::unnamed::Unnamed;
 
@@ -27,10 +32,6 @@ const RESEND: Duration = Duration::from_secs(1);
 /// Each time that a piece is not answered again, the pause is doubled, up to this many times: whoever has no room for it
 /// would get megabytes every second otherwise, for as long as it is full.
 const RESEND_DOUBLINGS_MAX: u32 = 5;
-/// A target that has granted its slot hears of us at least this often (`follower::SLOT_SILENCE_MAX` is much longer).
-const SLOT_RENEWAL: Duration = Duration::from_secs(3);
-/// After a refusal by a target, slots are asked for again after this long.
-const SLOT_RETRY: Duration = Duration::from_secs(5);
 /// Objects that nobody could give are asked for again after this long.
 const UNFOUND_RETRY: Duration = Duration::from_secs(30);
 /// Missing objects looked at in one step while searching for one to transfer.
@@ -66,32 +67,12 @@ fn patience(repeated: u32) -> Duration {
     RESEND * (1 << repeated.min(RESEND_DOUBLINGS_MAX))
 }
 
-/// The recovery slots that this placement group holds or has asked for.
-#[derive(Debug, Default)]
-pub(crate) struct Slots {
-    local: LocalSlot,
-    remote: BTreeMap<OsdId, RemoteSlot>,
-    retry_at: Option<Timestamp>,
-}
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum LocalSlot {
-    #[default]
-    None,
-    Asked,
-    Held,
-}
-
+/// A peer had no room for an object that it lacks.
 #[derive(Debug)]
-struct RemoteSlot {
-    granted: bool,
-    asked: Timestamp,
-}
-
-impl Slots {
-    pub fn asked_or_held(&self) -> bool {
-        self.local != LocalSlot::None
-    }
+struct NoRoom {
+    at: Timestamp,
+    /// How often in a row.
+    times: u32,
 }
 
 /// See the module document.
@@ -108,6 +89,10 @@ pub(crate) struct Recovery {
     landing: BTreeSet<ObjectKey>,
     /// When they are looked for again.
     look_again_at: Option<Timestamp>,
+    /// Objects for which peers that lack them had no room.
+    no_room: BTreeMap<OsdId, BTreeMap<ObjectKey, NoRoom>>,
+    /// Up to where the missing objects of a peer have been looked through without finding one to send.
+    looked_to: BTreeMap<OsdId, LogVersion>,
     /// Objects of which the version is not known.
     pub unnamed: Unnamed,
     pub slots: Slots,
@@ -165,7 +150,27 @@ impl Recovery {
         self.unfound.clear();
     }
 
-    /// Ends what is on its way of an object that is being deleted. Late pieces are not taken: nothing misses them.
+    /// Whether a peer has said lately that it has no room for an object that it lacks.
+    pub fn has_no_room(&self, osd: OsdId, key: &ObjectKey, now: Timestamp) -> bool {
+        let no_room = self.no_room.get(&osd).and_then(|objects| objects.get(key));
+        no_room.is_some_and(|no_room| now.since(no_room.at) < SLOT_RETRY)
+    }
+
+    /// Whether an object is to be sent again to a peer that had no room for it, though no client waits for it.
+    fn may_have_room(&self, osd: OsdId, key: &ObjectKey, now: Timestamp) -> bool {
+        let no_room = self.no_room.get(&osd).and_then(|objects| objects.get(key));
+        no_room.is_none_or(|no_room| now.since(no_room.at) >= pause_for_room(no_room.times))
+    }
+
+    /// Ends what a backfill has on its way to a target; gives the objects.
+    pub fn end_backfill_to(&mut self, target: OsdId) -> Vec<ObjectKey> {
+        let to_target = self.pushes.iter().filter(|(_, push)| push.backfill && push.to == target);
+        let transfers: Vec<u64> = to_target.map(|(transfer, _)| *transfer).collect();
+        transfers.into_iter().filter_map(|transfer| self.finish_push(transfer)).map(|push| push.key).collect()
+    }
+
+    /// Ends what is on its way of an object that is being deleted. Late pieces are not taken: nothing misses them any
+    /// more, and the log tells a target that is being filled of the delete.
     pub fn cancel(&mut self, key: &ObjectKey) {
         self.pulls.remove(key);
         self.unfound.remove(key);
@@ -198,19 +203,26 @@ impl Pg {
     pub(crate) fn recover(&mut self, step: &mut Step<'_>) {
         self.recover_urgent(step);
         let Role::Active(active) = &self.role else { return };
+        let left_out = |osd: &OsdId| active.recovery.slots.is_left_out(*osd, step.now);
         let mut targets: BTreeSet<OsdId> =
             active.peers.iter().filter(|(_, peer)| !peer.missing.is_empty()).map(|(osd, _)| *osd).collect();
-        let backfilling = active.peers.iter().find(|(_, peer)| !peer.cursor.is_complete()).map(|(osd, _)| *osd);
-        let backfilling = active.backfill.as_ref().map(|backfill| backfill.target).or(backfilling);
+        let mut unfilled = active.peers.iter().filter(|(_, peer)| !peer.cursor.is_complete()).map(|(osd, _)| *osd);
+        let next = unfilled.find(|osd| !left_out(osd));
+        let backfilling = active.backfill.as_ref().map(|backfill| backfill.target).or(next);
         targets.extend(backfilling);
+        targets.retain(|osd| !left_out(osd));
         let fetchable = self.holding.missing.len() > active.recovery.unfound.len();
         if targets.is_empty() && !fetchable {
             self.release_all_slots(step);
-        } else if self.have_slots(&targets, step) {
+        } else if self.has_outgoing_slot(step) {
+            self.ask_targets(&targets, step);
             self.recover_by_log(step);
-            self.backfill(backfilling, step);
+            let granted = |pg: &mut Pg, osd| pg.active().is_some_and(|active| active.recovery.slots.is_granted(osd));
+            if let Some(target) = backfilling.filter(|osd| granted(self, *osd)) {
+                self.backfill(target, step);
+            }
         }
-        self.report_unfound(step);
+        self.forget_settled();
     }
 
     fn recover_urgent(&mut self, step: &mut Step<'_>) {
@@ -250,21 +262,46 @@ impl Pg {
         let wanted = wanted.filter(|key| !recovery.pulls.contains_key(*key) && !recovery.unfound.contains(*key));
         let pulls: Vec<ObjectKey> = wanted.take(free).cloned().collect();
         let mut pushes = Vec::new();
-        for (osd, peer) in &active.peers {
-            let lacking = peer.missing.oldest_first().take(LOOK_MAX).map(|(key, _)| key);
-            let ready = lacking.filter(|key| {
+        let (mut looked, mut crowded) = (Vec::new(), Vec::new());
+        for (osd, peer) in active.peers.iter().filter(|(osd, _)| recovery.slots.is_granted(**osd)) {
+            let free = free.saturating_sub(pulls.len() + pushes.len());
+            if peer.missing.is_empty() || free == 0 {
+                continue;
+            }
+            let after = recovery.looked_to.get(osd).copied().unwrap_or(LogVersion::ZERO);
+            let window: Vec<(&ObjectKey, LogVersion)> = peer.missing.needed_after(after).take(LOOK_MAX).collect();
+            let ready = |key: &ObjectKey| {
                 !self.holding.missing.contains(key)
                     && !recovery.is_pushing_to(key, *osd)
+                    && recovery.may_have_room(*osd, key, step.now)
                     && !active.is_uncommitted(key)
                     && !step.touched.contains(key)
-            });
-            pushes.extend(ready.take(free.saturating_sub(pulls.len() + pushes.len())).map(|key| (*osd, key.clone())));
+            };
+            let before = pushes.len();
+            let found = window.iter().map(|(key, _)| *key).filter(|key| ready(key));
+            pushes.extend(found.take(free).map(|key| (*osd, key.clone())));
+            if pushes.len() == before {
+                // The next look goes on behind these, or begins anew.
+                let last = window.last().filter(|_| window.len() == LOOK_MAX).map(|(_, need)| *need);
+                let full = window.iter().any(|(key, _)| !recovery.may_have_room(*osd, key, step.now));
+                if last.is_none() && full && !recovery.pushes.values().any(|push| push.to == *osd) {
+                    crowded.push(*osd);
+                }
+                looked.push((*osd, last.unwrap_or(LogVersion::ZERO)));
+            }
+        }
+        if let Some(active) = self.active() {
+            active.recovery.looked_to.extend(looked);
         }
         for key in pulls {
             self.start_pull(&key, step);
         }
         for (osd, key) in pushes {
             self.start_push(osd, &key, step);
+        }
+        for osd in crowded {
+            // Others may use the slots until it has room.
+            self.leave_out(osd, Refusal::Slot, step);
         }
     }
 
@@ -323,7 +360,13 @@ impl Pg {
         if incoming.from != from || incoming.version != piece.version || incoming.position != piece.position {
             return;
         }
-        if !step.store.has_room(piece.data.len() as u64) {
+        if !step.store.has_room_to_recover(piece.data.len() as u64) {
+            let whole = |peer: &Peer| peer.acting && peer.cursor.is_complete() && peer.missing.is_empty();
+            let another = active.peers.values().any(whole);
+            if another && !std::mem::replace(&mut self.cramped, true) {
+                tracing::info!(pg = %self.id, osd = %self.whoami, "no room for what is missing here: another shall lead");
+                self.start_interval(step);
+            }
             return; // asked for again, and there may be room then
         }
         let (object, version, next) = (piece.object.clone(), piece.version, piece.next.clone());
@@ -383,7 +426,8 @@ impl Pg {
     fn start_push(&mut self, to: OsdId, key: &ObjectKey, step: &mut Step<'_>) {
         let Role::Active(active) = &self.role else { return };
         let Some(lack) = active.peers.get(&to).and_then(|peer| peer.missing.get(key)) else { return };
-        if active.recovery.is_pushing_to(key, to) || active.is_uncommitted(key) {
+        let recovery = &active.recovery;
+        if recovery.is_pushing_to(key, to) || recovery.has_no_room(to, key, step.now) || active.is_uncommitted(key) {
             return;
         }
         self.push_object(to, key, Some(lack.need), false, step);
@@ -429,20 +473,34 @@ impl Pg {
                 self.send(to, PeerBody::Push(Push { transfer, backfill, what }), step);
             }
             outcome => {
+                let own = exec::stored_version(step.store, &key);
+                let Some(active) = self.active() else { return };
+                active.recovery.finish_push(transfer);
+                match (&outcome, own) {
+                    (Ok(_), Ok(own)) if own > version => {
+                        // The peer noticed late that it lacks the object: it was written since.
+                        if let Some(peer) = active.peers.get_mut(&to).filter(|_| !backfill) {
+                            peer.missing.insert(key.clone(), Lack { need: own, have: LogVersion::ZERO });
+                        }
+                        self.clients.wake(&key);
+                        step.rerun = true;
+                        return;
+                    }
+                    (Ok(_), _) => {
+                        tracing::warn!(pg = %self.id, object = ?key, %version, "own copy has another version");
+                    }
+                    (Err(error), _) => self.note_damage(&key, error, step),
+                }
                 // The own copy is not what the log says: it is not whole either.
-                match &outcome {
-                    Err(error) => self.note_damage(&key, error, step),
-                    Ok(_) => tracing::warn!(pg = %self.id, object = ?key, %version, "own copy has another version"),
-                }
-                if let Some(active) = self.active() {
-                    active.recovery.finish_push(transfer);
-                }
                 self.mark_own_missing(&key, step);
             }
         }
     }
 
     pub(crate) fn push_acknowledged(&mut self, from: OsdId, ack: &PushAck, step: &mut Step<'_>) {
+        if ack.no_room == Some(true) {
+            return self.push_refused(from, ack, step);
+        }
         let Some(active) = self.active() else { return };
         let Some(push) = active.recovery.pushes.get_mut(&ack.transfer).filter(|push| push.to == from) else { return };
         if let Some(next) = &ack.next {
@@ -455,7 +513,8 @@ impl Pg {
         }
         let Some(push) = active.recovery.finish_push(ack.transfer) else { return };
         if push.backfill {
-            if let Some(backfill) = &mut active.backfill {
+            active.recovery.slots.found_room(from);
+            if let Some(backfill) = active.backfill.as_mut().filter(|backfill| backfill.target == from) {
                 backfill.item_done(&push.key);
             }
         } else if let Some(peer) = active.peers.get_mut(&from) {
@@ -464,6 +523,31 @@ impl Pg {
         }
         self.clients.wake(&push.key);
         step.rerun = true;
+    }
+
+    /// The target has no room for the piece that it was sent last. Nobody waits for that: who would write the object goes
+    /// on without this copy, or is told.
+    fn push_refused(&mut self, from: OsdId, ack: &PushAck, step: &mut Step<'_>) {
+        let Some(active) = self.active() else { return };
+        let recovery = &mut active.recovery;
+        let sent = |push: &Outgoing| push.to == from && ack.next.as_ref() == Some(&push.position);
+        if !recovery.pushes.get(&ack.transfer).is_some_and(sent) {
+            return; // said of an earlier piece
+        }
+        let Some(push) = recovery.finish_push(ack.transfer) else { return };
+        step.rerun = true;
+        if push.backfill {
+            self.clients.wake(&push.key);
+            return self.leave_out(from, Refusal::Piece, step);
+        }
+        let objects = recovery.no_room.entry(from).or_default();
+        let no_room = objects.entry(push.key.clone()).or_insert(NoRoom { at: step.now, times: 0 });
+        no_room.at = step.now;
+        no_room.times = no_room.times.saturating_add(1);
+        recovery.urgent.remove(&push.key);
+        recovery.looked_to.extend(push.version.map(|version| (from, version)));
+        self.clients.wake(&push.key);
+        self.tick_within(TICK, step);
     }
 
     // ---- time ----
@@ -530,114 +614,17 @@ impl Pg {
         self.tick_within(UNFOUND_RETRY, step);
     }
 
-    // ---- slots ----
-
-    /// Whether all slots for these targets are held; asks for the next one if not.
-    fn have_slots(&mut self, targets: &BTreeSet<OsdId>, step: &mut Step<'_>) -> bool {
-        let Some(active) = self.active() else { return false };
-        let slots = &mut active.recovery.slots;
-        if slots.retry_at.is_some_and(|at| at > step.now) {
-            return false;
-        }
-        match slots.local {
-            LocalSlot::None => {
-                slots.local = LocalSlot::Asked;
-                step.out.push(Output::Reserve(Slot::Outgoing));
-                return false;
-            }
-            LocalSlot::Asked => return false,
-            LocalSlot::Held => {}
-        }
-        let done: Vec<OsdId> = slots.remote.keys().copied().filter(|osd| !targets.contains(osd)).collect();
-        for osd in &done {
-            slots.remote.remove(osd);
-        }
-        let mut ask = None;
-        for osd in targets {
-            let slot = slots.remote.entry(*osd).or_insert_with(|| {
-                ask = Some(*osd);
-                RemoteSlot { granted: false, asked: step.now }
-            });
-            if !slot.granted {
-                break;
-            }
-        }
-        let all = targets.iter().all(|osd| slots.remote.get(osd).is_some_and(|slot| slot.granted));
-        for osd in done {
-            self.send(osd, PeerBody::ReservationRelease, step);
-        }
-        if let Some(osd) = ask {
-            self.send(osd, PeerBody::ReservationRequest, step);
-            self.tick_within(TICK, step);
-        }
-        all
-    }
-
-    fn release_all_slots(&mut self, step: &mut Step<'_>) {
-        let Some(active) = self.active() else { return };
-        let slots = std::mem::take(&mut active.recovery.slots);
-        if slots.asked_or_held() {
-            step.out.push(Output::Release(Slot::Outgoing));
-        }
-        for osd in slots.remote.into_keys() {
-            self.send(osd, PeerBody::ReservationRelease, step);
-        }
-    }
-
-    pub(crate) fn renew_slots(&mut self, step: &mut Step<'_>) {
-        let Some(active) = self.active() else { return };
-        let mut ask = Vec::new();
-        for (osd, slot) in &mut active.recovery.slots.remote {
-            let pause = if slot.granted { SLOT_RENEWAL } else { RESEND };
-            if step.now.since(slot.asked) >= pause {
-                slot.asked = step.now;
-                ask.push(*osd);
-            }
-        }
-        if active.recovery.slots.retry_at.is_some() {
-            self.tick_within(TICK, step);
-        }
-        for osd in ask {
-            self.send(osd, PeerBody::ReservationRequest, step);
-        }
-    }
-
-    pub(crate) fn outgoing_reserved(&mut self, step: &mut Step<'_>) {
-        let Some(active) = self.active() else { return };
-        match active.recovery.slots.local {
-            LocalSlot::Asked => active.recovery.slots.local = LocalSlot::Held,
-            LocalSlot::None => step.out.push(Output::Release(Slot::Outgoing)),
-            LocalSlot::Held => {}
-        }
-    }
-
-    pub(crate) fn outgoing_refused(&mut self, step: &mut Step<'_>) {
-        let Some(active) = self.active() else { return };
-        active.recovery.slots.local = LocalSlot::None;
-        active.recovery.slots.retry_at = Some(step.now + SLOT_RETRY);
-        self.tick_within(SLOT_RETRY, step);
-    }
-
-    pub(crate) fn remote_granted(&mut self, from: OsdId) {
-        if let Some(slot) = self.active().and_then(|active| active.recovery.slots.remote.get_mut(&from)) {
-            slot.granted = true;
-        }
-    }
-
-    pub(crate) fn remote_rejected(&mut self, from: OsdId, step: &mut Step<'_>) {
-        if self.active().is_some_and(|active| active.recovery.slots.remote.contains_key(&from)) {
-            self.release_all_slots(step);
-            if let Some(active) = self.active() {
-                active.recovery.slots.retry_at = Some(step.now + SLOT_RETRY);
-            }
-            self.tick_within(SLOT_RETRY, step);
-        }
-    }
-
-    fn report_unfound(&mut self, _step: &mut Step<'_>) {
+    /// Forgets what was said of objects that are whole by now.
+    fn forget_settled(&mut self) {
         let missing = &self.holding.missing;
         if let Role::Active(active) = &mut self.role {
             active.recovery.unfound.retain(|key| missing.contains(key));
+            let peers = &active.peers;
+            active.recovery.no_room.retain(|osd, objects| {
+                let Some(peer) = peers.get(osd) else { return false };
+                objects.retain(|key, _| peer.missing.contains(key));
+                !objects.is_empty()
+            });
         }
     }
 

@@ -48,6 +48,7 @@ impl Pg {
             }
             Role::Follower(_) | Role::Removing | Role::Stopped => {}
         }
+        state.inconsistent = self.scrub.record.inconsistent_count() > 0;
         state.degraded = copies_missing > 0 || (state.undersized && objects > 0);
         let settled = if state.clean { Epoch(self.map.epoch.0.saturating_sub(MAPS_KEPT)) } else { Epoch::ZERO };
         PgReport {
@@ -64,6 +65,7 @@ impl Pg {
             last_update: self.holding.log.head(),
             last_epoch_clean: self.history.last_epoch_clean.max(settled),
             blocked_by,
+            scrub: self.scrub.report(),
         }
     }
 

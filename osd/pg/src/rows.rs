@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use holdfast_types::{Epoch, LogVersion};
 use holdfast_wire::peer::{LogEntry, PgHistory, PgInfo, SessionMemory};
+use holdfast_wire::scrub::ScrubRecord;
 use minicbor::{Decode, Encode};
 
 use crate::api::{LoadError, LocalObjects, StoreOp};
@@ -22,6 +23,7 @@ const HISTORY: &[u8] = b"h";
 const LOG: u8 = b'l';
 const MISSING: u8 = b'm';
 const SESSION: u8 = b's';
+const SCRUB: &[u8] = b"c";
 /// Rows read from the store at a time while loading.
 const PAGE_ROWS: usize = 1_000;
 
@@ -64,6 +66,23 @@ pub(crate) fn put_info(info: &PgInfo) -> StoreOp {
 
 pub(crate) fn put_history(row: &HistoryRow) -> StoreOp {
     StoreOp::PutMeta { key: Bytes::from_static(HISTORY), value: value(row) }
+}
+
+/// What scrubs have found. A row of its own, not a part of the info row: that is written with every write.
+pub(crate) fn put_scrub(record: &ScrubRecord) -> StoreOp {
+    StoreOp::PutMeta { key: Bytes::from_static(SCRUB), value: value(record) }
+}
+
+/// What scrubs have found, if anything is stored. One that cannot be read is as good as none: scrubs find it again.
+pub(crate) fn load_scrub(store: &dyn LocalObjects) -> Option<ScrubRecord> {
+    let stored = store.meta_get(SCRUB).map_err(LoadError::from);
+    match stored.and_then(|bytes| bytes.map(|bytes| parse("scrub", &bytes)).transpose()) {
+        Ok(record) => record,
+        Err(error) => {
+            tracing::warn!(%error, "the row of scrubs is not usable and begins anew");
+            None
+        }
+    }
 }
 
 fn log_key(version: LogVersion) -> [u8; 17] {

@@ -11,12 +11,12 @@ use holdfast_types::{
     Timestamp,
 };
 use holdfast_wire::peer::{
-    Activate, ActivateAck, BackfillCursor, EntryKind, LogEntry, PeerBody, PeerMessage, PgInfo, RepOp, SessionMemory,
-    StoredResults,
+    Activate, ActivateAck, BackfillCursor, EntryKind, LogEntry, ObjectPiece, PeerBody, PeerMessage, PgInfo,
+    PiecePosition, Push, PushAck, PushWhat, RepOp, SessionMemory, StoredResults,
 };
-use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, RefusedReason};
+use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, RefusedReason, Row};
 
-use crate::api::{Input, Limits, Output, ReplyTo, StoreOp, TxnId};
+use crate::api::{Input, Limits, Output, ReplyTo, StoreOp, TxnId, VERSION_ATTR};
 use crate::memory::MemoryCollection;
 use crate::pg::Pg;
 
@@ -407,4 +407,78 @@ fn a_member_tells_what_it_misses_in_messages_of_bounded_size() {
         assert!(partial.take(ack.clone()).is_none());
     }
     assert_eq!(partial.take(last), Some(alone.pg.holding.missing.clone()));
+}
+
+/// A piece of "object" in a version of epoch 1.
+fn push(transfer: u64, counter: u64, from: u64, next: Option<u64>) -> PeerBody {
+    let position = |bytes| PiecePosition { bytes, row: None };
+    let version = LogVersion { epoch: Epoch(1), counter };
+    let attr = Row { key: VERSION_ATTR.to_vec(), value: crate::exec::version_value(version).into() };
+    let piece = ObjectPiece {
+        object: name("object"),
+        version,
+        position: position(from),
+        next: next.map(position),
+        size: 2,
+        data: bytes::Bytes::from_static(b"x").into(),
+        rows: Vec::new(),
+        attrs: if next.is_none() { vec![attr] } else { Vec::new() },
+    };
+    PeerBody::Push(Push { transfer, backfill: false, what: PushWhat::Piece(piece) })
+}
+
+impl Alone {
+    /// A replica of a log of one entry, whose object it misses.
+    fn missing_one() -> Alone {
+        let mut alone = Alone::member(&[0, 1, 2], 3, Limits::default());
+        let told = activate(&alone, Some(LogVersion::ZERO), 0, vec![entry(1, "object", 0)]);
+        alone.hear(0, 1, PeerBody::Activate(told));
+        alone.sync();
+        alone.sent.clear();
+        alone
+    }
+
+    fn pushed(&mut self, body: PeerBody) -> Vec<PushAck> {
+        self.hear(0, 1, body);
+        self.sync();
+        let acks = self.sent.drain(..).filter_map(|(_, message)| match message.body {
+            PeerBody::PushAck(ack) => Some(ack),
+            _ => None,
+        });
+        acks.collect()
+    }
+}
+
+#[test]
+fn a_late_piece_of_an_ended_transfer_does_not_disturb_the_next_one() {
+    let mut alone = Alone::missing_one();
+    assert_eq!(alone.pushed(push(5, 1, 0, Some(1))).len(), 1);
+    assert_eq!(alone.pushed(push(7, 1, 0, Some(1))).len(), 1);
+    assert_eq!(alone.pushed(push(5, 1, 0, Some(1))), [], "it would begin the object anew");
+    let last = PushAck { transfer: 7, next: None, no_room: None };
+    assert_eq!(alone.pushed(push(7, 1, 1, None)), [last]);
+    let key = crate::ObjectKey::of(&name("object"));
+    assert_eq!(alone.store.objects[&key].data, b"xx");
+    assert!(alone.pg.holding.missing.is_empty());
+}
+
+#[test]
+fn a_newer_version_than_the_one_that_is_missed_is_taken() {
+    let mut alone = Alone::missing_one();
+    alone.hear(0, 1, rep_op(2)); // its log only
+    assert_eq!(alone.pushed(push(5, 3, 0, Some(1))), [], "R4");
+    assert_eq!(alone.pushed(push(5, 2, 0, Some(1))).len(), 1);
+    assert_eq!(alone.pushed(push(5, 2, 1, None)).len(), 1);
+    assert!(alone.pg.holding.missing.is_empty());
+}
+
+#[test]
+fn a_piece_without_room_is_refused_and_not_taken() {
+    let mut alone = Alone::missing_one();
+    alone.store.full = true;
+    let start = Some(PiecePosition::default());
+    let refused = PushAck { transfer: 5, next: start, no_room: Some(true) };
+    assert_eq!(alone.pushed(push(5, 1, 0, Some(1))), [refused]);
+    alone.store.spare = 10;
+    assert!(alone.pushed(push(6, 1, 0, Some(1)))[0].no_room.is_none());
 }

@@ -7,3 +7,4 @@ mod garbage;
 mod lost;
 mod lost_store;
 mod rot;
+mod scrub;

@@ -1,6 +1,6 @@
 //! Verifying: reads all stored bytes of an object and says which are bad, without stopping at the first.
 //!
-//! For tests, and for the scrubbing to come. Holds one extent at a time.
+//! For tests and tools; scrubs of placement groups read like everybody else. Holds one extent at a time.
 
 use std::sync::Arc;
 
@@ -48,6 +48,12 @@ impl<D: Device, I: Index> Engine<D, I> {
             start..start + u64::from(extent.stored)
         };
         Ok(onode.extents.iter().map(place).collect())
+    }
+
+    /// The key of the index row that says what an object is: for tests that spoil it.
+    #[must_use]
+    pub fn onode_row(c: CollectionId, o: &ObjectKey) -> bytes::Bytes {
+        crate::index::keys::onode(c, o)
     }
 
     /// Reads and checks all stored bytes of an object. What changes meanwhile may be checked or not.

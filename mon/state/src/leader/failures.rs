@@ -111,6 +111,26 @@ impl Failures {
         }
     }
 
+    /// Who says that it is silent.
+    pub(super) fn silent_to(&self, osd: OsdId) -> Vec<OsdId> {
+        self.targets.get(&osd).map_or_else(Vec::new, |target| target.silent_by.keys().copied().collect())
+    }
+
+    /// Those that are silent to enough others and stay up all the same.
+    pub(super) fn withheld(&self, now: Timestamp, map: &ClusterMap) -> Vec<OsdId> {
+        if may_lose_one_more(map) {
+            return Vec::new();
+        }
+        let silent = |(osd, target): (&OsdId, &Target)| {
+            let info = map.osds.get(osd).filter(|info| info.up && info.incarnation == target.incarnation);
+            let counts =
+                |(by, at): (&OsdId, &Timestamp)| (now.since(*at) < REPORT_LIFE && map.is_up(*by)).then_some(*by);
+            let reporters: BTreeSet<OsdId> = target.silent_by.iter().filter_map(counts).collect();
+            (info.is_some() && !reporters.is_empty() && enough(map, *osd, &reporters)).then_some(*osd)
+        };
+        self.targets.iter().filter_map(silent).collect()
+    }
+
     /// Forgets what no longer counts.
     pub(super) fn expire(&mut self, now: Timestamp, map: &ClusterMap) {
         self.targets.retain(|osd, target| {

@@ -3,31 +3,37 @@
 //! A new leader starts with nothing: reports arrive within seconds, clocks of downs and leases start anew. Errors are
 //! therefore on the side of waiting, never of "clean".
 
+mod balancer;
+mod explain;
+mod explain_osd;
 mod failures;
+mod growth;
 mod health;
+mod out;
 mod reports;
+mod scrub;
 mod stats;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_map::{ClusterFlags, ClusterMap};
+use holdfast_map::{ClusterFlags, ClusterMap, SpaceLevel};
 use holdfast_types::{Epoch, Incarnation, MonId, OsdId, Timestamp};
 use holdfast_wire::mon::{FailureKind, MonCommand, MonError, MonReply, OsdReport};
 
 use crate::Change;
+use crate::notes::OsdNotes;
+use balancer::Balancer;
+use explain::Explainer;
 use failures::Failures;
+use growth::Growth;
+use out::{Fate, Limits};
 use stats::Stats;
 
 pub use failures::{GRACE, REPORTERS_NEEDED, Verdict};
 pub use stats::REPORT_STALE;
 
-/// An OSD that has been down for this long loses its data to others.
-const DOWN_OUT: Duration = Duration::from_secs(600);
-/// Marking out stops when fewer than this part of all OSDs would be in.
-const IN_MIN_PERCENT: usize = 75;
-/// The level of the hierarchy that is never marked out as a whole: that is a lost switch, not lost disks.
-const NEVER_OUT_WHOLE: &str = "rack";
 /// A service that does not renew its registration for this long is gone.
 pub const SERVICE_LEASE: Duration = Duration::from_secs(30);
 /// An OSD that has reported nothing for this long is looked at by the monitor itself: this finds the death of OSDs that
@@ -39,13 +45,6 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 const SILENCE_DOWN: Duration = Duration::from_secs(15);
 /// Maps are trimmed when this many more than needed are kept.
 const TRIM_SLACK: u64 = 500;
-/// Where writes stop, for the fullest OSD that is up and in.
-const FULL_PERCENT: u64 = 95;
-/// Where the warning starts.
-const NEAR_FULL_PERCENT: u64 = 85;
-/// A condition ends only this far below where it begins, so that it does not flicker.
-const CLEAR_PERCENT: u64 = 2;
-
 /// What the monitor saw when it connected to an OSD.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProbeResult {
@@ -82,6 +81,23 @@ pub struct Quorum {
     pub answering: BTreeSet<MonId>,
 }
 
+/// A moment of what is replicated: what the leader decides from, beside what it was told.
+#[derive(Debug, Clone)]
+pub struct Scene {
+    /// The wall clock, in Unix milliseconds.
+    pub at_unix_ms: u64,
+    /// The newest map.
+    pub map: Arc<ClusterMap>,
+    /// The oldest map that is kept.
+    pub oldest_epoch: Epoch,
+    /// What is kept of the OSDs beside the map.
+    pub notes: OsdNotes,
+    /// Whether the balancer may move data.
+    pub balancer_on: bool,
+    /// Whether pools may be split.
+    pub split_on: bool,
+}
+
 /// The leader's memory.
 #[derive(Debug, Clone)]
 pub struct Leader {
@@ -93,6 +109,8 @@ pub struct Leader {
     booted_at: BTreeMap<OsdId, (Incarnation, Timestamp)>,
     probed_at: BTreeMap<OsdId, Timestamp>,
     services: BTreeMap<String, Timestamp>,
+    balancer: Balancer,
+    growth: Growth,
 }
 
 impl Leader {
@@ -108,6 +126,8 @@ impl Leader {
             booted_at: BTreeMap::new(),
             probed_at: BTreeMap::new(),
             services: BTreeMap::new(),
+            balancer: Balancer::default(),
+            growth: Growth::default(),
         };
         leader.observe(now, map);
         leader
@@ -217,13 +237,19 @@ impl Leader {
     }
 
     /// What should be done now. Call it several times a second.
-    pub fn due(&mut self, now: Timestamp, map: &ClusterMap, oldest_epoch: Epoch) -> Vec<Due> {
+    pub fn due(&mut self, now: Timestamp, scene: &Scene) -> Vec<Due> {
+        let map = &*scene.map;
         self.failures.expire(now, map);
         let mut due = self.probes_due(now, map);
+        due.extend(self.releases_due(now, scene));
         due.extend(self.out_due(now, map).map(|osd| Due::Propose(Change::MarkOut(osd))));
-        let flags = self.flags(map);
-        if flags != map.flags {
-            due.push(Due::Propose(Change::Flags(flags)));
+        due.extend(self.space_due(map).into_iter().map(Due::Propose));
+        let grown = self.growth.due(now, scene, &self.stats);
+        let moved = if grown.is_none() { self.balancer.due(now, scene, &self.stats) } else { None };
+        due.extend(grown.or(moved).map(Due::Propose));
+        let served = scrub::served(map, &self.stats, now);
+        if !served.is_empty() {
+            due.push(Due::Propose(Change::ScrubsServed(served)));
         }
         for (name, service) in &map.services {
             let renewed = self.services.get(name).copied().unwrap_or(self.since);
@@ -232,6 +258,7 @@ impl Leader {
                 due.push(Due::Propose(gone));
             }
         }
+        let oldest_epoch = scene.oldest_epoch;
         if map.epoch.0 > oldest_epoch.0 + TRIM_SLACK
             && let Some(needed) = self.stats.oldest_needed(map, now)
             && needed.0 > oldest_epoch.0 + TRIM_SLACK
@@ -256,47 +283,107 @@ impl Leader {
 
     /// One OSD that has been down for long enough to go out, if the limits allow it.
     fn out_due(&self, now: Timestamp, map: &ClusterMap) -> Option<OsdId> {
-        let in_after = map.osds.values().filter(|info| info.in_cluster).count().saturating_sub(1);
-        if in_after * 100 < map.osds.len() * IN_MIN_PERCENT {
-            return None;
-        }
-        let due = |osd: &OsdId| self.down_since.get(osd).is_some_and(|since| now.since(*since) >= DOWN_OUT);
-        let candidates = map.osds.iter().filter(|(osd, info)| !info.up && info.in_cluster && due(osd));
-        let mut allowed = candidates.filter(|(osd, _)| !whole_domain_down(map, **osd)).map(|(osd, _)| *osd);
-        allowed.next()
+        let down = map.osds.iter().filter(|(_, info)| !info.up && info.in_cluster).map(|(osd, _)| *osd);
+        let long = |osd: &OsdId| self.down_for(now, *osd).is_some_and(|time| time >= out::DOWN_OUT);
+        let mut candidates = down.filter(long).peekable();
+        candidates.peek()?;
+        let limits = Limits::of(map, &self.stats);
+        candidates.find(|osd| self.fate(now, &limits, *osd) == Some(Fate::Out))
     }
 
-    fn flags(&self, map: &ClusterMap) -> ClusterFlags {
-        let fill = |(osd, _): (&OsdId, _)| {
-            let usage = self.stats.usage(map, *osd).filter(|usage| usage.total_bytes > 0)?;
-            Some(u128::from(usage.used_bytes) * 100 / u128::from(usage.total_bytes))
-        };
-        let running = map.osds.iter().filter(|(_, info)| info.up && info.in_cluster);
-        let Some(fullest) = running.filter_map(fill).max() else { return map.flags };
-        let reached =
-            |set: bool, percent: u64| fullest >= u128::from(if set { percent - CLEAR_PERCENT } else { percent });
-        ClusterFlags {
-            full: reached(map.flags.full, FULL_PERCENT),
-            near_full: reached(map.flags.near_full, NEAR_FULL_PERCENT),
+    /// What becomes of an OSD that is down and in.
+    fn fate(&self, now: Timestamp, limits: &Limits<'_>, osd: OsdId) -> Option<Fate> {
+        Some(limits.fate(osd, self.down_for(now, osd)?))
+    }
+
+    /// How long it has been down, as far as this leader knows.
+    fn down_for(&self, now: Timestamp, osd: OsdId) -> Option<Duration> {
+        self.down_since.get(&osd).map(|since| now.since(*since))
+    }
+
+    /// Hold-offs end early where data is unavailable without the OSD: then even one that flaps is better than none.
+    fn releases_due(&self, now: Timestamp, scene: &Scene) -> Vec<Due> {
+        let held = |(osd, note): (&OsdId, &crate::OsdNote)| note.held(scene.at_unix_ms).map(|_| *osd);
+        let held: Vec<OsdId> = scene.notes.iter().filter_map(held).collect();
+        if held.is_empty() {
+            return Vec::new();
         }
+        let needed = self.needed(now, &scene.map, &held);
+        needed.into_iter().map(|osd| Due::Propose(Change::Request(MonCommand::OsdRelease(osd)))).collect()
+    }
+
+    /// Which of some OSDs that are down would make a placement group available that is not.
+    fn needed(&self, now: Timestamp, map: &ClusterMap, down: &[OsdId]) -> BTreeSet<OsdId> {
+        let mut needed = BTreeSet::new();
+        let mut all_up = None;
+        for view in self.stats.views(map, now) {
+            if let Some(report) = view.report {
+                needed.extend(report.blocked_by.iter().filter(|osd| down.contains(*osd)));
+            }
+            if view.acting.len() < view.pool.min_size() as usize {
+                let all_up = all_up.get_or_insert_with(|| {
+                    let mut all_up = map.clone();
+                    for osd in down {
+                        all_up.osds.entry(*osd).and_modify(|info| info.up = true);
+                    }
+                    all_up
+                });
+                needed.extend(all_up.members(view.pg).up.iter().filter(|osd| down.contains(*osd)));
+            }
+        }
+        needed
+    }
+
+    /// What the OSDs say of their room, where that differs from the map.
+    fn space_due(&self, map: &ClusterMap) -> Vec<Change> {
+        let mut levels = map.space.clone();
+        levels.retain(|osd, _| map.osds.contains_key(osd));
+        for (osd, info) in &map.osds {
+            // What one that is down said last stands until it says otherwise.
+            let Some(usage) = self.stats.usage(map, *osd).filter(|usage| info.up && usage.total_bytes > 0) else {
+                continue;
+            };
+            match map.ratios.level(usage.used_bytes, usage.total_bytes, map.space_level(*osd)) {
+                Some(level) => levels.insert(*osd, level),
+                None => levels.remove(osd),
+            };
+        }
+        let counts = |osd: &OsdId| map.osds.get(osd).is_some_and(|info| info.up && info.in_cluster);
+        let fullest = levels.iter().filter(|(osd, _)| counts(osd)).map(|(_, level)| *level).max();
+        let flags =
+            ClusterFlags { full: fullest >= Some(SpaceLevel::Full), near_full: fullest >= Some(SpaceLevel::NearFull) };
+        let mut changes = Vec::new();
+        if levels != map.space {
+            changes.push(Change::Space(levels));
+        }
+        // With nobody to ask, what was last known holds.
+        let known = map.osds.keys().any(|osd| counts(osd) && self.stats.usage(map, *osd).is_some());
+        if known && flags != map.flags {
+            changes.push(Change::Flags(flags));
+        }
+        changes
     }
 
     /// Answers a question that needs reports, or `None` when it is none.
     #[must_use]
-    pub fn answer(&self, now: Timestamp, map: &ClusterMap, quorum: &Quorum, question: &MonCommand) -> Option<MonReply> {
+    pub fn answer(&self, now: Timestamp, scene: &Scene, quorum: &Quorum, question: &MonCommand) -> Option<MonReply> {
+        let map = &*scene.map;
         match question {
-            MonCommand::Status => Some(MonReply::Status(Box::new(health::status(map, &self.stats, now, quorum)))),
+            MonCommand::Status => Some(MonReply::Status(Box::new(health::status(self, now, scene, quorum)))),
             MonCommand::OsdTree => Some(MonReply::OsdTree(reports::osd_tree(map))),
             MonCommand::OsdDf => Some(MonReply::OsdDf(reports::osd_df(map, &self.stats))),
             MonCommand::Df => Some(MonReply::Df(reports::df(map, &self.stats, now))),
             MonCommand::PgList => Some(MonReply::Pgs(reports::pg_list(map, &self.stats, now))),
+            MonCommand::PgQuery(pg) => Some(match (Explainer { leader: self, now, scene }).query(*pg) {
+                Ok(detail) => MonReply::PgDetail(Box::new(detail)),
+                Err(error) => MonReply::Failed(error),
+            }),
+            MonCommand::Explain(subject) => Some(match (Explainer { leader: self, now, scene }).explain(subject) {
+                Ok(explanation) => MonReply::Explanation(explanation),
+                Err(error) => MonReply::Failed(error),
+            }),
+            MonCommand::BalancerStatus => Some(MonReply::Balancer(self.balancer.report(scene))),
             _ => None,
         }
     }
-}
-
-fn whole_domain_down(map: &ClusterMap, osd: OsdId) -> bool {
-    let Some(domain) = map.crush.failure_domain_of(osd, NEVER_OUT_WHOLE) else { return false };
-    let inside = map.crush.devices_beneath(&domain);
-    inside.len() > 1 && !inside.iter().any(|osd| map.is_up(*osd))
 }

@@ -4,7 +4,7 @@ use holdfast_map::ClusterMap;
 use holdfast_types::{LogVersion, OsdId, Timestamp};
 use holdfast_wire::mon::{DfPoolRow, DfReport, OsdDfRow, OsdTreeNode, PgRow, StoreUsage};
 
-use super::stats::Stats;
+use super::stats::{PgView, Stats};
 
 fn fixed_point(weight: u32) -> f64 {
     f64::from(weight) / 65_536.0
@@ -116,7 +116,7 @@ fn available(map: &ClusterMap, stats: &Stats) -> u64 {
     let total_weight: u128 = running.iter().map(|osd| placed(*osd)).sum();
     let room = |osd: &OsdId| {
         let usage = stats.usage(map, *osd)?;
-        let limit = u128::from(usage.total_bytes) * u128::from(super::FULL_PERCENT) / 100;
+        let limit = u128::from(usage.total_bytes) * u128::from(map.ratios.full) / 1_000;
         let free = limit.saturating_sub(u128::from(usage.used_bytes));
         Some(free * total_weight / placed(*osd))
     };
@@ -126,8 +126,12 @@ fn available(map: &ClusterMap, stats: &Stats) -> u64 {
 
 /// One line for each placement group.
 pub(super) fn pg_list(map: &ClusterMap, stats: &Stats, now: Timestamp) -> Vec<PgRow> {
-    let views = stats.views(map, now);
-    let row = |view: &super::stats::PgView<'_>| PgRow {
+    stats.views(map, now).iter().map(pg_row).collect()
+}
+
+/// One placement group.
+pub(super) fn pg_row(view: &PgView<'_>) -> PgRow {
+    PgRow {
         pg: view.pg,
         state: view.describe(),
         up: view.up.to_vec(),
@@ -138,6 +142,6 @@ pub(super) fn pg_list(map: &ClusterMap, stats: &Stats, now: Timestamp) -> Vec<Pg
         objects_unfound: view.report.map_or(0, |report| report.objects_unfound),
         last_update: view.last.map_or(LogVersion::ZERO, |report| report.last_update),
         blocked_by: view.report.map_or_else(Vec::new, |report| report.blocked_by.clone()),
-    };
-    views.iter().map(row).collect()
+        scrub: view.last.and_then(|report| report.scrub.clone()),
+    }
 }

@@ -30,6 +30,17 @@ struct PgStat {
     from: OsdId,
     incarnation: Incarnation,
     report: PgReport,
+    /// Since when it has been saying this state.
+    state_since: Timestamp,
+}
+
+/// Where the report of a placement group comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source {
+    pub(crate) osd: OsdId,
+    /// When the OSD last reported anything: what it did not mention was unchanged.
+    pub(crate) at: Timestamp,
+    pub(crate) state_since: Timestamp,
 }
 
 /// The present interval of a placement group, and since when at the earliest.
@@ -140,7 +151,14 @@ impl Stats {
                 pg.epoch >= stat.report.epoch || same_run
             });
             if known && newer {
-                let stat = PgStat { from: report.osd, incarnation: report.incarnation, report: pg };
+                let before = self.pgs.get(&pg.pg).filter(|before| {
+                    before.from == report.osd
+                        && before.incarnation == report.incarnation
+                        && before.report.interval_start == pg.interval_start
+                        && before.report.state == pg.state
+                });
+                let state_since = before.map_or(now, |before| before.state_since);
+                let stat = PgStat { from: report.osd, incarnation: report.incarnation, report: pg, state_since };
                 self.pgs.insert(stat.report.pg, stat);
             }
         }
@@ -172,36 +190,48 @@ impl Stats {
 
     /// All placement groups as they are known at `now`. `map` is the one last observed.
     pub(crate) fn views<'a>(&'a self, map: &'a ClusterMap, now: Timestamp) -> Vec<PgView<'a>> {
-        let view = |(pg, interval): (&PgId, &'a Interval)| {
-            let pool = map.pools.get(&pg.pool)?;
-            let last = self.pgs.get(pg);
-            let report = last.filter(|stat| self.counts(map, now, stat, interval)).map(|stat| &stat.report);
-            let members = &interval.members;
-            let mut state = report.map_or(PgState::default(), |report| report.state);
-            if members.acting.len() < pool.size() as usize {
-                state.undersized = true;
-                state.degraded = true;
-            }
-            if report.is_some_and(|report| report.copies_missing > 0) {
-                state.degraded = true;
-            }
-            if members.up != members.acting {
-                state.remapped = true;
-            }
-            if state.degraded || state.undersized || state.remapped || !state.active {
-                state.clean = false;
-            }
-            Some(PgView {
-                pg: *pg,
-                pool,
-                up: &members.up,
-                acting: &members.acting,
-                report,
-                last: last.map(|stat| &stat.report),
-                state,
-            })
-        };
-        self.intervals.iter().filter_map(view).collect()
+        self.intervals.iter().filter_map(|(pg, interval)| self.view_of(map, now, *pg, interval)).collect()
+    }
+
+    /// One of them.
+    pub(crate) fn view<'a>(&'a self, map: &'a ClusterMap, now: Timestamp, pg: PgId) -> Option<PgView<'a>> {
+        self.view_of(map, now, pg, self.intervals.get(&pg)?)
+    }
+
+    /// Where the newest report of a placement group comes from.
+    pub(crate) fn source(&self, pg: PgId) -> Option<Source> {
+        let stat = self.pgs.get(&pg)?;
+        let at = self.last_report(stat.from, stat.incarnation)?;
+        Some(Source { osd: stat.from, at, state_since: stat.state_since })
+    }
+
+    fn view_of<'a>(
+        &'a self,
+        map: &'a ClusterMap,
+        now: Timestamp,
+        pg: PgId,
+        interval: &'a Interval,
+    ) -> Option<PgView<'a>> {
+        let pool = map.pools.get(&pg.pool)?;
+        let last = self.pgs.get(&pg);
+        let report = last.filter(|stat| self.counts(map, now, stat, interval)).map(|stat| &stat.report);
+        let members = &interval.members;
+        let mut state = report.map_or(PgState::default(), |report| report.state);
+        if members.acting.len() < pool.size() as usize {
+            state.undersized = true;
+            state.degraded = true;
+        }
+        if report.is_some_and(|report| report.copies_missing > 0) {
+            state.degraded = true;
+        }
+        if members.up != members.acting {
+            state.remapped = true;
+        }
+        if state.degraded || state.undersized || state.remapped || !state.active {
+            state.clean = false;
+        }
+        let (up, acting) = (&*members.up, &*members.acting);
+        Some(PgView { pg, pool, up, acting, report, last: last.map(|stat| &stat.report), state })
     }
 
     fn counts(&self, map: &ClusterMap, now: Timestamp, stat: &PgStat, interval: &Interval) -> bool {

@@ -1,0 +1,172 @@
+//! The balancer as the leader drives it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use holdfast_map::{RuleShape, UpmapItem};
+use holdfast_mon_state::Change;
+use holdfast_types::{OsdId, PgId, PoolId};
+use holdfast_wire::mon::{BalancerReport, LocationStep, MonCommand, MonReply};
+
+use crate::world::World;
+
+fn upmaps(world: &mut World) -> Vec<BTreeMap<PgId, Vec<UpmapItem>>> {
+    let upmap = |change| match change {
+        Change::Upmap(upmap) => Some(upmap),
+        _ => None,
+    };
+    world.proposals().into_iter().filter_map(upmap).collect()
+}
+
+fn report(world: &World) -> BalancerReport {
+    match world.ask(&MonCommand::BalancerStatus) {
+        MonReply::Balancer(report) => report,
+        reply => panic!("{reply:?}"),
+    }
+}
+
+fn check_rules(world: &World) {
+    let map = world.map();
+    for (pg, members) in map.members_of_all() {
+        let shape = RuleShape::of(&map.crush, holdfast_crush::RuleId(map.pools[&pg.pool].rule)).unwrap();
+        assert!(shape.is_kept_by(&members.up), "{pg} is on {:?}", members.up);
+        assert_eq!(members.up.len(), 3, "{pg}");
+    }
+}
+
+/// Lets the balancer work until it rests, as if each move were done at once. Answers how many rounds it took.
+fn settle(world: &mut World) -> usize {
+    world.wait(Duration::from_secs(60));
+    for round in 0..200 {
+        world.report_all();
+        world.wait(Duration::from_secs(1));
+        world.report_all();
+        let plans = upmaps(world);
+        assert!(plans.len() <= 1);
+        let Some(plan) = plans.into_iter().next() else {
+            if report(world).state.starts_with("rests") {
+                return round;
+            }
+            continue;
+        };
+        let moves: usize = plan.len();
+        assert!((1..=16).contains(&moves), "{moves} placement groups at once");
+        world.change(Change::Upmap(plan));
+        check_rules(world);
+        world.wait(Duration::from_secs(1));
+        assert!(upmaps(world).is_empty(), "not before what moves is clean");
+    }
+    panic!("it does not come to rest");
+}
+
+#[test]
+fn osds_that_are_added_one_by_one_come_to_hold_their_part() {
+    let mut world = World::new(&[0, 1, 2]);
+    assert_eq!(settle(&mut world), 0, "three copies on three OSDs are even");
+    for id in 3..12u32 {
+        world.add(id, vec![LocationStep { kind: "host".into(), name: format!("h{id}") }]);
+        settle(&mut world);
+        let mut copies = BTreeMap::<OsdId, u32>::new();
+        for osd in world.map().members_of_all().into_iter().flat_map(|(_, members)| members.up) {
+            *copies.entry(osd).or_default() += 1;
+        }
+        let all: u32 = copies.values().sum();
+        let part = f64::from(all) / f64::from(id + 1);
+        let worst = copies.values().map(|n| (f64::from(*n) / part - 1.0).abs()).fold(0.0, f64::max);
+        assert!(worst <= 0.1, "{} OSDs: {copies:?}", id + 1);
+    }
+    assert!(report(&world).deviation_permille.unwrap() <= 100);
+    assert!(report(&world).exchanged > 0);
+}
+
+#[test]
+fn nothing_moves_while_something_is_not_clean_or_the_operator_says_so() {
+    let mut world = World::new(&[0, 1, 2, 3, 4, 5, 6]);
+    assert!(upmaps(&mut world).is_empty(), "nobody has reported");
+    assert!(report(&world).state.starts_with("waits until 128 placement groups"), "{:?}", report(&world));
+    world.report_all();
+    world.wait(Duration::from_secs(1));
+    let first = world.map().pgs().next().unwrap();
+    let primary = world.map().members(first).primary().unwrap();
+    world.report_all();
+    let _ = world.report(primary.0, |report| report.state.clean = report.pg != first);
+    assert!(upmaps(&mut world).is_empty(), "{first} is not clean");
+    let set = |value: Option<&str>| {
+        Change::Request(MonCommand::ConfigSet { name: "balancer".into(), value: value.map(str::to_owned) })
+    };
+    world.report_all();
+    world.wait(Duration::from_secs(1));
+    assert!(upmaps(&mut world).is_empty() && report(&world).state.contains("clean for 10 s"), "{:?}", report(&world));
+    world.change(set(Some("off")));
+    world.wait(Duration::from_secs(10));
+    assert!(upmaps(&mut world).is_empty());
+    assert!(!report(&world).enabled);
+    world.change(set(None));
+    assert_eq!(upmaps(&mut world).len(), 1);
+}
+
+#[test]
+fn a_plan_that_a_change_has_overtaken_breaks_no_rule() {
+    let mut world = World::new(&[0, 1, 2, 3, 4, 5, 6]);
+    world.change(Change::Upmap(BTreeMap::from([
+        (PgId { pool: PoolId(9), seed: 0 }, vec![UpmapItem { from: OsdId(0), to: OsdId(1) }]),
+        (PgId { pool: PoolId(1), seed: 0 }, vec![UpmapItem { from: OsdId(0), to: OsdId(99) }]),
+    ])));
+    assert!(world.map().upmap.is_empty(), "no such pool, no such OSD");
+    assert!(upmaps(&mut world).is_empty(), "nobody has reported");
+    world.report_all();
+    world.wait(Duration::from_secs(10));
+    let plan = upmaps(&mut world).remove(0);
+    let to = plan.values().flatten().next().unwrap().to;
+    world.change(Change::Request(MonCommand::OsdOut(to)));
+    world.change(Change::Upmap(plan));
+    assert!(world.map().upmap.values().flatten().all(|item| item.to != to));
+    check_rules(&world);
+    world.change(Change::Request(MonCommand::PoolDelete { name: "data".into(), confirm: "data".into() }));
+    assert!(world.map().upmap.is_empty());
+}
+
+#[test]
+fn a_pool_that_has_outgrown_its_placement_groups_is_split_and_spread_step_by_step() {
+    let mut world = World::new(&[0, 1, 2]);
+    let pool = PoolId(1);
+    assert_eq!(world.map().pools[&pool].pg_num, 64);
+    for id in 3..12u32 {
+        world.add(id, vec![LocationStep { kind: "host".into(), name: format!("h{id}") }]);
+    }
+    let steps = |world: &mut World| -> Vec<Change> {
+        let of_growth = |change: &Change| matches!(change, Change::Split { .. } | Change::Spread { .. });
+        world.proposals().into_iter().filter(of_growth).collect()
+    };
+    let all_clean = |world: &mut World| {
+        for _ in 0..2 {
+            world.report_each(|report| report.bytes = 64 << 20);
+            world.wait(Duration::from_secs(11));
+        }
+        world.report_each(|report| report.bytes = 64 << 20);
+    };
+    all_clean(&mut world);
+    assert!(steps(&mut world).is_empty(), "the OSDs may not be able to");
+    let on = MonCommand::ConfigSet { name: "pg_split".into(), value: Some("on".into()) };
+    world.change(Change::Request(on));
+    let mut splits = 0;
+    for _ in 0..100 {
+        all_clean(&mut world);
+        let due = steps(&mut world);
+        assert!(due.len() <= 1, "one step at a time: {due:?}");
+        let Some(change) = due.into_iter().next() else { break };
+        splits += usize::from(matches!(change, Change::Split { .. }));
+        let before = world.map();
+        world.change(change);
+        check_rules(&world);
+        let moved = world.map().members_of_all().into_iter().filter(|(pg, members)| {
+            let parent = holdfast_map::split_from(*pg, before.pools[&pool].pg_num);
+            members.up != before.members(parent).up
+        });
+        assert!(moved.count() <= 32, "few move at once");
+        world.wait(Duration::from_secs(1));
+        assert!(steps(&mut world).is_empty(), "not before what was split is clean");
+    }
+    assert_eq!((world.map().pools[&pool].pg_num, splits), (512, 3), "about a hundred copies on each OSD");
+    assert!(world.map().placed_as.is_empty());
+}

@@ -1,0 +1,159 @@
+//! `explain` and `pg query`: the cause, who blocks, the next command.
+
+use std::time::Duration;
+
+use holdfast_mon_state::Change;
+use holdfast_types::{OsdId, PgId, PoolId};
+use holdfast_wire::mon::{Explanation, MonCommand, MonError, MonReply, PgDetail, PgState, Subject};
+
+use crate::world::{World, run_of};
+
+const PG: PgId = PgId { pool: PoolId(1), seed: 3 };
+
+fn explain(world: &World, subject: Subject) -> Explanation {
+    match world.ask(&MonCommand::Explain(subject)) {
+        MonReply::Explanation(explanation) => explanation,
+        reply => panic!("{reply:?}"),
+    }
+}
+
+fn query(world: &World) -> PgDetail {
+    match world.ask(&MonCommand::PgQuery(PG)) {
+        MonReply::PgDetail(detail) => *detail,
+        reply => panic!("{reply:?}"),
+    }
+}
+
+fn codes(explanation: &Explanation) -> Vec<&str> {
+    explanation.causes.iter().map(|cause| cause.code.as_str()).collect()
+}
+
+fn kill(world: &mut World, osd: u32, dead: bool) {
+    world.change(Change::MarkDown { osd: OsdId(osd), incarnation: run_of(osd), dead });
+}
+
+#[test]
+fn what_is_well_is_said_to_be_and_what_is_not_known_is_not() {
+    let mut world = World::new(&[0, 1, 2]);
+    let explanation = explain(&world, Subject::Pg(PG));
+    assert_eq!(codes(&explanation), ["NOT_REPORTED"]);
+    assert!(!explanation.ok && explanation.causes[0].blocked_by.len() == 1);
+    world.report_all();
+    let explanation = explain(&world, Subject::Pg(PG));
+    assert!(explanation.ok && explanation.causes.is_empty(), "{explanation:?}");
+    assert!(explain(&world, Subject::Osd(OsdId(0))).ok);
+    world.wait(Duration::from_secs(60));
+    assert!(!explain(&world, Subject::Pg(PG)).ok);
+    let osd = explain(&world, Subject::Osd(OsdId(0)));
+    assert_eq!(codes(&osd), ["SILENT"]);
+    assert!(osd.causes[0].cause.contains("nothing for 1 min"), "{osd:?}");
+}
+
+#[test]
+fn each_state_that_is_not_clean_has_its_cause_its_blocker_and_a_next_step() {
+    type Change = fn(&mut PgState);
+    // what the primary says, who else blocks, the code
+    let table: [(Change, &[u32], &str); 6] = [
+        (|state| *state = PgState { peering: true, ..PgState::default() }, &[], "PEERING"),
+        (|state| *state = PgState { down: true, ..PgState::default() }, &[3], "WAITS_FOR_PAST_MEMBERS"),
+        (|state| *state = PgState { incomplete: true, ..PgState::default() }, &[], "NO_COMPLETE_COPY"),
+        (|state| (state.clean, state.recovering) = (false, true), &[], "COPYING"),
+        (|state| (state.clean, state.backfilling) = (false, true), &[], "COPYING"),
+        (|state| (state.clean, state.degraded) = (false, true), &[], "WAITS_ITS_TURN"),
+    ];
+    for (change, blockers, code) in table {
+        let mut world = World::new(&[0, 1, 2]);
+        for osd in 0..3 {
+            let _ = world.report(osd, |report| {
+                change(&mut report.state);
+                report.blocked_by = blockers.iter().copied().map(OsdId).collect();
+                report.copies_missing = u64::from(!report.state.clean);
+            });
+        }
+        let explanation = explain(&world, Subject::Pg(PG));
+        assert!(codes(&explanation).contains(&code), "{code}: {explanation:?}");
+        assert!(!explanation.ok);
+        assert!(explanation.causes.iter().all(|cause| !cause.cause.is_empty() && !cause.next.is_empty()));
+        for blocker in blockers {
+            assert!(explanation.causes[0].blocked_by.contains(&OsdId(*blocker).to_string()), "{explanation:?}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_member_is_named_with_the_reason_and_what_becomes_of_its_data() {
+    let mut world = World::new(&[0, 1, 2, 3, 4, 5]);
+    let victim = world.map().members(PG).up[1].0;
+    kill(&mut world, victim, true);
+    world.report_all();
+    let name = OsdId(victim).to_string();
+    let explanation = explain(&world, Subject::Pg(PG));
+    let cause = &explanation.causes[0];
+    assert_eq!((cause.code.as_str(), &cause.blocked_by), ("MEMBER_DOWN", &vec![name.clone()]));
+    assert!(cause.cause.contains("its port refuses connections since 2023-11-14T22:13:20Z"), "{cause:?}");
+    assert!(cause.cause.contains("its data goes to others in 10 min"), "{cause:?}");
+    assert!(cause.next.contains(&format!("on h{victim}")), "{cause:?}");
+    // Too few to serve comes before all else.
+    let other = world.map().members(PG).up[0].0;
+    kill(&mut world, other, false);
+    let explanation = explain(&world, Subject::Pg(PG));
+    assert_eq!(explanation.causes[0].code, "TOO_FEW_UP");
+    assert!(explanation.causes[0].cause.contains("fell silent"), "{explanation:?}");
+    assert_eq!(explanation.causes[0].blocked_by.len(), 2);
+    let osd = explain(&world, Subject::Osd(OsdId(victim)));
+    assert_eq!(codes(&osd), ["DOWN"]);
+    assert!(osd.causes[0].cause.contains("its data goes to others in 10 min"), "{osd:?}");
+}
+
+#[test]
+fn an_osd_that_is_out_says_by_whose_hand() {
+    let mut world = World::new(&[0, 1, 2, 3, 4]);
+    world.report_all();
+    world.change(Change::Request(MonCommand::OsdOut(OsdId(1))));
+    let osd = explain(&world, Subject::Osd(OsdId(1)));
+    assert_eq!(osd.state, "up, out");
+    assert!(osd.causes.iter().any(|cause| cause.cause.contains("an operator marked it out")), "{osd:?}");
+    kill(&mut world, 2, true);
+    world.change(Change::MarkOut(OsdId(2)));
+    let osd = explain(&world, Subject::Osd(OsdId(2)));
+    assert!(osd.causes.iter().any(|cause| cause.cause.contains("comes back in when it boots")), "{osd:?}");
+    world.change(Change::Request(MonCommand::OsdReweight { osd: OsdId(0), weight: 0 }));
+    assert!(codes(&explain(&world, Subject::Osd(OsdId(0)))).contains(&"NO_WEIGHT"));
+}
+
+#[test]
+fn an_object_is_explained_by_its_placement_group_and_what_is_not_there_is_not_found() {
+    let mut world = World::new(&[0, 1, 2]);
+    world.report_all();
+    let object = |pool: &str| Subject::Object { pool: pool.into(), name: b"a/b".to_vec() };
+    let explanation = explain(&world, object("data"));
+    assert_eq!(explanation.subject, "object a/b of pool data");
+    assert!(explanation.facts[0].starts_with("it lies in pg 1."), "{explanation:?}");
+    let missing = [
+        Subject::Osd(OsdId(9)),
+        Subject::Pg(PgId { pool: PoolId(1), seed: 9_999 }),
+        Subject::Pg(PgId { pool: PoolId(7), seed: 0 }),
+        object("none"),
+    ];
+    for subject in missing {
+        let reply = world.ask(&MonCommand::Explain(subject));
+        assert!(matches!(reply, MonReply::Failed(MonError::NotFound { .. })), "{reply:?}");
+    }
+}
+
+#[test]
+fn a_query_tells_how_long_a_state_has_lasted() {
+    let mut world = World::new(&[0, 1, 2]);
+    assert_eq!(query(&world).reported_by, None);
+    world.report_all();
+    world.wait(Duration::from_secs(7));
+    world.report_all();
+    let detail = query(&world);
+    assert_eq!(detail.reported_by, world.map().members(PG).primary());
+    assert_eq!((detail.report_age_ms, detail.state_for_ms), (Some(0), Some(7_000)));
+    assert_eq!((detail.size, detail.min_size, detail.placed.len()), (3, 2, 3));
+    for osd in 0..3 {
+        let _ = world.report(osd, |report| report.state.clean = false);
+    }
+    assert_eq!(query(&world).state_for_ms, Some(0));
+}

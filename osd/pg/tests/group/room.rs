@@ -1,0 +1,197 @@
+//! Copies on OSDs that have no room.
+
+use std::time::Duration;
+
+use holdfast_pg::ObjectKey;
+use holdfast_wire::{Blob, ClientOutcome, ObjectOp, OpResult, RefusedReason, Row};
+
+use crate::group::{Group, content, name, osd, short_log};
+
+fn rows(keys: &[&str]) -> ObjectOp {
+    let row = |key: &&str| Row { key: key.as_bytes().to_vec(), value: Blob::default() };
+    ObjectOp::PutRows { rows: keys.iter().map(row).collect() }
+}
+
+fn delete(key: &str) -> ObjectOp {
+    ObjectOp::DeleteRows { keys: vec![key.as_bytes().to_vec().into()] }
+}
+
+fn is_done(outcome: &ClientOutcome) -> bool {
+    matches!(outcome, ClientOutcome::Done { .. })
+}
+
+impl Group {
+    /// An OSD is full, and everybody knows.
+    fn fill(&mut self, id: usize) {
+        self.nodes[id].store.full = true;
+        for node in &mut self.nodes {
+            node.store.full_peers.insert(osd(id));
+        }
+    }
+
+    fn keys_of_rows(&self, id: usize, object: &str) -> Vec<&[u8]> {
+        let object = &self.nodes[id].store.objects[&ObjectKey::of(&name(object))];
+        object.rows.keys().map(Vec::as_slice).collect()
+    }
+
+    /// An object of bytes that the third copy lacks, noticed by a write that is answered.
+    fn lose_third_copy(&mut self, object: &str) {
+        self.spoil(2, object);
+        let outcome = self.operate(object, vec![ObjectOp::RemoveAttr { name: b"none".to_vec() }]);
+        assert!(is_done(&outcome), "{outcome:?}");
+    }
+}
+
+#[test]
+fn rows_can_be_deleted_although_a_full_member_lacks_them() {
+    let mut group = Group::of(3, 3, short_log());
+    group.operate("index", vec![rows(&["a", "b", "c", "d"])]);
+    group.write_before_the_log("other");
+    group.spoil(2, "index");
+    group.fill(2);
+    for key in ["a", "b", "c"] {
+        let outcome = group.operate("index", vec![delete(key)]);
+        assert!(is_done(&outcome), "{outcome:?}");
+    }
+    group.run_until_clean();
+    assert!((0..3).all(|id| group.keys_of_rows(id, "index") == [b"d"]));
+}
+
+#[test]
+fn a_full_primary_fetches_rows_that_it_lacks() {
+    let mut group = Group::of(3, 3, short_log());
+    group.operate("index", vec![rows(&["a", "b"])]);
+    group.write_before_the_log("other");
+    group.spoil(0, "index");
+    group.fill(0);
+    let outcome = group.operate("index", vec![ObjectOp::GetRows { keys: vec![b"a".to_vec().into()] }]);
+    let there = [OpResult::RowValues(vec![Some(Blob::default())])];
+    assert!(matches!(&outcome, ClientOutcome::Done { results, .. } if *results == there), "{outcome:?}");
+    assert!(is_done(&group.operate("index", vec![delete("a")])));
+    group.run_until_clean();
+}
+
+#[test]
+fn a_primary_without_room_for_what_it_lacks_lets_one_lead_who_has_it() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write_before_the_log("old");
+    group.spoil(0, "old");
+    group.nodes[0].store.full = true;
+    let outcome = group.operate("old", vec![ObjectOp::Stat]);
+    assert_eq!(outcome, ClientOutcome::Refused(RefusedReason::WrongPrimary));
+    assert!(is_done(&group.operate("old", vec![ObjectOp::Stat])), "read from a copy that is there");
+    assert_ne!(group.members.acting[0], osd(0));
+    group.nodes[0].store.full = false;
+    group.run_until_clean();
+    assert!((0..3).all(|id| group.is_whole(id, "old")));
+    assert_eq!(group.members.acting, group.members.up, "it leads again");
+}
+
+#[test]
+fn recovery_may_use_the_spare_room_of_a_full_osd() {
+    for id in [0, 2] {
+        let mut group = Group::of(3, 3, short_log());
+        group.write_before_the_log("old");
+        group.spoil(id, "old");
+        group.nodes[id].store.full = true;
+        group.nodes[id].store.spare = 1 << 20;
+        if id == 0 {
+            assert!(is_done(&group.operate("old", vec![ObjectOp::Stat])));
+        } else {
+            group.lose_third_copy("old");
+        }
+        group.run_until_clean();
+        assert!((0..3).all(|id| group.is_whole(id, "old")));
+    }
+}
+
+#[test]
+fn a_member_without_room_keeps_nobody_else_from_being_filled() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("old");
+    // The second has no room for what it lacks, the fourth is new.
+    group.spoil(1, "old");
+    group.nodes[1].store.full = true;
+    let outcome = group.operate("old", vec![ObjectOp::RemoveAttr { name: b"none".to_vec() }]);
+    assert!(is_done(&outcome), "{outcome:?}");
+    group.members.up = vec![osd(0), osd(1), osd(3)];
+    group.publish();
+    group.pass(Duration::from_secs(30));
+    assert!(group.is_whole(3, "old") && group.is_whole(3, "other-3"));
+    assert!(!group.is_clean());
+    group.nodes[1].store.full = false;
+    group.run_until_clean();
+    assert!(group.is_whole(1, "old"));
+}
+
+#[test]
+fn a_target_without_room_keeps_the_next_one_from_being_filled_no_longer_than_its_answer() {
+    for all in [false, true] {
+        let mut group = Group::of(5, 3, short_log());
+        group.write_before_the_log("old");
+        group.members.up = vec![osd(0), osd(3), osd(4)];
+        // The first to be filled refuses the slot, or each piece.
+        group.nodes[3].store.full = all;
+        group.nodes[3].store.tight = true;
+        group.publish();
+        group.pass(Duration::from_secs(30));
+        assert!(group.is_whole(4, "old") && group.is_whole(4, "other-3"), "{all}");
+        assert!(!group.is_clean());
+        (group.nodes[3].store.full, group.nodes[3].store.tight) = (false, false);
+        group.run_until_clean();
+        assert!(group.is_whole(3, "old"));
+    }
+}
+
+#[test]
+fn writes_do_not_wait_for_a_target_that_has_no_room_for_the_object() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("old");
+    group.members.up = vec![osd(0), osd(1), osd(3)];
+    group.nodes[3].store.tight = true;
+    group.publish();
+    for _ in 0..20 {
+        for object in ["old", "other-1", "other-9"] {
+            group.write(object);
+        }
+    }
+    group.nodes[3].store.tight = false;
+    group.run_until_clean();
+    assert!(group.is_whole(3, "old"));
+}
+
+#[test]
+fn a_write_is_refused_while_a_member_has_no_room_for_the_object_that_it_lacks() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write_before_the_log("old");
+    group.nodes[2].store.tight = true;
+    group.lose_third_copy("old");
+    let append = vec![ObjectOp::Append { data: content("old") }];
+    for _ in 0..5 {
+        let outcome = group.operate("old", append.clone());
+        assert_eq!(outcome, ClientOutcome::Refused(RefusedReason::Full));
+    }
+    group.write("new");
+    assert!(is_done(&group.operate("old", vec![ObjectOp::Stat])), "reads go on");
+    group.nodes[2].store.tight = false;
+    group.run_until_clean();
+    assert!(is_done(&group.operate("old", append)));
+}
+
+#[test]
+fn many_objects_that_find_no_room_do_not_hide_one_that_needs_none() {
+    let mut group = Group::of(3, 3, short_log());
+    let large: Vec<String> = (0..20).map(|n| format!("large-{n}")).collect();
+    large.iter().for_each(|object| group.write(object));
+    group.operate("index", vec![rows(&["a"])]);
+    group.write_before_the_log("old");
+    group.nodes[2].store.tight = true;
+    large.iter().for_each(|object| group.lose_third_copy(object));
+    group.spoil(2, "index");
+    group.operate("index", vec![rows(&["b"])]);
+    group.pass(Duration::from_secs(120));
+    assert_eq!(group.keys_of_rows(2, "index"), [b"a", b"b"]);
+    assert!(!group.is_clean());
+    group.nodes[2].store.tight = false;
+    group.run_until_clean();
+}
