@@ -9,8 +9,8 @@ use crate::monitor::WALL_CLOCK_MS;
 use crate::world::World;
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
-/// Days within which each object is read on each member: a week, and as much again, because days fly and scrubs do not.
-const DEEP_SCRUB_DAYS: u32 = 16;
+/// Days within which each object is read on each member: a week, and far more, because days fly and scrubs do not.
+const DEEP_SCRUB_DAYS: u32 = 80;
 
 impl World {
     /// Tells the time of day to all that run.
