@@ -10,6 +10,7 @@
 //! up and filled anew from the other copies; what it held is remembered to be lost (`lost`).
 
 mod answers;
+mod barrier;
 mod config;
 mod copies;
 mod counters;
@@ -33,7 +34,7 @@ pub use daemon::{OsdError, OsdHandle, start};
 
 /// What of the daemon needs no thread, no socket and no clock: the simulator drives these same parts.
 pub mod parts {
-    pub use crate::copies::{CaughtUp, TakenUp, take_up};
+    pub use crate::copies::{CaughtUp, TakenUp, needed_maps, take_up};
     pub use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
     pub use crate::local::{
         Local, OWN as OWN_COLLECTION, collection_of, map_transactions, own_collection, pg_of, stored_maps,

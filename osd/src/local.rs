@@ -84,13 +84,13 @@ pub fn own_collection(collections: &[CollectionId]) -> Option<Transaction> {
     (!collections.contains(&OWN)).then(|| Transaction { ops: vec![TxOp::CreateCollection { c: OWN }] })
 }
 
-/// The kept maps, oldest first, encoded. One whose pieces are not all there does not decode.
+/// The kept maps from this epoch on, oldest first, encoded. One whose pieces are not all there does not decode.
 ///
 /// # Errors
 /// What the store says.
-pub fn stored_maps<D: Device, I: Index>(engine: &Engine<D, I>) -> Result<Vec<Bytes>, StoreReadError> {
+pub fn stored_maps<D: Device, I: Index>(engine: &Engine<D, I>, from: Epoch) -> Result<Vec<Bytes>, StoreReadError> {
     let end = map_row(Epoch(u64::MAX));
-    let mut start = MAP_ROWS.to_vec();
+    let mut start = map_row(from);
     let mut maps = StoredMaps::default();
     loop {
         let page = engine.meta_scan(OWN, &start, Some(&end), MAPS_AT_A_TIME, usize::MAX)?;

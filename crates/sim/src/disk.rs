@@ -273,11 +273,4 @@ impl Disk {
         places.retain(|range| !range.is_empty());
         if places.is_empty() { None } else { Some(places.swap_remove(rng.random_range(0..places.len()))) }
     }
-
-    /// The maps that the daemon keeps beside its placement groups, oldest first.
-    pub fn stored_maps(&self) -> Result<Vec<ClusterMap>, String> {
-        let stored = holdfast_osd::parts::stored_maps(self.engine()).map_err(|error| error.to_string())?;
-        let decode = |bytes: &Bytes| ClusterMap::decode_full(bytes).map_err(|error| error.to_string());
-        stored.iter().map(decode).collect()
-    }
 }

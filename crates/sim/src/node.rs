@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use holdfast_map::{ClusterMap, PgMembers};
-use holdfast_osd::parts::{CaughtUp, HeartbeatTable, Local, MapStep, PeerSpace, Slots, collection_of, take_up};
+use holdfast_osd::parts::{
+    CaughtUp, HeartbeatTable, Local, MapStep, PeerSpace, Slots, collection_of, needed_maps, take_up,
+};
 use holdfast_pg::{Input, Limits, Outbox, Pg};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
 use holdfast_wire::ClientRequest;
@@ -140,8 +142,8 @@ impl Node {
         Ok(())
     }
 
-    /// Starts a run from the disk. Gives the maps that are to be fed, in order.
-    pub fn begin(&mut self, incarnation: Incarnation, monitor: &Monitor) -> Result<Vec<Arc<MapStep>>, String> {
+    /// Starts a run from the disk. Gives the maps that are to be fed, in order, and the newest epoch that it has kept.
+    pub fn begin(&mut self, incarnation: Incarnation, monitor: &Monitor) -> Result<(Vec<Arc<MapStep>>, Epoch), String> {
         self.incarnation = incarnation;
         (self.running, self.booted, self.powered) = (true, false, true);
         self.pgs.clear();
@@ -151,21 +153,20 @@ impl Node {
         self.waiting.clear();
         (self.heartbeats, self.report_due) = (HeartbeatTable::default(), false);
         (self.slots, self.space) = (Slots::default(), PeerSpace::default());
-        let known = |map: ClusterMap| {
-            let step = monitor.step(map.epoch).filter(|step| *step.map == map).cloned();
+        let held = needed_maps(self.disk.engine(), CLUSTER).map_err(|error| format!("N0: {}: {error}", self.id))?;
+        let known = |map: &Arc<ClusterMap>| {
+            let step = monitor.step(map.epoch).filter(|step| step.map == *map).cloned();
             step.ok_or_else(|| format!("N0: {} kept a map {} that never was", self.id, map.epoch))
         };
-        let mut steps = self.disk.stored_maps()?.into_iter().map(known).collect::<Result<Vec<_>, String>>()?;
-        if steps.is_empty() {
-            steps.extend(monitor.step(Epoch::ZERO).cloned());
-        }
-        let newest = monitor.map().epoch;
-        let kept = steps.last().map_or(Epoch::ZERO, |step| step.map.epoch);
-        let first = if std::mem::take(&mut self.skips) { newest.0.max(kept.0 + 1) } else { kept.0 + 1 };
-        steps.extend((first..=newest.0).filter_map(|epoch| monitor.step(Epoch(epoch)).cloned()));
-        let mut maps = steps.iter().map(|step| step.map.clone());
-        let Some(start) = maps.next() else { return Err(format!("N0: {} has no map", self.id)) };
-        let caught_up = CaughtUp { start, later: maps.collect() };
+        let mut steps =
+            std::iter::once(&held.start).chain(&held.kept).map(known).collect::<Result<Vec<_>, String>>()?;
+        let (newest, kept) = (monitor.map().epoch, held.newest().epoch);
+        // Who has nothing begins with the newest.
+        let skips = std::mem::take(&mut self.skips) || kept == Epoch::ZERO;
+        let first = if skips { newest.0.max(kept.0 + 1) } else { kept.0 + 1 };
+        let new: Vec<_> = (first..=newest.0).filter_map(|epoch| monitor.step(Epoch(epoch)).cloned()).collect();
+        let caught_up = CaughtUp { new: new.iter().map(|step| step.map.clone()).collect(), ..held };
+        steps.extend(new);
         if self.life > 0 && self.lost_before.is_none() {
             self.lost_before = Some(caught_up.newest().epoch);
         }
@@ -180,7 +181,7 @@ impl Node {
         self.pgs = taken.pgs;
         self.step = steps.remove(0);
         // Those that it has kept need not be kept again, but the placement groups must see them.
-        Ok(steps)
+        Ok((steps, kept))
     }
 
     /// The map that this node takes next, if there is one.

@@ -363,8 +363,7 @@ impl World {
         let run = Incarnation(self.node(osd).incarnation.0 + 1);
         let (nodes, monitor) = (&mut self.nodes, &self.monitor);
         let Some(node) = nodes.get_mut(osd.0 as usize) else { return Ok(()) };
-        let kept = node.disk.stored_maps()?.last().map_or(Epoch::ZERO, |map| map.epoch);
-        let steps = node.begin(run, monitor)?;
+        let (steps, kept) = node.begin(run, monitor)?;
         for step in steps {
             if self.is_run(osd, run) {
                 self.feed(osd, &step, step.map.epoch > kept);
