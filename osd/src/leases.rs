@@ -15,7 +15,7 @@ use parking_lot::RwLock;
 const REMEMBERED: usize = 4;
 
 /// Time between heartbeats to a peer that has given no lease.
-pub(crate) const EARLY_HEARTBEAT: Duration = Duration::from_millis(100);
+pub const EARLY_HEARTBEAT: Duration = Duration::from_millis(100);
 /// Early heartbeats to a peer that does not answer; then the regular ones have to do.
 const EARLY_HEARTBEATS_MAX: u32 = 10;
 
@@ -28,7 +28,7 @@ struct Held {
 
 /// What was given and what was got in this run.
 #[derive(Debug)]
-pub(crate) struct Leases {
+pub struct Leases {
     started: Timestamp,
     /// This run has said that it stops: it goes by no lease any more.
     given_up: AtomicBool,
@@ -38,12 +38,13 @@ pub(crate) struct Leases {
 
 impl Leases {
     /// Of a run that starts now.
-    pub(crate) fn new(started: Timestamp) -> Leases {
+    #[must_use]
+    pub fn new(started: Timestamp) -> Leases {
         Leases { started, given_up: AtomicBool::new(false), granted: RwLock::default(), held: RwLock::default() }
     }
 
     /// A heartbeat came from this run of an OSD. To be called before any shard sees it.
-    pub(crate) fn grant(&self, now: Timestamp, to: OsdId, incarnation: Incarnation) {
+    pub fn grant(&self, now: Timestamp, to: OsdId, incarnation: Incarnation) {
         let until = now + LEASE_GRANTED;
         let mut granted = self.granted.write();
         let known = granted.entry(to).or_insert(Granted { to, incarnation, until });
@@ -55,7 +56,7 @@ impl Leases {
     }
 
     /// A heartbeat that was sent at `asked` was answered in this epoch.
-    pub(crate) fn got(&self, from: OsdId, incarnation: Incarnation, epoch: Epoch, asked: Timestamp) {
+    pub fn got(&self, from: OsdId, incarnation: Incarnation, epoch: Epoch, asked: Timestamp) {
         let mut held = self.held.write();
         let entry = held.entry(from).or_insert_with(|| Held { incarnation, leases: VecDeque::new() });
         if entry.incarnation > incarnation {
@@ -71,12 +72,14 @@ impl Leases {
     }
 
     /// Whether this run of an OSD has given a lease that has not ended.
-    pub(crate) fn has(&self, now: Timestamp, from: OsdId, incarnation: Incarnation) -> bool {
+    #[must_use]
+    pub fn has(&self, now: Timestamp, from: OsdId, incarnation: Incarnation) -> bool {
         self.from(from, incarnation, Epoch(u64::MAX)) > now
     }
 
     /// The end of the newest lease that names no epoch after `epoch`.
-    pub(crate) fn from(&self, osd: OsdId, incarnation: Incarnation, epoch: Epoch) -> Timestamp {
+    #[must_use]
+    pub fn from(&self, osd: OsdId, incarnation: Incarnation, epoch: Epoch) -> Timestamp {
         if self.given_up.load(Ordering::SeqCst) {
             return Timestamp::ZERO;
         }
@@ -87,17 +90,19 @@ impl Leases {
     }
 
     /// Goes by none from now on: nothing is read any more. To be called before anybody is told that this run stops.
-    pub(crate) fn give_up(&self) {
+    pub fn give_up(&self) {
         self.given_up.store(true, Ordering::SeqCst);
     }
 
     /// All that were given in this run, at most one for each OSD.
-    pub(crate) fn granted(&self) -> Vec<Granted> {
+    #[must_use]
+    pub fn granted(&self) -> Vec<Granted> {
         self.granted.read().values().copied().collect()
     }
 
     /// Until then the run before this one may have given some.
-    pub(crate) fn forgotten_until(&self) -> Timestamp {
+    #[must_use]
+    pub fn forgotten_until(&self) -> Timestamp {
         self.started + LEASE_GRANTED
     }
 }
@@ -105,13 +110,13 @@ impl Leases {
 /// Heartbeats beside the regular ones, to peers of which this OSD holds no lease: nobody waits a whole interval for the
 /// first lease of a new run.
 #[derive(Debug, Default)]
-pub(crate) struct EarlyBeats {
+pub struct EarlyBeats {
     sent: BTreeMap<OsdId, (Incarnation, u32)>,
 }
 
 impl EarlyBeats {
     /// The peers that are asked now. To be called each [`EARLY_HEARTBEAT`].
-    pub(crate) fn due(
+    pub fn due(
         &mut self,
         now: Timestamp,
         watched: &BTreeMap<OsdId, Incarnation>,
