@@ -116,12 +116,7 @@ pub struct EarlyBeats {
 
 impl EarlyBeats {
     /// The peers that are asked now. To be called each [`EARLY_HEARTBEAT`].
-    pub fn due(
-        &mut self,
-        now: Timestamp,
-        watched: &BTreeMap<OsdId, Incarnation>,
-        leases: &Leases,
-    ) -> Vec<OsdId> {
+    pub fn due(&mut self, now: Timestamp, watched: &BTreeMap<OsdId, Incarnation>, leases: &Leases) -> Vec<OsdId> {
         let lacks = |osd: OsdId, run: Incarnation| !leases.has(now, osd, run);
         self.sent.retain(|osd, (run, _)| watched.get(osd) == Some(run) && lacks(*osd, *run));
         let mut due = Vec::new();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use holdfast_osd::parts::{Leases, Local, PeerSpace};
 use holdfast_pg::{LocalObjects, ObjectKey, ReadError};
-use holdfast_types::{OsdId, PgId};
+use holdfast_types::{OsdId, PgId, Timestamp};
 use holdfast_wire::Row;
 
 use crate::node::Node;

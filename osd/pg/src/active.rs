@@ -574,7 +574,8 @@ impl Pg {
             return self.reply(reply_to, id, outcome, step.out);
         }
         let reply = ClientReply { id, epoch: self.map.epoch, outcome };
-        step.out.push(Output::Reply { reply_to, reply, valid_until: Some(self.readable_until(step)) });
+        let valid_until = Some(self.readable_until(step)).filter(|_| !on(Mutant::AnswerNotJudged));
+        step.out.push(Output::Reply { reply_to, reply, valid_until });
     }
 
     // ---- writing ----

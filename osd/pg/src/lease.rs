@@ -34,6 +34,8 @@ use holdfast_map::ClusterMap;
 use holdfast_types::{Epoch, Incarnation, OsdId, Timestamp};
 use holdfast_wire::peer::{HeldLease, Notice};
 
+use crate::mutants::{Mutant, on};
+use crate::peering::Phase;
 use crate::pg::{Pg, Role, Step};
 
 /// How long a lease holds for who asked, from the moment of asking: 0.8 of the silence after which an OSD is reported.
@@ -91,6 +93,11 @@ fn left_ms(until: Timestamp, now: Timestamp) -> u64 {
     u64::try_from(until.since(now).as_millis()).unwrap_or(u64::MAX).saturating_add(1)
 }
 
+/// Until when this OSD may have granted what it does not know of.
+fn forgotten_until(step: &Step<'_>) -> Timestamp {
+    if on(Mutant::LeaseForgotten) { Timestamp::ZERO } else { step.store.leases_forgotten_until() }
+}
+
 /// Whether the process that held a lease is known to have ended.
 fn has_ended(map: &ClusterMap, lease: &Granted) -> bool {
     let Some(info) = map.osds.get(&lease.to) else { return false };
@@ -100,11 +107,17 @@ fn has_ended(map: &ClusterMap, lease: &Granted) -> bool {
 impl Pg {
     /// Until when an answer that shows an object may leave (H1, H2).
     pub(crate) fn readable_until(&self, step: &Step<'_>) -> Timestamp {
+        if on(Mutant::LeaseIgnored) {
+            return Timestamp::from_nanos(u64::MAX);
+        }
         let others = self.members.acting.iter().filter(|osd| **osd != self.whoami);
         let lease = |osd: &OsdId| {
             let run = self.map.osds.get(osd).map(|info| info.incarnation);
             run.map_or(Timestamp::ZERO, |run| step.store.lease_from(*osd, run, self.map.epoch))
         };
+        if on(Mutant::LeaseOfOneEnough) {
+            return others.map(lease).max().unwrap_or(Timestamp::from_nanos(u64::MAX));
+        }
         others.map(lease).min().unwrap_or(Timestamp::from_nanos(u64::MAX))
     }
 
@@ -127,7 +140,7 @@ impl Pg {
             left_ms: left_ms(lease.until, step.now),
         });
         let left: Vec<HeldLease> = left.collect();
-        let forgotten = step.store.leases_forgotten_until();
+        let forgotten = forgotten_until(step);
         ((!left.is_empty()).then_some(left), (forgotten > step.now).then(|| left_ms(forgotten, step.now)))
     }
 
@@ -138,11 +151,20 @@ impl Pg {
         }
     }
 
+    /// Whether this primary waits until a lease of an earlier one has ended.
+    #[must_use]
+    pub fn waits_for_lease(&self) -> bool {
+        matches!(&self.role, Role::Peering(peering) if matches!(peering.phase(), Phase::WaitLease { .. }))
+    }
+
     /// H3: until when a primary before this one may still answer reads; `None` when none can.
     pub(crate) fn leases_end(&self, step: &Step<'_>) -> Option<Timestamp> {
         let Role::Peering(peering) = &self.role else { return None };
+        if on(Mutant::LeaseNotWaitedFor) {
+            return None;
+        }
         let answered = |osd: OsdId| osd == self.whoami || peering.has_answered(osd);
-        let own = Known { forgotten_until: step.store.leases_forgotten_until(), ..self.leases.clone() };
+        let own = Known { forgotten_until: forgotten_until(step), ..self.leases.clone() };
         let mut end = Timestamp::ZERO;
         for (osd, known) in peering.told.iter().chain([(&self.whoami, &own)]) {
             let open = known.leases.iter().filter(|lease| !answered(lease.to) && !has_ended(&self.map, lease));
