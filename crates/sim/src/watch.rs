@@ -1,7 +1,6 @@
 //! Who is alive: heartbeats among OSDs, reports to the monitors, what the leader makes of them. The tables and the judgement
 //! are production code (`HeartbeatTable` of the daemon, `Leader` of the monitors); messages and looks at addresses are events.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use holdfast_mon_state::Change;

@@ -530,7 +530,8 @@ impl World {
         let now = self.now;
         let late = self.clients[client].late(now, PATIENCE);
         let lag = self.faults.client_map_lag;
-        if !late.is_empty() && !(lag > 0.0 && self.rng.random_bool(lag)) {
+        let learns = !late.is_empty() && (lag == 0.0 || !self.rng.random_bool(lag));
+        if learns {
             let newest = self.monitor.map().epoch;
             self.clients[client].epoch = newest;
         }

@@ -574,8 +574,9 @@ impl Pg {
             return self.reply(reply_to, id, outcome, step.out);
         }
         let reply = ClientReply { id, epoch: self.map.epoch, outcome };
-        let valid_until = Some(self.readable_until(step)).filter(|_| !on(Mutant::AnswerNotJudged));
-        step.out.push(Output::Reply { reply_to, reply, valid_until });
+        let until =
+            if on(Mutant::AnswerNotJudged) { Timestamp::from_nanos(u64::MAX) } else { self.readable_until(step) };
+        step.out.push(Output::Reply { reply_to, reply, valid_until: Some(until) });
     }
 
     // ---- writing ----
