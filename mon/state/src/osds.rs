@@ -149,6 +149,8 @@ pub(crate) fn stopping(
     let info = running(map, osd, incarnation)?;
     info.up = false;
     info.down_at = epoch;
+    // It gave up its leases before it said so.
+    info.dead_epoch = epoch;
     notes.entry(osd).or_default().note_down(at_ms, DownReason::Stopped);
     Ok(())
 }

@@ -139,7 +139,7 @@ impl Pg {
         let Some(primary) = self.members.primary().filter(|osd| *osd != self.whoami && !self.is_member()) else {
             return;
         };
-        let notice = PeerBody::Notice(self.notice());
+        let notice = PeerBody::Notice(self.notice(step));
         self.send_when_durable(primary, notice, step);
         let Some(follower) = self.follower() else { return };
         let pause = follower.greeting_pause;
@@ -174,7 +174,7 @@ impl Pg {
         let activated = ours.is_some() && (ours == said.activation || on(Mutant::StaleActivationAccepted));
         match body {
             PeerBody::QueryInfo => {
-                let notice = PeerBody::Notice(self.notice());
+                let notice = PeerBody::Notice(self.notice(step));
                 self.send_when_durable(from, notice, step);
             }
             PeerBody::QueryLog { since } => {

@@ -22,6 +22,7 @@ use crate::clients::{Clients, Queued};
 use crate::follower::Follower;
 use crate::intervals::{self, Interval};
 use crate::key::ObjectKey;
+use crate::lease::Known;
 use crate::log::Log;
 use crate::merge::Merge;
 use crate::missing::Missing;
@@ -191,6 +192,8 @@ pub struct Pg {
     inbox: VecDeque<(OsdId, PeerMessage)>,
     /// Objects whose copy here was found unreadable and is not yet written anew; bounded.
     damaged: BTreeSet<ObjectKey>,
+    /// What primaries of ended intervals may still go by, as far as it was granted here.
+    pub(crate) leases: Known,
     /// Whether the objects of this copy could not be listed, and not since.
     pub(crate) unlisted: bool,
     /// Whether, as primary, it had no room to fetch what is missing here, and still misses something.
@@ -247,6 +250,7 @@ impl Pg {
             early: VecDeque::new(),
             inbox: VecDeque::new(),
             damaged: BTreeSet::new(),
+            leases: Known::default(),
             unlisted: false,
             cramped: false,
             gave_up: false,
@@ -456,7 +460,7 @@ impl Pg {
         let next = Interval::beginning(&map, self.id, &members);
         let continues = self.interval.continues_as(&next) && !gap;
         let last_map = std::mem::replace(&mut self.map, map);
-        self.members = members;
+        let last_members = std::mem::replace(&mut self.members, members);
         if deleted {
             self.remove_copy(RefusedReason::PoolGone, step);
         } else if continues {
@@ -471,6 +475,7 @@ impl Pg {
             let ended = self.interval.ended(&last_map);
             let left = matches!(self.role, Role::Follower(_)).then(|| self.activation()).flatten();
             self.interval = next;
+            self.keep_leases(if gap { None } else { last_members.primary() }, step);
             if gap {
                 // Whether this is a new interval cannot be told: it counts as one, of unknown age.
                 self.interval.may_be_older = Some(true);
@@ -717,7 +722,8 @@ impl Pg {
         outcome: ClientOutcome,
         out: &mut Outbox,
     ) {
-        out.push(Output::Reply { reply_to, reply: ClientReply { id, epoch: self.map.epoch, outcome } });
+        let reply = ClientReply { id, epoch: self.map.epoch, outcome };
+        out.push(Output::Reply { reply_to, reply, valid_until: None });
     }
 
     // ---- damage ----
@@ -809,8 +815,11 @@ impl Pg {
     }
 
     /// What this copy says of itself.
-    pub(crate) fn notice(&self) -> Notice {
+    pub(crate) fn notice(&self, step: &Step<'_>) -> Notice {
+        let (leases, leases_forgotten_ms) = self.leases_left(step);
         Notice {
+            leases,
+            leases_forgotten_ms,
             info: Some(self.holding.info()),
             history: Some(self.history.clone()),
             missing_count: self.holding.missing.len() as u64,
@@ -906,9 +915,7 @@ impl Pg {
 #[must_use]
 pub fn answer_without_copy(message: &PeerMessage, epoch: Epoch) -> Option<PeerMessage> {
     let body = match message.body {
-        PeerBody::QueryInfo | PeerBody::QueryLog { .. } => {
-            PeerBody::Notice(Notice { info: None, history: None, missing_count: 0, unlisted: None, cramped: None })
-        }
+        PeerBody::QueryInfo | PeerBody::QueryLog { .. } => PeerBody::Notice(Notice::default()),
         _ => return None,
     };
     let interval_start = message.interval_start;
