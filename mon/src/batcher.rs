@@ -39,9 +39,12 @@ fn can_wait(change: &Change) -> bool {
 
 impl Batcher {
     /// A batcher, and the work that someone must run for it.
-    pub(crate) fn new(consensus: Arc<Consensus<AppliedState>>) -> (Batcher, impl Future<Output = ()>) {
+    pub(crate) fn new(
+        consensus: Arc<Consensus<AppliedState>>,
+        state: Arc<AppliedState>,
+    ) -> (Batcher, impl Future<Output = ()>) {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-        (Batcher { queue }, run(consensus, waiting))
+        (Batcher { queue }, run(consensus, state, waiting))
     }
 
     /// Has a change committed; answers what the state machine made of it.
@@ -53,7 +56,7 @@ impl Batcher {
     }
 }
 
-async fn run(consensus: Arc<Consensus<AppliedState>>, mut queue: mpsc::Receiver<Waiting>) {
+async fn run(consensus: Arc<Consensus<AppliedState>>, state: Arc<AppliedState>, mut queue: mpsc::Receiver<Waiting>) {
     while let Some(first) = queue.recv().await {
         let deadline = Instant::now() + LINGER;
         let mut batch = vec![first];
@@ -70,7 +73,7 @@ async fn run(consensus: Arc<Consensus<AppliedState>>, mut queue: mpsc::Receiver<
             }
         }
         let (ops, answers): (Vec<Op>, Vec<_>) = batch.into_iter().map(|waiting| (waiting.op, waiting.answer)).unzip();
-        let result = commit(&consensus, ops).await;
+        let result = commit(&consensus, &state, ops).await;
         for (index, answer) in answers.into_iter().enumerate() {
             let reply = match &result {
                 Ok(outcome) => Ok(outcome.replies.get(index).cloned().unwrap_or_else(missing)),
@@ -85,8 +88,12 @@ fn missing() -> MonReply {
     MonReply::Failed(MonError::Invalid { reason: "the monitors' log has a command of another release".into() })
 }
 
-async fn commit(consensus: &Consensus<AppliedState>, ops: Vec<Op>) -> Result<Outcome, ConsensusError> {
-    let command = Command { at_unix_ms: unix_ms(), ops };
+async fn commit(
+    consensus: &Consensus<AppliedState>,
+    state: &AppliedState,
+    ops: Vec<Op>,
+) -> Result<Outcome, ConsensusError> {
+    let command = Command { at_unix_ms: unix_ms(), ops, seen: Some(state.mark()) };
     let committed = tokio::time::timeout(COMMIT_TIMEOUT, consensus.propose(command.encode())).await;
     let outcome = committed.unwrap_or(Err(ConsensusError::NoQuorum))?;
     Outcome::decode(&outcome).map_err(|error| ConsensusError::Stopped { detail: error.to_string() })

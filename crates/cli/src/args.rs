@@ -175,8 +175,17 @@ pub enum OsdVerb {
     SetFullRatio(Ratio),
     /// Where all stops but what frees space.
     SetFailsafeRatio(Ratio),
-    /// Forget one that is down, out and empty.
+    /// Forget one that is down and out. Refused while anything may be on its disk only.
     Rm {
+        /// Which, such as osd.3 or 3.
+        osd: OsdId,
+        /// Its name once more, such as osd.3.
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
+    },
+    /// Give up what only this one has, because its disk is gone for good: nobody waits for it any more. The newest
+    /// acknowledged writes may be lost by that.
+    Lost {
         /// Which, such as osd.3 or 3.
         osd: OsdId,
         /// Its name once more, such as osd.3.

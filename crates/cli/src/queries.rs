@@ -60,6 +60,13 @@ pub fn osd(common: &Common, verb: OsdVerb) -> Result<(), Failure> {
             let value = change(common, &format!("remove {osd}"), MonCommand::OsdRemove(osd))?;
             print_change(common, &value, &format!("{osd} is forgotten"))
         }
+        OsdVerb::Lost { osd, confirm } => {
+            let action = format!("give up what only {osd} has");
+            confirmed(&action, &osd.to_string(), confirm.as_deref())?;
+            let command = MonCommand::OsdLost { osd, confirm: osd.to_string() };
+            let value = change(common, &action, command)?;
+            print_change(common, &value, &format!("{osd} is lost: nobody waits for it any more"))
+        }
     }
 }
 

@@ -59,7 +59,10 @@ const ENTRIES_KEPT: u64 = 500;
 /// Applies committed commands. Must be deterministic: every monitor applies the same and must reach the same state.
 pub trait Machine: Send + Sync + 'static {
     /// Applies the command at `index` and says what came of it.
-    fn apply(&self, index: u64, command: &[u8]) -> Vec<u8>;
+    ///
+    /// # Errors
+    /// When this monitor cannot apply what the others can: the state is unchanged, and it takes no part any more.
+    fn apply(&self, index: u64, command: &[u8]) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>>;
     /// A command that changes nothing.
     fn no_op(&self) -> Vec<u8>;
     /// The whole state, encoded.

@@ -9,6 +9,7 @@ use holdfast_types::{DiskUuid, Epoch, Incarnation, OsdId};
 use holdfast_wire::mon::{LocationStep, MonError, PgTempWish};
 
 use crate::hierarchy;
+use crate::leader::failures::may_lose;
 use crate::notes::{DownReason, OsdNote, OsdNotes, OutReason};
 
 /// An id that a disk asks for may leave a gap of at most this many: ids are not given again, so a slip must not use
@@ -162,6 +163,13 @@ pub(crate) fn mark_down(
     dead: bool,
 ) -> Result<(), MonError> {
     let epoch = map.epoch;
+    running(map, osd, incarnation)?;
+    // Here, with the markdowns of the same moment counted: all who are silent are reported within milliseconds.
+    if !dead && !may_lose(map, osd) {
+        let reason =
+            format!("with {osd} too, so many OSDs would be down for silence that it is more likely the network");
+        return Err(MonError::Unsafe { reason });
+    }
     let info = running(map, osd, incarnation)?;
     info.up = false;
     info.down_at = epoch;
@@ -226,6 +234,21 @@ pub(crate) fn reweight(map: &mut ClusterMap, osd: OsdId, weight: u32) -> Result<
     Ok(())
 }
 
+/// Gives up what only this OSD has: it is forgotten, and nobody waits for it any more.
+pub(crate) fn lose(map: &mut ClusterMap, notes: &mut OsdNotes, osd: OsdId, confirm: &str) -> Result<(), MonError> {
+    if confirm != osd.to_string() {
+        let reason = format!("{osd} must be named a second time: what only it has is lost with it");
+        return Err(MonError::Unsafe { reason });
+    }
+    let info = map.osds.get_mut(&osd).ok_or_else(|| no_such_osd(osd))?;
+    if info.up {
+        return Err(MonError::Unsafe { reason: format!("{osd} is up: its disk is not lost") });
+    }
+    info.in_cluster = false;
+    remove(map, notes, osd)
+}
+
+/// Forgets one that nothing needs, as the leader has made sure.
 pub(crate) fn remove(map: &mut ClusterMap, notes: &mut OsdNotes, osd: OsdId) -> Result<(), MonError> {
     let info = map.osds.get(&osd).ok_or_else(|| no_such_osd(osd))?;
     if info.up || info.in_cluster {

@@ -12,7 +12,7 @@ use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
 use crate::answered::{ANSWERED_BYTES_MAX, Answered};
-use crate::command::{Change, Command, Outcome, seal, unseal};
+use crate::command::{Change, Command, MapMark, Outcome, seal, unseal};
 use crate::config::{ConfigStore, HISTORY_BYTES_MAX, OPTIONS_BYTES_MAX};
 use crate::keys::{KEYS_BYTES_MAX, KeyStore};
 use crate::leader::Scene;
@@ -59,10 +59,24 @@ pub enum RestoreError {
     },
 }
 
+/// Two monitors have different maps of one epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("map {epoch} has checksum {ours:#010x} here and {theirs:#010x} at the monitor that leads")]
+pub struct Diverged {
+    /// Of both.
+    pub epoch: Epoch,
+    /// Here.
+    pub ours: u32,
+    /// At the proposer of a command.
+    pub theirs: u32,
+}
+
 /// All that the monitors agree on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct State {
     map: Arc<ClusterMap>,
+    /// Of `map`.
+    checksum: u32,
     maps: Maps,
     notes: OsdNotes,
     keys: KeyStore,
@@ -122,12 +136,32 @@ impl State {
         let map = ClusterMap::empty(cluster);
         State {
             maps: Maps::new(map.clone()),
+            checksum: map.checksum(),
             map: Arc::new(map),
             notes: OsdNotes::new(),
             keys: KeyStore::default(),
             config: ConfigStore::default(),
             answered: Answered::default(),
         }
+    }
+
+    /// Whether this is the state that the proposer of a command had, as far as the newest map tells.
+    ///
+    /// # Errors
+    /// [`Diverged`]: of this monitor and the proposer one must apply nothing more.
+    pub fn check(&self, command: &Command) -> Result<(), Diverged> {
+        match command.seen {
+            Some(MapMark { epoch, checksum: theirs }) if epoch == self.map.epoch && theirs != self.checksum => {
+                Err(Diverged { epoch, ours: self.checksum, theirs })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What a proposer says of its newest map.
+    #[must_use]
+    pub fn mark(&self) -> MapMark {
+        MapMark { epoch: self.map.epoch, checksum: self.checksum }
     }
 
     /// Applies one committed command: at most one new map.
@@ -184,7 +218,9 @@ impl State {
             return;
         }
         draft.epoch = next;
-        self.maps.push(&Increment::between(&self.map, &draft), &draft);
+        let increment = Increment::between(&self.map, &draft);
+        self.checksum = increment.checksum;
+        self.maps.push(&increment, &draft);
         self.map = Arc::new(draft);
     }
 
@@ -288,6 +324,7 @@ impl State {
             MonCommand::OsdDown(osd) => osds::down(map, notes, at_ms, *osd)?,
             MonCommand::OsdReweight { osd, weight } => osds::reweight(map, *osd, *weight)?,
             MonCommand::OsdRemove(osd) => osds::remove(map, notes, *osd)?,
+            MonCommand::OsdLost { osd, confirm } => osds::lose(map, notes, *osd, confirm)?,
             MonCommand::OsdRelease(osd) => osds::release(map, notes, at_ms, *osd)?,
             MonCommand::FullRatios { near_full, backfill_full, full, failsafe } => {
                 let then = map.ratios;
@@ -454,7 +491,7 @@ impl State {
         if epoch != map.epoch {
             return Err(RestoreError::Gap { epoch });
         }
-        Ok(State { map: Arc::new(map), maps, notes, keys, config, answered })
+        Ok(State { checksum: map.checksum(), map: Arc::new(map), maps, notes, keys, config, answered })
     }
 }
 

@@ -33,7 +33,7 @@ impl Cluster {
 
     fn batch(&mut self, ops: Vec<Op>) -> Vec<MonReply> {
         self.index += 1;
-        let command = Command { at_unix_ms: self.at_unix_ms, ops };
+        let command = Command { at_unix_ms: self.at_unix_ms, ops, seen: None };
         let command = Command::decode(&command.encode()).unwrap();
         self.state.apply(self.index, &command).replies
     }

@@ -235,7 +235,7 @@ pub enum MonCommand {
         #[n(1)]
         weight: u32,
     },
-    /// Forgets an OSD that is down and out and holds nothing.
+    /// Forgets an OSD that is down and out. [`MonError::Unsafe`] while any placement group may need what is on its disk.
     #[n(26)]
     OsdRemove(#[n(0)] OsdId),
     /// Fences a session.
@@ -278,6 +278,18 @@ pub enum MonCommand {
         /// How.
         #[n(1)]
         kind: ScrubKind,
+    },
+
+    /// Declares the disk of an OSD that is down as lost for good, and forgets it: what only it has is given up, and nobody
+    /// waits for it any more. Acknowledged writes may be undone by that.
+    #[n(32)]
+    OsdLost {
+        /// Which.
+        #[n(0)]
+        osd: OsdId,
+        /// Its name once more, such as `osd.3`.
+        #[n(1)]
+        confirm: String,
     },
 
     /// Makes an S3 user's key pair; what is `None` is generated. Answers [`MonReply::Key`].

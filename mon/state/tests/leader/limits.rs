@@ -236,3 +236,19 @@ fn levels_follow_the_ratios_of_the_map_and_outlast_a_change_of_leaders() {
     assert!(world.map().flags.full);
     assert!(world.try_change(Change::Request(ratios(None, Some(850)))).is_err(), "below backfill full");
 }
+
+#[test]
+fn a_leader_that_never_heard_how_full_a_dead_osd_was_counts_what_belongs_on_it() {
+    for (bytes, goes_out) in [(0, true), (40, false)] {
+        let mut world = World::new(&[0, 1, 2, 3, 4]);
+        // It died together with the monitor that led.
+        world.change(dead(0));
+        world.elect();
+        world.report_each(|report| report.bytes = bytes);
+        (1..5).for_each(|osd| use_of(&mut world, osd, 700));
+        world.wait(Duration::from_secs(600));
+        let placed = world.map().pgs().filter(|pg| world.map().placed(*pg).contains(&OsdId(0))).count();
+        assert!(placed * 40 >= 800, "{placed} placement groups: the others would be 90 % full");
+        assert_eq!(world.proposals().contains(&Change::MarkOut(OsdId(0))), goes_out, "{bytes} bytes each");
+    }
+}

@@ -12,7 +12,7 @@ use holdfast_map::ClusterMap;
 use holdfast_types::{MonId, Timestamp};
 use holdfast_wire::mon::{HealthCheck, Severity, StatusReport};
 
-pub(super) use osds::{fate_words, held_words};
+pub(super) use osds::{fate_words, held_words, silence_words};
 
 use super::stats::PgView;
 use super::{Leader, Quorum, Scene, reports, scrub};
