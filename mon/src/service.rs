@@ -210,6 +210,7 @@ impl Service {
             | MonCommand::FullRatios { .. }
             | MonCommand::Scrub { .. }
             | MonCommand::BlocklistAdd { .. }
+            | MonCommand::BlocklistRemove { .. }
             | MonCommand::KeyRemove { .. }
             | MonCommand::ConfigSet { .. }
             | MonCommand::ConfigRollback { .. } => {

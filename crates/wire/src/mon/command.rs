@@ -280,6 +280,18 @@ pub enum MonCommand {
         kind: ScrubKind,
     },
 
+    /// Takes a fence away: the sessions that it names may be used again. A fence of a later run stays, and with it that of
+    /// the earlier ones. Answers [`MonReply::Done`], or [`MonError::NotFound`] when there is no such entry.
+    #[n(31)]
+    BlocklistRemove {
+        /// The client.
+        #[n(0)]
+        client: holdfast_types::ClientId,
+        /// Of the entry.
+        #[n(1)]
+        incarnation: Incarnation,
+    },
+
     /// Declares the disk of an OSD that is down as lost for good, and forgets it: what only it has is given up, and nobody
     /// waits for it any more. Acknowledged writes may be undone by that.
     #[n(32)]
