@@ -279,6 +279,7 @@ pub(crate) fn up_thru(
     Ok(())
 }
 
+/// What primaries wish for the acting sets of their placement groups.
 pub(crate) fn pg_temp(
     map: &mut ClusterMap,
     osd: OsdId,
@@ -290,6 +291,10 @@ pub(crate) fn pg_temp(
         if map.pools.get(&wish.pg.pool).is_none_or(|pool| wish.pg.seed >= pool.pg_num) {
             return Err(MonError::NotFound { what: "placement group".into(), name: wish.pg.to_string() });
         }
+        let several = |member: &OsdId| wish.acting.iter().filter(|other| *other == member).count() > 1;
+        if let Some(member) = wish.acting.iter().find(|member| several(member)) {
+            return Err(MonError::Invalid { reason: format!("{member} is named twice for {}", wish.pg) });
+        }
         if wish.acting.len() > PG_TEMP_MEMBERS_MAX {
             return Err(MonError::Invalid { reason: format!("{} members for {}", wish.acting.len(), wish.pg) });
         }
@@ -298,6 +303,11 @@ pub(crate) fn pg_temp(
         }
     }
     for wish in wishes {
+        // One of a primary that is none any more, or of an interval that is over, would cost the present one its peering.
+        let present = map.members(wish.pg).acting;
+        if present.first() != Some(&osd) || wish.seen.as_ref().is_some_and(|seen| *seen != present) {
+            continue;
+        }
         if wish.acting.is_empty() {
             map.pg_temp.remove(&wish.pg);
         } else {

@@ -1,5 +1,6 @@
 //! The replicated state and its one transition.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use holdfast_map::{
@@ -115,6 +116,8 @@ enum Answer {
 /// Whether an op was applied by this command or is a resend.
 enum Pending {
     Before(MonReply),
+    /// As the op at this place of the same command.
+    Again(usize),
     Now(Option<RequestId>, Result<Answer, MonError>),
 }
 
@@ -171,7 +174,13 @@ impl State {
         draft.epoch = newest.next();
         let mut trim = None;
         let mut answers = Vec::with_capacity(command.ops.len());
-        for op in &command.ops {
+        let mut first = BTreeMap::new();
+        for (place, op) in command.ops.iter().enumerate() {
+            if let Some(place) = op.id.and_then(|id| first.get(&id).copied()) {
+                answers.push(Pending::Again(place));
+                continue;
+            }
+            first.extend(op.id.map(|id| (id, place)));
             if let Some(reply) = op.id.and_then(|id| self.answered.get(id)) {
                 answers.push(Pending::Before(reply.clone()));
                 continue;
@@ -195,10 +204,11 @@ impl State {
             self.maps.trim(epoch.min(newest), &self.map);
         }
         let epoch = self.map.epoch;
-        let mut replies = Vec::with_capacity(answers.len());
+        let mut replies: Vec<MonReply> = Vec::with_capacity(answers.len());
         for answer in answers {
             let (id, reply) = match answer {
                 Pending::Before(reply) => (None, reply),
+                Pending::Again(place) => (None, replies.get(place).cloned().unwrap_or(MonReply::Done { epoch })),
                 Pending::Now(id, Ok(answer)) => (id, answer.into_reply(epoch)),
                 Pending::Now(id, Err(error)) => (id, MonReply::Failed(error)),
             };
@@ -343,10 +353,16 @@ impl State {
                     return Err(MonError::Invalid { reason });
                 }
                 map.ratios = ratios;
+                // A level that was reached by the old ratio ends well below where it begins: it must be judged anew, not
+                // as the past of the new one. The flags stay until all have been.
+                let up: Vec<OsdId> = map.osds.iter().filter(|(_, info)| info.up).map(|(osd, _)| *osd).collect();
+                map.space.retain(|osd, _| up.binary_search(osd).is_err());
             }
             MonCommand::Scrub { target, kind } => scrubs::wish(map, *target, *kind)?,
             MonCommand::BlocklistAdd { client, incarnation } => {
                 if !map.is_blocklisted(*client, *incarnation) {
+                    // It holds for the earlier runs, too: their own entries say nothing more.
+                    map.blocklist.retain(|entry| entry.client != *client);
                     if map.blocklist.len() >= BLOCKLIST_MAX {
                         let reason =
                             format!("{BLOCKLIST_MAX} sessions are fenced already; remove fences that are over");

@@ -300,25 +300,31 @@ fn a_temporary_acting_set_lasts_until_placement_agrees_or_nobody_is_left() {
     let pg = PgId { pool: PoolId(1), seed: 0 };
     let up = cluster.map().members(pg).up;
     let spare = (0..4).map(OsdId).find(|osd| !up.contains(osd)).unwrap();
-    let wish = |acting: Vec<OsdId>| MonCommand::PgTemp {
-        osd: up[0],
-        incarnation: Incarnation(100 + u64::from(up[0].0)),
-        wishes: vec![PgTempWish { pg, acting }],
+    let wish = |osd: OsdId, acting: Vec<OsdId>, seen: Option<Vec<OsdId>>| MonCommand::PgTemp {
+        osd,
+        incarnation: Incarnation(100 + u64::from(osd.0)),
+        wishes: vec![PgTempWish { pg, acting, seen }],
     };
-    cluster.ask(wish(vec![spare, up[0]])).unwrap();
+    let twice = cluster.ask(wish(up[0], vec![up[0], up[0]], None));
+    assert!(matches!(twice, Err(MonError::Invalid { .. })), "{twice:?}");
+    cluster.ask(wish(up[1], vec![spare], None)).unwrap();
+    assert!(cluster.map().pg_temp.is_empty(), "only the primary decides");
+    cluster.ask(wish(up[0], vec![spare, up[0]], Some(up.clone()))).unwrap();
     assert_eq!(cluster.map().members(pg).acting, vec![spare, up[0]]);
+    cluster.ask(wish(spare, vec![spare, up[1]], Some(up.clone()))).unwrap();
+    assert_eq!(cluster.map().members(pg).acting, vec![spare, up[0]], "a wish of an interval that is over");
     let epoch = cluster.map().epoch;
-    cluster.ask(wish(up.clone())).unwrap();
+    cluster.ask(wish(spare, up.clone(), Some(vec![spare, up[0]]))).unwrap();
     assert!(cluster.map().pg_temp.is_empty());
     assert_eq!(cluster.map().epoch, epoch.next());
-    cluster.ask(wish(vec![spare])).unwrap();
+    cluster.ask(wish(up[0], vec![spare], None)).unwrap();
     let incarnation = Incarnation(100 + u64::from(spare.0));
     cluster.change(Change::MarkDown { osd: spare, incarnation, dead: true });
     assert!(cluster.map().pg_temp.is_empty(), "nobody of it is left");
     let other = MonCommand::PgTemp {
         osd: up[0],
         incarnation: Incarnation(100 + u64::from(up[0].0)),
-        wishes: vec![PgTempWish { pg: PgId { pool: PoolId(9), seed: 0 }, acting: vec![] }],
+        wishes: vec![PgTempWish { pg: PgId { pool: PoolId(9), seed: 0 }, acting: vec![], seen: None }],
     };
     assert!(matches!(cluster.ask(other), Err(MonError::NotFound { .. })));
 }
@@ -428,7 +434,8 @@ fn any_change() -> impl Strategy<Value = Change> {
                 incarnation: Incarnation(100 + run),
                 wishes: vec![PgTempWish {
                     pg: PgId { pool: PoolId(pool), seed },
-                    acting: acting.into_iter().map(OsdId).collect()
+                    acting: acting.into_iter().map(OsdId).collect(),
+                    seen: None,
                 }],
             })
         ),
@@ -495,4 +502,34 @@ proptest! {
         prop_assert_eq!(&State::decode(&cluster.state.encode()).unwrap(), &cluster.state);
         prop_assert_eq!(cluster.state, twin.state);
     }
+}
+
+#[test]
+fn a_resend_in_the_batch_of_its_first_attempt_changes_nothing_more() {
+    let mut cluster = Cluster::with_osds(1, 1);
+    let id = RequestId { client: ClientId(7), incarnation: Incarnation(1), tid: 1 };
+    let key = |access: &str| {
+        let (access_key, secret) = (Some(access.to_owned()), Some(Secret("secret".to_owned())));
+        let change = Change::Request(MonCommand::KeyNew { name: "user".into(), access_key, secret_key: secret });
+        Op { id: Some(id), change }
+    };
+    // Sent again, each attempt has another generated key.
+    let command = Command { at_unix_ms: 1, ops: vec![key("first"), key("second")], seen: None };
+    let replies = cluster.state.apply(1, &command).replies;
+    assert!(matches!(&replies[0], MonReply::Key(key) if key.access_key == "first"), "{replies:?}");
+    assert_eq!(replies[0], replies[1]);
+}
+
+#[test]
+fn a_fence_of_a_later_run_takes_the_place_of_those_of_earlier_ones() {
+    let mut cluster = Cluster::with_osds(1, 1);
+    let fence = |run| MonCommand::BlocklistAdd { client: ClientId(7), incarnation: Incarnation(run) };
+    for run in [3, 5, 4] {
+        cluster.ask(fence(run)).unwrap();
+    }
+    cluster.ask(MonCommand::BlocklistAdd { client: ClientId(8), incarnation: Incarnation(1) }).unwrap();
+    let map = cluster.map();
+    assert_eq!(map.blocklist.len(), 2, "one for each client");
+    assert!((0..=5).all(|run| map.is_blocklisted(ClientId(7), Incarnation(run))));
+    assert!(!map.is_blocklisted(ClientId(7), Incarnation(6)));
 }

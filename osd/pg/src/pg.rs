@@ -368,6 +368,12 @@ impl Pg {
         self.map.epoch
     }
 
+    /// The acting set of that map, primary first.
+    #[must_use]
+    pub fn acting(&self) -> &[OsdId] {
+        &self.members.acting
+    }
+
     /// Advances by one input: never waits, reads no clock, does no IO but reads through `store`. The same state, `now`,
     /// `input` and store give the same `outbox`.
     pub fn step(&mut self, now: Timestamp, input: Input, store: &dyn LocalObjects, outbox: &mut Outbox) {

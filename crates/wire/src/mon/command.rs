@@ -412,6 +412,9 @@ pub struct PgTempWish {
     /// The acting set, primary first; empty: as placement says.
     #[n(1)]
     pub acting: Vec<OsdId>,
+    /// The acting set of the interval that wishes it; with another one it is of the past.
+    #[n(2)]
+    pub seen: Option<Vec<OsdId>>,
 }
 
 /// Asks for every map after `after`, for as long as the stream lives.

@@ -358,7 +358,7 @@ impl Explainer<'_> {
             ("COPYING", cause, Vec::new(), "wait; it ends by itself".to_owned())
         } else {
             let cause = format!("{} copies are to be made{to}: it waits for its turn", report.copies_missing);
-            let next = "wait; each OSD fills one placement group at a time (`holdfast pg ls --unclean`)".to_owned();
+            let next = "wait; each OSD fills a few placement groups at a time (`holdfast pg ls --unclean`)".to_owned();
             ("WAITS_ITS_TURN", cause, strings(view.acting.first()), next)
         };
         causes.push(Cause { code: code.into(), cause, blocked_by, next });

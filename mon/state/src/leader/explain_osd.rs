@@ -117,8 +117,16 @@ impl Explainer<'_> {
         let map = self.map();
         let mark_in = format!("`holdfast osd in {osd}`");
         if self.is_out(osd) {
+            let down = !map.is_up(osd);
             let (cause, next) = match self.scene.notes.get(&osd).and_then(|note| note.out()) {
                 Some(OutReason::New) => ("it comes in when it boots for the first time", "start it".to_owned()),
+                Some(OutReason::Automatic) if down => {
+                    let cause = "it was down for long: its data was given to others; it comes back in when it boots";
+                    (
+                        cause,
+                        "start it; marking it in alone would move its data back to a disk that does not serve".into(),
+                    )
+                }
                 Some(OutReason::Automatic) => {
                     ("it was down for long: its data was given to others; it comes back in when it boots", mark_in)
                 }

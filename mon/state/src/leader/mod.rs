@@ -100,6 +100,13 @@ pub struct Scene {
     pub split_on: bool,
 }
 
+/// Of an OSD that is down.
+#[derive(Debug, Clone, Copy)]
+struct DownSince {
+    at: Timestamp,
+    inside: bool,
+}
+
 /// One that the map has up and somebody hears nothing of.
 #[derive(Debug, Clone)]
 struct Suspect {
@@ -119,7 +126,8 @@ pub struct Leader {
     seen: Epoch,
     failures: Failures,
     stats: Stats,
-    down_since: BTreeMap<OsdId, Timestamp>,
+    /// Since when it has been down and, if it is in, in.
+    down_since: BTreeMap<OsdId, DownSince>,
     booted_at: BTreeMap<OsdId, (Incarnation, Timestamp)>,
     probed_at: BTreeMap<OsdId, Timestamp>,
     services: BTreeMap<String, Timestamp>,
@@ -169,7 +177,11 @@ impl Leader {
             if info.up {
                 self.booted_at.entry(*osd).or_insert((info.incarnation, now));
             } else {
-                self.down_since.entry(*osd).or_insert(now);
+                let since = self.down_since.entry(*osd).or_insert(DownSince { at: now, inside: info.in_cluster });
+                if info.in_cluster && !since.inside {
+                    since.at = now; // an operator wants its data to stay with it
+                }
+                since.inside = info.in_cluster;
             }
         }
         self.probed_at.retain(|osd, _| map.osds.contains_key(osd));
@@ -337,7 +349,7 @@ impl Leader {
 
     /// How long it has been down, as far as this leader knows.
     fn down_for(&self, now: Timestamp, osd: OsdId) -> Option<Duration> {
-        self.down_since.get(&osd).map(|since| now.since(*since))
+        self.down_since.get(&osd).map(|since| now.since(since.at))
     }
 
     /// Hold-offs end early where data is unavailable without the OSD: then even one that flaps is better than none.
@@ -395,9 +407,12 @@ impl Leader {
         if levels != map.space {
             changes.push(Change::Space(levels));
         }
-        // With nobody to ask, what was last known holds.
-        let known = map.osds.keys().any(|osd| counts(osd) && self.stats.usage(map, *osd).is_some());
-        if known && flags != map.flags {
+        // A flag ends when all are known to be below it; with nobody to ask, what was last known holds.
+        let known = |osd: &&OsdId| self.stats.usage(map, **osd).is_some();
+        let serving = || map.osds.keys().filter(|osd| counts(osd));
+        let ends = map.flags.full && !flags.full || map.flags.near_full && !flags.near_full;
+        let decided = serving().any(|osd| known(&osd)) && (!ends || serving().all(|osd| known(&osd)));
+        if decided && flags != map.flags {
             changes.push(Change::Flags(flags));
         }
         changes

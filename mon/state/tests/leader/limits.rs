@@ -252,3 +252,50 @@ fn a_leader_that_never_heard_how_full_a_dead_osd_was_counts_what_belongs_on_it()
         assert_eq!(world.proposals().contains(&Change::MarkOut(OsdId(0))), goes_out, "{bytes} bytes each");
     }
 }
+
+#[test]
+fn a_higher_ratio_lets_writes_in_again_at_once() {
+    let mut world = World::new(&[0, 1]);
+    use_of(&mut world, 0, 955);
+    use_of(&mut world, 1, 100);
+    settle(&mut world);
+    assert!(world.map().flags.full);
+    let ratios = MonCommand::FullRatios { near_full: None, backfill_full: None, full: Some(965), failsafe: None };
+    world.change(Change::Request(ratios));
+    assert!(world.map().flags.full, "until it has been judged anew");
+    settle(&mut world);
+    assert!(!world.map().flags.full);
+    assert_eq!(world.map().space_level(OsdId(0)), Some(SpaceLevel::BackfillFull));
+}
+
+#[test]
+fn a_leader_that_has_not_heard_of_all_lets_no_writes_in() {
+    let mut world = World::new(&[0, 1]);
+    use_of(&mut world, 0, 955);
+    use_of(&mut world, 1, 100);
+    settle(&mut world);
+    let ratios = MonCommand::FullRatios { near_full: None, backfill_full: None, full: Some(952), failsafe: None };
+    world.change(Change::Request(ratios));
+    world.elect();
+    use_of(&mut world, 1, 100);
+    settle(&mut world);
+    assert!(world.map().flags.full, "the full one has not said anything to this leader");
+    use_of(&mut world, 0, 100);
+    settle(&mut world);
+    assert!(!world.map().flags.full);
+}
+
+#[test]
+fn an_osd_that_an_operator_marks_in_while_it_is_down_stays_in_for_the_whole_time() {
+    let mut world = World::new(&[0, 1, 2, 3, 4]);
+    world.report_all();
+    world.change(dead(0));
+    world.wait(Duration::from_secs(600));
+    assert!(world.proposals().contains(&Change::MarkOut(OsdId(0))));
+    world.change(Change::MarkOut(OsdId(0)));
+    world.change(Change::Request(MonCommand::OsdIn(OsdId(0))));
+    world.wait(Duration::from_secs(599));
+    assert!(!world.proposals().contains(&Change::MarkOut(OsdId(0))), "the clock began anew");
+    world.wait(Duration::from_secs(1));
+    assert!(world.proposals().contains(&Change::MarkOut(OsdId(0))));
+}
