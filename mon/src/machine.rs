@@ -6,10 +6,10 @@ use std::time::SystemTime;
 
 use holdfast_map::ClusterMap;
 use holdfast_mon_state::leader::Scene;
-use holdfast_mon_state::{Command, Diverged, MapMark, STATE_BYTES_MAX, State};
+use holdfast_mon_state::{Command, Diverged, MapMark, PastMap, STATE_BYTES_MAX, State};
 use holdfast_net::mon_api::MESSAGE_BYTES_MAX;
 use holdfast_types::{ClusterId, Epoch};
-use holdfast_wire::mon::{MapUpdate, MonCommand, MonReply};
+use holdfast_wire::mon::{MapUpdate, MonCommand, MonError, MonReply};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
@@ -90,7 +90,13 @@ impl AppliedState {
     }
 
     pub(crate) fn answer(&self, question: &MonCommand) -> Option<MonReply> {
-        self.state.read().answer(question)
+        let MonCommand::GetFullMap { epoch } = question else { return self.state.read().answer(question) };
+        // Commands and all other questions would wait while an old map is put together.
+        let past = self.state.read().map_at(*epoch);
+        Some(match past.and_then(PastMap::build) {
+            Some(map) => MonReply::Maps(MapUpdate { full: Some(map.encode_full().into()), increments: Vec::new() }),
+            None => MonReply::Failed(MonError::NotFound { what: "map".into(), name: epoch.to_string() }),
+        })
     }
 
     /// What a holder of `after` lacks, and the epoch that it then has.

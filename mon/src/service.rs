@@ -201,6 +201,7 @@ impl Service {
             | MonCommand::PgTemp { .. }
             | MonCommand::PoolCreate { .. }
             | MonCommand::PoolDelete { .. }
+            | MonCommand::PoolSet { .. }
             | MonCommand::OsdOut(_)
             | MonCommand::OsdIn(_)
             | MonCommand::OsdDown(_)

@@ -292,6 +292,20 @@ pub enum PoolVerb {
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
         share_percent: Option<u32>,
     },
+    /// Change a pool. Data moves by itself.
+    Set {
+        /// Its name.
+        name: String,
+        /// Copies. With more than before, the fewest to serve with stay as they are until they are raised, too.
+        #[arg(long, required_unless_present_any = ["min_size", "failure_domain"])]
+        size: Option<u32>,
+        /// Fewest copies to serve with. Raise it when all is clean: what has fewer copies is not served.
+        #[arg(long)]
+        min_size: Option<u32>,
+        /// What no two copies share: `host`, `rack`, `osd`.
+        #[arg(long)]
+        failure_domain: Option<String>,
+    },
     /// Delete a pool and all that is in it.
     Rm {
         /// Its name.

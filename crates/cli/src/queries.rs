@@ -278,6 +278,15 @@ pub fn pool(common: &Common, verb: PoolVerb) -> Result<(), Failure> {
             let value = json!({ "name": name, "id": id, "epoch": epoch });
             print(common.output, &value, || format!("pool {name} has id {id}\n"))
         }
+        PoolVerb::Set { name, size, min_size, failure_domain } => {
+            let command = MonCommand::PoolSet { name: name.clone(), size, min_size, failure_domain };
+            let value = change(common, &format!("change pool {name}"), command)?;
+            print_change(
+                common,
+                &value,
+                &format!("pool {name} is changed; `holdfast pg ls --unclean` shows what moves"),
+            )
+        }
         PoolVerb::Rm { name, confirm } => {
             let what = format!("delete pool {name} and all that is in it");
             confirmed(&what, &name, confirm.as_deref())?;

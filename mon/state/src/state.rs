@@ -17,7 +17,7 @@ use crate::command::{Change, Command, MapMark, Outcome, seal, unseal};
 use crate::config::{ConfigStore, HISTORY_BYTES_MAX, OPTIONS_BYTES_MAX};
 use crate::keys::{KEYS_BYTES_MAX, KeyStore};
 use crate::leader::Scene;
-use crate::maps::{INCREMENT_BYTES_MAX, Maps};
+use crate::maps::{INCREMENT_BYTES_MAX, Maps, PastMap};
 use crate::notes::OsdNotes;
 use crate::{hierarchy, osds, pools, scrubs};
 
@@ -328,6 +328,11 @@ impl State {
                 };
                 return Ok(Answer::Pool(pools::create(map, &pool)?));
             }
+            MonCommand::PoolSet { name, size, min_size, failure_domain } => {
+                let wanted =
+                    pools::Wanted { size: *size, min_size: *min_size, failure_domain: failure_domain.as_deref() };
+                pools::set(map, name, &wanted)?;
+            }
             MonCommand::PoolDelete { name, confirm } => pools::delete(map, name, confirm)?,
             MonCommand::OsdOut(osd) => osds::set_out(map, notes, *osd, true)?,
             MonCommand::OsdIn(osd) => osds::set_in(map, notes, *osd)?,
@@ -423,8 +428,8 @@ impl State {
 
     /// The map of exactly this epoch, if it is kept.
     #[must_use]
-    pub fn map_at(&self, epoch: Epoch) -> Option<ClusterMap> {
-        if epoch == self.map.epoch { Some(ClusterMap::clone(&self.map)) } else { self.maps.at(epoch) }
+    pub fn map_at(&self, epoch: Epoch) -> Option<PastMap> {
+        if epoch == self.map.epoch { Some(PastMap::of(ClusterMap::clone(&self.map))) } else { self.maps.at(epoch) }
     }
 
     /// What a leader decides from at this moment of the wall clock.
@@ -459,10 +464,6 @@ impl State {
             MonCommand::ConfigLog => Some(MonReply::ConfigHistory(self.config.history().cloned().collect())),
             MonCommand::PoolList => Some(MonReply::Pools(self.pool_rows())),
             MonCommand::GetMaps { after } => Some(MonReply::Maps(self.maps_since(*after))),
-            MonCommand::GetFullMap { epoch } => Some(match self.map_at(*epoch) {
-                Some(map) => MonReply::Maps(MapUpdate { full: Some(map.encode_full().into()), increments: Vec::new() }),
-                None => not_found("map", &epoch.to_string()),
-            }),
             _ => None,
         }
     }

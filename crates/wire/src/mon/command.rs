@@ -304,6 +304,23 @@ pub enum MonCommand {
         confirm: String,
     },
 
+    /// Changes a pool; what is `None` stays. Data moves by itself. Answers [`MonReply::Done`].
+    #[n(33)]
+    PoolSet {
+        /// Its name.
+        #[n(0)]
+        name: String,
+        /// Copies.
+        #[n(1)]
+        size: Option<u32>,
+        /// Fewest copies to serve with. Left out while `size` falls below it, it becomes a majority of that.
+        #[n(2)]
+        min_size: Option<u32>,
+        /// What no two copies share.
+        #[n(3)]
+        failure_domain: Option<String>,
+    },
+
     /// Makes an S3 user's key pair; what is `None` is generated. Answers [`MonReply::Key`].
     #[n(40)]
     KeyNew {

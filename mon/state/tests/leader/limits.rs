@@ -299,3 +299,41 @@ fn an_osd_that_an_operator_marks_in_while_it_is_down_stays_in_for_the_whole_time
     world.wait(Duration::from_secs(1));
     assert!(world.proposals().contains(&Change::MarkOut(OsdId(0))));
 }
+
+#[test]
+fn pools_that_could_survive_more_are_told_of() {
+    let pool = |name: &str, size, min_size, domain: &str| {
+        Change::Request(MonCommand::PoolCreate {
+            name: name.into(),
+            size: Some(size),
+            min_size: Some(min_size),
+            application: "test".into(),
+            failure_domain: Some(domain.into()),
+            share_percent: None,
+        })
+    };
+    // Two disks on each of three hosts.
+    let mut world = World::new(&[0, 0, 1, 1, 2, 2]);
+    let weak = check(&world, "POOL_WEAK_DOMAIN");
+    assert!(weak.detail[0].contains("pool data keeps 3 copies on any disks; there are 3 hosts"), "{weak:?}");
+    assert!(!world.codes().contains(&"POOL_NO_REDUNDANCY".to_owned()));
+    world.change(pool("one", 1, 1, "host"));
+    world.change(pool("few", 3, 1, "host"));
+    let alone = check(&world, "POOL_NO_REDUNDANCY");
+    assert_eq!(alone.detail, ["pool one keeps one copy", "pool few keeps 3 copies, and serves with 1"]);
+    for (name, domain) in [("one", None), ("few", None), ("data", Some("host".to_owned()))] {
+        let (size, min_size) = (Some(3), Some(2));
+        world.change(Change::Request(MonCommand::PoolSet {
+            name: name.into(),
+            size,
+            min_size,
+            failure_domain: domain,
+        }));
+    }
+    let codes = world.codes();
+    assert!(!codes.iter().any(|code| code.starts_with("POOL_")), "{codes:?}");
+    // With one disk there is nothing to choose.
+    let mut world = World::new(&[0]);
+    world.change(pool("one", 1, 1, "osd"));
+    assert!(!world.codes().iter().any(|code| code.starts_with("POOL_")));
+}
