@@ -17,7 +17,7 @@ use holdfast_net::{Connection, Permit};
 use holdfast_pg::{Input, Limits, Outbox, Output, Pg, ReplyTo, Slot, StoreOp, TxnId, answer_without_copy};
 use holdfast_store::{Store, SubmitError};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
-use holdfast_wire::mon::PgReport;
+use holdfast_wire::mon::{PgReport, PgTempWish};
 use holdfast_wire::peer::{Heartbeat, HeartbeatReply, PeerBody, PeerMessage};
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, Kind, RefusedReason};
 use tokio::sync::oneshot;
@@ -620,7 +620,11 @@ impl Shard {
                 }
             }
             Output::AskUpThru { at_least } => self.shared.wishes.want_up_thru(at_least),
-            Output::AskPgTemp { want } => self.shared.wishes.want_pg_temp(pg, want),
+            Output::AskPgTemp { want } => {
+                if let Some(seen) = self.pgs.get(&pg).map(|pg| pg.acting().to_vec()) {
+                    self.shared.wishes.want_pg_temp(PgTempWish { pg, acting: want, seen: Some(seen) });
+                }
+            }
             Output::NeedMap { at_least } => self.shared.wishes.want_map(at_least),
             Output::Reserve(slot) => {
                 if self.shared.slots.reserve(slot, pg) {

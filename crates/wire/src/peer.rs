@@ -201,6 +201,9 @@ pub struct PgInfo {
     /// that its OSD was a member of.
     #[n(7)]
     pub lost: Option<bool>,
+    /// Bytes of the complete copy that was here before this one, which is not complete yet, takes its place.
+    #[n(8)]
+    pub replaces_bytes: Option<u64>,
 }
 
 impl PgInfo {
@@ -216,6 +219,7 @@ impl PgInfo {
             objects: 0,
             bytes: 0,
             lost: None,
+            replaces_bytes: None,
         }
     }
 }

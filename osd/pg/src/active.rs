@@ -19,6 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use holdfast_map::SpaceLevel;
 use holdfast_types::{LogVersion, OsdId, RequestId, Timestamp};
 use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry, PeerBody, RepOp, StoredResults};
 use holdfast_wire::{ClientOutcome, ClientReply, Effect, ObjectOp, OpError, OpResult, RefusedReason};
@@ -536,9 +537,11 @@ impl Pg {
         let bytes = ops.iter().map(payload_bytes).sum();
         let full = self.map.flags.full || !step.store.has_room(bytes) || {
             let Role::Active(active) = &self.role else { return None };
+            let failsafe = |osd| self.map.space_level(osd) >= Some(SpaceLevel::Failsafe);
             // One that is being filled and only logs this write needs no room for it.
             let takes = |osd: &OsdId, peer: &Peer| active.takes_effects(*osd, peer, key);
-            active.peers.iter().any(|(osd, peer)| takes(osd, peer) && !step.store.peer_has_room(*osd))
+            let has_none = |osd: &OsdId| failsafe(*osd) || !step.store.peer_has_room(*osd);
+            failsafe(self.whoami) || active.peers.iter().any(|(osd, peer)| takes(osd, peer) && has_none(osd))
         };
         full.then_some(RefusedReason::Full)
     }

@@ -48,6 +48,8 @@ pub(crate) struct Holding {
     pub last_epoch_started: Epoch,
     /// Takes the place of a copy that was lost, and is not filled yet.
     pub lost: bool,
+    /// Bytes of the complete copy that was here before this one, which is not complete yet, takes its place.
+    pub replaces_bytes: Option<u64>,
     pub objects: i64,
     pub bytes: i64,
 }
@@ -60,9 +62,23 @@ impl Holding {
             last_backfill: BackfillCursor::Complete,
             last_epoch_started: Epoch::ZERO,
             lost: false,
+            replaces_bytes: None,
             objects: 0,
             bytes: 0,
         }
+    }
+
+    /// Everything is to be filled anew, over what is here.
+    pub fn begin_filling(&mut self) {
+        if self.last_backfill.is_complete() {
+            self.replaces_bytes = Some(u64::try_from(self.bytes).unwrap_or(0));
+        }
+        self.last_backfill = BackfillCursor::START;
+    }
+
+    /// Whether filling this copy takes no more room than the one whose place it takes had.
+    pub fn needs_no_more_room(&self) -> bool {
+        self.replaces_bytes.is_some_and(|before| i64::try_from(before).is_ok_and(|before| before >= self.bytes))
     }
 
     pub fn last_complete(&self) -> LogVersion {
@@ -79,6 +95,7 @@ impl Holding {
             objects: u64::try_from(self.objects).unwrap_or(0),
             bytes: u64::try_from(self.bytes).unwrap_or(0),
             lost: self.lost.then_some(true),
+            replaces_bytes: self.replaces_bytes,
         }
     }
 
@@ -337,6 +354,7 @@ impl Pg {
             last_backfill: stored.info.last_backfill,
             last_epoch_started: stored.info.last_epoch_started,
             lost: stored.info.lost == Some(true),
+            replaces_bytes: stored.info.replaces_bytes,
             objects: i64::try_from(stored.info.objects).unwrap_or(i64::MAX),
             bytes: i64::try_from(stored.info.bytes).unwrap_or(i64::MAX),
         };
@@ -353,6 +371,12 @@ impl Pg {
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.map.epoch
+    }
+
+    /// The acting set of that map, primary first.
+    #[must_use]
+    pub fn acting(&self) -> &[OsdId] {
+        &self.members.acting
     }
 
     /// Advances by one input: never waits, reads no clock, does no IO but reads through `store`. The same state, `now`,
