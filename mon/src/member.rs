@@ -42,7 +42,7 @@ impl<H: Host> Member<H> {
     ) -> Result<Member<H>, StartError> {
         let state = Arc::new(AppliedState::new(seat.cluster));
         let consensus = Arc::new(Consensus::start(seat, Arc::clone(&state), transport).await?);
-        let (batcher, batching) = Batcher::new(Arc::clone(&consensus));
+        let (batcher, batching) = Batcher::new(Arc::clone(&consensus), Arc::clone(&state));
         let service = Arc::new(Service {
             cluster: seat.cluster,
             id: seat.id,

@@ -183,6 +183,11 @@ impl<H: Host> Service<H> {
                 let reason = format!("{name} cannot be set: the OSDs of this release cannot split placement groups");
                 Err(MonError::Invalid { reason })
             }
+            // What was asked before and done finds the OSD gone: the log then gives the same answer again.
+            MonCommand::OsdRemove(osd) => {
+                self.leading(|leader, map, now| leader.may_remove(now, map, osd))??;
+                Ok(self.propose(Some(id), Change::Request(command)).await)
+            }
             MonCommand::OsdRegister { .. }
             | MonCommand::OsdBoot { .. }
             | MonCommand::OsdStopping { .. }
@@ -190,15 +195,17 @@ impl<H: Host> Service<H> {
             | MonCommand::PgTemp { .. }
             | MonCommand::PoolCreate { .. }
             | MonCommand::PoolDelete { .. }
+            | MonCommand::PoolSet { .. }
             | MonCommand::OsdOut(_)
             | MonCommand::OsdIn(_)
             | MonCommand::OsdDown(_)
             | MonCommand::OsdReweight { .. }
-            | MonCommand::OsdRemove(_)
+            | MonCommand::OsdLost { .. }
             | MonCommand::OsdRelease(_)
             | MonCommand::FullRatios { .. }
             | MonCommand::Scrub { .. }
             | MonCommand::BlocklistAdd { .. }
+            | MonCommand::BlocklistRemove { .. }
             | MonCommand::KeyRemove { .. }
             | MonCommand::ConfigSet { .. }
             | MonCommand::ConfigRollback { .. } => {
@@ -241,8 +248,17 @@ impl<H: Host> Service<H> {
                 Err(MonError::Stale { reason: format!("{target} is not up in that run, or {reporter} is not up") })
             }
             (Verdict::Propose(change), _) => {
-                info!(osd = %target, %incarnation, "marked down: silent, as reported by its peers");
-                Ok(self.propose(None, change).await)
+                match self.propose(None, change).await {
+                    // Others were marked down at the same moment: as if it had been held back before.
+                    MonReply::Failed(MonError::Unsafe { reason }) => {
+                        info!(osd = %target, %incarnation, reason, "silent, and not marked down");
+                        Ok(self.done())
+                    }
+                    reply => {
+                        info!(osd = %target, %incarnation, ?reply, "silent, as reported by its peers");
+                        Ok(reply)
+                    }
+                }
             }
             (Verdict::Probe, Some(address)) => {
                 self.start_probe(target, incarnation, address);

@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use holdfast_net::{ConnectError, Connection, Handler, Message, Permit, Target};
-use holdfast_types::{Incarnation, OsdId};
+use holdfast_types::{Epoch, Incarnation, OsdId};
 use holdfast_wire::frame::{GoodbyeReason, PeerIdentity};
 use holdfast_wire::mon::MapUpdate;
 use holdfast_wire::peer::{Heartbeat, MapShare, PeerMessage};
-use holdfast_wire::{ClientRequest, Decoded, Kind, Payload, decode};
+use holdfast_wire::{Barrier, ClientRequest, Decoded, Kind, Payload, decode};
 use minicbor::Decode;
 use tokio::sync::mpsc::{Sender, UnboundedSender};
 use tracing::warn;
 
-use crate::shard::{ClientArrival, Event, Question, Shards};
+use crate::barrier::BarrierWait;
+use crate::leases::Leases;
+use crate::shard::{ClientArrival, Event, Question, Shards, now};
 
 /// Something that the failure detector must know at once.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +28,7 @@ pub(crate) struct OsdHandler {
     pub(crate) shards: Shards,
     pub(crate) signs: UnboundedSender<Sign>,
     pub(crate) maps: Sender<MapUpdate>,
+    pub(crate) leases: Arc<Leases>,
 }
 
 impl OsdHandler {
@@ -40,6 +43,18 @@ impl OsdHandler {
                 None
             }
         }
+    }
+
+    /// Whether the session that the request names is that of its connection: fences and remembered answers are by session.
+    fn is_of(from: &Arc<Connection>, request: &ClientRequest) -> bool {
+        let same = **from.peer() == PeerIdentity::Client(request.id.client)
+            && from.peer().incarnation() == request.id.incarnation;
+        if !same {
+            warn!(peer = %from.peer(), remote = %from.remote(), id = %request.id,
+                "connection closed: a request in another session's name");
+            from.close(GoodbyeReason::BadFrame { detail: "the request names another session".to_owned() });
+        }
+        same
     }
 
     /// The OSD on the other side; others may not send what only OSDs send.
@@ -60,9 +75,18 @@ impl Handler for OsdHandler {
         match Kind::from_number(message.kind) {
             Some(Kind::ClientRequest) => {
                 let Some(request) = Self::decode::<ClientRequest>(from, &message) else { return };
+                if !Self::is_of(from, &request) {
+                    return;
+                }
                 let arrival =
                     ClientArrival { connection: from.clone(), request_id: message.request_id, request, permit };
                 self.shards.send(arrival.request.pg, Event::Client(arrival));
+            }
+            Some(Kind::Barrier) => {
+                let Some(barrier) = Self::decode::<Barrier>(from, &message) else { return };
+                let (connection, request_id) = (from.clone(), message.request_id);
+                let wait = BarrierWait::new(barrier.epoch, connection, request_id, permit, self.shards.count());
+                self.shards.send_all(|| Event::Barrier(wait.clone()));
             }
             Some(Kind::Peer) => {
                 let Some((osd, incarnation)) = Self::osd_of(from) else { return };
@@ -71,9 +95,12 @@ impl Handler for OsdHandler {
             }
             Some(Kind::Heartbeat) => {
                 let Some(heartbeat) = Self::decode::<Heartbeat>(from, &message) else { return };
+                if let Some((osd, incarnation)) = Self::osd_of(from) {
+                    self.leases.grant(now(), osd, incarnation);
+                }
                 // It goes through all shards' threads: while one is stuck the daemon is silent, though the process lives.
                 let (connection, request_id) = (from.clone(), message.request_id);
-                self.shards.ask(0, Question { connection, request_id, heartbeat, permit });
+                self.shards.ask(0, Question { connection, request_id, heartbeat, permit, epoch: Epoch::ZERO });
             }
             Some(Kind::MapShare) => {
                 if Self::osd_of(from).is_none() {

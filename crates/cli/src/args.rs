@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use holdfast_types::{OsdId, PgId};
+use holdfast_types::{ClientId, Incarnation, OsdId, PgId};
 
 use crate::units::ByteSize;
 
@@ -175,7 +175,10 @@ pub enum OsdVerb {
     SetFullRatio(Ratio),
     /// Where all stops but what frees space.
     SetFailsafeRatio(Ratio),
-    /// Forget one that is down, out and empty.
+    /// Fences: clients that somebody else took over from, and that get nothing done any more.
+    #[command(subcommand)]
+    Blocklist(BlocklistVerb),
+    /// Forget one that is down and out. Refused while anything may be on its disk only.
     Rm {
         /// Which, such as osd.3 or 3.
         osd: OsdId,
@@ -183,6 +186,36 @@ pub enum OsdVerb {
         #[arg(long, value_name = "NAME")]
         confirm: Option<String>,
     },
+    /// Give up what only this one has, because its disk is gone for good: nobody waits for it any more. The newest
+    /// acknowledged writes may be lost by that.
+    Lost {
+        /// Which, such as osd.3 or 3.
+        osd: OsdId,
+        /// Its name once more, such as osd.3.
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
+    },
+}
+
+/// `holdfast osd blocklist …`
+#[derive(Debug, Subcommand)]
+pub enum BlocklistVerb {
+    /// All fences.
+    Ls,
+    /// Fence a client. Returns when the fence holds: when no OSD begins anything for it any more.
+    Add(FencedClient),
+    /// Take a fence away. Only when nothing of what was fenced runs any more: it could write again.
+    Rm(FencedClient),
+}
+
+/// A client, or some of its runs.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct FencedClient {
+    /// Which, such as client.7 or 7.
+    pub client: ClientId,
+    /// Only its runs up to this one; all there can be when left out.
+    #[arg(long, value_name = "RUN")]
+    pub incarnation: Option<Incarnation>,
 }
 
 /// `holdfast explain …`
@@ -258,6 +291,20 @@ pub enum PoolVerb {
         /// Expected part of the cluster's data, in percent.
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
         share_percent: Option<u32>,
+    },
+    /// Change a pool. Data moves by itself.
+    Set {
+        /// Its name.
+        name: String,
+        /// Copies. With more than before, the fewest to serve with stay as they are until they are raised, too.
+        #[arg(long, required_unless_present_any = ["min_size", "failure_domain"])]
+        size: Option<u32>,
+        /// Fewest copies to serve with. Raise it when all is clean: what has fewer copies is not served.
+        #[arg(long)]
+        min_size: Option<u32>,
+        /// What no two copies share: `host`, `rack`, `osd`.
+        #[arg(long)]
+        failure_domain: Option<String>,
     },
     /// Delete a pool and all that is in it.
     Rm {

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Common, ConfigVerb, Format, KeyVerb, OsdVerb, Osds, PgVerb, PoolVerb, Ratio};
 use crate::failure::{Exit, Failure};
+use crate::fences;
 use crate::monitors::{ask, unexpected};
 use crate::output::Align::{Left, Right};
 use crate::output::{Table, print};
@@ -55,10 +56,18 @@ pub fn osd(common: &Common, verb: OsdVerb) -> Result<(), Failure> {
         OsdVerb::SetFailsafeRatio(ratio) => {
             full_ratio(common, "failsafe", ratio, |part| [None, None, None, Some(part)])
         }
+        OsdVerb::Blocklist(verb) => fences::blocklist(common, verb),
         OsdVerb::Rm { osd, confirm } => {
             confirmed(&format!("remove {osd}"), &osd.to_string(), confirm.as_deref())?;
             let value = change(common, &format!("remove {osd}"), MonCommand::OsdRemove(osd))?;
             print_change(common, &value, &format!("{osd} is forgotten"))
+        }
+        OsdVerb::Lost { osd, confirm } => {
+            let action = format!("give up what only {osd} has");
+            confirmed(&action, &osd.to_string(), confirm.as_deref())?;
+            let command = MonCommand::OsdLost { osd, confirm: osd.to_string() };
+            let value = change(common, &action, command)?;
+            print_change(common, &value, &format!("{osd} is lost: nobody waits for it any more"))
         }
     }
 }
@@ -268,6 +277,15 @@ pub fn pool(common: &Common, verb: PoolVerb) -> Result<(), Failure> {
             let MonReply::Pool { id, epoch } = ask(common, &what, command)? else { return Err(unexpected(&what)) };
             let value = json!({ "name": name, "id": id, "epoch": epoch });
             print(common.output, &value, || format!("pool {name} has id {id}\n"))
+        }
+        PoolVerb::Set { name, size, min_size, failure_domain } => {
+            let command = MonCommand::PoolSet { name: name.clone(), size, min_size, failure_domain };
+            let value = change(common, &format!("change pool {name}"), command)?;
+            print_change(
+                common,
+                &value,
+                &format!("pool {name} is changed; `holdfast pg ls --unclean` shows what moves"),
+            )
         }
         PoolVerb::Rm { name, confirm } => {
             let what = format!("delete pool {name} and all that is in it");

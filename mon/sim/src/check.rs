@@ -49,15 +49,15 @@ impl History {
         let mut places: BTreeMap<&str, usize> = BTreeMap::new();
         for (place, value) in whole.iter().enumerate() {
             if places.insert(value, place).is_some() {
-                found.push(format!("Q15: {value} was applied twice"));
+                found.push(format!("Q18: {value} was applied twice"));
             }
             if !appends.contains_key(value.as_str()) {
-                found.push(format!("Q14: {value} was appended by nobody"));
+                found.push(format!("Q17: {value} was appended by nobody"));
             }
         }
         for (op, list) in &reads {
             if whole.get(..list.len()) != Some(list.as_slice()) {
-                found.push(format!("Q14: client {} read a list that is no beginning of a later one", op.client));
+                found.push(format!("Q17: client {} read a list that is no beginning of a later one", op.client));
                 return found;
             }
         }
@@ -70,7 +70,7 @@ impl History {
                     // Lost for good, if any read that saw all began after it.
                     let later = reads.iter().any(|(read, _)| read.invoked > returned);
                     if later {
-                        found.push(format!("Q13: {value} was acknowledged and is lost"));
+                        found.push(format!("Q16: {value} was acknowledged and is lost"));
                     }
                 }
                 (None, _) => {}
@@ -97,7 +97,7 @@ impl History {
             let at_least = known_before(op.invoked);
             if list.len() < at_least {
                 found.push(format!(
-                    "Q14: stale: client {} read {} values when {at_least} had been known before it asked",
+                    "Q17: stale: client {} read {} values when {at_least} had been known before it asked",
                     op.client,
                     list.len()
                 ));
@@ -106,14 +106,14 @@ impl History {
         for (_, length, value) in &acknowledged {
             let op = appends[value];
             if *length <= known_before(op.invoked) {
-                found.push(format!("Q14: {value} took a place in the list that was taken before it was asked for"));
+                found.push(format!("Q17: {value} took a place in the list that was taken before it was asked for"));
             }
         }
         for (op, list) in &reads {
             let Some(returned) = op.returned else { continue };
             for value in list.iter() {
                 if appends.get(value.as_str()).is_some_and(|append| append.invoked > returned) {
-                    found.push(format!("Q14: {value} was read before it was asked for"));
+                    found.push(format!("Q17: {value} was read before it was asked for"));
                 }
             }
         }
@@ -154,16 +154,16 @@ mod tests {
     #[test]
     fn each_kind_of_lie_is_noticed() {
         let lost = vec![append("a", 0, Some(10)), append("b", 0, Some(10)), read(&["a"], 20, 30)];
-        assert!(wrong(lost).iter().any(|text| text.starts_with("Q13")));
+        assert!(wrong(lost).iter().any(|text| text.starts_with("Q16")));
         let stale = vec![append("a", 0, Some(10)), read(&[], 20, 30), read(&["a"], 40, 50)];
-        assert!(wrong(stale).iter().any(|text| text.starts_with("Q14: stale")));
+        assert!(wrong(stale).iter().any(|text| text.starts_with("Q17: stale")));
         let forked = vec![append("a", 0, None), append("b", 0, None), read(&["a"], 1, 5), read(&["b", "a"], 6, 9)];
-        assert!(wrong(forked).iter().any(|text| text.starts_with("Q14")));
+        assert!(wrong(forked).iter().any(|text| text.starts_with("Q17")));
         let twice = vec![append("a", 0, Some(10)), read(&["a", "a"], 20, 30)];
-        assert!(wrong(twice).iter().any(|text| text.starts_with("Q15")));
+        assert!(wrong(twice).iter().any(|text| text.starts_with("Q18")));
         let swapped = vec![append("a", 0, Some(10)), append("b", 20, Some(30)), read(&["b", "a"], 40, 50)];
-        assert!(wrong(swapped).iter().any(|text| text.starts_with("Q14")));
+        assert!(wrong(swapped).iter().any(|text| text.starts_with("Q17")));
         let early = vec![append("a", 20, Some(30)), read(&["a"], 0, 10)];
-        assert!(wrong(early).iter().any(|text| text.starts_with("Q14")));
+        assert!(wrong(early).iter().any(|text| text.starts_with("Q17")));
     }
 }

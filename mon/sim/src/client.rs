@@ -81,7 +81,7 @@ impl Client {
         let (invoked, answer) = self.timed(MonCommand::ConfigSet { name, value: Some(value) }).await;
         let done = matches!(answer, Some(MonReply::Done { .. }));
         if let Some(MonReply::Failed(error)) = &answer {
-            world::violation(format!("Q15: an option is refused: {error}"));
+            world::violation(format!("Q18: an option is refused: {error}"));
         }
         self.note(asked, invoked, done);
         done
@@ -106,7 +106,7 @@ impl Client {
             let Some(name) = self.pools.first().cloned() else { return };
             let answer = self.ask(MonCommand::PoolDelete { name: name.clone(), confirm: name.clone() }).await;
             if let Some(MonReply::Failed(error)) = answer {
-                world::violation(format!("Q15: the pool {name} of client {} cannot be deleted: {error}", self.number));
+                world::violation(format!("Q18: the pool {name} of client {} cannot be deleted: {error}", self.number));
             }
             self.pools.remove(&name);
             return;
@@ -124,7 +124,7 @@ impl Client {
             Some(MonReply::Pool { .. }) => {
                 self.pools.insert(name);
             }
-            Some(other) => world::violation(format!("Q15: no pool {name} for client {}: {other:?}", self.number)),
+            Some(other) => world::violation(format!("Q18: no pool {name} for client {}: {other:?}", self.number)),
             None => {}
         }
     }
@@ -135,7 +135,7 @@ impl Client {
         let make = MonCommand::KeyNew { name: name.clone(), access_key: None, secret_key: None };
         match self.ask(make).await {
             Some(MonReply::Key(_)) | None => {}
-            Some(other) => world::violation(format!("Q15: no key {name}: {other:?}")),
+            Some(other) => world::violation(format!("Q18: no key {name}: {other:?}")),
         }
     }
 

@@ -325,7 +325,7 @@ pub(crate) fn applied(node: NodeId, index: u64, command: &[u8], epoch: Epoch) {
         }
     });
     if other {
-        violation(format!("Q13: monitor {node} applies another command at {index} than was applied there before"));
+        violation(format!("Q16: monitor {node} applies another command at {index} than was applied there before"));
     }
 }
 

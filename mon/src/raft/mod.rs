@@ -59,10 +59,16 @@ const ELECTION_MAX: Duration = Duration::from_millis(550);
 /// How long a shutdown waits for the database to be let go.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Entries that are sent to a monitor at once: whatever they carry, they must fit a message.
+pub(crate) const APPEND_ENTRIES_MAX: usize = 32;
+
 /// Applies committed commands. Must be deterministic: every monitor applies the same and must reach the same state.
 pub trait Machine: Send + Sync + 'static {
     /// Applies the command at `index` and says what came of it.
-    fn apply(&self, index: u64, command: &[u8]) -> Vec<u8>;
+    ///
+    /// # Errors
+    /// When this monitor cannot apply what the others can: the state is unchanged, and it takes no part any more.
+    fn apply(&self, index: u64, command: &[u8]) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>>;
     /// A command that changes nothing.
     fn no_op(&self) -> Vec<u8>;
     /// The whole state, encoded.
@@ -535,6 +541,7 @@ fn config(cluster: &ClusterId, limits: LogLimits) -> Result<Config, StartError> 
         election_timeout_min: millis(ELECTION_MIN),
         election_timeout_max: millis(ELECTION_MAX),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(limits.snapshot_every),
+        max_payload_entries: APPEND_ENTRIES_MAX as u64,
         max_in_snapshot_log_to_keep: limits.kept,
         replication_lag_threshold: 2 * limits.snapshot_every,
         install_snapshot_timeout: 20_000,
