@@ -21,8 +21,8 @@ const OSDS_BEFORE: u32 = 3;
 const CAPACITY_BYTES: u64 = 4 << 30;
 /// What lies there before and moves. Enough of them, and alike, that chance makes no OSD fuller than others.
 const OBJECT_BYTES: u64 = 128 << 10;
-/// Percent that an OSD's fill may be off the mean in the end.
-const UNEVEN_PERCENT: u64 = 10;
+/// Thousandths that an OSD's fill may be off the mean in the end.
+const UNEVEN_PERMILLE: u64 = 100;
 /// From the last new OSD until all are filled alike: the balancer waits for calm, then moves a few at a time.
 const EVEN_LIMIT: Duration = Duration::from_secs(300);
 /// Whether the test insists that the cluster also gave its pools more placement groups: to be turned on when monitors let
@@ -123,10 +123,10 @@ fn fill_of(row: &OsdDfRow) -> u64 {
     row.usage.map_or(0, |usage| usage.live_bytes)
 }
 
-/// By how many percent of the mean the OSD that is furthest from it differs.
-fn unevenness_percent(rows: &[OsdDfRow]) -> u64 {
+/// By how many thousandths of the mean the OSD that is furthest from it differs.
+fn unevenness_permille(rows: &[OsdDfRow]) -> u64 {
     let mean = rows.iter().map(fill_of).sum::<u64>() / (rows.len() as u64).max(1);
-    rows.iter().map(|row| fill_of(row).abs_diff(mean) * 100 / mean.max(1)).max().unwrap_or(0)
+    rows.iter().map(|row| fill_of(row).abs_diff(mean) * 1000 / mean.max(1)).max().unwrap_or(0)
 }
 
 fn shown(rows: &[OsdDfRow]) -> String {
@@ -139,10 +139,10 @@ async fn wait_even(world: &World) -> anyhow::Result<Vec<OsdDfRow>> {
     let since = Instant::now();
     loop {
         let rows = rows(world).await?;
-        if rows.iter().all(|row| row.usage.is_some()) && unevenness_percent(&rows) <= UNEVEN_PERCENT {
+        if rows.iter().all(|row| row.usage.is_some()) && unevenness_permille(&rows) <= UNEVEN_PERMILLE {
             return Ok(rows);
         }
-        ensure!(since.elapsed() < EVEN_LIMIT, "{} % off the mean: {}", unevenness_percent(&rows), shown(&rows));
+        ensure!(since.elapsed() < EVEN_LIMIT, "{} ‰ off the mean: {}", unevenness_permille(&rows), shown(&rows));
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
@@ -193,7 +193,7 @@ async fn osds_added_one_by_one_under_load_get_their_part_and_no_operation_fails(
         println!("   while it grew to {osds} and data moved:  {moving}");
         let (rows, evening) = load.during(wait_even(&world)).await?;
         println!("   until it was even:                 {evening}");
-        println!("   {} % off the mean: {}", unevenness_percent(&rows), shown(&rows));
+        println!("   {} ‰ off the mean: {}", unevenness_permille(&rows), shown(&rows));
         ensure!(rows.len() == osds as usize && rows.iter().all(|row| row.pgs > 0), "one has nothing: {}", shown(&rows));
         anyhow::Ok(())
     };
