@@ -893,7 +893,7 @@ fn payload_bytes(op: &ObjectOp) -> u64 {
 }
 
 /// Whether a vector frees space, and is let in however full it is: it only deletes; or it deletes something, puts no more
-/// than the rows that belong to that (whoever deletes must note what is left to be cleaned up, and keep counts true), and
+/// than the rows and attributes that belong to that (whoever deletes must note what is left to be cleaned up, and keep counts true), and
 /// its sender says that this is what it serves. Without that word it might replace what it deletes, and a cluster that is
 /// overwritten all the time would fill to the brim.
 fn frees_space(ops: &[ObjectOp], declared: bool) -> bool {
@@ -909,6 +909,11 @@ fn frees_space(ops: &[ObjectOp], declared: bool) -> bool {
                 puts = true;
                 rows_bytes += key.len() + size_of::<i64>();
             }
+            ObjectOp::SetAttr { name, value } => {
+                puts = true;
+                rows_bytes += name.len() + value.len();
+            }
+            ObjectOp::Create { .. } => puts = true,
             op if op.frees_space() => frees = true,
             _ => return false,
         }
