@@ -199,6 +199,7 @@ pub(crate) enum Fatal {
 }
 
 struct Pending {
+    pg: PgId,
     connection: Arc<Connection>,
     request_id: u64,
     _permit: Permit,
@@ -280,10 +281,24 @@ impl Shard {
                 self.step_pg(pg, Input::Durable(txn));
             }
             if now().since(self.looked_for_lost_clients) >= IDLE_WAIT {
-                // Nobody waits on a closed connection: its requests' memory is given back.
                 self.looked_for_lost_clients = now();
-                self.replies.retain(|_, pending| !pending.connection.is_closed());
+                self.drop_lost_clients();
             }
+        }
+    }
+
+    /// Nobody waits on a closed connection: its requests' memory is given back.
+    fn drop_lost_clients(&mut self) {
+        let mut gone = BTreeMap::<PgId, Vec<ReplyTo>>::new();
+        self.replies.retain(|number, pending| {
+            let closed = pending.connection.is_closed();
+            if closed {
+                gone.entry(pending.pg).or_default().push(ReplyTo(*number));
+            }
+            !closed
+        });
+        for (pg, gone) in gone {
+            self.step_pg(pg, Input::ClientsGone(gone));
         }
     }
 
@@ -459,7 +474,7 @@ impl Shard {
         self.next_reply += 1;
         let number = self.next_reply;
         let ClientArrival { connection, request_id, request, permit } = arrival;
-        self.replies.insert(number, Pending { connection, request_id, _permit: permit });
+        self.replies.insert(number, Pending { pg, connection, request_id, _permit: permit });
         self.step_pg(pg, Input::Client { reply_to: ReplyTo(number), request });
     }
 

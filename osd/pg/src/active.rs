@@ -257,6 +257,11 @@ impl Pg {
 
     pub(crate) fn on_client(&mut self, queued: Queued, step: &mut Step<'_>) {
         let request = &queued.request;
+        let session = (request.id.client, request.id.incarnation);
+        for given_up in self.clients.take_given_up(session, request.lowest_outstanding_tid) {
+            // Nobody waits for the answer, but the shell holds something for it.
+            self.refuse(&given_up, RefusedReason::Busy, step);
+        }
         let refuse = |reason, this: &Pg, step: &mut Step<'_>| {
             this.reply(queued.reply_to, request.id, ClientOutcome::Refused(reason), step.out);
         };
@@ -264,7 +269,9 @@ impl Pg {
             Role::Active(active) => active.in_flight.len().max(active.held),
             _ => 0,
         };
-        if self.clients.len() + in_flight >= self.limits.client_requests_max {
+        let bytes_left = self.limits.client_bytes_max.saturating_sub(self.clients.bytes());
+        let too_large = self.clients.bytes() > 0 && queued.bytes() > bytes_left;
+        if too_large || self.clients.len() + in_flight >= self.limits.client_requests_max {
             return refuse(RefusedReason::Busy, self, step);
         }
         if request.epoch > self.map.epoch {
@@ -375,17 +382,8 @@ impl Pg {
                 self.refuse(&earlier, RefusedReason::Busy, step);
                 return Tried::Done;
             }
-            match self.clients.remembered(queued.request.id, queued.request.lowest_outstanding_tid) {
-                Remembered::No => {}
-                Remembered::Forgotten => {
-                    self.refuse(&queued, RefusedReason::Forgotten, step);
-                    return Tried::Done;
-                }
-                Remembered::As(outcome) => {
-                    self.reply(queued.reply_to, queued.request.id, outcome, step.out);
-                    return Tried::Done;
-                }
-            }
+            // The log first: an entry proves the effect, a remembered answer only that there was none when it was given.
+            // Another primary may have executed a later sending since.
             match self.holding.log.answered(queued.request.id) {
                 Answered::Unknown => {}
                 Answered::Forgotten => {
@@ -395,6 +393,17 @@ impl Pg {
                 Answered::As(entry) => {
                     let (version, outcome) = (entry.version, stored_outcome(entry));
                     self.answer_at(version, Held { queued, outcome, logged: true }, step);
+                    return Tried::Done;
+                }
+            }
+            match self.clients.remembered(queued.request.id, queued.request.lowest_outstanding_tid) {
+                Remembered::No => {}
+                Remembered::Forgotten => {
+                    self.refuse(&queued, RefusedReason::Forgotten, step);
+                    return Tried::Done;
+                }
+                Remembered::As(outcome) => {
+                    self.reply(queued.reply_to, queued.request.id, outcome, step.out);
                     return Tried::Done;
                 }
             }
@@ -475,15 +484,15 @@ impl Pg {
         let mut outcome = ClientOutcome::Failed { index: 0, error: OpError::Unreadable };
         if queued.request.is_write() {
             let id = queued.request.id;
-            match self.clients.remembered(id, queued.request.lowest_outstanding_tid) {
-                Remembered::No => {}
-                Remembered::Forgotten => return self.refuse(&queued, RefusedReason::Forgotten, step),
-                Remembered::As(before) => outcome = before,
-            }
             match self.holding.log.answered(id) {
                 Answered::Unknown => {}
                 Answered::Forgotten => return self.refuse(&queued, RefusedReason::Forgotten, step),
                 Answered::As(_) => return self.refuse(&queued, RefusedReason::Busy, step),
+            }
+            match self.clients.remembered(id, queued.request.lowest_outstanding_tid) {
+                Remembered::No => {}
+                Remembered::Forgotten => return self.refuse(&queued, RefusedReason::Forgotten, step),
+                Remembered::As(before) => outcome = before,
             }
         }
         self.answer(Held { queued, outcome, logged: false }, step);
@@ -769,14 +778,14 @@ impl Pg {
     }
 
     fn stray_appeared(&mut self, from: OsdId, step: &mut Step<'_>) {
-        let Some(active) = self.active() else { return };
+        let Role::Active(active) = &mut self.role else { return };
         if active.peers.contains_key(&from) {
             return;
         }
         if active.clean {
             self.send(from, PeerBody::RemovePg, step);
         } else if active.strays.insert(from) {
-            active.recovery.retry_unfound();
+            active.recovery.retry_unfound(|key| self.clients.is_blocked(key));
         }
     }
 

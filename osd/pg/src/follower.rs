@@ -9,7 +9,7 @@
 //! | `RepOp` next in order | `NotActivated` | apply, acknowledge when durable |
 //! | `RepOp` of an object that cannot be read here | `NotActivated` | log it, the object is missing; when that is durable `NotActivated` → not activated |
 //! | `RepOp` already applied / too early | `NotActivated` | acknowledge what is durable / keep (bounded) |
-//! | `Push`, scan, progress, reservation | `NotActivated` | do, acknowledge when durable |
+//! | `Push`, scan, progress, reservation, scrub | `NotActivated` | do, acknowledge when durable |
 //! | scan of a copy that cannot be listed | `NotActivated` | what is here is given up; when that is durable `NotActivated` → not activated |
 //! | `Pull` | answer | the same |
 //! | `RemovePg` | remove the copy, if not a member | the same |
@@ -202,6 +202,7 @@ impl Pg {
             | PeerBody::BackfillScan(_)
             | PeerBody::BackfillProgress(_)
             | PeerBody::ReservationRequest
+            | PeerBody::Scrub(_)
                 if said.activation > ours =>
             {
                 self.ask_activation(said.activation.unwrap_or_default(), step);
@@ -599,9 +600,19 @@ impl Pg {
 
     fn follow_progress(&mut self, from: OsdId, progress: BackfillProgress, step: &mut Step<'_>) {
         if progress.cursor > self.holding.last_backfill {
+            let mut ops = Vec::new();
+            for item in progress.lacking.unwrap_or_default() {
+                let newest = self.holding.log.newest_of(&item.object);
+                // A write that the log tells of may have overtaken this; of what was deleted nothing is needed any more.
+                let newer = newest.filter(|entry| entry.version > item.need);
+                if newer.is_none_or(|entry| entry.kind != EntryKind::Delete) {
+                    let need = newer.map_or(item.need, |entry| entry.version);
+                    self.put_lack(&ObjectKey::of(&item.object), Lack { need, have: LogVersion::ZERO }, &mut ops);
+                }
+            }
             self.holding.lost &= !progress.cursor.is_complete();
             self.holding.last_backfill = progress.cursor;
-            let ops = vec![rows::put_info(&self.holding.info())];
+            ops.push(rows::put_info(&self.holding.info()));
             self.submit(ops, None, step);
             let missing = &self.holding.missing;
             if let Role::Follower(follower) = &mut self.role {

@@ -376,6 +376,7 @@ impl Pg {
             Input::Map { map, members } => self.on_map(map, members, step),
             Input::Peer { from, incarnation, message } => self.on_peer(from, incarnation, message, step),
             Input::Client { reply_to, request } => self.on_client(Queued { reply_to, request }, step),
+            Input::ClientsGone(gone) => drop(self.clients.take_gone(&gone.into_iter().collect())),
             Input::Durable(txn) => self.on_durable(txn, step),
             Input::SubmitFailed(_) => {
                 tracing::error!(pg = %self.id, osd = %self.whoami, "the store failed, the placement group stops");

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use holdfast_map::{ClusterMap, OsdInfo, PgMembers, Pool, PoolKind};
 use holdfast_pg::memory::MemoryCollection;
 use holdfast_pg::{
-    Input, Limits, LocalObjects, ObjectKey, Outbox, Output, Pg, ReplyTo, VERSION_ATTR, answer_without_copy,
+    Input, Limits, LocalObjects, ObjectKey, Outbox, Output, Pg, ReplyTo, Slot, VERSION_ATTR, answer_without_copy,
 };
 use holdfast_types::{
     ClientId, ClusterId, DiskUuid, Epoch, Incarnation, ObjectName, OsdId, PgId, PoolId, RequestId, Timestamp,
@@ -41,6 +41,8 @@ pub struct Group {
     pub repaired: usize,
     pub now: Timestamp,
     pub tid: u64,
+    /// Slots that are held, by whom.
+    pub slots: BTreeSet<(usize, Slot)>,
 }
 
 pub fn name(text: &str) -> ObjectName {
@@ -92,6 +94,7 @@ impl Group {
             repaired: 0,
             now: Timestamp::from_nanos(1),
             tid: 0,
+            slots: BTreeSet::new(),
         };
         group.begin();
         group.run_until_clean();
@@ -169,7 +172,11 @@ impl Group {
                     self.publish();
                 }
             }
-            Output::Reserve(slot) => self.inputs.push_back((id, Input::Reserved(slot))),
+            Output::Reserve(slot) => {
+                self.slots.insert((id, slot));
+                self.inputs.push_back((id, Input::Reserved(slot)));
+            }
+            Output::Release(slot) => drop(self.slots.remove(&(id, slot))),
             Output::Wake { at } if at <= self.now => self.inputs.push_back((id, Input::Tick)),
             Output::Wake { at } => self.nodes[id].wake_at = Some(at),
             Output::Gone => self.nodes[id].pg = None,
@@ -219,20 +226,32 @@ impl Group {
 
     pub fn ask(&mut self, object: &str, ops: Vec<ObjectOp>) -> u64 {
         self.tid += 1;
-        let id = RequestId { client: ClientId(1), incarnation: Incarnation(1), tid: self.tid };
+        self.send(1, self.tid, object, ops);
+        self.pass(Duration::from_secs(3));
+        self.tid
+    }
+
+    /// Has a client send a request, all before which are answered; the answer goes to the request's number.
+    pub fn send(&mut self, client: u128, tid: u64, object: &str, ops: Vec<ObjectOp>) {
         let request = ClientRequest {
-            id,
+            id: RequestId { client: ClientId(client), incarnation: Incarnation(1), tid },
             epoch: self.map.epoch,
             pg: PG,
             object: name(object),
             ops,
-            lowest_outstanding_tid: self.tid,
+            lowest_outstanding_tid: tid,
             frees_space: None,
         };
         let to = self.primary();
-        self.inputs.push_back((to, Input::Client { reply_to: ReplyTo(self.tid), request }));
-        self.pass(Duration::from_secs(3));
-        self.tid
+        self.inputs.push_back((to, Input::Client { reply_to: ReplyTo(tid), request }));
+    }
+
+    /// These OSDs lead and follow, in this order.
+    pub fn have_lead(&mut self, acting: &[usize]) {
+        let acting: Vec<OsdId> = acting.iter().copied().map(osd).collect();
+        self.members = PgMembers { up: acting.clone(), acting };
+        self.publish();
+        self.run();
     }
 
     pub fn answer(&mut self, tid: u64) -> Option<ClientOutcome> {
@@ -265,6 +284,17 @@ impl Group {
     pub fn spoil(&mut self, id: usize, object: &str) {
         let key = ObjectKey::of(&name(object));
         self.nodes[id].store.objects.get_mut(&key).unwrap().unreadable = true;
+    }
+
+    /// The bytes of a copy cannot be read, its version can.
+    pub fn rot(&mut self, id: usize, object: &str, rotten: bool) {
+        let key = ObjectKey::of(&name(object));
+        self.nodes[id].store.objects.get_mut(&key).unwrap().rotten = rotten;
+    }
+
+    pub fn holds_slots(&self) -> bool {
+        let of_recovery = |(_, slot): &(usize, Slot)| matches!(slot, Slot::Outgoing | Slot::Incoming);
+        self.slots.iter().any(of_recovery)
     }
 
     pub fn is_whole(&self, id: usize, object: &str) -> bool {
