@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use holdfast_types::{ClientId, Epoch, Incarnation, RequestId};
+use holdfast_types::{Epoch, RequestId};
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, OpError, RefusedReason};
 
 use crate::api::{Outbox, Output, ReplyTo, WRITE_RESULT_BYTES_MAX};
@@ -368,6 +368,7 @@ impl Clients {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use holdfast_types::{ClientId, Incarnation};
     use holdfast_wire::Blob;
 
     use super::*;

@@ -232,7 +232,7 @@ impl Group {
     }
 
     /// Has a client send a request, all before which are answered; the answer goes to the request's number.
-    pub fn send(&mut self, client: u128, tid: u64, object: &str, ops: Vec<ObjectOp>) {
+    pub fn send(&mut self, client: u64, tid: u64, object: &str, ops: Vec<ObjectOp>) {
         let request = ClientRequest {
             id: RequestId { client: ClientId(client), incarnation: Incarnation(1), tid },
             epoch: self.map.epoch,
