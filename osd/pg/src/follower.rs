@@ -34,6 +34,7 @@ use crate::api::{Output, ReadError, Slot, StoreOp, VERSION_ATTR};
 use crate::exec;
 use crate::key::ObjectKey;
 use crate::missing::Lack;
+use crate::mutants::{Mutant, on};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step};
 use crate::rows;
 use crate::transfer;
@@ -170,7 +171,7 @@ impl Pg {
     pub(crate) fn follow(&mut self, from: OsdId, body: PeerBody, said: Said, step: &mut Step<'_>) {
         let Role::Follower(follower) = &self.role else { return };
         let (start, ours) = (said.start, follower.activated);
-        let activated = ours.is_some() && ours == said.activation;
+        let activated = ours.is_some() && (ours == said.activation || on(Mutant::StaleActivationAccepted));
         match body {
             PeerBody::QueryInfo => {
                 let notice = PeerBody::Notice(self.notice());
@@ -322,7 +323,7 @@ impl Pg {
             }
             return;
         }
-        if op.previous != head {
+        if op.previous != head && !on(Mutant::WriteGapIgnored) {
             if follower.early.len() < EARLY_WRITES_MAX {
                 follower.early.insert(op.previous, op);
             }
@@ -386,6 +387,9 @@ impl Pg {
             self.lose_activation(step);
         } else {
             self.submit(ops, Some(AfterDurable::Logged(version)), step);
+        }
+        if on(Mutant::AckBeforeDurable) {
+            self.follower_logged(version, step);
         }
     }
 
@@ -512,13 +516,15 @@ impl Pg {
             return None; // R4: its entry has not come yet; the primary repeats the push
         }
         if push.backfill {
-            if self.holding.log.newest_of(&piece.object).is_some_and(|entry| entry.version > piece.version) {
+            let newer = self.holding.log.newest_of(&piece.object).is_some_and(|entry| entry.version > piece.version);
+            if newer && !on(Mutant::LateBackfillTaken) {
                 return Some(send_next(None)); // late: the object was written or deleted since
             }
         } else {
             match self.holding.missing.get(&key) {
                 // A newer one than needed: what was needed had been overwritten when it was noticed that it is missing.
                 Some(lack) if lack.need <= piece.version => {}
+                _ if on(Mutant::OldPushTaken) => {}
                 _ => return Some(send_next(None)), // R3: it is here already
             }
         }

@@ -25,6 +25,7 @@ use crate::key::ObjectKey;
 use crate::log::Log;
 use crate::merge::Merge;
 use crate::missing::Missing;
+use crate::mutants::{Mutant, on};
 use crate::peering::Peering;
 use crate::rows::{self, HistoryRow};
 use crate::scrub::Scrub;
@@ -475,7 +476,7 @@ impl Pg {
                 // Whether this is a new interval cannot be told: it counts as one, of unknown age.
                 self.interval.may_be_older = Some(true);
                 self.forget_past();
-            } else if ended.maybe_rw {
+            } else if ended.maybe_rw && !on(Mutant::PastForgotten) {
                 self.history.past.push(ended);
             }
             self.start_interval(step);
@@ -612,7 +613,9 @@ impl Pg {
     /// F1 and F3: whether sender and receiver are in the same interval, and the sender in its present run.
     fn is_current(&self, from: OsdId, incarnation: Incarnation, message: &PeerMessage) -> bool {
         let sender = self.map.osds.get(&from).is_some_and(|info| info.up && info.incarnation == incarnation);
-        let current = sender && message.epoch >= self.interval.first && self.is_alive();
+        let sender = sender || on(Mutant::StaleRunAccepted);
+        let in_interval = message.epoch >= self.interval.first || on(Mutant::StaleIntervalAccepted);
+        let current = sender && in_interval && self.is_alive();
         if !current {
             tracing::debug!(pg = %self.id, epoch = %message.epoch, %from, "message of another interval or run dropped");
         }
@@ -694,7 +697,7 @@ impl Pg {
     pub(crate) fn send_when_durable(&mut self, to: OsdId, body: PeerBody, step: &mut Step<'_>) {
         let interval = self.interval_number;
         let activation = self.activation();
-        match self.pending.back_mut() {
+        match self.pending.back_mut().filter(|_| !on(Mutant::AckActivationBeforeDurable)) {
             Some(last) if last.interval == interval => {
                 last.then.push(AfterDurable::Send(to, activation, Box::new(body)));
             }
