@@ -15,7 +15,7 @@
 //! A target is left out for a while, and its slots are given back (`slots`), when it does not list for [`SCAN_PATIENCE`], or
 //! when nothing is left of a batch but objects of which not even the version is known.
 //!
-//! A listing that cannot be read ends nothing in silence: the primary peers again and leaves its place to a member that can
+//! A listing that cannot be read ends nothing in silence: the primary asks for its place to be given to a member that can
 //! list (`peering`), a target gives up what it holds and is filled from the beginning.
 //!
 //! Invariants: B1 everything at or before the cursor follows the log on the target; B2 the cursor moves only when the
@@ -127,9 +127,9 @@ impl Pg {
         let own = match step.store.list_objects(after, limit) {
             Ok(own) => own,
             Err(error) => {
-                let another = active.peers.values().any(|peer| peer.acting && peer.cursor.is_complete());
-                if self.note_listing(Err(&error), step) && another {
-                    self.start_interval(step); // that one shall lead until all are filled
+                if self.note_listing(Err(&error), step) {
+                    // That one shall lead until all are filled.
+                    self.let_another_lead(|peer| peer.cursor.is_complete(), step);
                 }
                 return; // asked again: the device may have erred for a moment only
             }

@@ -40,4 +40,4 @@ pub use api::{
     ScrubLimits, Slot, StoreOp, TxnId, VERSION_ATTR, WRITE_RESULT_BYTES_MAX,
 };
 pub use key::ObjectKey;
-pub use pg::{Pg, answer_without_copy};
+pub use pg::{EPOCHS_AHEAD_MAX, Pg, answer_without_copy};

@@ -23,6 +23,7 @@ use holdfast_wire::peer::{ObjectPiece, PeerBody, PiecePosition, Pull, Push, Push
 
 use crate::active::Peer;
 use crate::exec;
+use crate::follower::has_room_to_recover;
 use crate::key::ObjectKey;
 use crate::missing::Lack;
 use crate::pg::{AfterDurable, Pg, Role, Step, TICK};
@@ -368,12 +369,12 @@ impl Pg {
         if incoming.from != from || incoming.version != piece.version || incoming.position != piece.position {
             return;
         }
-        if !step.store.has_room_to_recover(piece.data.len() as u64) {
-            let whole = |peer: &Peer| peer.acting && peer.cursor.is_complete() && peer.missing.is_empty();
-            let another = active.peers.values().any(whole);
-            if another && !std::mem::replace(&mut self.cramped, true) {
-                tracing::info!(pg = %self.id, osd = %self.whoami, "no room for what is missing here: another shall lead");
-                self.start_interval(step);
+        if !has_room_to_recover(&key, &piece, step) {
+            let whole = |peer: &Peer| peer.cursor.is_complete() && peer.missing.is_empty();
+            if !std::mem::replace(&mut self.cramped, true) {
+                self.cramped = self.let_another_lead(whole, step);
+                tracing::info!(pg = %self.id, osd = %self.whoami, asked = self.cramped,
+                    "no room for what is missing here: another should lead");
             }
             return; // asked for again, and there may be room then
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_map::{ClusterMap, OsdInfo, PgMembers, Pool, PoolKind};
+use holdfast_map::{ClusterMap, OsdInfo, PgMembers, Pool, PoolKind, ScrubKind, ScrubWish};
 use holdfast_pg::memory::MemoryCollection;
 use holdfast_pg::{
     Input, Limits, LocalObjects, ObjectKey, Outbox, Output, Pg, ReplyTo, Slot, VERSION_ATTR, answer_without_copy,
@@ -14,7 +14,7 @@ use holdfast_types::{
     ClientId, ClusterId, DiskUuid, Epoch, Incarnation, ObjectName, OsdId, PgId, PoolId, RequestId, Timestamp,
 };
 use holdfast_wire::mon::PgReport;
-use holdfast_wire::peer::PeerMessage;
+use holdfast_wire::peer::{PeerBody, PeerMessage};
 use holdfast_wire::{Blob, ClientOutcome, ClientRequest, ObjectOp, OpError, OpResult};
 
 pub const PG: PgId = PgId { pool: PoolId(1), seed: 0 };
@@ -43,6 +43,12 @@ pub struct Group {
     pub tid: u64,
     /// Slots that are held, by whom.
     pub slots: BTreeSet<(usize, Slot)>,
+    /// Whether nobody answers wishes for another acting set.
+    pub monitors_away: bool,
+    /// What this says yes to, when it is sent, stops the run once.
+    pub pause_on: Option<fn(&PeerBody) -> bool>,
+    paused: bool,
+    pub maps_wanted: Vec<Epoch>,
 }
 
 pub fn name(text: &str) -> ObjectName {
@@ -95,6 +101,10 @@ impl Group {
             now: Timestamp::from_nanos(1),
             tid: 0,
             slots: BTreeSet::new(),
+            monitors_away: false,
+            pause_on: None,
+            paused: false,
+            maps_wanted: Vec::new(),
         };
         group.begin();
         group.run_until_clean();
@@ -140,6 +150,9 @@ impl Group {
             for output in outbox {
                 self.perform(id, output);
             }
+            if std::mem::take(&mut self.paused) {
+                return;
+            }
         }
         panic!("it never comes to rest");
     }
@@ -154,6 +167,10 @@ impl Group {
             Output::Send { to, message } => {
                 let message = Arc::unwrap_or_clone(message);
                 let to = to.0 as usize;
+                if self.pause_on.is_some_and(|pause| pause(&message.body)) {
+                    self.pause_on = None;
+                    self.paused = true;
+                }
                 self.sent.push((id, to, message.clone()));
                 if !self.silent.contains(&id) {
                     let input = Input::Peer { from: osd(id), incarnation: Incarnation(1), message };
@@ -165,6 +182,8 @@ impl Group {
                 self.map.osds.get_mut(&osd(id)).unwrap().up_thru = at_least;
                 self.publish();
             }
+            Output::AskPgTemp { .. } if self.monitors_away => {}
+            Output::NeedMap { at_least } => self.maps_wanted.push(at_least),
             Output::AskPgTemp { want } => {
                 let acting = if want.is_empty() { self.members.up.clone() } else { want };
                 if self.members.acting != acting {
@@ -244,6 +263,14 @@ impl Group {
         };
         let to = self.primary();
         self.inputs.push_back((to, Input::Client { reply_to: ReplyTo(tid), request }));
+    }
+
+    /// Has all copies compared, and what is wrong repaired when a person asks for that.
+    pub fn scrub(&mut self, kind: ScrubKind) {
+        let epoch = self.map.epoch.next();
+        self.map.scrub_wishes.insert(PG, ScrubWish { kind, epoch });
+        self.publish();
+        self.pass(Duration::from_secs(60));
     }
 
     /// These OSDs lead and follow, in this order.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod group;
+mod moves;
 mod queues;
 mod repair;
 mod room;
