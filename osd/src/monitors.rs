@@ -22,10 +22,13 @@ const GATHER: Duration = Duration::from_millis(5);
 /// Pause before an unfulfilled wish is sent again.
 const REPEAT: Duration = Duration::from_millis(250);
 
+/// Wishes for acting sets in one command: below 100 KiB, and the monitors take 256 KiB.
+const WISHES_MAX: usize = 1_000;
+
 #[derive(Debug, Default)]
 struct Wanted {
     up_thru: Epoch,
-    pg_temp: BTreeMap<PgId, Vec<OsdId>>,
+    pg_temp: BTreeMap<PgId, PgTempWish>,
     map: Epoch,
 }
 
@@ -47,8 +50,8 @@ impl Wishes {
     }
 
     /// A placement group wants this acting set for now; empty: the one of the map's placement.
-    pub(crate) fn want_pg_temp(&self, pg: PgId, acting: Vec<OsdId>) {
-        self.wanted.lock().pg_temp.insert(pg, acting);
+    pub(crate) fn want_pg_temp(&self, wish: PgTempWish) {
+        self.wanted.lock().pg_temp.insert(wish.pg, wish);
         self.changed.notify_one();
     }
 
@@ -66,21 +69,20 @@ impl Wishes {
         let mut wanted = self.wanted.lock();
         let reached = map.osds.get(&osd).map_or(Epoch::ZERO, |info| info.up_thru);
         let up_thru = (wanted.up_thru > reached).then_some(wanted.up_thru);
-        wanted.pg_temp.retain(|pg, acting| match map.pg_temp.get(pg) {
-            Some(present) => present != acting,
-            None => !acting.is_empty(),
+        wanted.pg_temp.retain(|pg, wish| match map.pg_temp.get(pg) {
+            Some(present) => *present != wish.acting,
+            None => !wish.acting.is_empty(),
         });
-        wanted.pg_temp.retain(|pg, acting| {
-            let members = map.members(*pg);
-            // A wish for a placement group that this daemon no longer leads is another interval's; one for what is so
-            // already (the map keeps no wish for the placement that there is anyhow) is fulfilled; one that names an OSD
-            // that was removed never will be, and the others would be refused with it.
-            let concerns = members.acting.contains(&osd) || members.up.contains(&osd);
-            let granted = !acting.is_empty() && members.acting == *acting;
-            concerns && !granted && acting.iter().all(|osd| map.osds.contains_key(osd))
+        // A wish of another interval, or for a placement group that this daemon no longer leads: its primary decides anew.
+        // One for what is so already is fulfilled: the map keeps none for the placement that there is anyhow. One that names
+        // an OSD that was removed never will be.
+        wanted.pg_temp.retain(|pg, wish| {
+            let acting = map.members(*pg).acting;
+            let is_present = acting.first() == Some(&osd) && wish.seen.as_ref().is_none_or(|seen| *seen == acting);
+            let possible = wish.acting != acting && wish.acting.iter().all(|osd| map.osds.contains_key(osd));
+            is_present && possible
         });
-        let pg_temp =
-            wanted.pg_temp.iter().map(|(pg, acting)| PgTempWish { pg: *pg, acting: acting.clone() }).collect();
+        let pg_temp = wanted.pg_temp.values().cloned().collect();
         (up_thru, pg_temp, (wanted.map > map.epoch).then_some(wanted.map))
     }
 }
@@ -108,8 +110,8 @@ pub(crate) async fn fulfil(
         if let Some(at_least) = up_thru {
             send(&session, MonCommand::UpThru { osd, incarnation, at_least }).await;
         }
-        if !pg_temp.is_empty() {
-            send(&session, MonCommand::PgTemp { osd, incarnation, wishes: pg_temp }).await;
+        for wishes in pg_temp.chunks(WISHES_MAX) {
+            send(&session, MonCommand::PgTemp { osd, incarnation, wishes: wishes.to_vec() }).await;
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -163,11 +165,11 @@ mod tests {
         for seed in 0..3 {
             map.pg_temp.insert(pg(seed), osds([0, 1]));
         }
-        wishes.want_pg_temp(pg(0), osds([1, 0]));
-        wishes.want_pg_temp(pg(1), osds([0, 1]));
-        wishes.want_pg_temp(pg(2), osds([0, 9]));
+        wishes.want_pg_temp(PgTempWish { pg: pg(0), acting: osds([1, 0]), seen: None });
+        wishes.want_pg_temp(PgTempWish { pg: pg(1), acting: osds([0, 1]), seen: None });
+        wishes.want_pg_temp(PgTempWish { pg: pg(2), acting: osds([0, 9]), seen: None });
         let open = wishes.open(OsdId(0), &map).1;
-        assert_eq!(open, [PgTempWish { pg: pg(0), acting: osds([1, 0]) }]);
+        assert_eq!(open, [PgTempWish { pg: pg(0), acting: osds([1, 0]), seen: None }]);
         // One that is down is left out of the members, so what the map shows is what was wanted.
         map.pg_temp.insert(pg(0), vec![OsdId(1), OsdId(2), OsdId(0)]);
         if let Some(info) = map.osds.get_mut(&OsdId(2)) {

@@ -351,6 +351,7 @@ impl Clients {
             out.push(Output::Reply {
                 reply_to: queued.reply_to,
                 reply: ClientReply { id: queued.request.id, epoch, outcome },
+                valid_until: None,
             });
         }
     }
@@ -360,7 +361,7 @@ impl Clients {
         for queued in std::mem::take(&mut self.early) {
             self.removed(&queued);
             let reply = ClientReply { id: queued.request.id, epoch, outcome: ClientOutcome::Refused(reason) };
-            out.push(Output::Reply { reply_to: queued.reply_to, reply });
+            out.push(Output::Reply { reply_to: queued.reply_to, reply, valid_until: None });
         }
     }
 }

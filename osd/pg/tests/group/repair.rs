@@ -280,7 +280,7 @@ fn a_source_of_the_log_that_has_no_copy_any_more_is_not_waited_for() {
     assert_eq!((asked(&group, source), asked(&group, other)), (1, 0));
     group.inputs.clear();
     group.silent.insert(source);
-    let notice = Notice { info: None, history: None, missing_count: 0, unlisted: None, cramped: None };
+    let notice = Notice::default();
     let (epoch, body) = (group.map.epoch, PeerBody::Notice(notice));
     let message = PeerMessage { pg: PG, epoch, interval_start: epoch, body, activation: None };
     group.inputs.push_back((0, Input::Peer { from: osd(source), incarnation: Incarnation(1), message }));
