@@ -12,8 +12,8 @@
 //! | `WaitLease` | its lease has ended, it answers, or the map says that it does not run any more | `Activating` |
 //! | `Activating` | own activation durable and all members have acknowledged theirs | role `Active` |
 //!
-//! A source that goes down in `GetLog` or `GetMissing`, or has no copy any more, leads back to `GetInfo`; a member that does makes a new interval.
-//! Every question is asked again each [`RESEND`].
+//! A source that goes down in `GetLog` or `GetMissing`, or has no copy any more, leads back to `GetInfo`; a member that goes
+//! down makes a new interval. Every question is asked again each [`RESEND`].
 //!
 //! **Activations.** OSDs may miss maps: a primary that did begins anew in an interval that its members think goes on, and a
 //! member that did does not know what it was told. So an interval can see several activations, counted by the primary

@@ -135,6 +135,7 @@ impl Group {
 
     /// All inputs, and all that follows from them at once: what is submitted is durable at once.
     pub fn run(&mut self) {
+        self.paused = false;
         for _ in 0..100_000 {
             let Some((id, input)) = self.inputs.pop_front() else { return };
             let node = &mut self.nodes[id];
@@ -150,7 +151,7 @@ impl Group {
             for output in outbox {
                 self.perform(id, output);
             }
-            if std::mem::take(&mut self.paused) {
+            if self.paused {
                 return;
             }
         }
@@ -208,6 +209,9 @@ impl Group {
     pub fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         self.run();
+        if self.paused {
+            return;
+        }
         while let Some(at) = self.nodes.iter().filter_map(|node| node.wake_at).min().filter(|at| *at <= end) {
             self.now = at;
             for id in 0..self.nodes.len() {
@@ -217,6 +221,9 @@ impl Group {
                 }
             }
             self.run();
+            if self.paused {
+                return;
+            }
         }
         self.now = end;
     }

@@ -45,6 +45,7 @@ fn one_that_was_away_for_long_leads_again_when_it_has_caught_up() {
     }
     group.silent.clear();
     group.map.osds.get_mut(&osd(0)).unwrap().up = true;
+    group.pause_on = Some(|body| matches!(body, PeerBody::ReservationGrant));
     group.have_lead(&[0, 1, 2]);
     assert_ne!(group.members.acting[0], osd(0), "others have what is asked for");
     group.run_until_clean();

@@ -7,7 +7,7 @@ use holdfast_map::ScrubKind;
 use holdfast_pg::{Input, Limits, ObjectKey};
 use holdfast_types::{Epoch, Incarnation};
 use holdfast_wire::peer::{Notice, PeerBody, PeerMessage};
-use holdfast_wire::{Blob, ClientOutcome, ObjectOp};
+use holdfast_wire::{Blob, ClientOutcome, Effect, ObjectOp};
 
 use crate::group::{Group, PG, content, is_unreadable, name, osd, short_log, shows};
 
@@ -337,4 +337,31 @@ fn an_object_that_the_log_tells_of_and_nobody_has_is_found_by_a_scrub() {
     let report = group.report();
     assert!(report.state.inconsistent, "{report:?}");
     assert_eq!(report.objects, 3, "nor is it forgotten in the count");
+}
+
+#[test]
+fn a_member_that_is_told_to_change_what_it_lacks_has_the_primary_peer_again() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write_before_the_log("old");
+    let is_write =
+        |(_, to, message): &&(usize, usize, PeerMessage)| *to == 2 && matches!(message.body, PeerBody::RepOp(_));
+    let (_, _, mut message) = group.sent.iter().rev().find(is_write).unwrap().clone();
+    group.rot(2, "old", true);
+    group.nodes[2].store.tight = true;
+    group.scrub(ScrubKind::Deep);
+    assert!(!group.is_clean(), "it lacks the object");
+    // A primary that does not know: no way to get there is known.
+    let PeerBody::RepOp(op) = &mut message.body else { unreachable!() };
+    op.previous = op.entry.version;
+    op.entry.version.counter += 1;
+    op.entry.object = name("old");
+    op.effects = Some(vec![Effect::Truncate { size: 1 }]);
+    message.epoch = group.map.epoch;
+    group.inputs.push_back((2, Input::Peer { from: osd(0), incarnation: Incarnation(1), message }));
+    group.sent.clear();
+    group.run();
+    let lost_track = |(from, _, message): &(usize, usize, PeerMessage)| {
+        *from == 2 && matches!(message.body, PeerBody::NotActivated { .. })
+    };
+    assert!(group.sent.iter().any(lost_track));
 }

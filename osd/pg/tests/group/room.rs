@@ -224,7 +224,8 @@ fn a_primary_without_room_serves_all_else_while_nobody_can_let_another_lead() {
     group.spoil(0, "old");
     group.nodes[0].store.full = true;
     group.monitors_away = true;
-    let waiting = group.ask("old", vec![ObjectOp::Stat]);
+    let waiting = 99;
+    group.send(2, waiting, "old", vec![ObjectOp::Stat]);
     for other in 0..10 {
         assert!(is_done(&group.operate(&format!("other-{other}"), vec![ObjectOp::Stat])));
     }
