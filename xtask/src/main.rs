@@ -50,6 +50,18 @@ enum Command {
         #[arg(long, default_value_t = 40)]
         budget: u64,
     },
+    /// Runs seeds of the simulator of the monitors; what follows is passed on.
+    SimMonitors {
+        /// How many.
+        #[arg(long, default_value_t = 100)]
+        seeds: u64,
+        /// The first one.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// See `cargo xtask sim-monitors -- --help`.
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
     /// Load with a checker while processes get kill -9.
     Chaos {
         /// How long the load runs.
@@ -86,6 +98,7 @@ fn main() -> anyhow::Result<()> {
         Command::Check { fast } => check::all(fast),
         Command::Layers => layers::check(),
         Command::Files => files::report(),
+        Command::SimMonitors { seeds, from, rest } => check::monitors(seeds, from, &rest),
         Command::Sim { seeds, from, world, trace } => {
             let mut rest: Vec<&str> = world.iter().flat_map(|world| ["--world", world]).collect();
             rest.extend(trace.then_some("--trace"));
