@@ -102,12 +102,7 @@ pub async fn cluster(plan: &Plan, run: u32, each: &mut impl FnMut(Record)) -> an
     let settings = Settings {
         binary: plan.binary.clone(),
         dir: dir.path().to_path_buf(),
-        wishes: Wishes {
-            mons: Some(1),
-            osds: Some(OSDS),
-            capacity_bytes: Some(CAPACITY_BYTES),
-            ..Wishes::default()
-        },
+        wishes: Wishes { mons: Some(1), osds: Some(OSDS), capacity_bytes: Some(CAPACITY_BYTES), ..Wishes::default() },
         restart: Restart::Never,
         environment: Vec::new(),
         launcher: Launcher::default(),

@@ -7,7 +7,7 @@
 //!
 //! Invariants:
 //! - Nothing outside the namespaces of this fabric is changed; their names carry the number of this process.
-//! - They are removed when the fabric is dropped; [`Fabric::sweep`] removes what a killed run has left.
+//! - They are removed when the fabric is dropped; `cargo xtask chaos` removes those of a run that was killed.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -16,11 +16,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd as _;
 use std::process::Command;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// How the names of all namespaces of all runs begin; `cargo xtask chaos` knows it too.
-pub const NAME_PREFIX: &str = "hfchaos-";
+const NAME_PREFIX: &str = "hfchaos-";
 /// The name of the namespace that joins the hosts.
 const BRIDGE: &str = "bridge";
 /// The link of each host.
@@ -189,24 +189,6 @@ impl Fabric {
             }
         }
         Ok(lost)
-    }
-
-    /// Removes what a run that was killed has left: its processes and its namespaces.
-    ///
-    /// # Errors
-    /// When the namespaces cannot be listed.
-    pub fn sweep(run_name: &str) -> anyhow::Result<()> {
-        ensure!(run_name.starts_with(NAME_PREFIX), "{run_name} is not the name of a run");
-        for line in run("ip", &["netns", "list"])?.lines() {
-            let Some(name) = line.split_ascii_whitespace().next().filter(|name| name.starts_with(run_name)) else {
-                continue;
-            };
-            for pid in run("ip", &["netns", "pids", name]).unwrap_or_default().split_ascii_whitespace() {
-                let _ = run("kill", &["-9", pid]);
-            }
-            let _ = run("ip", &["netns", "del", name]);
-        }
-        Ok(())
     }
 }
 

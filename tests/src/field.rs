@@ -8,6 +8,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -19,6 +21,9 @@ use holdfast_devcluster::{
 };
 use holdfast_wire::mon::StatusReport;
 use parking_lot::Mutex;
+use rand::Rng as _;
+use rand::rngs::SmallRng;
+use rustix::fs::SeekFrom;
 use tempfile::TempDir;
 
 use crate::fabric::{Fabric, run};
@@ -39,6 +44,9 @@ pub const OSD_ON_LOOP: DaemonName = DaemonName::osd(4);
 const CAPACITY_BYTES: u64 = 6 << 30;
 /// The file system of [`OSD_ON_LOOP`]: has room for the device file, the index and little else.
 const LOOP_BYTES: u64 = 8 << 30;
+
+/// The start of a device, of which the OSD keeps two copies; damage there is met only at the next start.
+const SUPERBLOCKS_BYTES: u64 = 128 << 10;
 
 /// Since when a daemon does not do what it should, because of what was done to it.
 pub type Away = Arc<Mutex<BTreeMap<DaemonName, Instant>>>;
@@ -89,7 +97,9 @@ impl Field {
     /// # Errors
     /// When it does not come up.
     pub async fn start(fabric: Arc<Fabric>) -> anyhow::Result<Field> {
-        let dir = tempfile::Builder::new().prefix("holdfast-chaos-").tempdir()?;
+        // With the number of this process, by which `cargo xtask chaos` knows what a killed run has left mounted.
+        let prefix = format!("holdfast-chaos-{}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir()?;
         let loop_fs = LoopFs::mount(&dir.path().join("loop.img"), &dir.path().join("osd-4"), LOOP_BYTES)?;
         let host = |daemon| -> anyhow::Result<Host> {
             let name = host_of(daemon);
@@ -111,9 +121,7 @@ impl Field {
             launcher: launcher(fabric.clone(), skews.clone()),
         };
         match DevCluster::start(settings).await {
-            Ok(cluster) => {
-                Ok(Field { cluster, away: Away::default(), skews, loop_fs, fabric, dir: Some(dir) })
-            }
+            Ok(cluster) => Ok(Field { cluster, away: Away::default(), skews, loop_fs, fabric, dir: Some(dir) }),
             Err(error) => {
                 println!("   its logs are kept in {}", dir.keep().display());
                 Err(error).context("the cluster does not come up")
@@ -209,12 +217,12 @@ impl Field {
         self.revive(daemon).await
     }
 
-    /// Fills the file system of [`OSD_ON_LOOP`] to the last byte.
+    /// Fills the file system of [`OSD_ON_LOOP`] until so many bytes are left.
     ///
     /// # Errors
     /// When it cannot be filled.
-    pub fn fill(&self) -> anyhow::Result<()> {
-        self.loop_fs.fill()
+    pub fn fill(&self, left_bytes: u64) -> anyhow::Result<()> {
+        self.loop_fs.fill(left_bytes)
     }
 
     /// Gives the file system of [`OSD_ON_LOOP`] its room back.
@@ -232,6 +240,42 @@ impl Field {
     pub fn fail_syncs(&self, daemon: DaemonName) -> anyhow::Result<Tracer> {
         let process = self.cluster.process(daemon).with_context(|| format!("{daemon} has no process"))?;
         Tracer::attach(process)
+    }
+
+    /// Flips one bit of what an OSD has written to its device file: which byte.
+    ///
+    /// # Errors
+    /// When nothing was written yet, or the file cannot be written.
+    pub fn flip_bit(&self, osd: DaemonName, random: &mut SmallRng) -> anyhow::Result<u64> {
+        let path = self.data_of(osd)?.join("block");
+        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        let mut allocated = Vec::new();
+        let mut at = 0;
+        // Only extents that hold data: the file is sparse.
+        while let Ok(from) = rustix::fs::seek(&file, SeekFrom::Data(at)) {
+            at = rustix::fs::seek(&file, SeekFrom::Hole(from))?;
+            allocated.push((from, at));
+        }
+        let total: u64 = allocated.iter().map(|(from, to)| to - from).sum();
+        ensure!(total > 0, "{} is empty", path.display());
+        for _ in 0..100_000 {
+            let mut nth = random.random_range(0..total);
+            for (from, to) in &allocated {
+                if nth >= to - from {
+                    nth -= to - from;
+                    continue;
+                }
+                let (offset, mut byte) = (from + nth, [0u8]);
+                file.read_exact_at(&mut byte, offset)?;
+                // Zeros may be room that is being written to right now.
+                if byte[0] != 0 && offset >= SUPERBLOCKS_BYTES {
+                    file.write_all_at(&[byte[0] ^ (1 << random.random_range(0..8))], offset)?;
+                    return Ok(offset);
+                }
+                break;
+            }
+        }
+        anyhow::bail!("{} holds nothing but zeros", path.display())
     }
 
     /// The directory of a daemon's data.
@@ -276,7 +320,9 @@ impl Field {
         self.no_panic()?;
         self.power_off().await?;
         self.loop_fs.unmount();
-        if let Some(dir) = self.dir.take() {
+        if std::env::var_os("HOLDFAST_KEEP").is_none()
+            && let Some(dir) = self.dir.take()
+        {
             dir.close()?;
         }
         Ok(())
@@ -337,7 +383,7 @@ impl LoopFs {
         self.mountpoint.join("ballast")
     }
 
-    fn fill(&self) -> anyhow::Result<()> {
+    fn fill(&self, left_bytes: u64) -> anyhow::Result<()> {
         let file = std::fs::File::create(self.ballast())?;
         let mut size = 0;
         // In ever smaller pieces: what is free now is not all of it, some are blocks of the file's own map.
@@ -347,8 +393,8 @@ impl LoopFs {
                 size += step;
             }
         }
-        ensure!(size > 0, "the file system was full before");
-        Ok(())
+        ensure!(size > left_bytes, "the file system was full before");
+        Ok(file.set_len(size - left_bytes)?)
     }
 
     fn unfill(&self) -> anyhow::Result<()> {

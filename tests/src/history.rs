@@ -138,7 +138,8 @@ fn around(history: &KeyHistory, at: &Operation) -> String {
     const BEFORE: u64 = 20;
     let mut operations = history.operations.clone();
     operations.sort_by_key(|operation| operation.called);
-    let writes = operations.iter().filter(|other| matches!(other.action, Action::Write(_)) && other.called <= at.called);
+    let writes =
+        operations.iter().filter(|other| matches!(other.action, Action::Write(_)) && other.called <= at.called);
     let from = writes.rev().nth(3).map_or(0, |write| write.called);
     let seconds = |nanos: u64| nanos as f64 / 1e9;
     let mut lines = Vec::new();

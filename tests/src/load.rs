@@ -292,7 +292,10 @@ fn judge_counter(record: &CounterRecord, value: i64) -> Result<(), String> {
     let acknowledged = i64::try_from(record.acknowledged.len()).unwrap_or(i64::MAX);
     let most = acknowledged.saturating_add_unsigned(record.unknown);
     if !(acknowledged..=most).contains(&value) {
-        return Err(format!("holds {value} after {acknowledged} acknowledged and {} unknown additions", record.unknown));
+        return Err(format!(
+            "holds {value} after {acknowledged} acknowledged and {} unknown additions",
+            record.unknown
+        ));
     }
     let values: BTreeSet<i64> = record.acknowledged.iter().map(|(_, _, value)| *value).collect();
     if values.len() != record.acknowledged.len() {
@@ -325,7 +328,8 @@ mod tests {
     fn record(values: &[(u64, u64, i64)], unknown: u64) -> CounterRecord {
         let origin = Instant::now();
         let at = |millis| origin + Duration::from_millis(millis);
-        let acknowledged = values.iter().map(|(called, answered, value)| (at(*called), at(*answered), *value)).collect();
+        let acknowledged =
+            values.iter().map(|(called, answered, value)| (at(*called), at(*answered), *value)).collect();
         CounterRecord { acknowledged, unknown }
     }
 

@@ -99,9 +99,11 @@ impl Watch {
         if report.mons_in_quorum.len() + mons.len() > usize::try_from(report.mons).unwrap_or(usize::MAX) {
             record.findings.push(format!("{mons:?} are away, and in the quorum: {:?}", report.mons_in_quorum));
         }
-        for check in report.checks.iter().filter(|check| {
-            [&check.code, &check.summary, &check.impact, &check.fix].iter().any(|text| text.is_empty())
-        }) {
+        for check in report
+            .checks
+            .iter()
+            .filter(|check| [&check.code, &check.summary, &check.impact, &check.fix].iter().any(|text| text.is_empty()))
+        {
             record.findings.push(format!("a check without cause, impact or fix: {check:?}"));
         }
     }

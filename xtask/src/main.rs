@@ -38,11 +38,15 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         from: u64,
     },
-    /// Load with a checker while processes get kill -9.
+    /// Load with checkers while processes, network, disks and clocks are broken; needs root. From five minutes on every
+    /// kind of fault is dealt and the stalls of writes are measured.
     Chaos {
-        /// How long the load runs.
-        #[arg(long, default_value_t = 2.0)]
+        /// How long faults are dealt.
+        #[arg(long, default_value_t = 5.0)]
         minutes: f64,
+        /// Which faults in which order, and what is written. Drawn and printed without.
+        #[arg(long)]
+        seed: Option<u64>,
     },
     /// Every real S3 client against a fresh cluster.
     Clients {
@@ -75,7 +79,7 @@ fn main() -> anyhow::Result<()> {
         Command::Layers => layers::check(),
         Command::Files => files::report(),
         Command::Sim { seeds, from } => check::simulation(seeds, from),
-        Command::Chaos { minutes } => end_to_end::chaos(minutes),
+        Command::Chaos { minutes, seed } => end_to_end::chaos(minutes, seed),
         Command::Clients { quick, only } => end_to_end::clients(quick, only.as_deref()),
         Command::EndToEnd { full } => end_to_end::tests(full),
         Command::Demo => end_to_end::demo(),

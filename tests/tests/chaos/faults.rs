@@ -18,6 +18,8 @@ const LONGER_THAN_GRACE: Duration = Duration::from_secs(12);
 const LOSS: Duration = Duration::from_secs(10);
 /// How long a majority of the monitors is away.
 const NO_MAJORITY: Duration = Duration::from_secs(8);
+/// A segment of a device file is 16 MiB here.
+const LESS_THAN_A_SEGMENT: u64 = 12 << 20;
 /// A process whose syncs fail must have ended within this: the load syncs all the time.
 const SYNC_FAILS_LIMIT: Duration = Duration::from_secs(60);
 
@@ -31,6 +33,7 @@ pub enum Fault {
     OneWayLoss,
     RandomLoss,
     DiskFull,
+    BitFlip,
     SyncError,
     ClockSkew,
     MonitorMajority,
@@ -39,7 +42,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Fault; 11] = [
+    pub const ALL: [Fault; 12] = [
         Fault::KillOsd,
         Fault::KillMonitor,
         Fault::KillGateway,
@@ -47,6 +50,7 @@ impl Fault {
         Fault::OneWayLoss,
         Fault::RandomLoss,
         Fault::DiskFull,
+        Fault::BitFlip,
         Fault::SyncError,
         Fault::ClockSkew,
         Fault::MonitorMajority,
@@ -67,6 +71,7 @@ impl Fault {
             Fault::OneWayLoss => "one-way loss",
             Fault::RandomLoss => "random loss",
             Fault::DiskFull => "full file system",
+            Fault::BitFlip => "one bit flipped",
             Fault::SyncError => "EIO of sync",
             Fault::ClockSkew => "clock skew",
             Fault::MonitorMajority => "majority of the monitors gone",
@@ -83,7 +88,8 @@ impl Fault {
             Fault::StopHost => stop_host(field, random).await,
             Fault::OneWayLoss => one_way_loss(field, random).await,
             Fault::RandomLoss => random_loss(field, random).await,
-            Fault::DiskFull => disk_full(field, load).await,
+            Fault::DiskFull => disk_full(field, load, random).await,
+            Fault::BitFlip => bit_flip(field, random).await,
             Fault::SyncError => sync_error(field, random).await,
             Fault::ClockSkew => clock_skew(field, random).await,
             Fault::MonitorMajority => monitor_majority(field, load, random).await,
@@ -181,8 +187,10 @@ async fn random_loss(field: &mut Field, random: &mut SmallRng) -> anyhow::Result
     Ok(format!("{:.0} % of {host} for {LOSS:?}: {lost} packets lost", probability * 100.0))
 }
 
-async fn disk_full(field: &mut Field, load: &Load) -> anyhow::Result<String> {
-    field.fill()?;
+async fn disk_full(field: &mut Field, load: &Load, random: &mut SmallRng) -> anyhow::Result<String> {
+    // To the last byte, or with room for the index and for no segment more.
+    let left = if random.random_bool(0.5) { 0 } else { LESS_THAN_A_SEGMENT };
+    field.fill(left)?;
     let since = Instant::now();
     let full = |report: &holdfast_wire::mon::StatusReport| {
         report.checks.iter().any(|check| check.code.contains("FULL") || check.code == "OSD_DOWN")
@@ -201,7 +209,19 @@ async fn disk_full(field: &mut Field, load: &Load) -> anyhow::Result<String> {
         ensure!(since.elapsed() < NOTICE_LIMIT, "hardly anything is answered although there is room again");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    Ok(format!("{OSD_ON_LOOP}, {words}"))
+    Ok(format!("{OSD_ON_LOOP} with {left} bytes left, {words}"))
+}
+
+async fn bit_flip(field: &mut Field, random: &mut SmallRng) -> anyhow::Result<String> {
+    let osd = DaemonName::osd(random.random_range(0..OSDS));
+    let offset = field.flip_bit(osd, random)?;
+    // Met by whoever reads it next, or by the replay of the next start.
+    let restarted = random.random_bool(0.5);
+    if restarted {
+        field.kill(osd).await?;
+        field.revive(osd).await?;
+    }
+    Ok(format!("byte {offset} of {osd}{}", if restarted { ", which was then killed and started" } else { "" }))
 }
 
 async fn sync_error(field: &mut Field, random: &mut SmallRng) -> anyhow::Result<String> {

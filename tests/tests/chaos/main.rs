@@ -7,7 +7,12 @@
 //!
 //! `cargo xtask chaos --minutes N` deals the faults in a shuffled order until the time is over, then measures how long
 //! writes stall. A plain `cargo test` runs a small dose.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test that cannot go on has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed"
+)]
 
 mod faults;
 mod measures;
@@ -140,7 +145,14 @@ async fn chaos(fabric: Arc<Fabric>) -> anyhow::Result<()> {
     println!("   a cluster on {} hosts after {:.1?}", OSDS + 1, started.elapsed());
 
     let mut running = Running::start(&field, seed).await?;
-    let counts = deal(&mut field, &mut running, &mut random).await?;
+    let counts = match deal(&mut field, &mut running, &mut random).await {
+        Ok(counts) => counts,
+        Err(error) => {
+            report(&running.watch, &BTreeMap::new()).into_iter().for_each(|finding| println!("   {finding}"));
+            running.load.history.judge().into_iter().for_each(|finding| println!("   {finding}"));
+            return Err(error);
+        }
+    };
     running.stop().await?;
     field.wait_clean(CLEAN_LIMIT).await.context("after the last fault")?;
 

@@ -44,7 +44,9 @@ pub async fn measure(field: &Field, s3: &S3, bucket: &str, length: Duration) -> 
         tokio::time::sleep(AROUND).await;
         let fault = Instant::now();
         field.kill(osd).await?;
-        killed.stalls.push(longest(field, probe, fault).await?);
+        let stall = longest(field, probe, fault).await?;
+        println!("   kill -9 of {osd}: the longest write took {stall:.2?}");
+        killed.stalls.push(stall);
         field.revive(osd).await?;
         field.wait_clean(CLEAN_LIMIT).await?;
     }
@@ -101,7 +103,9 @@ async fn freeze(field: &Field, s3: &S3, bucket: &str, host: u64) -> anyhow::Resu
     let stall = longest(field, probe, fault).await;
     field.thaw(&daemons)?;
     field.wait_clean(CLEAN_LIMIT).await.with_context(|| format!("host{host} went on after a pause"))?;
-    stall
+    let (stall, names) = (stall?, daemons.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and "));
+    println!("   SIGSTOP of {names}: the longest write took {stall:.2?}");
+    Ok(stall)
 }
 
 /// Kills an OSD, writes so much that it misses [`DEGRADED_BYTES`], and starts it again: the time until all is clean.
