@@ -151,8 +151,7 @@ impl Fabric {
     /// # Errors
     /// When `iptables` fails.
     pub fn mute(&self, host: &str) -> anyhow::Result<()> {
-        let others = self.hosts.keys().filter(|other| *other != host);
-        others.map(|other| self.cut(host, other)).collect()
+        self.hosts.keys().filter(|other| *other != host).try_for_each(|other| self.cut(host, other))
     }
 
     /// From now on `host` hears nobody; what it sends arrives.
@@ -160,8 +159,7 @@ impl Fabric {
     /// # Errors
     /// When `iptables` fails.
     pub fn deafen(&self, host: &str) -> anyhow::Result<()> {
-        let others = self.hosts.keys().filter(|other| *other != host);
-        others.map(|other| self.cut(other, host)).collect()
+        self.hosts.keys().filter(|other| *other != host).try_for_each(|other| self.cut(other, host))
     }
 
     /// From now on each packet to and from `host` is lost with this probability.

@@ -18,10 +18,13 @@ const KEYS: u64 = 40;
 /// Bytes of a write: beyond what is kept in the index row, so that data and index are both written.
 const BYTES: u64 = 20_000;
 
+/// A writer's writes: when each was called and when it was answered.
+type Writes = Vec<(Instant, Instant)>;
+
 /// The writers of a measurement.
 pub struct Probe {
     stop: Arc<AtomicBool>,
-    writers: Vec<tokio::task::JoinHandle<anyhow::Result<Vec<(Instant, Instant)>>>>,
+    writers: Vec<tokio::task::JoinHandle<anyhow::Result<Writes>>>,
 }
 
 impl Probe {
@@ -32,7 +35,7 @@ impl Probe {
         let writers = (0..WRITERS).map(|writer| {
             let (s3, bucket, stop) = (s3.clone(), bucket.to_owned(), stop.clone());
             tokio::spawn(async move {
-                let mut writes = Vec::new();
+                let mut writes = Writes::new();
                 while !stop.load(Ordering::Relaxed) {
                     let number = writes.len() as u64;
                     let key = format!("stall/{writer}/{}", number % KEYS);

@@ -646,6 +646,9 @@ fn without_blocks_for_the_next_segment_writes_are_refused_and_deletes_make_room(
     assert!(matches!(refused, SubmitError::NoSpace { .. }), "{refused:?}");
     assert!(count < 30, "refused at once, not when the device is full: {count}");
     assert!(engine.wants_cleaning());
+    let usage = engine.usage();
+    assert_eq!(usage.live_bytes_limit, usage.live_bytes, "who asks how full it is must hear that it is");
+    assert_eq!(engine.live_bytes(), (usage.live_bytes, usage.live_bytes_limit));
     for number in 0..count {
         let op = TxOp::Remove { c: collection(0), o: object(&format!("{number}")) };
         engine.submit(Transaction { ops: vec![op] }).unwrap();
@@ -657,6 +660,7 @@ fn without_blocks_for_the_next_segment_writes_are_refused_and_deletes_make_room(
     engine.clean_step(1 << 20).unwrap();
     write(&engine, "again", 0, data(&mut rng, 3000)).unwrap();
     engine.commit().unwrap();
+    assert!(engine.usage().live_bytes_limit > engine.usage().live_bytes);
 }
 
 #[test]

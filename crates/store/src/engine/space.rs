@@ -143,6 +143,11 @@ impl Space {
         segments * self.usable_bytes().saturating_sub(self.gain_min())
     }
 
+    /// The most live bytes that are let in now: no more than there are while the device has no blocks for the next segment.
+    pub(super) fn live_limit_now(&self) -> u64 {
+        if self.next_has_no_blocks { self.live.min(self.live_limit()) } else { self.live_limit() }
+    }
+
     pub(super) fn used_bytes(&self) -> u64 {
         (self.segments.len() - self.free.len()) as u64 * u64::from(self.segment_bytes)
     }
