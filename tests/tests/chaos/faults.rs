@@ -18,6 +18,8 @@ const LONGER_THAN_GRACE: Duration = Duration::from_secs(12);
 const LOSS: Duration = Duration::from_secs(10);
 /// How long a majority of the monitors is away.
 const NO_MAJORITY: Duration = Duration::from_secs(8);
+/// Until the load has written a segment of 16 MiB to the full disk, on a slow machine.
+const FULL_NOTICE_LIMIT: Duration = Duration::from_secs(90);
 /// A segment of a device file is 16 MiB here.
 const LESS_THAN_A_SEGMENT: u64 = 12 << 20;
 /// A process whose syncs fail must have ended within this: the load syncs all the time.
@@ -195,7 +197,8 @@ async fn disk_full(field: &mut Field, load: &Load, random: &mut SmallRng) -> any
     let full = |report: &holdfast_wire::mon::StatusReport| {
         report.checks.iter().any(|check| check.code.contains("FULL") || check.code == "OSD_DOWN")
     };
-    let shown = field.cluster.wait_status("the full disk shown", NOTICE_LIMIT, full).await;
+        // Noticed when the log wants its next segment, or the index its next file: how soon is a matter of the load.
+    let shown = field.cluster.wait_status("the full disk shown", FULL_NOTICE_LIMIT, full).await;
     let codes = |report: &holdfast_wire::mon::StatusReport| -> Vec<String> {
         report.checks.iter().map(|check| check.code.clone()).collect()
     };
