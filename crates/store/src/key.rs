@@ -120,8 +120,7 @@ pub struct Usage {
     pub used_bytes: u64,
     /// Bytes of objects. What cleaning can free is `used_bytes - live_bytes`.
     pub live_bytes: u64,
-    /// Upper bound of `live_bytes` for ordinary writes; the rest is the reserve of deletes and cleaning. As much as there
-    /// is while the device has no blocks for the next segment: the file system under a sparse file is full.
+    /// Upper bound of `live_bytes` for ordinary writes; the rest is the reserve of deletes and cleaning.
     pub live_bytes_limit: u64,
     /// The index's files.
     pub index_bytes: u64,

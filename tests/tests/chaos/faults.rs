@@ -197,7 +197,7 @@ async fn disk_full(field: &mut Field, load: &Load, random: &mut SmallRng) -> any
     let full = |report: &holdfast_wire::mon::StatusReport| {
         report.checks.iter().any(|check| check.code.contains("FULL") || check.code == "OSD_DOWN")
     };
-        // Noticed when the log wants its next segment, or the index its next file: how soon is a matter of the load.
+    // Noticed when the log wants its next segment, or the index its next file: how soon is a matter of the load.
     let shown = field.cluster.wait_status("the full disk shown", FULL_NOTICE_LIMIT, full).await;
     let codes = |report: &holdfast_wire::mon::StatusReport| -> Vec<String> {
         report.checks.iter().map(|check| check.code.clone()).collect()
