@@ -17,7 +17,7 @@ use holdfast_net::{Connection, Permit};
 use holdfast_pg::{Input, Limits, Outbox, Output, Pg, ReplyTo, Slot, StoreOp, TxnId, answer_without_copy};
 use holdfast_store::{Store, SubmitError};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
-use holdfast_wire::mon::PgReport;
+use holdfast_wire::mon::{PgReport, PgTempWish};
 use holdfast_wire::peer::{Heartbeat, HeartbeatReply, PeerBody, PeerMessage};
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, Kind, RefusedReason};
 use tokio::sync::oneshot;
@@ -27,6 +27,7 @@ use crate::answers::{respond, respond_client};
 use crate::barrier::BarrierWait;
 use crate::counters::Counters;
 use crate::heartbeat::HEARTBEAT_GRACE;
+use crate::leases::Leases;
 use crate::local::{Local, collection_of, to_transaction};
 use crate::monitors::Wishes;
 use crate::peers::{Held, Outbound, Peers};
@@ -63,20 +64,24 @@ pub(crate) fn now() -> Timestamp {
 
 /// One epoch, computed once for all shards.
 #[derive(Debug)]
-pub(crate) struct MapStep {
+pub struct MapStep {
     /// The map.
-    pub(crate) map: Arc<ClusterMap>,
+    pub map: Arc<ClusterMap>,
     /// Who keeps what.
-    pub(crate) members: BTreeMap<PgId, PgMembers>,
+    pub members: BTreeMap<PgId, PgMembers>,
 }
 
 impl MapStep {
-    pub(crate) fn new(map: Arc<ClusterMap>) -> Arc<MapStep> {
+    /// Computes who keeps what.
+    #[must_use]
+    pub fn new(map: Arc<ClusterMap>) -> Arc<MapStep> {
         let members = map.members_of_all().into_iter().collect();
         Arc::new(MapStep { map, members })
     }
 
-    pub(crate) fn members_of(&self, pg: PgId) -> PgMembers {
+    /// Who keeps a placement group; nobody when it does not exist.
+    #[must_use]
+    pub fn members_of(&self, pg: PgId) -> PgMembers {
         self.members.get(&pg).cloned().unwrap_or_default()
     }
 }
@@ -124,6 +129,8 @@ pub(crate) struct Question {
     pub(crate) request_id: u64,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) permit: Permit,
+    /// The newest that a shard had when this came by (`leases`).
+    pub(crate) epoch: Epoch,
 }
 
 /// What is for one shard.
@@ -213,6 +220,8 @@ pub(crate) struct Shared {
     pub(crate) fatal: tokio::sync::mpsc::UnboundedSender<Fatal>,
     /// Who has no room.
     pub(crate) space: PeerSpace,
+    /// Read leases, given and got.
+    pub(crate) leases: Arc<Leases>,
     /// Told when a report to the monitors is due.
     pub(crate) report_due: Arc<tokio::sync::Notify>,
 }
@@ -365,7 +374,8 @@ impl Shard {
 
     /// Answers the heartbeats that wait, or passes them on.
     fn answer(&mut self, inbox: &Inbox) {
-        for question in inbox.questions.try_iter() {
+        for mut question in inbox.questions.try_iter() {
+            question.epoch = question.epoch.max(self.step.map.epoch);
             if self.index + 1 < self.shared.shards.count() {
                 self.shared.shards.ask(self.index + 1, question);
                 continue;
@@ -378,9 +388,9 @@ impl Shard {
             let reply = HeartbeatReply {
                 from: *osd,
                 incarnation: *incarnation,
-                epoch: self.step.map.epoch,
+                epoch: question.epoch,
                 stamp: question.heartbeat.stamp,
-                full: (!space::has_room(&self.shared.store, 0)).then_some(true),
+                full: (!space::has_room(self.shared.store.engine(), 0)).then_some(true),
             };
             respond(&question.connection, question.request_id, Kind::HeartbeatReply, &reply, &mut self.held);
             self.held.flush();
@@ -568,7 +578,7 @@ impl Shard {
             return;
         }
         let Some(pg) = self.pgs.get_mut(&id) else { return };
-        let view = Local::new(&self.shared.store, id, &self.shared.space);
+        let view = Local::new(self.shared.store.engine(), id, &self.shared.space, &self.shared.leases);
         pg.step(now(), input, &view, &mut self.outbox);
         let mut last_sent: Option<(Arc<PeerMessage>, Option<Outbound>)> = None;
         for output in std::mem::take(&mut self.outbox) {
@@ -601,13 +611,20 @@ impl Shard {
         match output {
             Output::Submit { txn, ops } => self.submit(pg, txn, ops),
             Output::Send { to, message } => self.send(to, Outbound::new(Kind::Peer, &*message).as_ref()),
-            Output::Reply { reply_to, reply } => {
+            Output::Reply { reply_to, mut reply, valid_until } => {
+                if valid_until.is_some_and(|until| now() >= until) {
+                    reply.outcome = ClientOutcome::Refused(RefusedReason::Busy);
+                }
                 if let Some(pending) = self.replies.remove(&reply_to.0) {
                     respond_client(&pending.connection, pending.request_id, &reply, &mut self.held);
                 }
             }
             Output::AskUpThru { at_least } => self.shared.wishes.want_up_thru(at_least),
-            Output::AskPgTemp { want } => self.shared.wishes.want_pg_temp(pg, want),
+            Output::AskPgTemp { want } => {
+                if let Some(seen) = self.pgs.get(&pg).map(|pg| pg.acting().to_vec()) {
+                    self.shared.wishes.want_pg_temp(PgTempWish { pg, acting: want, seen: Some(seen) });
+                }
+            }
             Output::NeedMap { at_least } => self.shared.wishes.want_map(at_least),
             Output::Reserve(slot) => {
                 if self.shared.slots.reserve(slot, pg) {
@@ -644,7 +661,7 @@ impl Shard {
     }
 
     fn submit(&mut self, pg: PgId, txn: TxnId, ops: Vec<StoreOp>) {
-        let transaction = to_transaction(&self.shared.store, pg, ops);
+        let transaction = to_transaction(self.shared.store.engine(), pg, ops);
         let shards = self.shared.shards.clone();
         let submitted = self.shared.store.submit(transaction, move |result| {
             let event = match result {
@@ -719,6 +736,7 @@ mod tests {
             stall_grace,
             fatal: tokio::sync::mpsc::unbounded_channel().0,
             space: PeerSpace::default(),
+            leases: Arc::new(Leases::new(now())),
             report_due: Arc::default(),
         })
     }
@@ -736,7 +754,8 @@ mod tests {
         fn on_message(&self, from: &Arc<Connection>, message: Message, permit: Permit) {
             let heartbeat = decode(message.kind, &message.body, &message.payload()).expect("a heartbeat");
             let (connection, request_id) = (from.clone(), message.request_id);
-            self.0.send(Question { connection, request_id, heartbeat, permit }).expect("the test listens");
+            let epoch = Epoch::ZERO;
+            self.0.send(Question { connection, request_id, heartbeat, permit, epoch }).expect("the test listens");
         }
     }
 

@@ -6,16 +6,9 @@
 use std::collections::BTreeMap;
 
 use holdfast_types::{LogVersion, ObjectName, Timestamp};
-use holdfast_wire::{ClientOutcome, OpError};
+use holdfast_wire::{ClientOutcome, OpError, RefusedReason};
 
 use crate::client::{Act, Operation, counter_value, list_values, register_value};
-
-/// What the checkers found out beside violations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Checked {
-    /// Reads that showed a value already replaced: possible across a partition until leases exist.
-    pub stale_reads: u64,
-}
 
 /// An answered operation.
 struct Seen<'a> {
@@ -32,7 +25,7 @@ struct Mutation<'a> {
 }
 
 /// Checks the whole history. Everything must have been answered.
-pub(crate) fn check(history: &[Operation], stale_reads_allowed: bool) -> Result<Checked, String> {
+pub(crate) fn check(history: &[Operation]) -> Result<(), String> {
     let mut by_object: BTreeMap<&ObjectName, Vec<Seen<'_>>> = BTreeMap::new();
     for operation in history {
         let Some((at, outcome)) = &operation.answer else {
@@ -41,19 +34,32 @@ pub(crate) fn check(history: &[Operation], stale_reads_allowed: bool) -> Result<
         if let ClientOutcome::Failed { error: OpError::Unreadable | OpError::Invalid { .. }, .. } = outcome {
             return Err(format!("D1: {} ({:?} {}) failed: {outcome:?}", operation.id, operation.act, operation.object));
         }
+        if matches!(outcome, ClientOutcome::Refused(RefusedReason::Full)) {
+            continue; // it had no effect, or the others show it
+        }
         by_object.entry(&operation.object).or_default().push(Seen { operation, at: *at, outcome });
     }
-    let mut checked = Checked::default();
     for (object, seen) in by_object {
-        check_object(&seen, &mut checked).map_err(|violation| format!("{object}: {violation}"))?;
+        check_object(&seen).map_err(|violation| format!("{object}: {violation}\n{}", described(&seen)))?;
     }
-    if checked.stale_reads > 0 && !stale_reads_allowed {
-        return Err(format!("D2: {} stale reads without a partition", checked.stale_reads));
-    }
-    Ok(checked)
+    Ok(())
 }
 
-fn check_object(seen: &[Seen<'_>], checked: &mut Checked) -> Result<(), String> {
+/// All that was done to an object, for whoever reads the violation.
+fn described(seen: &[Seen<'_>]) -> String {
+    let mut lines = String::new();
+    for Seen { operation, at, outcome } in seen {
+        let (id, act, from) = (operation.id, operation.act, operation.invoked);
+        let text = match outcome {
+            ClientOutcome::Done { version, .. } => format!("done at {version}"),
+            other => format!("{other:?}"),
+        };
+        lines.push_str(&format!("    {from} to {at}: {id} {act:?} (value {}): {text}\n", operation.value));
+    }
+    lines
+}
+
+fn check_object(seen: &[Seen<'_>]) -> Result<(), String> {
     let mut mutations: Vec<Mutation<'_>> = Vec::new();
     for one in seen {
         let mutates = matches!(one.operation.act, Act::Write { .. } | Act::Remove | Act::Increment | Act::Append);
@@ -65,9 +71,9 @@ fn check_object(seen: &[Seen<'_>], checked: &mut Checked) -> Result<(), String> 
     check_order(&mutations)?;
     for one in seen {
         match one.operation.act {
-            Act::Read => check_read(one, &mutations, checked)?,
-            Act::ReadCounter => check_counter_read(one, &mutations, checked)?,
-            Act::ReadList => check_list_read(one, &mutations, checked)?,
+            Act::Read => check_read(one, &mutations)?,
+            Act::ReadCounter => check_counter_read(one, &mutations)?,
+            Act::ReadList => check_list_read(one, &mutations)?,
             Act::Increment => check_increment(one, &mutations)?,
             Act::Write { .. } | Act::Remove | Act::Append => {}
         }
@@ -107,13 +113,17 @@ fn check_order(mutations: &[Mutation<'_>]) -> Result<(), String> {
     Ok(())
 }
 
+fn stale(read: &Seen<'_>) -> String {
+    format!("D2: {} shows less than what was acknowledged before it was asked", read.operation.id)
+}
+
 /// The newest version that was done before a read began.
 fn floor(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> LogVersion {
     let before = mutations.iter().filter(|mutation| mutation.completed < read.operation.invoked);
     before.map(|mutation| mutation.version).max().unwrap_or(LogVersion::ZERO)
 }
 
-fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked) -> Result<(), String> {
+fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> Result<(), String> {
     let id = read.operation.id;
     let floor = floor(read, mutations);
     match read.outcome {
@@ -126,7 +136,9 @@ fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked
             if source.operation.invoked > read.at {
                 return Err(format!("D1: {id} read {version} before it was invoked"));
             }
-            checked.stale_reads += u64::from(*version < floor);
+            if *version < floor {
+                return Err(stale(read));
+            }
         }
         ClientOutcome::Failed { error: OpError::NotFound, .. } => {
             let removed = mutations.iter().any(|mutation| {
@@ -142,7 +154,7 @@ fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked
                 if !ever && !first {
                     return Err(format!("D1: {id} did not find what was written at {floor}"));
                 }
-                checked.stale_reads += 1;
+                return Err(stale(read));
             }
         }
         other => return Err(format!("D1: {id} answered {other:?}")),
@@ -157,7 +169,7 @@ fn bounds(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> (usize, usize) {
     (least, most)
 }
 
-fn check_counter_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked) -> Result<(), String> {
+fn check_counter_read(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> Result<(), String> {
     let id = read.operation.id;
     let value = match read.outcome {
         ClientOutcome::Done { results, .. } => counter_value(results).map_err(|error| format!("D1: {id}: {error}"))?,
@@ -169,7 +181,9 @@ fn check_counter_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut
     if value > most {
         return Err(format!("E1: {id} read {value}, but only {most} increments had begun"));
     }
-    checked.stale_reads += u64::from(value < least);
+    if value < least {
+        return Err(stale(read));
+    }
     Ok(())
 }
 
@@ -186,7 +200,7 @@ fn check_increment(one: &Seen<'_>, mutations: &[Mutation<'_>]) -> Result<(), Str
     Ok(())
 }
 
-fn check_list_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked) -> Result<(), String> {
+fn check_list_read(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> Result<(), String> {
     let id = read.operation.id;
     let values = match read.outcome {
         ClientOutcome::Done { results, .. } => list_values(results).map_err(|error| format!("D1: {id}: {error}"))?,
@@ -202,6 +216,8 @@ fn check_list_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Ch
     if values.len() > most {
         return Err(format!("E1: {id} read {} items, but only {most} appends had begun", values.len()));
     }
-    checked.stale_reads += u64::from(values.len() < least);
+    if values.len() < least {
+        return Err(stale(read));
+    }
     Ok(())
 }

@@ -14,16 +14,15 @@
 //! one disk only; W6 a write is refused before it is logged when a member that carries it out has no room for it, unless
 //! it frees space, or when one that lacks the object has no room for the object.
 //!
-//! **Seam for read leases** (not built yet): [`Pg::may_read`] is the one place where a read is let out.
-//! Until leases exist, a primary that is cut off and does not know it yet can answer a read with a value that a newer
-//! interval has replaced; writes are safe (F1).
+//! What shows an object leaves under the leases of all other acting members (`lease`); writes need none (F1).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use holdfast_map::SpaceLevel;
 use holdfast_types::{LogVersion, OsdId, RequestId, Timestamp};
 use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry, PeerBody, RepOp, StoredResults};
-use holdfast_wire::{ClientOutcome, Effect, ObjectOp, OpError, OpResult, RefusedReason};
+use holdfast_wire::{ClientOutcome, ClientReply, Effect, ObjectOp, OpError, OpResult, RefusedReason};
 
 use crate::api::{Outbox, Output, Slot};
 use crate::backfill::Backfill;
@@ -31,8 +30,10 @@ use crate::clients::{Queued, Remembered};
 use crate::exec::{self, Executed, Stopped};
 use crate::follower::entry_ops;
 use crate::key::ObjectKey;
+use crate::lease;
 use crate::log::Answered;
 use crate::missing::Missing;
+use crate::mutants::{Mutant, on};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step, TICK};
 use crate::recovery::Recovery;
 use crate::rows;
@@ -116,6 +117,8 @@ pub(crate) struct Active {
     pub peers: BTreeMap<OsdId, Peer>,
     /// Other OSDs that hold copies.
     pub strays: BTreeSet<OsdId>,
+    /// Objects that somebody wants to read, for want of a lease.
+    leaseless: BTreeSet<ObjectKey>,
     /// Others that have said that they hold none.
     pub without_copy: BTreeSet<OsdId>,
     pub recovery: Recovery,
@@ -140,6 +143,7 @@ impl Active {
             writeable,
             peers,
             strays,
+            leaseless: BTreeSet::new(),
             without_copy: BTreeSet::new(),
             recovery: Recovery::default(),
             backfill: None,
@@ -227,7 +231,9 @@ impl Active {
     /// Whether a peer is to carry out a write of the object, or only to log it.
     fn takes_effects(&self, osd: OsdId, peer: &Peer, key: &ObjectKey) -> bool {
         peer.cursor.covers(key.as_bytes())
-            || self.backfill.as_ref().is_some_and(|backfill| backfill.target == osd && backfill.is_filled(key))
+            || self.backfill.as_ref().is_some_and(|backfill| {
+                backfill.target == osd && backfill.is_filled(key) && !on(Mutant::BatchNotWritten)
+            })
     }
 
     /// Everything is where it should be, as far as copies go.
@@ -344,7 +350,7 @@ impl Pg {
             return Tried::Done;
         }
         let writes = queued.request.is_write();
-        let missing = self.holding.missing.contains(key);
+        let missing = self.holding.missing.contains(key) && !on(Mutant::MissingIgnored);
         let min_size = self.interval.min_size as usize;
         let Some(active) = self.active() else { return Tried::Wait(queued) };
         let unknown = active.recovery.unnamed.is_unknown(key);
@@ -363,7 +369,8 @@ impl Pg {
         if active.recovery.is_landing(key) || active.recovery.unnamed.is_asking(key) {
             return Tried::Wait(queued);
         }
-        if !removes_unread && (missing || active.copies_held(key) < min_size) {
+        let alone = active.copies_held(key) < min_size && !on(Mutant::SingleCopyShown);
+        if !removes_unread && (missing || alone) {
             // W5: what is in all logs but on one disk only must not be shown, nor confirmed to its writer.
             active.recovery.hurry(key);
             return Tried::Wait(queued);
@@ -387,6 +394,7 @@ impl Pg {
                 }
             }
             match self.holding.log.answered(queued.request.id) {
+                _ if on(Mutant::DedupOff) => {}
                 Answered::Unknown => {}
                 Answered::Forgotten => {
                     self.refuse(&queued, RefusedReason::Forgotten, step);
@@ -431,6 +439,13 @@ impl Pg {
         if removes_unread {
             self.remove_unread(key, queued, step);
             return Tried::Done;
+        }
+        if !queued.request.is_write() && self.readable_until(step) <= step.now {
+            if let Some(active) = self.active() {
+                active.leaseless.insert(key.clone());
+            }
+            self.tick_within(lease::LOOK_AGAIN, step);
+            return Tried::Wait(queued);
         }
         match exec::execute(step.store, key, &queued.request.ops, self.limits.effects_bytes_max) {
             Ok(done) if done.effects.is_empty() => {
@@ -522,24 +537,22 @@ impl Pg {
         let bytes = ops.iter().map(payload_bytes).sum();
         let full = self.map.flags.full || !step.store.has_room(bytes) || {
             let Role::Active(active) = &self.role else { return None };
+            let failsafe = |osd| self.map.space_level(osd) >= Some(SpaceLevel::Failsafe);
             // One that is being filled and only logs this write needs no room for it.
             let takes = |osd: &OsdId, peer: &Peer| active.takes_effects(*osd, peer, key);
-            active.peers.iter().any(|(osd, peer)| takes(osd, peer) && !step.store.peer_has_room(*osd))
+            let has_none = |osd: &OsdId| failsafe(*osd) || !step.store.peer_has_room(*osd);
+            failsafe(self.whoami) || active.peers.iter().any(|(osd, peer)| takes(osd, peer) && has_none(osd))
         };
         full.then_some(RefusedReason::Full)
     }
 
     // ---- answers ----
 
-    /// The seam for read leases: whether an answer that shows an object may go out now.
-    fn may_read(&self, _step: &Step<'_>) -> bool {
-        matches!(&self.role, Role::Active(active) if active.writeable)
-    }
-
     /// Answers what shows the present state of an object, when that is committed (W3).
     fn answer_read(&mut self, key: &ObjectKey, queued: Queued, outcome: ClientOutcome, step: &mut Step<'_>) {
-        debug_assert!(self.may_read(step), "only an active primary reads");
+        debug_assert!(matches!(&self.role, Role::Active(active) if active.writeable), "only an active primary reads");
         let version = self.active().and_then(|active| active.uncommitted.get(key).copied());
+        let version = version.filter(|_| !on(Mutant::UncommittedRead));
         self.answer_at(version.unwrap_or(LogVersion::ZERO), Held { queued, outcome, logged: false }, step);
     }
 
@@ -555,10 +568,18 @@ impl Pg {
     /// Lets an answer out.
     fn answer(&mut self, held: Held, step: &mut Step<'_>) {
         let Held { queued, outcome, logged } = held;
-        if !logged && queued.request.is_write() {
+        if !logged && queued.request.is_write() && !on(Mutant::UnloggedForgotten) {
             self.clients.remember(queued.request.id, &outcome);
         }
-        self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+        let (reply_to, id) = (queued.reply_to, queued.request.id);
+        if logged {
+            // It is committed, and that stays so.
+            return self.reply(reply_to, id, outcome, step.out);
+        }
+        let reply = ClientReply { id, epoch: self.map.epoch, outcome };
+        let until =
+            if on(Mutant::AnswerNotJudged) { Timestamp::from_nanos(u64::MAX) } else { self.readable_until(step) };
+        step.out.push(Output::Reply { reply_to, reply, valid_until: Some(until) });
     }
 
     // ---- writing ----
@@ -643,7 +664,7 @@ impl Pg {
         let Some(candidate) = log.trim_candidate(keep, self.limits.log_bytes_max) else { return log.tail() };
         // Entries of objects that are missing somewhere may go, too: every member has its missing set apart from its log,
         // and one object that cannot be made whole must not keep the log for ever.
-        candidate.min(active.committed_to).max(log.tail())
+        if on(Mutant::TrimPastMembers) { log.head() } else { candidate.min(active.committed_to).max(log.tail()) }
     }
 
     pub(crate) fn active_logged(&mut self, version: LogVersion, step: &mut Step<'_>) {
@@ -664,7 +685,8 @@ impl Pg {
     /// Answers what is now durable on all members.
     fn commit(&mut self, step: &mut Step<'_>) {
         let Some(active) = self.active() else { return };
-        let acked = active.peers.values().map(|peer| peer.acked).fold(active.local_durable, LogVersion::min);
+        let counted = active.peers.values().filter(|_| !on(Mutant::AckBeforeReplicas));
+        let acked = counted.map(|peer| peer.acked).fold(active.local_durable, LogVersion::min);
         if acked <= active.committed_to {
             return;
         }
@@ -841,7 +863,14 @@ impl Pg {
     }
 
     pub(crate) fn tick_active(&mut self, step: &mut Step<'_>) {
-        self.resend_writes(step);
+        let leaseless = self.active().map(|active| std::mem::take(&mut active.leaseless)).unwrap_or_default();
+        for key in leaseless {
+            self.clients.wake(&key);
+            step.rerun = true;
+        }
+        if !on(Mutant::WritesNotResent) {
+            self.resend_writes(step);
+        }
         self.resend_transfers(step);
         self.resend_questions(step);
         self.look_again_for_unfound(step);

@@ -34,6 +34,7 @@ use crate::api::{Output, ReadError, Slot, StoreOp, VERSION_ATTR};
 use crate::exec;
 use crate::key::ObjectKey;
 use crate::missing::Lack;
+use crate::mutants::{Mutant, on};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step};
 use crate::rows;
 use crate::transfer;
@@ -138,7 +139,7 @@ impl Pg {
         let Some(primary) = self.members.primary().filter(|osd| *osd != self.whoami && !self.is_member()) else {
             return;
         };
-        let notice = PeerBody::Notice(self.notice());
+        let notice = PeerBody::Notice(self.notice(step));
         self.send_when_durable(primary, notice, step);
         let Some(follower) = self.follower() else { return };
         let pause = follower.greeting_pause;
@@ -170,10 +171,10 @@ impl Pg {
     pub(crate) fn follow(&mut self, from: OsdId, body: PeerBody, said: Said, step: &mut Step<'_>) {
         let Role::Follower(follower) = &self.role else { return };
         let (start, ours) = (said.start, follower.activated);
-        let activated = ours.is_some() && ours == said.activation;
+        let activated = ours.is_some() && (ours == said.activation || on(Mutant::StaleActivationAccepted));
         match body {
             PeerBody::QueryInfo => {
-                let notice = PeerBody::Notice(self.notice());
+                let notice = PeerBody::Notice(self.notice(step));
                 self.send_when_durable(from, notice, step);
             }
             PeerBody::QueryLog { since } => {
@@ -321,7 +322,7 @@ impl Pg {
             }
             return;
         }
-        if op.previous != head {
+        if op.previous != head && !on(Mutant::WriteGapIgnored) {
             if follower.early.len() < EARLY_WRITES_MAX {
                 follower.early.insert(op.previous, op);
             }
@@ -385,6 +386,9 @@ impl Pg {
             self.lose_activation(step);
         } else {
             self.submit(ops, Some(AfterDurable::Logged(version)), step);
+        }
+        if on(Mutant::AckBeforeDurable) {
+            self.follower_logged(version, step);
         }
     }
 
@@ -511,13 +515,15 @@ impl Pg {
             return None; // R4: its entry has not come yet; the primary repeats the push
         }
         if push.backfill {
-            if self.holding.log.newest_of(&piece.object).is_some_and(|entry| entry.version > piece.version) {
+            let newer = self.holding.log.newest_of(&piece.object).is_some_and(|entry| entry.version > piece.version);
+            if newer && !on(Mutant::LateBackfillTaken) {
                 return Some(send_next(None)); // late: the object was written or deleted since
             }
         } else {
             match self.holding.missing.get(&key) {
                 // A newer one than needed: what was needed had been overwritten when it was noticed that it is missing.
                 Some(lack) if lack.need <= piece.version => {}
+                _ if on(Mutant::OldPushTaken) => {}
                 _ => return Some(send_next(None)), // R3: it is here already
             }
         }
@@ -525,7 +531,11 @@ impl Pg {
             return Some(send_next(Some(expected)));
         }
         let bytes = piece.data.len() as u64;
-        let has_room = if push.backfill { step.store.has_room(bytes) } else { step.store.has_room_to_recover(bytes) };
+        let has_room = if push.backfill {
+            self.may_be_filled() && step.store.has_room(bytes)
+        } else {
+            step.store.has_room_to_recover(bytes)
+        };
         if !has_room {
             return Some(PushAck { transfer, next: Some(expected), no_room: Some(true) });
         }
@@ -599,7 +609,9 @@ impl Pg {
 
     fn follow_progress(&mut self, from: OsdId, progress: BackfillProgress, step: &mut Step<'_>) {
         if progress.cursor > self.holding.last_backfill {
-            self.holding.lost &= !progress.cursor.is_complete();
+            if progress.cursor.is_complete() {
+                (self.holding.lost, self.holding.replaces_bytes) = (false, None);
+            }
             self.holding.last_backfill = progress.cursor;
             let ops = vec![rows::put_info(&self.holding.info())];
             self.submit(ops, None, step);
@@ -617,10 +629,17 @@ impl Pg {
 
     // ---- reservations ----
 
+    /// Whether the map lets this copy, which is not complete, have more bytes. On an OSD that takes no further copies one
+    /// that comes to less than what it takes the place of is filled all the same: that frees room, and an OSD that came
+    /// back with what has been deleted since would stay too full for ever.
+    fn may_be_filled(&self) -> bool {
+        !self.map.takes_no_backfill(self.whoami) || self.holding.needs_no_more_room()
+    }
+
     fn follow_reservation(&mut self, from: OsdId, step: &mut Step<'_>) {
         let now = step.now;
         // What the log says must be here is taken as long as there is any room; a copy that is being filled waits for more.
-        let has_room = self.holding.last_backfill.is_complete() || step.store.has_room(0);
+        let has_room = self.holding.last_backfill.is_complete() || self.may_be_filled() && step.store.has_room(0);
         let Some(follower) = self.follower() else { return };
         if !has_room {
             if follower.slot.take().is_some() {

@@ -18,10 +18,12 @@ mod exec;
 mod follower;
 mod intervals;
 mod key;
+mod lease;
 mod log;
 pub mod memory;
 mod merge;
 mod missing;
+pub mod mutants;
 mod peering;
 mod pg;
 mod recovery;
@@ -39,4 +41,5 @@ pub use api::{
     ScrubLimits, Slot, StoreOp, TxnId, VERSION_ATTR, WRITE_RESULT_BYTES_MAX,
 };
 pub use key::ObjectKey;
+pub use lease::{Granted, LEASE, LEASE_GRANTED};
 pub use pg::{Pg, answer_without_copy};

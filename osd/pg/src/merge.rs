@@ -17,6 +17,7 @@ use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry};
 use crate::key::ObjectKey;
 use crate::log::Log;
 use crate::missing::{Lack, Missing};
+use crate::mutants::{Mutant, on};
 
 /// The outcome of a merge.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +52,7 @@ pub(crate) fn merge(
 
     // Only the first divergent entry of an object tells where to go back to.
     let mut first_of: BTreeMap<ObjectKey, LogVersion> = BTreeMap::new();
-    for entry in divergent {
+    for entry in divergent.iter().filter(|_| !on(Mutant::DivergentKept)) {
         first_of.entry(ObjectKey::of(&entry.object)).or_insert(entry.prior_version);
     }
     for (key, prior) in first_of {
@@ -75,6 +76,7 @@ pub(crate) fn merge(
             continue;
         }
         match entry.kind {
+            EntryKind::Modify if on(Mutant::AdoptedChangesForgotten) => {}
             EntryKind::Modify => {
                 let removed = remove.contains(&key);
                 let have = match missing.get(&key) {
@@ -84,6 +86,7 @@ pub(crate) fn merge(
                 };
                 missing.insert(key, Lack { need: entry.version, have });
             }
+            EntryKind::Delete if on(Mutant::AdoptedDeletesForgotten) => {}
             EntryKind::Delete => {
                 missing.remove(&key);
                 remove.insert(key);

@@ -8,7 +8,8 @@
 //! | `WaitActing` | the map has the acting set asked for (a new interval), or changes otherwise | new interval, `GetInfo` |
 //! | `GetLog` | the chosen log has come and is merged; it does not join | `GetMissing`; choice without this copy |
 //! | `GetMissing` | all members' logs are known; one does not join | `WaitUpThru`; choice with that member as backfill target |
-//! | `WaitUpThru` | `up_thru ≥ interval start` in the map | `Activating` |
+//! | `WaitUpThru` | `up_thru ≥ interval start` in the map; an earlier primary may still answer reads | `Activating`; `WaitLease` |
+//! | `WaitLease` | its lease has ended, it answers, or the map says that it does not run any more | `Activating` |
 //! | `Activating` | own activation durable and all members have acknowledged theirs | role `Active` |
 //!
 //! A source that goes down in `GetLog` or `GetMissing` leads back to `GetInfo`; a member that does makes a new interval.
@@ -44,8 +45,10 @@ use holdfast_wire::peer::{
 use crate::active::{Active, Peer};
 use crate::api::Output;
 use crate::intervals;
+use crate::lease::Told;
 use crate::merge;
 use crate::missing::Missing;
+use crate::mutants::{Mutant, on};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step};
 use crate::rows;
 
@@ -62,6 +65,7 @@ pub(crate) enum Phase {
     GetLog { from: OsdId },
     GetMissing { waiting: BTreeSet<OsdId> },
     WaitUpThru,
+    WaitLease { until: Timestamp },
     Activating { waiting: BTreeSet<OsdId>, own_durable: bool, epoch: Epoch },
 }
 
@@ -103,6 +107,8 @@ pub(crate) struct Peering {
     /// What members have said so far that they miss, where it takes several messages.
     partial: BTreeMap<OsdId, PartialMissing>,
     acked: BTreeMap<OsdId, Peer>,
+    /// What was said of leases.
+    pub told: Told,
     up_thru_asked: Option<Timestamp>,
 }
 
@@ -116,6 +122,7 @@ impl Default for Peering {
             logs: BTreeMap::new(),
             partial: BTreeMap::new(),
             acked: BTreeMap::new(),
+            told: Told::new(),
             up_thru_asked: None,
         }
     }
@@ -125,6 +132,11 @@ impl Peering {
     /// Whether members are being told to take the log.
     pub fn is_activating(&self) -> bool {
         matches!(self.phase, Phase::Activating { .. })
+    }
+
+    /// Whether an OSD has said what it has, in this interval.
+    pub fn has_answered(&self, osd: OsdId) -> bool {
+        self.notices.contains_key(&osd)
     }
 
     pub fn phase(&self) -> &Phase {
@@ -167,8 +179,10 @@ impl Pg {
             match &before {
                 Phase::GetInfo | Phase::Down { .. } | Phase::Incomplete => self.gather_infos(step),
                 Phase::GetMissing { waiting } if waiting.is_empty() => self.enter(Phase::WaitUpThru, step),
-                Phase::WaitUpThru => self.try_activate(step),
-                Phase::Activating { waiting, own_durable: true, epoch } if waiting.is_empty() => {
+                Phase::WaitUpThru | Phase::WaitLease { .. } => self.try_activate(step),
+                Phase::Activating { waiting, own_durable: true, epoch }
+                    if waiting.is_empty() || on(Mutant::ActivateBeforeMembers) =>
+                {
                     self.become_active(*epoch, step);
                 }
                 Phase::WaitActing { .. }
@@ -266,13 +280,16 @@ impl Pg {
         let own = self.holding.info();
         let others = peering.notices.iter().filter_map(|(osd, notice)| Some((*osd, notice.info.as_ref()?)));
         let copies: BTreeMap<OsdId, &PgInfo> = others.chain([(self.whoami, &own)]).collect();
-        let complete = |info: &&PgInfo| info.last_backfill.is_complete();
+        let complete = |info: &&PgInfo| info.last_backfill.is_complete() || on(Mutant::IncompleteChosen);
         let started = copies.values().copied().filter(complete).map(|info| info.last_epoch_started).max();
         let floor = started.unwrap_or(Epoch::ZERO).max(self.history.last_epoch_started);
+        let floor = if on(Mutant::OldActivationChosen) { Epoch::ZERO } else { floor };
         let candidates = copies.iter().filter(|(_, info)| complete(info) && info.last_epoch_started >= floor);
         let rank =
             |osd: &OsdId, info: &PgInfo| (info.last_update, Reverse(info.log_tail), *osd == self.whoami, Reverse(*osd));
-        let (auth, auth_info) = candidates.max_by_key(|(osd, info)| rank(osd, info))?;
+        let shortest =
+            on(Mutant::ShortestLogChosen).then(|| candidates.clone().min_by_key(|(osd, info)| rank(osd, info)));
+        let (auth, auth_info) = shortest.unwrap_or_else(|| candidates.max_by_key(|(osd, info)| rank(osd, info)))?;
         let reaches = |osd: &OsdId, tail: LogVersion| {
             let info = copies.get(osd);
             !peering.apart.contains(osd)
@@ -408,7 +425,7 @@ impl Pg {
     fn try_activate(&mut self, step: &mut Step<'_>) {
         let writeable = self.interval.has_enough_acting();
         let up_thru = self.map.osds.get(&self.whoami).map_or(Epoch::ZERO, |info| info.up_thru);
-        if writeable && up_thru < self.interval.first {
+        if writeable && up_thru < self.interval.first && !on(Mutant::SkipUpThru) {
             let at_least = self.interval.first;
             let Some(peering) = self.peering() else { return };
             if peering.up_thru_asked.is_none_or(|at| step.now.since(at) >= RESEND) {
@@ -416,6 +433,11 @@ impl Pg {
                 step.out.push(Output::AskUpThru { at_least });
             }
             self.tick_within(RESEND, step);
+            return;
+        }
+        if writeable && let Some(until) = self.leases_end(step) {
+            self.enter(Phase::WaitLease { until }, step);
+            self.tick_within(until.since(step.now), step);
             return;
         }
         let epoch = self.map.epoch;
@@ -500,6 +522,7 @@ impl Pg {
         let head = self.holding.log.head();
         match body {
             PeerBody::Notice(notice) => {
+                self.leases_told(from, &notice, step);
                 if let Some(history) = &notice.history {
                     self.learn_history(history, start, step);
                 }
@@ -551,7 +574,7 @@ impl Pg {
         let map = self.map.clone();
         let members = self.peers_wanted();
         let Some(peering) = self.peering() else { return };
-        if matches!(peering.phase, Phase::Activating { .. } | Phase::WaitUpThru) {
+        if matches!(peering.phase, Phase::Activating { .. } | Phase::WaitUpThru | Phase::WaitLease { .. }) {
             return;
         }
         // An OSD that went down and came back may have lost what was not durable: forget what it said.
@@ -577,6 +600,7 @@ impl Pg {
         let Role::Peering(peering) = &self.role else { return };
         let head = self.holding.log.head();
         match peering.phase.clone() {
+            _ if on(Mutant::QuestionsNotResent) => {}
             Phase::GetInfo | Phase::Down { .. } | Phase::Incomplete => {
                 let silent: Vec<OsdId> =
                     peering.asked.iter().copied().filter(|osd| !peering.notices.contains_key(osd)).collect();
@@ -593,7 +617,8 @@ impl Pg {
                     self.send(osd, PeerBody::QueryLog { since }, step);
                 }
             }
-            Phase::WaitUpThru => {} // asked again by `try_activate`, which runs in every step
+            Phase::WaitLease { .. } => {} // looked at by `try_activate`, too
+            Phase::WaitUpThru => {}       // asked again by `try_activate`, which runs in every step
             Phase::Activating { .. } => self.send_activations(step),
         }
         self.tick_within(RESEND, step);

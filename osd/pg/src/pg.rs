@@ -22,9 +22,11 @@ use crate::clients::{Clients, Queued};
 use crate::follower::Follower;
 use crate::intervals::{self, Interval};
 use crate::key::ObjectKey;
+use crate::lease::Known;
 use crate::log::Log;
 use crate::merge::Merge;
 use crate::missing::Missing;
+use crate::mutants::{Mutant, on};
 use crate::peering::Peering;
 use crate::rows::{self, HistoryRow};
 use crate::scrub::Scrub;
@@ -46,6 +48,8 @@ pub(crate) struct Holding {
     pub last_epoch_started: Epoch,
     /// Takes the place of a copy that was lost, and is not filled yet.
     pub lost: bool,
+    /// Bytes of the complete copy that was here before this one, which is not complete yet, takes its place.
+    pub replaces_bytes: Option<u64>,
     pub objects: i64,
     pub bytes: i64,
 }
@@ -58,9 +62,23 @@ impl Holding {
             last_backfill: BackfillCursor::Complete,
             last_epoch_started: Epoch::ZERO,
             lost: false,
+            replaces_bytes: None,
             objects: 0,
             bytes: 0,
         }
+    }
+
+    /// Everything is to be filled anew, over what is here.
+    pub fn begin_filling(&mut self) {
+        if self.last_backfill.is_complete() {
+            self.replaces_bytes = Some(u64::try_from(self.bytes).unwrap_or(0));
+        }
+        self.last_backfill = BackfillCursor::START;
+    }
+
+    /// Whether filling this copy takes no more room than the one whose place it takes had.
+    pub fn needs_no_more_room(&self) -> bool {
+        self.replaces_bytes.is_some_and(|before| i64::try_from(before).is_ok_and(|before| before >= self.bytes))
     }
 
     pub fn last_complete(&self) -> LogVersion {
@@ -77,6 +95,7 @@ impl Holding {
             objects: u64::try_from(self.objects).unwrap_or(0),
             bytes: u64::try_from(self.bytes).unwrap_or(0),
             lost: self.lost.then_some(true),
+            replaces_bytes: self.replaces_bytes,
         }
     }
 
@@ -190,6 +209,8 @@ pub struct Pg {
     inbox: VecDeque<(OsdId, PeerMessage)>,
     /// Objects whose copy here was found unreadable and is not yet written anew; bounded.
     damaged: BTreeSet<ObjectKey>,
+    /// What primaries of ended intervals may still go by, as far as it was granted here.
+    pub(crate) leases: Known,
     /// Whether the objects of this copy could not be listed, and not since.
     pub(crate) unlisted: bool,
     /// Whether, as primary, it had no room to fetch what is missing here, and still misses something.
@@ -246,6 +267,7 @@ impl Pg {
             early: VecDeque::new(),
             inbox: VecDeque::new(),
             damaged: BTreeSet::new(),
+            leases: Known::default(),
             unlisted: false,
             cramped: false,
             gave_up: false,
@@ -332,6 +354,7 @@ impl Pg {
             last_backfill: stored.info.last_backfill,
             last_epoch_started: stored.info.last_epoch_started,
             lost: stored.info.lost == Some(true),
+            replaces_bytes: stored.info.replaces_bytes,
             objects: i64::try_from(stored.info.objects).unwrap_or(i64::MAX),
             bytes: i64::try_from(stored.info.bytes).unwrap_or(i64::MAX),
         };
@@ -348,6 +371,12 @@ impl Pg {
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.map.epoch
+    }
+
+    /// The acting set of that map, primary first.
+    #[must_use]
+    pub fn acting(&self) -> &[OsdId] {
+        &self.members.acting
     }
 
     /// Advances by one input: never waits, reads no clock, does no IO but reads through `store`. The same state, `now`,
@@ -455,7 +484,7 @@ impl Pg {
         let next = Interval::beginning(&map, self.id, &members);
         let continues = self.interval.continues_as(&next) && !gap;
         let last_map = std::mem::replace(&mut self.map, map);
-        self.members = members;
+        let last_members = std::mem::replace(&mut self.members, members);
         if deleted {
             self.remove_copy(RefusedReason::PoolGone, step);
         } else if continues {
@@ -470,11 +499,12 @@ impl Pg {
             let ended = self.interval.ended(&last_map);
             let left = matches!(self.role, Role::Follower(_)).then(|| self.activation()).flatten();
             self.interval = next;
+            self.keep_leases(if gap { None } else { last_members.primary() }, step);
             if gap {
                 // Whether this is a new interval cannot be told: it counts as one, of unknown age.
                 self.interval.may_be_older = Some(true);
                 self.forget_past();
-            } else if ended.maybe_rw {
+            } else if ended.maybe_rw && !on(Mutant::PastForgotten) {
                 self.history.past.push(ended);
             }
             self.start_interval(step);
@@ -611,7 +641,9 @@ impl Pg {
     /// F1 and F3: whether sender and receiver are in the same interval, and the sender in its present run.
     fn is_current(&self, from: OsdId, incarnation: Incarnation, message: &PeerMessage) -> bool {
         let sender = self.map.osds.get(&from).is_some_and(|info| info.up && info.incarnation == incarnation);
-        let current = sender && message.epoch >= self.interval.first && self.is_alive();
+        let sender = sender || on(Mutant::StaleRunAccepted);
+        let in_interval = message.epoch >= self.interval.first || on(Mutant::StaleIntervalAccepted);
+        let current = sender && in_interval && self.is_alive();
         if !current {
             tracing::debug!(pg = %self.id, epoch = %message.epoch, %from, "message of another interval or run dropped");
         }
@@ -693,7 +725,7 @@ impl Pg {
     pub(crate) fn send_when_durable(&mut self, to: OsdId, body: PeerBody, step: &mut Step<'_>) {
         let interval = self.interval_number;
         let activation = self.activation();
-        match self.pending.back_mut() {
+        match self.pending.back_mut().filter(|_| !on(Mutant::AckActivationBeforeDurable)) {
             Some(last) if last.interval == interval => {
                 last.then.push(AfterDurable::Send(to, activation, Box::new(body)));
             }
@@ -714,7 +746,8 @@ impl Pg {
         outcome: ClientOutcome,
         out: &mut Outbox,
     ) {
-        out.push(Output::Reply { reply_to, reply: ClientReply { id, epoch: self.map.epoch, outcome } });
+        let reply = ClientReply { id, epoch: self.map.epoch, outcome };
+        out.push(Output::Reply { reply_to, reply, valid_until: None });
     }
 
     // ---- damage ----
@@ -806,8 +839,11 @@ impl Pg {
     }
 
     /// What this copy says of itself.
-    pub(crate) fn notice(&self) -> Notice {
+    pub(crate) fn notice(&self, step: &Step<'_>) -> Notice {
+        let (leases, leases_forgotten_ms) = self.leases_left(step);
         Notice {
+            leases,
+            leases_forgotten_ms,
             info: Some(self.holding.info()),
             history: Some(self.history.clone()),
             missing_count: self.holding.missing.len() as u64,
@@ -903,9 +939,7 @@ impl Pg {
 #[must_use]
 pub fn answer_without_copy(message: &PeerMessage, epoch: Epoch) -> Option<PeerMessage> {
     let body = match message.body {
-        PeerBody::QueryInfo | PeerBody::QueryLog { .. } => {
-            PeerBody::Notice(Notice { info: None, history: None, missing_count: 0, unlisted: None, cramped: None })
-        }
+        PeerBody::QueryInfo | PeerBody::QueryLog { .. } => PeerBody::Notice(Notice::default()),
         _ => return None,
     };
     let interval_start = message.interval_start;
