@@ -62,11 +62,15 @@ enum Command {
         #[arg(last = true)]
         rest: Vec<String>,
     },
-    /// Load with a checker while processes get kill -9.
+    /// Load with checkers while processes, network, disks and clocks are broken; needs root. From five minutes on every
+    /// kind of fault is dealt and the stalls of writes are measured.
     Chaos {
-        /// How long the load runs.
-        #[arg(long, default_value_t = 2.0)]
+        /// How long faults are dealt.
+        #[arg(long, default_value_t = 5.0)]
         minutes: f64,
+        /// Which faults in which order, and what is written. Drawn and printed without.
+        #[arg(long)]
+        seed: Option<u64>,
     },
     /// Every real S3 client against a fresh cluster.
     Clients {
@@ -105,7 +109,7 @@ fn main() -> anyhow::Result<()> {
             check::simulation(seeds, from, &rest)
         }
         Command::Mutants { budget } => check::mutants(budget),
-        Command::Chaos { minutes } => end_to_end::chaos(minutes),
+        Command::Chaos { minutes, seed } => end_to_end::chaos(minutes, seed),
         Command::Clients { quick, only } => end_to_end::clients(quick, only.as_deref()),
         Command::EndToEnd { full } => end_to_end::tests(full),
         Command::Demo => end_to_end::demo(),
