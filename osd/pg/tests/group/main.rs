@@ -1,10 +1,6 @@
-//! Placement groups of several copies that hear each other at once: damage, want of room, changes of
-//! the one who leads.
+//! Placement groups of several copies that hear each other at once: damage, and want of room.
 #![allow(clippy::unwrap_used)]
 
 mod group;
-mod moves;
-mod queues;
 mod repair;
 mod room;
-mod slots;
