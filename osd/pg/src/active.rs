@@ -382,17 +382,8 @@ impl Pg {
                 self.refuse(&earlier, RefusedReason::Busy, step);
                 return Tried::Done;
             }
-            match self.clients.remembered(queued.request.id, queued.request.lowest_outstanding_tid) {
-                Remembered::No => {}
-                Remembered::Forgotten => {
-                    self.refuse(&queued, RefusedReason::Forgotten, step);
-                    return Tried::Done;
-                }
-                Remembered::As(outcome) => {
-                    self.reply(queued.reply_to, queued.request.id, outcome, step.out);
-                    return Tried::Done;
-                }
-            }
+            // The log first: an entry proves the effect, a remembered answer only that there was none when it was given.
+            // Another primary may have executed a later sending since.
             match self.holding.log.answered(queued.request.id) {
                 _ if on(Mutant::DedupOff) => {}
                 Answered::Unknown => {}
@@ -403,6 +394,17 @@ impl Pg {
                 Answered::As(entry) => {
                     let (version, outcome) = (entry.version, stored_outcome(entry));
                     self.answer_at(version, Held { queued, outcome, logged: true }, step);
+                    return Tried::Done;
+                }
+            }
+            match self.clients.remembered(queued.request.id, queued.request.lowest_outstanding_tid) {
+                Remembered::No => {}
+                Remembered::Forgotten => {
+                    self.refuse(&queued, RefusedReason::Forgotten, step);
+                    return Tried::Done;
+                }
+                Remembered::As(outcome) => {
+                    self.reply(queued.reply_to, queued.request.id, outcome, step.out);
                     return Tried::Done;
                 }
             }
@@ -487,18 +489,22 @@ impl Pg {
     /// Tells that no copy can be read. A request that writes has then had no effect, and never will have one (C4); if it
     /// had one before, its result cannot be confirmed (W5), and it is not said that it had none.
     fn answer_unreadable(&mut self, queued: Queued, step: &mut Step<'_>) {
+        if self.readable_until(step) <= step.now {
+            // It may have been replaced, and others may have what it lacks. What does not leave is not to be remembered.
+            return self.refuse(&queued, RefusedReason::Busy, step);
+        }
         let mut outcome = ClientOutcome::Failed { index: 0, error: OpError::Unreadable };
         if queued.request.is_write() {
             let id = queued.request.id;
-            match self.clients.remembered(id, queued.request.lowest_outstanding_tid) {
-                Remembered::No => {}
-                Remembered::Forgotten => return self.refuse(&queued, RefusedReason::Forgotten, step),
-                Remembered::As(before) => outcome = before,
-            }
             match self.holding.log.answered(id) {
                 Answered::Unknown => {}
                 Answered::Forgotten => return self.refuse(&queued, RefusedReason::Forgotten, step),
                 Answered::As(_) => return self.refuse(&queued, RefusedReason::Busy, step),
+            }
+            match self.clients.remembered(id, queued.request.lowest_outstanding_tid) {
+                Remembered::No => {}
+                Remembered::Forgotten => return self.refuse(&queued, RefusedReason::Forgotten, step),
+                Remembered::As(before) => outcome = before,
             }
         }
         self.answer(Held { queued, outcome, logged: false }, step);
