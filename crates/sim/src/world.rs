@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_mon_state::leader::ProbeResult;
-use holdfast_pg::{Slot};
+use holdfast_pg::Slot;
 use holdfast_types::{Incarnation, LogVersion, ObjectName, OsdId, PgId, Timestamp};
 use holdfast_wire::mon::MonCommand;
 use holdfast_wire::peer::PeerMessage;
