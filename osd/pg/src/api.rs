@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_map::{ClusterMap, PgMembers};
-use holdfast_types::{Epoch, Incarnation, OsdId, Timestamp};
+use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
 use holdfast_wire::peer::PeerMessage;
 use holdfast_wire::{ClientReply, ClientRequest, Effect, Row};
 
@@ -97,6 +97,18 @@ pub enum Output {
         /// What it does, in order, atomically.
         ops: Vec<StoreOp>,
     },
+    /// As [`Output::Submit`], and then the children begin: each is a placement group of its own, whose first input may only
+    /// come after this; when `txn` is durable, each is told that its `TxnId(1)` is. One whose collection exists already is
+    /// dropped, and its [`StoreOp::Split`] left out. Other shards must not make a child of their own before they know
+    /// whether this OSD has a parent to split (`split`).
+    Split {
+        /// Its name.
+        txn: TxnId,
+        /// What it does, in order, atomically.
+        ops: Vec<StoreOp>,
+        /// What the placement group is split into, beside itself.
+        children: Vec<crate::Pg>,
+    },
     /// Send, best effort.
     Send {
         /// To whom.
@@ -175,6 +187,16 @@ pub enum StoreOp {
     DeleteMeta {
         /// Its key.
         key: Bytes,
+    },
+    /// Makes the collection of `child` from the objects of this one with keys from `at` on, and from a copy of this one's own
+    /// rows; then does `then` to it, which is about its own rows only.
+    Split {
+        /// The new placement group.
+        child: PgId,
+        /// The first key that goes to it.
+        at: Bytes,
+        /// Changes of the child's own rows.
+        then: Vec<StoreOp>,
     },
     /// Deletes the collection's own rows in `start..end`.
     DeleteMetaRange {
@@ -264,6 +286,13 @@ pub trait LocalObjects {
     /// # Errors
     /// [`ReadError`].
     fn list_objects(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<ObjectKey>, ReadError>;
+
+    /// How many objects have keys in `from..to` (no end: all from `from`), and the bytes of all of them together. May take as
+    /// long as listing them.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    fn usage(&self, from: &[u8], to: Option<&[u8]>) -> Result<(u64, u64), ReadError>;
 
     /// A row of the collection itself.
     ///

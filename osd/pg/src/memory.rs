@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use bytes::Bytes;
-use holdfast_types::OsdId;
+use holdfast_types::{OsdId, PgId};
 use holdfast_wire::{Blob, Effect, Row};
 
 use crate::api::{LocalObjects, ReadError, RowsPage, StoreOp};
@@ -44,6 +44,8 @@ pub struct MemoryCollection {
     pub spare: u64,
     /// Other OSDs that have said that they have no room.
     pub full_peers: BTreeSet<OsdId>,
+    /// Collections that splits of this one have made, until whoever keeps collections takes them.
+    pub made: BTreeMap<PgId, MemoryCollection>,
 }
 
 impl MemoryCollection {
@@ -78,6 +80,14 @@ impl MemoryCollection {
                     self.objects.remove(key);
                 }
                 StoreOp::Object { key, effect } => self.objects.entry(key.clone()).or_default().apply(effect),
+                StoreOp::Split { child, at, then } => {
+                    let high = |key: &ObjectKey| key.as_bytes() >= &at[..];
+                    let mut made = MemoryCollection { made: BTreeMap::new(), ..self.clone() };
+                    made.objects.retain(|key, _| high(key));
+                    self.objects.retain(|key, _| !high(key));
+                    made.apply(then);
+                    self.made.insert(*child, made);
+                }
                 StoreOp::PutMeta { key, value } => {
                     self.meta.insert(key.to_vec(), value.clone());
                 }
@@ -197,6 +207,15 @@ impl LocalObjects for MemoryCollection {
         }
         let keys = self.objects.keys().filter(|key| after.is_none_or(|after| key.as_bytes() > after));
         Ok(keys.take(limit).cloned().collect())
+    }
+
+    fn usage(&self, from: &[u8], to: Option<&[u8]>) -> Result<(u64, u64), ReadError> {
+        if self.unlisted {
+            return Err(ReadError::Corrupt { detail: "unlisted".to_owned() });
+        }
+        let within = |key: &ObjectKey| key.as_bytes() >= from && to.is_none_or(|to| key.as_bytes() < to);
+        let sizes = self.objects.iter().filter(|(key, _)| within(key)).map(|(_, object)| object.data.len() as u64);
+        Ok(sizes.fold((0, 0), |(objects, bytes), size| (objects + 1, bytes + size)))
     }
 
     fn meta_get(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {

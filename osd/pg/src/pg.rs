@@ -180,25 +180,27 @@ pub struct Pg {
     pub(crate) clients: Clients,
     /// Intervals seen by this instance: tells apart what was started in which.
     interval_number: u64,
+    /// The pool's placement groups as of which this copy is split.
+    pub(crate) split_to: u32,
     /// Activations that this instance has begun as the primary.
     pub(crate) activations: u64,
-    next_txn: u64,
+    pub(crate) next_txn: u64,
     pending: VecDeque<PendingTxn>,
     /// Messages from newer maps.
     early: VecDeque<(OsdId, Incarnation, PeerMessage)>,
     /// Messages that must read what an earlier input of the same step changed.
     inbox: VecDeque<(OsdId, PeerMessage)>,
     /// Objects whose copy here was found unreadable and is not yet written anew; bounded.
-    damaged: BTreeSet<ObjectKey>,
+    pub(crate) damaged: BTreeSet<ObjectKey>,
     /// Whether the objects of this copy could not be listed, and not since.
     pub(crate) unlisted: bool,
     /// Whether, as primary, it had no room to fetch what is missing here, and still misses something.
     pub(crate) cramped: bool,
     /// Whether this instance has given up what it held once because of that.
-    gave_up: bool,
+    pub(crate) gave_up: bool,
     pub(crate) scrub: Scrub,
     /// Epoch of the stored history row; `None` while there is no collection.
-    stored_epoch: Option<Epoch>,
+    pub(crate) stored_epoch: Option<Epoch>,
     /// Whether the store holds something under this name that is not to be used.
     discards: bool,
     tick_at: Option<Timestamp>,
@@ -227,6 +229,7 @@ impl Pg {
         let interval = Interval::beginning(&map, pg, &members);
         let created = map.pools.get(&pg.pool).map_or(map.epoch, |pool| pool.created);
         let history = intervals::new_history(created, map.epoch);
+        let split_to = interval.pg_num;
         Pg {
             id: pg,
             whoami,
@@ -240,6 +243,7 @@ impl Pg {
             role: Role::Follower(Follower::unstarted()),
             clients: Clients::default(),
             interval_number: 0,
+            split_to,
             activations: 0,
             next_txn: 1,
             pending: VecDeque::new(),
@@ -317,6 +321,7 @@ impl Pg {
         let stored = rows::load(store)?;
         let mut this = Pg::create_with(pg, whoami, incarnation, map, members, limits);
         this.history = stored.row.history;
+        this.split_to = stored.row.interval.pg_num;
         if this.map.epoch == stored.row.epoch {
             this.interval = stored.row.interval;
         } else {
@@ -521,8 +526,13 @@ impl Pg {
             ops.push(StoreOp::CreateCollection);
             ops.push(rows::put_info(&self.holding.info()));
         }
+        let children = self.split_off(&mut ops, step);
         self.push_history_row(&mut ops);
-        self.submit(ops, None, step);
+        if children.is_empty() {
+            self.submit(ops, None, step);
+        } else {
+            self.submit_split(ops, children, step);
+        }
         if self.is_primary() {
             self.clients.wait_for_activation();
             self.role = Role::Peering(Box::default());
@@ -828,9 +838,15 @@ impl Pg {
         }
         let txn = TxnId(self.next_txn);
         self.next_txn += 1;
-        self.pending.push_back(PendingTxn { txn, interval: self.interval_number, then: then.into_iter().collect() });
+        self.push_pending(txn);
+        then.into_iter().for_each(|then| self.when_last_is_durable(then));
         step.submitted = true;
         step.out.push(Output::Submit { txn, ops });
+    }
+
+    /// Waits for a transaction to be durable.
+    pub(crate) fn push_pending(&mut self, txn: TxnId) {
+        self.pending.push_back(PendingTxn { txn, interval: self.interval_number, then: Vec::new() });
     }
 
     /// Has `then` done when the transaction that was just submitted is durable.
