@@ -205,6 +205,7 @@ impl Service {
             | MonCommand::FullRatios { .. }
             | MonCommand::Scrub { .. }
             | MonCommand::BlocklistAdd { .. }
+            | MonCommand::BlocklistRemove { .. }
             | MonCommand::KeyRemove { .. }
             | MonCommand::ConfigSet { .. }
             | MonCommand::ConfigRollback { .. } => {

@@ -13,7 +13,7 @@ use holdfast_map::ClusterMap;
 use holdfast_net::mon_session::{MonSession, MonSessionError};
 use holdfast_pg::{LoadError, Pg, ReadError};
 use holdfast_store::{FormatError, Identity, Options as StoreOptions, Store, StoreConfig, Transaction, TxOp};
-use holdfast_types::{ClientId, DiskUuid, Epoch, Incarnation, OsdId, PgId, PoolId};
+use holdfast_types::{ClientId, ClusterId, DiskUuid, Epoch, Incarnation, OsdId, PgId, PoolId};
 use holdfast_wire::mon::{MapUpdate, MonCommand, MonError, MonReply};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -27,10 +27,13 @@ use crate::local::{Local, collection_of, own_collection, pg_of, stored_maps};
 use crate::lost::{self, Lost};
 use crate::maps::Maps;
 use crate::run::{self, RunEnd};
+use crate::shard::STALL_GRACE;
 use crate::space::PeerSpace;
 
 /// Pause between attempts to reach the monitors while starting.
 const RETRY: Duration = Duration::from_millis(200);
+/// Time that a stopping daemon takes between two looks at a device that may hang.
+const STALL_LOOK: Duration = Duration::from_millis(100);
 /// Pause between attempts to begin a run on a full file system.
 const RETRY_FULL: Duration = Duration::from_secs(2);
 
@@ -198,10 +201,7 @@ pub async fn start(config: OsdConfig, listener: TcpListener, stop: CancellationT
     let no_address = |source| OsdError::Listen { address: "the given socket".to_owned(), source };
     listener.set_nonblocking(true).map_err(no_address)?;
     let address = listener.local_addr().map_err(no_address)?;
-    let named = config.device.as_ref().filter(|device| !device.try_exists().unwrap_or(false));
-    if let Some(device) = named {
-        return Err(OsdError::NoDevice { device: device.display().to_string() });
-    }
+    check_attached(&config)?;
     let mut disk = known_disk(&config)?;
     let caller = ClientId(rand::random());
     let session = MonSession::new(config.cluster, &config.monitors, caller, Incarnation(unix_millis()))?;
@@ -276,9 +276,25 @@ async fn open_store(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<(St
 fn store_config(config: &OsdConfig) -> StoreConfig {
     StoreConfig {
         device: config.device.clone().unwrap_or_else(|| config.data_dir.join("block")),
+        may_make_device: config.device.is_none(),
         index: config.data_dir.join("index"),
         memory_target: config.memory_target,
         options: StoreOptions { segment_bytes: config.segment_bytes, ..StoreOptions::default() },
+    }
+}
+
+/// Says at once that a device is not attached, not only when the monitors have answered. It may go later: the store makes
+/// none in its place either.
+fn check_attached(config: &OsdConfig) -> Result<(), OsdError> {
+    let StoreConfig { device, may_make_device, .. } = store_config(config);
+    let is_not_there = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let own_to_be_made = may_make_device && std::fs::symlink_metadata(&device).is_err_and(|error| is_not_there(&error));
+    match std::fs::metadata(&device) {
+        Err(error) if is_not_there(&error) && !own_to_be_made => {
+            Err(OsdError::NoDevice { device: device.display().to_string() })
+        }
+        // Whatever else keeps it from being looked at, its opening will tell.
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 
@@ -291,8 +307,7 @@ fn known_disk(config: &OsdConfig) -> Result<DiskUuid, OsdError> {
     }
     let disk = DiskUuid(rand::random());
     let drawn = Identity { cluster: config.cluster, disk, osd: config.wanted_id.unwrap_or_default() };
-    Store::check_device(&store_config(config), drawn)
-        .map_err(|source| OsdError::Format { path: config.data_dir.display().to_string(), source })?;
+    Store::check_device(&store_config(config), drawn).map_err(|source| not_formatted(config, source))?;
     identity::create(&config.data_dir, config.cluster, disk)?;
     Ok(disk)
 }
@@ -311,7 +326,14 @@ fn is_blank(config: &OsdConfig, disk: DiskUuid) -> Result<bool, OsdError> {
     match Store::check_device(&store_config(config), own) {
         Ok(()) => Ok(true),
         Err(FormatError::InUse { found: Some(found), .. }) if found.disk == disk => Ok(false),
-        Err(source) => Err(OsdError::Format { path, source }),
+        Err(source) => Err(not_formatted(config, source)),
+    }
+}
+
+fn not_formatted(config: &OsdConfig, source: FormatError) -> OsdError {
+    match source {
+        FormatError::NoDevice { device } => OsdError::NoDevice { device: device.display().to_string() },
+        source => OsdError::Format { path: config.data_dir.display().to_string(), source },
     }
 }
 
@@ -331,7 +353,7 @@ fn open_store_blocking(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<
                 warn!(osd = %id, %path, "the mark of the formatted store is gone, the store is not");
                 None
             }
-            Err(source) => return Err(OsdError::Format { path, source }),
+            Err(source) => return Err(not_formatted(config, source)),
         };
         let marked = std::fs::File::create(&formatted)
             .and_then(|file| file.sync_all())
@@ -357,7 +379,7 @@ fn open_store_blocking(config: &OsdConfig, disk: DiskUuid, id: OsdId) -> Result<
     lost::set_aside(config, &store_config.device, &store_config.index).map_err(mark)?;
     let identity = Identity { disk: lost.disk(disk), ..identity };
     let store = Store::format(&store_config, identity, config.capacity_bytes)
-        .map_err(|source| OsdError::Format { path: path.clone(), source })?;
+        .map_err(|source| not_formatted(config, source))?;
     Lost { pending: false, ..lost }.write(&config.data_dir).map_err(mark)?;
     Ok((store, true))
 }
@@ -369,7 +391,7 @@ fn check_given_up(config: &OsdConfig, disk: DiskUuid, lost: Lost, identity: Iden
     let own = [of_life(lost.life.saturating_sub(1)), of_life(lost.life)];
     match Store::check_device(&store_config(config), own[1]) {
         Err(FormatError::InUse { found: Some(found), .. }) if own.contains(&found) => Ok(()),
-        checked => checked.map_err(|source| OsdError::Format { path: config.data_dir.display().to_string(), source }),
+        checked => checked.map_err(|source| not_formatted(config, source)),
     }
 }
 
@@ -409,7 +431,7 @@ async fn live(base: Base) -> Result<(), OsdError> {
             Ok(maps) => maps,
             Err(OsdError::Monitors(error @ MonSessionError::Timeout { .. })) => {
                 warn!(osd = %base.id, %error, "waiting for the monitors");
-                tokio::time::sleep(RETRY).await;
+                pause(&base.stop, RETRY).await;
                 continue;
             }
             Err(error) => break Err(error),
@@ -417,18 +439,19 @@ async fn live(base: Base) -> Result<(), OsdError> {
         let last = maps.newest().osds.get(&base.id).map_or(0, |info| info.incarnation.0);
         let incarnation = match identity::next_run(&base.config.data_dir, unix_millis().max(last.saturating_add(1))) {
             Ok(incarnation) => incarnation,
-            Err(IdentityError::Io { source, .. }) if source.kind() == std::io::ErrorKind::StorageFull => {
-                warn!(osd = %base.id, data_dir = %base.config.data_dir.display(), "the file system is full: waiting for room");
-                tokio::select! {
-                    () = base.stop.cancelled() => break Ok(()),
-                    () = tokio::time::sleep(RETRY_FULL) => continue,
-                }
+            Err(IdentityError::Io { source, .. }) if is_full(&source) => {
+                wait_for_room(&base).await;
+                continue;
             }
             Err(error) => break Err(error.into()),
         };
         let taken = note_loss(&base, &maps).and_then(|lost| Ok((lost, take_up(&base, incarnation, &maps)?)));
         let (lost, pgs) = match taken {
             Ok(taken) => taken,
+            Err(OsdError::Mark { source, .. }) if is_full(&source) => {
+                wait_for_room(&base).await;
+                continue;
+            }
             Err(error) => break Err(error),
         };
         match run::run(&base, incarnation, maps, pgs, lost).await {
@@ -440,71 +463,143 @@ async fn live(base: Base) -> Result<(), OsdError> {
             Ok(RunEnd::NotTaken { detail }) => {
                 warn!(osd = %base.id, %detail, "the store did not take a write: the next run starts, and comes back without it");
                 base.up.send_replace(false);
-                tokio::time::sleep(RETRY).await;
+                pause(&base.stop, RETRY).await;
             }
             Err(error) => break Err(error),
         }
     };
     base.up.send_replace(false);
-    let store = base.store;
-    match tokio::task::spawn_blocking(move || store.close()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
-            warn!(error = %crate::describe(&error), "the store was not closed in order; the next start replays")
-        }
-        Err(panic) => warn!(%panic, "closing the store panicked"),
-    }
+    close(base.store, STALL_GRACE).await;
     end
+}
+
+/// Waits so long, or until the daemon is to end.
+async fn pause(stop: &CancellationToken, time: Duration) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = tokio::time::sleep(time) => {}
+    }
+}
+
+/// A file system that is full, or of which this user has had all that it may.
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
+async fn wait_for_room(base: &Base) {
+    warn!(osd = %base.id, data_dir = %base.config.data_dir.display(), "the file system is full: waiting for room");
+    pause(&base.stop, RETRY_FULL).await;
+}
+
+/// Ends when the store's device hangs for longer than `grace`.
+pub(crate) async fn hangs(store: &Store, grace: Duration) {
+    while store.stalled_for() <= grace {
+        tokio::time::sleep(STALL_LOOK).await;
+    }
+}
+
+/// Closes the store, unless its device hangs: nothing ends the wait for that, and what it has not taken was not
+/// acknowledged to anybody.
+async fn close(store: Store, grace: Duration) {
+    let (closed, told) = tokio::sync::oneshot::channel();
+    let closing = store.clone();
+    // Not on a thread of the runtime, which waits for those at its own end.
+    let thread = std::thread::Builder::new().name("store-close".to_owned()).spawn(move || {
+        let result = closing.close();
+        // Before it is told: who is told may open the store anew.
+        drop(closing);
+        // Nobody listens any more when the device hangs.
+        let _ = closed.send(result);
+    });
+    if let Err(error) = thread {
+        warn!(%error, "the store was not closed in order; the next start replays");
+        return;
+    }
+    tokio::select! {
+        result = told => match result {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                warn!(error = %crate::describe(&error), "the store was not closed in order; the next start replays");
+            }
+            Err(_) => warn!("closing the store panicked"),
+        },
+        () = hangs(&store, grace) => {
+            warn!("the device hangs: the store is left as it is; the next start replays");
+            store.abandon();
+        }
+    }
 }
 
 /// The maps that a run begins with.
 pub(crate) struct CaughtUp {
-    /// The oldest that any placement group must be fed from; the empty map on a new disk.
+    /// The oldest that any placement group must be fed from; the empty map where there is none.
     pub(crate) start: Arc<ClusterMap>,
-    /// All that follow it, up to the monitors' newest.
-    pub(crate) later: Vec<Arc<ClusterMap>>,
+    /// Those that follow it and are kept already.
+    pub(crate) kept: Vec<Arc<ClusterMap>>,
+    /// Those that follow them, up to the monitors' newest.
+    pub(crate) new: Vec<Arc<ClusterMap>>,
 }
 
 impl CaughtUp {
-    /// The oldest map that has the pool.
-    fn with_pool(&self, pool: PoolId) -> Option<&Arc<ClusterMap>> {
-        std::iter::once(&self.start).chain(&self.later).find(|map| map.pools.contains_key(&pool))
+    fn all(&self) -> impl Iterator<Item = &Arc<ClusterMap>> {
+        std::iter::once(&self.start).chain(&self.kept).chain(&self.new)
     }
 
-    fn newest(&self) -> &Arc<ClusterMap> {
-        self.later.last().unwrap_or(&self.start)
+    /// The oldest map that has the pool.
+    fn with_pool(&self, pool: PoolId) -> Option<&Arc<ClusterMap>> {
+        self.all().find(|map| map.pools.contains_key(&pool))
+    }
+
+    pub(crate) fn newest(&self) -> &Arc<ClusterMap> {
+        self.new.last().or(self.kept.last()).unwrap_or(&self.start)
     }
 
     /// The map of this epoch, or the first later one at hand.
     fn from(&self, epoch: Epoch) -> &Arc<ClusterMap> {
-        if self.start.epoch >= epoch {
-            return &self.start;
-        }
-        self.later.iter().find(|map| map.epoch >= epoch).unwrap_or_else(|| self.newest())
+        self.all().find(|map| map.epoch >= epoch).unwrap_or_else(|| self.newest())
     }
 }
 
-/// The kept maps, and from the monitors all maps after them.
+/// The kept maps that a placement group still needs, and from the monitors all maps after them.
 async fn catch_up(base: &Base) -> Result<CaughtUp, OsdError> {
-    let mut kept = Vec::new();
-    for bytes in stored_maps(&base.store)? {
-        kept.push(Arc::new(ClusterMap::decode_full(&bytes).map_err(|error| OsdError::Map(error.into()))?));
-    }
-    if kept.is_empty() {
-        kept.push(Arc::new(ClusterMap::empty(base.config.cluster)));
-    }
-    let mut later = kept.split_off(1);
-    let start = kept.swap_remove(0);
-    let mut maps = Maps::new(later.last().unwrap_or(&start).clone());
+    let mut caught_up = needed_maps(&base.store, least_epoch(&base.store), base.config.cluster)?;
+    let mut maps = Maps::new(caught_up.newest().clone());
     loop {
         let update = ask_maps(&base.session, maps.current().epoch).await?;
         let (new, taken) = maps.take(&update);
         taken.map_err(|error| OsdError::Map(error.into()))?;
         if new.is_empty() {
-            return Ok(CaughtUp { start, later });
+            return Ok(caught_up);
         }
-        later.extend(new);
+        caught_up.new.extend(new);
     }
+}
+
+/// The oldest epoch that a copy on this disk was left at; `None` without one. A copy whose epoch cannot be read is not taken
+/// up, and needs none.
+fn least_epoch(store: &Store) -> Option<Epoch> {
+    let space = PeerSpace::default();
+    let pgs = store.engine().collections().into_iter().filter_map(pg_of);
+    pgs.filter_map(|pg| Pg::stored_epoch(&Local::new(store, pg, &space)).ok().flatten()).min()
+}
+
+/// The kept maps from the one on that the oldest copy was left at. Each map costs the placement of all placement groups, at
+/// each start and each time that the daemon comes back: those before are not looked at. Who has no copies begins with the
+/// monitors' newest.
+fn needed_maps(store: &Store, least: Option<Epoch>, cluster: ClusterId) -> Result<CaughtUp, OsdError> {
+    let mut encoded = Vec::new();
+    if let Some(least) = least {
+        encoded = stored_maps(store, least)?;
+        if encoded.is_empty() {
+            encoded = stored_maps(store, Epoch::ZERO)?;
+        }
+    }
+    let mut kept = Vec::with_capacity(encoded.len());
+    for bytes in encoded {
+        kept.push(Arc::new(ClusterMap::decode_full(&bytes).map_err(|error| OsdError::Map(error.into()))?));
+    }
+    let start = if kept.is_empty() { Arc::new(ClusterMap::empty(cluster)) } else { kept.remove(0) };
+    Ok(CaughtUp { start, kept, new: Vec::new() })
 }
 
 /// Maps after `after` from the monitors; the newest full map when `after` is zero.
@@ -611,6 +706,7 @@ mod tests {
     fn a_lost_data_directory_never_gets_the_device_formatted() {
         let (data, elsewhere) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
         let device = elsewhere.path().join("device");
+        std::fs::File::create(&device).expect("an empty device");
         let before = config(data.path(), Some(&device));
         let disk = use_store(&before);
         let unmounted = tempfile::tempdir().expect("a directory");
@@ -632,10 +728,12 @@ mod tests {
         let dirs = [(); 3].map(|()| tempfile::tempdir().expect("a directory"));
         let [data, other_data, elsewhere] = &dirs;
         let (device, aside) = (elsewhere.path().join("device"), elsewhere.path().join("aside"));
+        std::fs::File::create(&device).expect("an empty device");
         let own = config(data.path(), Some(&device));
         let disk = use_store(&own);
         Lost { life: 1, pending: true, before: None }.write(data.path()).expect("written");
         std::fs::rename(&device, &aside).expect("the names of devices change");
+        std::fs::File::create(&device).expect("another one of that name");
         let other = config(other_data.path(), Some(&device));
         let other_disk = use_store(&other);
         let refused = open_store_blocking(&own, disk, OsdId(3)).map(|_| ());
@@ -654,6 +752,94 @@ mod tests {
         let started = start(config(data.path(), Some(&device)), listener, CancellationToken::new()).await;
         assert!(matches!(started, Err(OsdError::NoDevice { .. })), "{started:?}");
         assert!(!device.exists() && !data.path().join("identity").exists());
+    }
+
+    #[test]
+    fn a_device_that_goes_before_its_store_is_made_or_lies_behind_a_link_is_not_replaced_by_a_file() {
+        let [data, elsewhere] = &[(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+        let device = elsewhere.path().join("device");
+        std::fs::File::create(&device).expect("an empty file");
+        let named = config(data.path(), Some(&device));
+        let disk = known_disk(&named).expect("an identity");
+        std::fs::remove_file(&device).expect("removed while the monitors are waited for");
+        let made = open_store_blocking(&named, disk, OsdId(3)).map(|_| ());
+        assert!(matches!(made, Err(OsdError::NoDevice { .. })) && !device.exists(), "{made:?}");
+
+        std::os::unix::fs::symlink(&device, data.path().join("block")).expect("a link");
+        let linked = config(data.path(), None);
+        assert!(matches!(check_attached(&linked), Err(OsdError::NoDevice { .. })));
+        for pending in [false, true] {
+            if pending {
+                Lost { life: 1, pending, before: None }.write(data.path()).expect("written");
+            }
+            let made = open_store_blocking(&linked, disk, OsdId(3)).map(|_| ());
+            assert!(matches!(made, Err(OsdError::NoDevice { .. })) && !device.exists(), "{made:?}");
+        }
+        // Attached, and given up: the link stays, what it names is used anew.
+        std::fs::File::create(&device).expect("an empty file");
+        check_attached(&linked).expect("it is there");
+        let (_store, lost_now) = open_store_blocking(&linked, disk, OsdId(3)).expect("made");
+        assert!(lost_now && data.path().join("block").is_symlink());
+        assert_eq!(device.metadata().expect("a file").len(), linked.capacity_bytes);
+    }
+
+    #[tokio::test]
+    async fn a_daemon_ends_though_its_device_hangs() {
+        let data = tempfile::tempdir().expect("a directory");
+        let config = config(data.path(), None);
+        let disk = known_disk(&config).expect("an identity");
+        let (store, _) = open_store_blocking(&config, disk, OsdId(3)).expect("a store");
+        let (free, freed) = std::sync::mpsc::channel::<()>();
+        let (reached, is_reached) = std::sync::mpsc::channel();
+        let own = own_collection(&store.engine().collections()).expect("it is new");
+        let hang = move |_: Result<(), Arc<_>>| {
+            let _ = reached.send(());
+            let _ = freed.recv();
+        };
+        store.submit(own, hang).expect("submitted");
+        is_reached.recv().expect("the commit thread hangs");
+        close(store, Duration::ZERO).await;
+        drop(free);
+    }
+
+    #[test]
+    fn only_the_maps_that_a_copy_needs_are_taken_from_the_store() {
+        let data = tempfile::tempdir().expect("a directory");
+        let config = config(data.path(), None);
+        let disk = known_disk(&config).expect("an identity");
+        let (store, _) = open_store_blocking(&config, disk, OsdId(3)).expect("a store");
+        store.submit_and_wait(own_collection(&store.engine().collections()).expect("it is new")).expect("written");
+        for epoch in 1..=100 {
+            let mut map = ClusterMap::empty(config.cluster);
+            map.epoch = Epoch(epoch);
+            for transaction in crate::local::map_transactions(&map) {
+                store.submit_and_wait(transaction).expect("written");
+            }
+        }
+        let epochs = |least: Option<u64>| {
+            let maps = needed_maps(&store, least.map(Epoch), config.cluster).expect("readable");
+            assert!(maps.new.is_empty());
+            (maps.start.epoch.0, maps.kept.len(), maps.newest().epoch.0)
+        };
+        assert_eq!(epochs(Some(40)), (40, 60, 100));
+        assert_eq!(epochs(Some(100)), (100, 0, 100));
+        assert_eq!(epochs(Some(500)), (1, 99, 100), "without the right ones all that there are");
+        assert_eq!(least_epoch(&store), None);
+        assert_eq!(epochs(None), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_copy_whose_index_was_found_damaged_is_given_up_at_the_next_start() {
+        let data = tempfile::tempdir().expect("a directory");
+        let config = config(data.path(), None);
+        let disk = use_store(&config);
+        std::fs::write(data.path().join("index-damaged"), "a block of it is bad").expect("written");
+        let (store, lost_now) = open_store_blocking(&config, disk, OsdId(3)).expect("made anew");
+        assert!(lost_now);
+        store.close().expect("closed");
+        drop(store);
+        let (_store, lost_now) = open_store_blocking(&config, disk, OsdId(3)).expect("opened");
+        assert!(!lost_now, "once");
     }
 
     #[test]

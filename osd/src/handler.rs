@@ -7,11 +7,12 @@ use holdfast_types::{Incarnation, OsdId};
 use holdfast_wire::frame::{GoodbyeReason, PeerIdentity};
 use holdfast_wire::mon::MapUpdate;
 use holdfast_wire::peer::{Heartbeat, MapShare, PeerMessage};
-use holdfast_wire::{ClientRequest, Decoded, Kind, Payload, decode};
+use holdfast_wire::{Barrier, ClientRequest, Decoded, Kind, Payload, decode};
 use minicbor::Decode;
 use tokio::sync::mpsc::{Sender, UnboundedSender};
 use tracing::warn;
 
+use crate::barrier::BarrierWait;
 use crate::shard::{ClientArrival, Event, Question, Shards};
 
 /// Something that the failure detector must know at once.
@@ -42,6 +43,18 @@ impl OsdHandler {
         }
     }
 
+    /// Whether the session that the request names is that of its connection: fences and remembered answers are by session.
+    fn is_of(from: &Arc<Connection>, request: &ClientRequest) -> bool {
+        let same = **from.peer() == PeerIdentity::Client(request.id.client)
+            && from.peer().incarnation() == request.id.incarnation;
+        if !same {
+            warn!(peer = %from.peer(), remote = %from.remote(), id = %request.id,
+                "connection closed: a request in another session's name");
+            from.close(GoodbyeReason::BadFrame { detail: "the request names another session".to_owned() });
+        }
+        same
+    }
+
     /// The OSD on the other side; others may not send what only OSDs send.
     fn osd_of(from: &Arc<Connection>) -> Option<(OsdId, Incarnation)> {
         match **from.peer() {
@@ -60,9 +73,18 @@ impl Handler for OsdHandler {
         match Kind::from_number(message.kind) {
             Some(Kind::ClientRequest) => {
                 let Some(request) = Self::decode::<ClientRequest>(from, &message) else { return };
+                if !Self::is_of(from, &request) {
+                    return;
+                }
                 let arrival =
                     ClientArrival { connection: from.clone(), request_id: message.request_id, request, permit };
                 self.shards.send(arrival.request.pg, Event::Client(arrival));
+            }
+            Some(Kind::Barrier) => {
+                let Some(barrier) = Self::decode::<Barrier>(from, &message) else { return };
+                let (connection, request_id) = (from.clone(), message.request_id);
+                let wait = BarrierWait::new(barrier.epoch, connection, request_id, permit, self.shards.count());
+                self.shards.send_all(|| Event::Barrier(wait.clone()));
             }
             Some(Kind::Peer) => {
                 let Some((osd, incarnation)) = Self::osd_of(from) else { return };

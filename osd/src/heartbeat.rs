@@ -1,7 +1,8 @@
 //! Who of the peers answers: pure accounting, driven by the daemon's heartbeat task.
 //!
-//! A heartbeat goes to each watched peer every [`HEARTBEAT_INTERVAL`], over the connection that carries data. A peer
-//! that has not answered for [`HEARTBEAT_GRACE`] is reported as silent, and again at each further interval while it
+//! A heartbeat goes to each watched peer every [`HEARTBEAT_INTERVAL`], over a connection of its own: a peer with much to do
+//! reads the one that carries data when it comes to it, and is alive. That one is watched by the kernel. A peer that has
+//! not answered for [`HEARTBEAT_GRACE`] is reported as silent, and again at each further interval while it
 //! stays silent, since a report may be lost with a monitor. (Ceph: 6 s and 20 s.)
 //!
 //! Who was not running itself judges nobody: on a host without a free processor the answers lie unread. Time in which

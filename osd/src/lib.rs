@@ -10,6 +10,7 @@
 //! up and filled anew from the other copies; what it held is remembered to be lost (`lost`).
 
 mod answers;
+mod barrier;
 mod config;
 mod counters;
 mod daemon;

@@ -80,10 +80,10 @@ pub(crate) fn own_collection(collections: &[CollectionId]) -> Option<Transaction
     (!collections.contains(&OWN)).then(|| Transaction { ops: vec![TxOp::CreateCollection { c: OWN }] })
 }
 
-/// The kept maps, oldest first, encoded. One whose pieces are not all there does not decode.
-pub(crate) fn stored_maps(store: &Store) -> Result<Vec<Bytes>, StoreReadError> {
+/// The kept maps from this epoch on, oldest first, encoded. One whose pieces are not all there does not decode.
+pub(crate) fn stored_maps(store: &Store, from: Epoch) -> Result<Vec<Bytes>, StoreReadError> {
     let end = map_row(Epoch(u64::MAX));
-    let mut start = MAP_ROWS.to_vec();
+    let mut start = map_row(from);
     let mut maps = StoredMaps::default();
     loop {
         let page = store.engine().meta_scan(OWN, &start, Some(&end), MAPS_AT_A_TIME, usize::MAX)?;

@@ -87,7 +87,8 @@ pub(crate) fn set_aside(config: &OsdConfig, device: &Path, index: &Path) -> io::
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         metadata => metadata?.file_type(),
     };
-    if config.device.is_none() && room(&config.data_dir)? > config.capacity_bytes {
+    // A link is the operator's: moved aside, a file would be made where it was, on another disk.
+    if config.device.is_none() && !device.is_symlink() && room(&config.data_dir)? > config.capacity_bytes {
         let aside = |path: &Path| path.with_extension("lost");
         let old = aside(index);
         if old.exists() {

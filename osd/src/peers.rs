@@ -23,6 +23,8 @@ struct Entry {
     incarnation: Incarnation,
     address: String,
     peer: Peer,
+    /// For heartbeats alone: on the other connection they would wait behind all that a busy peer has not taken yet.
+    pulse: Peer,
 }
 
 /// The table of peers.
@@ -111,8 +113,9 @@ impl Peers {
                 identity: Some(PeerIdentity::Osd(*osd)),
                 incarnation: Some(info.incarnation),
             };
-            let peer = Peer::new(&self.endpoint, target, PeerMode::KeepConnected, handler.clone());
-            table.insert(*osd, Entry { incarnation: info.incarnation, address: info.address.clone(), peer });
+            let peer = Peer::new(&self.endpoint, target.clone(), PeerMode::KeepConnected, handler.clone());
+            let pulse = Peer::new(&self.endpoint, target, PeerMode::OnDemand, handler.clone());
+            table.insert(*osd, Entry { incarnation: info.incarnation, address: info.address.clone(), peer, pulse });
         }
     }
 
@@ -154,9 +157,9 @@ impl Peers {
         });
     }
 
-    /// Asks for a sign of life and waits for it; `None` when none came in time.
+    /// Asks for a sign of life, over a connection for nothing else, and waits for it; `None` when none came in time.
     pub(crate) async fn heartbeat(&self, to: OsdId, heartbeat: &Heartbeat, wait: Duration) -> Option<HeartbeatReply> {
-        let peer = self.table.read().get(&to).map(|entry| entry.peer.clone())?;
+        let peer = self.table.read().get(&to).map(|entry| entry.pulse.clone())?;
         let encoded = encode(heartbeat);
         let message = Message::new(Kind::Heartbeat as u16, encoded.body, encoded.payload);
         let answer = peer.request(message, Instant::now() + wait).await.ok()?;

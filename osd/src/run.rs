@@ -19,7 +19,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::daemon::{Base, CaughtUp, OsdError, ask_maps};
+use crate::daemon::{Base, CaughtUp, OsdError, ask_maps, hangs};
 use crate::handler::{OsdHandler, Sign};
 use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
 use crate::local::map_transactions;
@@ -27,7 +27,7 @@ use crate::maps::{MapUpdateError, Maps};
 use crate::monitors::{self, Wishes};
 use crate::peers::{Held, Outbound, Peers};
 use crate::report;
-use crate::shard::{Event, Fatal, Inbox, MapStep, Shard, Shards, Shared, now};
+use crate::shard::{Event, Fatal, Inbox, MapStep, STALL_GRACE, Shard, Shards, Shared, now};
 use crate::slots::Slots;
 use crate::space::PeerSpace;
 
@@ -35,10 +35,17 @@ use crate::space::PeerSpace;
 const UPDATES_MAX: usize = 64;
 /// Pause before the monitors are told of this run again, when no map showed it.
 const BOOT_REPEAT: Duration = Duration::from_millis(500);
+/// Of so many of these attempts one is told in the log.
+const BOOT_TOLD_EVERY: u64 = 60;
 /// What a record of the store has beside the bytes of an object: headers, checksums, the log entry and its results.
 const RECORD_OVERHEAD_BYTES: usize = 256 << 10;
 /// A stopping daemon waits this long for the monitors to hear of it.
 const STOPPING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Maps that a run begins with and that may wait for the shards. Each carries the places of all placement groups.
+const MAPS_AT_ONCE: usize = 16;
+/// A stopping daemon with a hung device waits this long for what does not wait for the device.
+const ABANDONED_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a run ended.
 #[derive(Debug)]
@@ -65,10 +72,34 @@ impl Run {
     /// this, so what is taken first is fed first. Blocks while the store takes nothing.
     fn take(&self, update: &MapUpdate) -> Result<(), MapUpdateError> {
         let (new, taken) = self.maps.lock().take(update);
+        if let Some(newest) = new.last() {
+            self.shared.peers.follow(newest, &self.handler);
+        }
         for map in new {
+            self.keep(&map);
             self.feed(map);
         }
         taken
+    }
+
+    /// Feeds what a run begins with. The shards are waited for now and then: what waits for them must not be all maps of
+    /// hours. Blocks while the store takes nothing; ends early when the daemon is to end.
+    fn feed_first(&self, maps: CaughtUp, stop: &CancellationToken) {
+        self.shared.peers.follow(maps.newest(), &self.handler);
+        let kept = maps.kept.into_iter().map(|map| (map, true));
+        let new = maps.new.into_iter().map(|map| (map, false));
+        for (count, (map, is_kept)) in (1..).zip(kept.chain(new)) {
+            if stop.is_cancelled() {
+                return;
+            }
+            if !is_kept {
+                self.keep(&map);
+            }
+            self.feed(map);
+            if usize::is_multiple_of(count, MAPS_AT_ONCE) {
+                self.shared.shards.wait();
+            }
+        }
     }
 
     /// Stores a map; before it is fed, see [`map_transactions`]. Blocks while the store takes nothing.
@@ -89,10 +120,9 @@ impl Run {
         }
     }
 
+    /// Hands a map that is stored to the shards.
     fn feed(&self, map: Arc<ClusterMap>) {
         debug!(osd = %self.shared.osd, epoch = %map.epoch, "new map");
-        self.keep(&map);
-        self.shared.peers.follow(&map, &self.handler);
         let step = MapStep::new(map.clone());
         for index in 0..self.shared.shards.count() {
             self.shared.shards.send_to(index, Event::Map(step.clone()));
@@ -109,7 +139,6 @@ pub(crate) async fn run(
     pgs: BTreeMap<PgId, Pg>,
     lost_before: Option<Epoch>,
 ) -> Result<RunEnd, OsdError> {
-    let CaughtUp { start, later } = maps;
     let stop = CancellationToken::new();
     let _stop_tasks = stop.clone().drop_guard();
     let local = LocalIdentity {
@@ -137,22 +166,32 @@ pub(crate) async fn run(
         counters: base.counters.clone(),
         lost_before,
         lost_now: base.lost_now,
+        stall_grace: STALL_GRACE,
         space: PeerSpace::default(),
         fatal,
         report_due: report_due.clone(),
     });
     let handler: Arc<dyn Handler> = Arc::new(OsdHandler { shards: shards.clone(), signs, maps: updates.clone() });
-    let newest = later.last().unwrap_or(&start).clone();
+    let (start, newest) = (maps.start.clone(), maps.newest().clone());
     let run = Arc::new(Run {
         shared: shared.clone(),
         handler: handler.clone(),
         maps: Mutex::new(Maps::new(newest)),
         newest: watch::Sender::new(start.clone()),
     });
-    let threads = start_shards(&shared, &start, pgs, inboxes)?;
-    let feeding = run.clone();
-    let fed = tokio::task::spawn_blocking(move || later.into_iter().for_each(|map| feeding.feed(map)));
-    fed.await.map_err(|panic| OsdError::StoreFailed { detail: format!("feeding the maps panicked: {panic}") })?;
+    let (ended, shards_ended) = mpsc::channel(1);
+    start_shards(&shared, &start, pgs, inboxes, &ended)?;
+    drop(ended);
+    let (feeding, stop_feeding) = (run.clone(), base.stop.clone());
+    let mut fed = tokio::task::spawn_blocking(move || feeding.feed_first(maps, &stop_feeding));
+    let fed = tokio::select! {
+        fed = &mut fed => fed,
+        () = stopped_and_hung(base) => {
+            base.store.abandon();
+            fed.await
+        }
+    };
+    fed.map_err(|panic| OsdError::StoreFailed { detail: format!("feeding the maps panicked: {panic}") })?;
     let _listener = serve(base, &endpoint, &handler)?;
 
     let tasks = tokio_util::task::TaskTracker::new();
@@ -204,14 +243,31 @@ pub(crate) async fn run(
     for index in 0..shards.count() {
         shards.send_to(index, Event::Stop);
     }
-    for thread in threads {
-        // A shard that panicked has said why; the run ends in any case.
-        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
-    }
-    endpoint.shutdown().await;
     tasks.close();
-    tasks.wait().await;
+    let mut shards_ended = shards_ended;
+    let all_ended = async {
+        // Nothing is ever sent: it ends with the last shard. One that panicked has said why; the run ends in any case.
+        let _ = shards_ended.recv().await;
+        endpoint.shutdown().await;
+        tasks.wait().await;
+    };
+    let mut all_ended = std::pin::pin!(all_ended);
+    tokio::select! {
+        () = &mut all_ended => {}
+        () = stopped_and_hung(base) => {
+            warn!(osd = %base.id, "the device hangs: what waits for it is left");
+            base.store.abandon();
+            // Who waited for the store goes on now; who waits for the device itself is not waited for.
+            let _ = tokio::time::timeout(ABANDONED_TIMEOUT, all_ended).await;
+        }
+    }
     end
+}
+
+/// Ends when the daemon is to end, and its device hangs.
+async fn stopped_and_hung(base: &Base) {
+    base.stop.cancelled().await;
+    hangs(&base.store, STALL_GRACE).await;
 }
 
 /// The usual limits, and what one transaction of the store can take: a record lies within one segment. All OSDs of a
@@ -234,20 +290,23 @@ async fn say_stopping(base: &Base, incarnation: Incarnation) {
     }
 }
 
+/// Starts the threads of the shards; each holds `ended` to its end.
 fn start_shards(
     shared: &Arc<Shared>,
     start: &Arc<ClusterMap>,
     mut pgs: BTreeMap<PgId, Pg>,
     inboxes: Vec<Inbox>,
-) -> Result<Vec<std::thread::JoinHandle<()>>, OsdError> {
+    ended: &mpsc::Sender<()>,
+) -> Result<(), OsdError> {
     let step = MapStep::new(start.clone());
-    let mut threads = Vec::new();
     for (index, inbox) in inboxes.into_iter().enumerate() {
         let mine: Vec<PgId> = pgs.keys().copied().filter(|pg| shared.shards.index_of(*pg) == index).collect();
         let owned = mine.into_iter().filter_map(|pg| pgs.remove_entry(&pg)).collect();
         let shard = Shard::new(index, shared.clone(), step.clone(), owned);
         let fatal = shared.fatal.clone();
+        let ended = ended.clone();
         let body = move || {
+            let _ended = ended;
             let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shard.run(&inbox)));
             if ran.is_err() {
                 // A broken invariant: losing this copy is better than spreading what it might say.
@@ -256,9 +315,9 @@ fn start_shards(
         };
         let name = format!("{}-shard{index}", shared.osd);
         let thread = std::thread::Builder::new().name(name).spawn(body);
-        threads.push(thread.map_err(|error| OsdError::StoreFailed { detail: format!("no thread: {error}") })?);
+        thread.map_err(|error| OsdError::StoreFailed { detail: format!("no thread: {error}") })?;
     }
-    Ok(threads)
+    Ok(())
 }
 
 fn serve(base: &Base, endpoint: &Arc<Endpoint>, handler: &Arc<dyn Handler>) -> Result<Listener, OsdError> {
@@ -355,9 +414,14 @@ async fn boot(session: MonSession, command: MonCommand, run: Arc<Run>, stop: Can
     let (me, incarnation) = (run.shared.osd, run.shared.incarnation);
     let mut map = run.newest.subscribe();
     let shown = |map: &Arc<ClusterMap>| map.osds.get(&me).is_some_and(|info| info.incarnation == incarnation);
-    loop {
+    for attempt in 0_u64.. {
+        // Often enough to be seen, not twice a second while the monitors hold a daemon off for minutes.
+        let is_told = attempt.is_multiple_of(BOOT_TOLD_EVERY);
         // Peers take this daemon for dead while its device hangs: it would come up to be found dead again.
         if run.shared.store.stalled_for() > HEARTBEAT_GRACE {
+            if is_told {
+                warn!(osd = %me, "the device takes nothing: this daemon comes up when it does");
+            }
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(BOOT_REPEAT) => continue,
@@ -365,9 +429,12 @@ async fn boot(session: MonSession, command: MonCommand, run: Arc<Run>, stop: Can
         }
         match session.execute(command.clone()).await {
             Ok(MonReply::Done { epoch }) => run.shared.wishes.want_map(epoch),
-            Ok(MonReply::Failed(error)) => warn!(osd = %me, %error, "the monitors do not let this daemon boot"),
+            Ok(MonReply::Failed(error)) if is_told => {
+                warn!(osd = %me, %error, "the monitors do not let this daemon boot");
+            }
+            Err(error) if is_told => warn!(osd = %me, %error, "the monitors were not told of this daemon yet"),
+            Ok(MonReply::Failed(_)) | Err(_) => {}
             Ok(_) => warn!(osd = %me, "the monitors answered a boot with something else"),
-            Err(error) => warn!(osd = %me, %error, "the monitors were not told of this daemon yet"),
         }
         tokio::select! {
             () = stop.cancelled() => return,

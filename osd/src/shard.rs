@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, error};
 
 use crate::answers::{respond, respond_client};
+use crate::barrier::BarrierWait;
 use crate::counters::Counters;
 use crate::heartbeat::HEARTBEAT_GRACE;
 use crate::local::{Local, collection_of, to_transaction};
@@ -32,6 +33,9 @@ use crate::peers::{Held, Outbound, Peers};
 use crate::slots::Slots;
 use crate::space::{self, PeerSpace};
 
+/// A device that takes nothing for so long hangs. Well above the grace of heartbeats: daemons that share a busy disk would
+/// else fall silent together, all at once.
+pub(crate) const STALL_GRACE: Duration = Duration::from_secs(3 * HEARTBEAT_GRACE.as_secs());
 /// Longest wait of the thread for its next event; it then looks for clients that went away.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// A request that names a map further ahead than this is refused: no client is so much better informed than an OSD that
@@ -39,6 +43,8 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 const EPOCHS_AHEAD_MAX: u64 = 4_096;
 /// Requests of clients with a newer map than this daemon's that may wait for that map. Each holds a permit.
 const WAITING_FOR_MAP_MAX: usize = 4096;
+/// Barriers that may wait for a map. Each holds a permit.
+const BARRIERS_MAX: usize = 1024;
 /// Messages for placement groups that a newer map brings here. What is dropped, the sender repeats.
 const EARLY_MESSAGES_MAX: usize = 1024;
 /// Ticks in a row that one placement group may ask for "at once" before others get their turn.
@@ -99,10 +105,14 @@ pub(crate) enum Event {
     StoreFailed { pg: PgId, txn: TxnId, detail: String },
     /// A recovery slot became free and is this placement group's.
     Reserved { pg: PgId, slot: Slot },
+    /// Say when your placement groups are as far.
+    Barrier(Arc<BarrierWait>),
     /// A [`Question`] waits: it is looked at before each event, so this one asks for nothing.
     Asked,
     /// What do you lead, and how is it?
     Report { reply: oneshot::Sender<Vec<PgReport>> },
+    /// Dropped when all events before it are handled.
+    Reached(#[expect(dead_code, reason = "only dropped")] Sender<()>),
     /// End the thread.
     Stop,
 }
@@ -158,6 +168,23 @@ impl Shards {
         let _ = self.senders[index].0.send(event);
     }
 
+    /// Hands an event to each shard.
+    pub(crate) fn send_all(&self, event: impl Fn() -> Event) {
+        for (events, _) in self.senders.iter() {
+            let _ = events.send(event());
+        }
+    }
+
+    /// Waits until the shards have handled what they were sent so far. Those that ended are not waited for.
+    pub(crate) fn wait(&self) {
+        let (reached, all) = channel();
+        for index in 0..self.count() {
+            self.send_to(index, Event::Reached(reached.clone()));
+        }
+        drop(reached);
+        while all.recv().is_ok() {}
+    }
+
     /// Has the shards from this one on answer a heartbeat.
     pub(crate) fn ask(&self, index: usize, question: Question) {
         let _ = self.senders[index].1.send(question);
@@ -180,6 +207,8 @@ pub(crate) struct Shared {
     pub(crate) lost_before: Option<Epoch>,
     /// Whether that was found by this process.
     pub(crate) lost_now: bool,
+    /// For so long the device may take nothing and the daemon still answers heartbeats: [`STALL_GRACE`].
+    pub(crate) stall_grace: Duration,
     /// Told when the store failed for good: the daemon must end.
     pub(crate) fatal: tokio::sync::mpsc::UnboundedSender<Fatal>,
     /// Who has no room.
@@ -218,6 +247,7 @@ pub(crate) struct Shard {
     next_reply: u64,
     waiting_for_map: Vec<ClientArrival>,
     early: Vec<(OsdId, Incarnation, PeerMessage)>,
+    barriers: Vec<Arc<BarrierWait>>,
     /// Placement groups of which the store refused a transaction: nothing of them is done any more in this run.
     stopped: BTreeSet<PgId>,
     looked_for_lost_clients: Timestamp,
@@ -242,6 +272,7 @@ impl Shard {
             next_reply: 0,
             waiting_for_map: Vec::new(),
             early: Vec::new(),
+            barriers: Vec::new(),
             stopped: BTreeSet::new(),
             looked_for_lost_clients: now(),
             told_time: None,
@@ -255,8 +286,8 @@ impl Shard {
     pub(crate) fn run(mut self, inbox: &Inbox) {
         let events = &inbox.events;
         loop {
-            self.tell_time();
-            self.tick_due();
+            self.tell_time(inbox);
+            self.tick_due(inbox);
             let wait = self.wake_order.first().map_or(IDLE_WAIT, |(at, _)| at.since(now()).min(IDLE_WAIT));
             self.held.flush();
             match events.recv_timeout(wait) {
@@ -277,18 +308,21 @@ impl Shard {
                 }
             }
             for (pg, txn) in std::mem::take(&mut self.durable) {
+                self.answer(inbox);
                 self.step_pg(pg, Input::Durable(txn));
             }
             if now().since(self.looked_for_lost_clients) >= IDLE_WAIT {
                 // Nobody waits on a closed connection: its requests' memory is given back.
                 self.looked_for_lost_clients = now();
                 self.replies.retain(|_, pending| !pending.connection.is_closed());
+                self.barriers.retain(|barrier| !barrier.is_given_up());
+                self.waiting_for_map.retain(|arrival| !arrival.connection.is_closed());
             }
         }
     }
 
     /// Tells the placement groups the time of day, by which they schedule scrubs.
-    fn tell_time(&mut self) {
+    fn tell_time(&mut self, inbox: &Inbox) {
         if self.told_time.is_some_and(|at| now().since(at) < TIME_OF_DAY_EVERY) {
             return;
         }
@@ -296,6 +330,7 @@ impl Shard {
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
         for pg in self.pgs.keys().copied().collect::<Vec<_>>() {
+            self.answer(inbox);
             self.step_pg(pg, Input::WallClock { unix_ms });
         }
     }
@@ -311,6 +346,7 @@ impl Shard {
                 drop(permit);
             }
             Event::Client(arrival) => self.client(arrival),
+            Event::Barrier(barrier) => self.barrier(barrier),
             // The store tells of them in order, and one says all that those before it say.
             Event::Durable { pg, txn } => drop(self.durable.insert(pg, txn)),
             Event::StoreFailed { pg, txn, detail } => {
@@ -323,7 +359,7 @@ impl Shard {
                 // A run that is ending does not wait for the answer.
                 let _ = reply.send(self.pgs.values().filter(|pg| pg.is_primary()).map(Pg::report).collect());
             }
-            Event::Asked | Event::Stop => {}
+            Event::Asked | Event::Reached(_) | Event::Stop => {}
         }
     }
 
@@ -335,7 +371,7 @@ impl Shard {
                 continue;
             }
             // A device that hangs fails nothing: who does not answer is found dead by its peers.
-            if self.shared.store.stalled_for() > HEARTBEAT_GRACE {
+            if self.shared.store.stalled_for() > self.shared.stall_grace {
                 continue;
             }
             let Shared { osd, incarnation, .. } = &*self.shared;
@@ -372,6 +408,9 @@ impl Shard {
             .collect();
         for pg in missing {
             self.create(pg);
+        }
+        for barrier in std::mem::take(&mut self.barriers) {
+            self.barrier(barrier);
         }
         for arrival in std::mem::take(&mut self.waiting_for_map) {
             self.client(arrival);
@@ -423,8 +462,10 @@ impl Shard {
             }
             let members = self.step.members_of(pg);
             let is_member = members.up.contains(&self.shared.osd) || members.acting.contains(&self.shared.osd);
-            // "No copy" would be taken for the word of one that never had one, or gave it up when it was not needed.
-            if !is_member && !self.may_have_lost(pg) {
+            // "No copy" would be taken for the word of one that never had one, or gave it up when it was not needed. What is
+            // here and was not taken up cannot be used, and had something once.
+            let unusable = self.shared.store.engine().collection_exists(collection_of(pg));
+            if !is_member && !unusable && !self.may_have_lost(pg) {
                 if let Some(message) = answer_without_copy(&message, self.step.map.epoch) {
                     self.send(from, Outbound::new(Kind::Peer, &message).as_ref());
                 }
@@ -463,6 +504,16 @@ impl Shard {
         self.step_pg(pg, Input::Client { reply_to: ReplyTo(number), request });
     }
 
+    fn barrier(&mut self, barrier: Arc<BarrierWait>) {
+        let epoch = self.step.map.epoch;
+        let hopeless = barrier.epoch.0 > epoch.0.saturating_add(EPOCHS_AHEAD_MAX);
+        if barrier.epoch <= epoch || hopeless || self.barriers.len() >= BARRIERS_MAX {
+            return barrier.pass(epoch, &mut self.held);
+        }
+        self.shared.wishes.want_map(barrier.epoch);
+        self.barriers.push(barrier);
+    }
+
     fn refuse(&mut self, arrival: &ClientArrival, reason: RefusedReason) {
         let reply =
             ClientReply { id: arrival.request.id, epoch: self.step.map.epoch, outcome: ClientOutcome::Refused(reason) };
@@ -470,10 +521,11 @@ impl Shard {
     }
 
     /// Gives a tick to each placement group whose time has come.
-    fn tick_due(&mut self) {
+    fn tick_due(&mut self, inbox: &Inbox) {
         let now = now();
         let due: Vec<PgId> = self.wake_order.iter().take_while(|(at, _)| *at <= now).map(|(_, pg)| *pg).collect();
         for pg in due {
+            self.answer(inbox);
             for _ in 0..TICKS_AT_ONCE_MAX {
                 if self.wakes.get(&pg).is_none_or(|at| *at > now) {
                     break;
@@ -619,5 +671,181 @@ impl Shard {
             Fatal::Store(detail)
         };
         let _ = self.shared.fatal.send(fatal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::mpsc;
+
+    use holdfast_net::{
+        Endpoint, Handler, Listener, LocalIdentity, Message, NetConfig, NoHandler, Peer, PeerMode, Target,
+    };
+    use holdfast_store::{Identity, Options, StoreConfig, Transaction, TxOp};
+    use holdfast_types::{ClusterId, DiskUuid};
+    use holdfast_wire::frame::PeerIdentity;
+    use holdfast_wire::{decode, encode};
+    use tokio::task::JoinHandle;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    const CLUSTER: ClusterId = ClusterId([7; 16]);
+
+    fn endpoint(osd: u32) -> Arc<Endpoint> {
+        let identity = PeerIdentity::Osd(OsdId(osd));
+        let (incarnation, features, features_required) = (Incarnation(1), 0, 0);
+        let local = LocalIdentity { cluster: CLUSTER, identity, incarnation, features, features_required };
+        Endpoint::new(local, NetConfig::default(), CancellationToken::new())
+    }
+
+    fn shared(directory: &Path, shards: &Shards, stall_grace: Duration) -> Arc<Shared> {
+        let options = Options { segment_bytes: 4 << 20, ..Options::default() };
+        let config = StoreConfig { memory_target: 16 << 20, options, ..StoreConfig::in_directory(directory) };
+        let identity = Identity { cluster: CLUSTER, disk: DiskUuid([1; 16]), osd: OsdId(0) };
+        Arc::new(Shared {
+            osd: OsdId(0),
+            incarnation: Incarnation(1),
+            store: Store::format(&config, identity, 64 << 20).expect("a store"),
+            shards: shards.clone(),
+            peers: Arc::new(Peers::new(OsdId(0), endpoint(0))),
+            wishes: Arc::default(),
+            slots: Slots::default(),
+            limits: Limits::default(),
+            counters: Arc::default(),
+            lost_before: None,
+            lost_now: false,
+            stall_grace,
+            fatal: tokio::sync::mpsc::unbounded_channel().0,
+            space: PeerSpace::default(),
+            report_due: Arc::default(),
+        })
+    }
+
+    /// Lets a shard handle what waits for it, up to a stop.
+    fn run(index: usize, shared: &Arc<Shared>, inbox: &Inbox) {
+        let step = MapStep::new(Arc::new(ClusterMap::empty(CLUSTER)));
+        Shard::new(index, shared.clone(), step, BTreeMap::new()).run(inbox);
+    }
+
+    /// Gives each heartbeat to the test.
+    struct Arriving(mpsc::Sender<Question>);
+
+    impl Handler for Arriving {
+        fn on_message(&self, from: &Arc<Connection>, message: Message, permit: Permit) {
+            let heartbeat = decode(message.kind, &message.body, &message.payload()).expect("a heartbeat");
+            let (connection, request_id) = (from.clone(), message.request_id);
+            self.0.send(Question { connection, request_id, heartbeat, permit }).expect("the test listens");
+        }
+    }
+
+    /// A peer that asks, and what it asks.
+    struct Asker {
+        _listener: Listener,
+        peer: Peer,
+        questions: mpsc::Receiver<Question>,
+    }
+
+    impl Asker {
+        async fn new() -> Asker {
+            let (arriving, questions) = mpsc::channel();
+            let any_port = "127.0.0.1:0".parse().expect("an address");
+            let listener = Listener::bind(&endpoint(0), any_port, Arc::new(Arriving(arriving))).await.expect("a port");
+            let address = listener.local_address().to_string();
+            let target = Target { address, identity: None, incarnation: None };
+            let peer = Peer::new(&endpoint(1), target, PeerMode::OnDemand, Arc::new(NoHandler));
+            Asker { _listener: listener, peer, questions }
+        }
+
+        /// Sends a heartbeat; gives what arrived, and the stamp of the answer to come.
+        async fn ask(&self, stamp: u64) -> (Question, JoinHandle<u64>) {
+            let heartbeat = Heartbeat { from: OsdId(1), incarnation: Incarnation(1), epoch: Epoch(0), stamp };
+            let encoded = encode(&heartbeat);
+            let message = Message::new(Kind::Heartbeat as u16, encoded.body, encoded.payload);
+            let peer = self.peer.clone();
+            let answered = tokio::spawn(async move {
+                let deadline = std::time::Instant::now() + Duration::from_secs(120);
+                let answer = peer.request(message, deadline).await.expect("an answer");
+                let reply: HeartbeatReply = decode(answer.kind, &answer.body, &answer.payload()).expect("a reply");
+                reply.stamp
+            });
+            loop {
+                match self.questions.try_recv() {
+                    Ok(question) => return (question, answered),
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_heartbeat_passes_all_that_waits_for_a_shard_but_none_that_is_stuck() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (shards, inboxes) = Shards::new(3);
+        let shared = shared(directory.path(), &shards, STALL_GRACE);
+        let asker = Asker::new().await;
+        // What waits: were the question behind it, the shards would be gone by then.
+        for index in 0..3 {
+            shards.send_to(index, Event::Asked);
+            shards.send_to(index, Event::Stop);
+        }
+        let (question, answered) = asker.ask(7).await;
+        shards.ask(0, question);
+        run(0, &shared, &inboxes[0]);
+        run(1, &shared, &inboxes[1]);
+        let stuck = inboxes[2].questions.try_recv().expect("the last shard has it, and nobody has answered");
+        assert_eq!(stuck.heartbeat.stamp, 7);
+        tokio::task::yield_now().await;
+        assert!(!answered.is_finished());
+        shards.ask(2, stuck);
+        run(2, &shared, &inboxes[2]);
+        assert_eq!(answered.await.expect("answered"), 7);
+    }
+
+    #[tokio::test]
+    async fn no_heartbeat_is_answered_while_the_device_hangs() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (shards, inboxes) = Shards::new(1);
+        let shared = shared(directory.path(), &shards, Duration::ZERO);
+        let asker = Asker::new().await;
+        let (free, freed) = mpsc::channel::<()>();
+        let (reached, is_reached) = mpsc::channel();
+        let hang = move |_: Result<(), Arc<_>>| {
+            let _ = reached.send(());
+            let _ = freed.recv();
+        };
+        let create = TxOp::CreateCollection { c: collection_of(PgId { pool: holdfast_types::PoolId(1), seed: 0 }) };
+        shared.store.submit(Transaction { ops: vec![create] }, hang).expect("submitted");
+        is_reached.recv().expect("the commit thread hangs");
+        let (question, unanswered) = asker.ask(1).await;
+        shards.ask(0, question);
+        shards.send_to(0, Event::Stop);
+        run(0, &shared, &inboxes[0]);
+
+        drop(free);
+        while shared.store.stalled_for() > Duration::ZERO {
+            std::thread::yield_now();
+        }
+        let (question, answered) = asker.ask(2).await;
+        shards.ask(0, question);
+        shards.send_to(0, Event::Stop);
+        run(0, &shared, &inboxes[0]);
+        assert_eq!(answered.await.expect("answered"), 2);
+        // One connection keeps order: an answer to the first would have come before.
+        assert!(!unanswered.is_finished());
+        unanswered.abort();
+    }
+
+    #[test]
+    fn who_waits_for_the_shards_waits_for_those_that_live() {
+        let (shards, mut inboxes) = Shards::new(2);
+        drop(inboxes.pop());
+        let inbox = inboxes.pop().expect("two were made");
+        let waiting = std::thread::spawn(move || shards.wait());
+        let event = inbox.events.recv().expect("sent");
+        assert!(matches!(event, Event::Reached(_)) && !waiting.is_finished());
+        drop(event);
+        waiting.join().expect("ended");
     }
 }

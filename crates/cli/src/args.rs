@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use holdfast_types::{OsdId, PgId};
+use holdfast_types::{ClientId, Incarnation, OsdId, PgId};
 
 use crate::units::ByteSize;
 
@@ -175,6 +175,9 @@ pub enum OsdVerb {
     SetFullRatio(Ratio),
     /// Where all stops but what frees space.
     SetFailsafeRatio(Ratio),
+    /// Fences: clients that somebody else took over from, and that get nothing done any more.
+    #[command(subcommand)]
+    Blocklist(BlocklistVerb),
     /// Forget one that is down, out and empty.
     Rm {
         /// Which, such as osd.3 or 3.
@@ -183,6 +186,27 @@ pub enum OsdVerb {
         #[arg(long, value_name = "NAME")]
         confirm: Option<String>,
     },
+}
+
+/// `holdfast osd blocklist …`
+#[derive(Debug, Subcommand)]
+pub enum BlocklistVerb {
+    /// All fences.
+    Ls,
+    /// Fence a client. Returns when the fence holds: when no OSD begins anything for it any more.
+    Add(FencedClient),
+    /// Take a fence away. Only when nothing of what was fenced runs any more: it could write again.
+    Rm(FencedClient),
+}
+
+/// A client, or some of its runs.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct FencedClient {
+    /// Which, such as client.7 or 7.
+    pub client: ClientId,
+    /// Only its runs up to this one; all there can be when left out.
+    #[arg(long, value_name = "RUN")]
+    pub incarnation: Option<Incarnation>,
 }
 
 /// `holdfast explain …`

@@ -11,6 +11,7 @@ mod dev;
 mod embedded;
 mod explain;
 mod failure;
+mod fences;
 mod health;
 mod monitors;
 mod output;

@@ -26,7 +26,7 @@ pub fn ask(common: &Common, what: &str, command: MonCommand) -> Result<MonReply,
 
 /// As [`ask`], with a refusal as an answer.
 pub fn ask_raw(common: &Common, what: &str, command: MonCommand) -> Result<MonReply, Failure> {
-    let config: ClientFile = load(&config_file()?)?;
+    let config = client_file()?;
     let limit = Duration::from_secs(common.timeout);
     let client = getrandom::u64()
         .map_err(|error| Failure::new(Exit::Error, "the system has no randomness to give").because(&error))?;
@@ -46,6 +46,11 @@ pub fn unexpected(what: &str) -> Failure {
     failure.next("check that this program and the monitors are of the same version")
 }
 
+/// The file that names the cluster and its monitors.
+pub fn client_file() -> Result<ClientFile, Failure> {
+    load(&config_file()?)
+}
+
 fn config_file() -> Result<PathBuf, Failure> {
     if let Some(path) = std::env::var_os(CONFIG_ENV).filter(|path| !path.is_empty()) {
         return Ok(path.into());
@@ -58,7 +63,8 @@ fn config_file() -> Result<PathBuf, Failure> {
     Err(failure.next("eval \"$(holdfast dev env --data DIR)\", or set it to a file with `cluster` and `monitors`"))
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+/// For an async command.
+pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Common, ConfigVerb, Format, KeyVerb, OsdVerb, Osds, PgVerb, PoolVerb, Ratio};
 use crate::failure::{Exit, Failure};
+use crate::fences;
 use crate::monitors::{ask, unexpected};
 use crate::output::Align::{Left, Right};
 use crate::output::{Table, print};
@@ -55,6 +56,7 @@ pub fn osd(common: &Common, verb: OsdVerb) -> Result<(), Failure> {
         OsdVerb::SetFailsafeRatio(ratio) => {
             full_ratio(common, "failsafe", ratio, |part| [None, None, None, Some(part)])
         }
+        OsdVerb::Blocklist(verb) => fences::blocklist(common, verb),
         OsdVerb::Rm { osd, confirm } => {
             confirmed(&format!("remove {osd}"), &osd.to_string(), confirm.as_deref())?;
             let value = change(common, &format!("remove {osd}"), MonCommand::OsdRemove(osd))?;

@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use holdfast_map::BlocklistEntry;
 use holdfast_net::mon_session::MonSession;
 use holdfast_net::{Endpoint, LocalIdentity, Message, NetError, PeerIdentity};
 use holdfast_types::{ClusterId, Epoch, ObjectName, PoolId, RequestId, Timestamp};
@@ -151,6 +152,20 @@ impl Client {
             _ => {}
         }
         Ok(reply)
+    }
+
+    /// What the newest map at hand says of fences, in order.
+    #[must_use]
+    pub fn blocklist(&self) -> Vec<BlocklistEntry> {
+        self.shared.follower.view().map().blocklist.iter().copied().collect()
+    }
+
+    pub(crate) fn follower(&self) -> &Follower {
+        &self.shared.follower
+    }
+
+    pub(crate) fn osds(&self) -> &Osds {
+        &self.shared.osds
     }
 
     /// Ends all connections. Ops in flight fail with [`OperateError::ShutDown`].

@@ -1,8 +1,10 @@
 //! What can go wrong, as a user of the cluster sees it: no epoch, no OSD.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use holdfast_net::mon_session::MonSessionError;
+use holdfast_types::OsdId;
 use holdfast_wire::mon::MonError;
 use holdfast_wire::{Blob, OpError};
 
@@ -162,7 +164,26 @@ pub enum ClientError {
         /// Its name.
         name: String,
     },
+    /// The monitors' answer does not fit the question.
+    #[error("the monitors' answer does not fit the question")]
+    UnexpectedReply,
+    /// A fence is in the map, and may not hold everywhere yet.
+    #[error("the fence does not surely hold yet: {} after {after:?}", not_confirmed(waiting))]
+    NotFencedYet {
+        /// How long it was tried.
+        after: Duration,
+        /// Who has not confirmed it. Empty: this client did not get the map.
+        waiting: BTreeSet<OsdId>,
+    },
     /// An op failed.
     #[error(transparent)]
     Operate(#[from] OperateError),
+}
+
+fn not_confirmed(waiting: &BTreeSet<OsdId>) -> String {
+    if waiting.is_empty() {
+        return "no map that shows it".to_owned();
+    }
+    let names: Vec<String> = waiting.iter().map(ToString::to_string).collect();
+    format!("{} did not confirm it, and is not marked down either,", names.join(", "))
 }

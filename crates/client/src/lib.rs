@@ -7,6 +7,7 @@
 //! - [`Client`] → [`Pool`] → [`Pool::operate`]: op vectors on one object, atomic and exactly-once. A repeated request
 //!   keeps its id, so that it is executed at most once however often it is sent.
 //! - [`Striper`]: values of any size as immutable objects of 4 MiB.
+//! - [`Client::fence`]: takes over from another client, which gets nothing done any more.
 //! - [`Client::mon_command`]: commands and questions to the monitors.
 //!
 //! Decisions are in [`core`], which does no IO; the rest performs them. In flight at one time are at most
@@ -18,6 +19,7 @@ mod client;
 mod config;
 pub mod core;
 mod error;
+mod fence;
 mod follower;
 mod osds;
 mod pool;

@@ -31,14 +31,23 @@ impl Osds {
     /// The peer for ops on the target's placement group.
     pub(crate) fn peer(&self, target: &Target) -> Peer {
         let (osd, incarnation) = target.primary();
+        self.lane(osd, incarnation, &target.address, target.pg.seed as usize)
+    }
+
+    /// A peer for what concerns a whole OSD.
+    pub(crate) fn peer_of(&self, osd: OsdId, incarnation: Incarnation, address: &str) -> Peer {
+        self.lane(osd, incarnation, address, 0)
+    }
+
+    fn lane(&self, osd: OsdId, incarnation: Incarnation, address: &str, lane: usize) -> Peer {
         let mut runs = self.runs.lock();
-        let run = runs.entry(osd).or_insert_with(|| self.connect(osd, incarnation, &target.address));
+        let run = runs.entry(osd).or_insert_with(|| self.connect(osd, incarnation, address));
         // An op that still looks at an older map must not tear down the connection to the newer run; it is refused by
         // the address or the incarnation that it names itself.
-        if run.incarnation < incarnation || (run.incarnation == incarnation && run.address != target.address) {
-            *run = self.connect(osd, incarnation, &target.address);
+        if run.incarnation < incarnation || (run.incarnation == incarnation && run.address != address) {
+            *run = self.connect(osd, incarnation, address);
         }
-        run.lanes[target.pg.seed as usize % run.lanes.len()].clone()
+        run.lanes[lane % run.lanes.len()].clone()
     }
 
     fn connect(&self, osd: OsdId, incarnation: Incarnation, address: &str) -> Run {

@@ -4,7 +4,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_wire::frame::{Frame, FrameDecoder, GoodbyeReason, Step};
+use holdfast_wire::Kind;
+use holdfast_wire::frame::{Frame, FrameDecoder, FrameHeader, GoodbyeReason, HEADER_BYTES, PeerIdentity, Step};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
@@ -20,6 +21,9 @@ use crate::outgoing::{Outgoing, Written};
 /// How much of an unwanted stream is read away before it is reset, and for how long.
 const DRAIN_BYTES: u64 = 64 << 10;
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// A message is no heartbeat when it is larger.
+const HEARTBEAT_BYTES_MAX: usize = 512;
 
 /// Runs a connection to its end.
 pub(crate) async fn drive(
@@ -82,6 +86,7 @@ async fn read_loop(
         match decoder.next() {
             Err(error) => return CloseReason::BadFrame(error),
             Ok(Step::Header(header)) if header.is_response() => {} // paid for by the request
+            Ok(Step::Header(header)) if is_heartbeat(&header, **connection.peer()) => {}
             Ok(Step::Header(header)) => {
                 permit = match connection.try_charge(header.frame_bytes()) {
                     Some(permit) => permit,
@@ -119,6 +124,16 @@ async fn read_loop(
             },
         }
     }
+}
+
+/// Signs of life cost no credit: a daemon that is busy, with all of it given away, must be able to say that it is alive.
+/// They are small, and daemons send them once a second and wait for the answer.
+fn is_heartbeat(header: &FrameHeader, peer: PeerIdentity) -> bool {
+    let is_daemon = match peer {
+        PeerIdentity::Osd(_) | PeerIdentity::Mon(_) => true,
+        PeerIdentity::Client(_) => false,
+    };
+    is_daemon && header.kind == Kind::Heartbeat as u16 && header.frame_bytes() <= HEADER_BYTES + HEARTBEAT_BYTES_MAX
 }
 
 /// Hands a frame to whom it is for.

@@ -1,6 +1,7 @@
 //! What can go wrong, one enum for each thing one can ask of a store.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use holdfast_types::DiskUuid;
@@ -229,6 +230,12 @@ pub enum FormatError {
         /// What was seen.
         reason: String,
     },
+    /// The device is not there, and must not be made.
+    #[error("there is no device {}", device.display())]
+    NoDevice {
+        /// Where it should be.
+        device: PathBuf,
+    },
     /// The device failed.
     #[error("cannot write the device")]
     Device(#[from] io::Error),
@@ -313,6 +320,14 @@ pub enum OpenError {
         /// What it says.
         reason: String,
     },
+    /// The index was found damaged while it was in use, says the marker beside it.
+    #[error("the index was found damaged, says {marker}: {reason}")]
+    IndexDamaged {
+        /// The file.
+        marker: String,
+        /// What it says.
+        reason: String,
+    },
     /// The marker of a quarantine cannot be read or removed.
     #[error("cannot use the quarantine marker {marker}")]
     Marker {
@@ -337,7 +352,7 @@ impl OpenError {
     #[must_use]
     pub fn copy_is_lost(&self) -> bool {
         match self {
-            OpenError::CorruptMiddle { .. } => true,
+            OpenError::CorruptMiddle { .. } | OpenError::IndexDamaged { .. } => true,
             OpenError::Index(error) => error.is_corruption(),
             OpenError::NoSuperblock
             | OpenError::Version { .. }

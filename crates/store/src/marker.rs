@@ -2,6 +2,9 @@
 //!
 //! `quarantined` says why. It stays until a person creates `release-quarantine` in the same directory; the next open then
 //! removes both, and takes what the device holds.
+//!
+//! `index-damaged` says that the index is, and why. It stays until the store is formatted anew: nothing mends an index. When
+//! both are there the quarantine counts, since a device in doubt is not to be filled again.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -13,19 +16,22 @@ use crate::error::OpenError;
 
 /// The note that the store is in quarantine.
 const MARKER_FILE: &str = "quarantined";
+/// The note that the index is damaged.
+const DAMAGED_FILE: &str = "index-damaged";
 /// The word of a person that it is to be used all the same.
 pub(crate) const RELEASE_FILE: &str = "release-quarantine";
 
 /// Writes the marker beside the index at `index` when called.
 pub(crate) fn marking(index: &Path) -> OnQuarantine {
-    let marker = index.with_file_name(MARKER_FILE);
+    let (quarantined, damaged) = (index.with_file_name(MARKER_FILE), index.with_file_name(DAMAGED_FILE));
     Box::new(move |error| {
+        let marker = if error.index_is_damaged() { &damaged } else { &quarantined };
         let reason = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
             .map(ToString::to_string)
             .collect::<Vec<_>>()
             .join(": ");
-        if let Err(error) = write_durably(&marker, &reason) {
-            tracing::warn!(marker = %marker.display(), %error, "the quarantine could not be marked");
+        if let Err(error) = write_durably(marker, &reason) {
+            tracing::warn!(marker = %marker.display(), %error, "the failure could not be marked");
         }
     })
 }
@@ -56,18 +62,26 @@ pub(crate) fn check(index: &Path, device: &dyn Device) -> Result<(), OpenError> 
         for path in [&marker, &wish] {
             remove(path).map_err(|source| failed(path, source))?;
         }
-        return Ok(());
     }
-    match std::fs::read_to_string(&marker) {
-        Ok(reason) => Err(OpenError::Marked { marker: shown(&marker), reason: reason.trim().to_owned() }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(failed(&marker, source)),
+    let reason_in = |path: &Path| match std::fs::read(path) {
+        Ok(reason) => Ok(Some(String::from_utf8_lossy(&reason).trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(failed(path, source)),
+    };
+    if let Some(reason) = reason_in(&marker)? {
+        return Err(OpenError::Marked { marker: shown(&marker), reason });
+    }
+    let damaged = index.with_file_name(DAMAGED_FILE);
+    match reason_in(&damaged)? {
+        Some(reason) => Err(OpenError::IndexDamaged { marker: shown(&damaged), reason }),
+        None => Ok(()),
     }
 }
 
 /// Removes what was said of a store that was here before this one.
 pub(crate) fn clear(index: &Path) -> io::Result<()> {
     remove(&index.with_file_name(MARKER_FILE))?;
+    remove(&index.with_file_name(DAMAGED_FILE))?;
     remove(&index.with_file_name(RELEASE_FILE))
 }
 

@@ -26,6 +26,9 @@ use crate::tx::Transaction;
 const PENDING_BYTES_MAX: u64 = 32 << 20;
 /// The index is flushed at least so often when something changed: bounds what a replay has to do after a quiet time.
 const INDEX_FLUSH_INTERVAL: Duration = Duration::from_secs(60);
+/// How often a store that lacks room looks whether there is some, though nothing happens in it: other users of the file
+/// system may have left.
+const ROOM_INTERVAL: Duration = Duration::from_secs(10);
 /// Bytes that one cleaning step moves; between steps, index flushes and stops are looked at.
 const CLEAN_STEP_BYTES: u64 = 4 << 20;
 /// Part of the memory that is for decoded onodes: on 64 MiB tens of thousands of small objects.
@@ -40,6 +43,9 @@ const SPACE_WAIT: Duration = Duration::from_millis(500);
 pub struct StoreConfig {
     /// A block device or file for the log.
     pub device: PathBuf,
+    /// Whether [`Store::format`] may make the device, as a sparse file, when nothing is there. Not for one that somebody
+    /// named: it is then not attached, and under `/dev` a file in memory would be made.
+    pub may_make_device: bool,
     /// A directory for the index.
     pub index: PathBuf,
     /// Bytes for the caches of onodes and index and for memtables together. What waits for a commit comes on top (at most
@@ -55,6 +61,7 @@ impl StoreConfig {
     pub fn in_directory(directory: &Path) -> StoreConfig {
         StoreConfig {
             device: directory.join("block"),
+            may_make_device: true,
             index: directory.join("index"),
             memory_target: 1 << 30,
             options: Options::default(),
@@ -68,6 +75,13 @@ impl StoreConfig {
         let onode_cache_bytes = self.memory_target / ONODE_CACHE_SHARE;
         let index = RocksIndex::open(&self.index, self.memory_target - onode_cache_bytes)?;
         Ok((index, Options { onode_cache_bytes, ..self.options.clone() }))
+    }
+
+    fn device_error(&self, source: std::io::Error) -> FormatError {
+        match source.kind() {
+            std::io::ErrorKind::NotFound => FormatError::NoDevice { device: self.device.clone() },
+            _ => FormatError::Device(source),
+        }
     }
 }
 
@@ -119,8 +133,8 @@ impl<D: Device, I: Index> std::fmt::Debug for Store<D, I> {
 }
 
 impl Store {
-    /// Makes a new store. The device exists and is blank, or is made as a sparse file of `device_bytes`; an index in the
-    /// directory is removed.
+    /// Makes a new store. The device exists and is blank, or is made as a sparse file of `device_bytes` if it may be; an
+    /// index in the directory is removed.
     ///
     /// # Errors
     /// [`FormatError`].
@@ -134,7 +148,12 @@ impl Store {
             });
         }
         Store::check_device(config, identity)?; // before a file is made longer or the index goes
-        let device = FileDevice::create(&config.device, device_bytes)?;
+        let device = if config.may_make_device {
+            FileDevice::create(&config.device, device_bytes)
+        } else {
+            FileDevice::open_extended(&config.device, device_bytes)
+        };
+        let device = device.map_err(|source| config.device_error(source))?;
         RocksIndex::destroy(&config.index)?;
         let (index, options) = config.open_index()?;
         let engine = Engine::format(device, index, identity, options)?;
@@ -143,12 +162,19 @@ impl Store {
         Ok(Store::run(engine))
     }
 
-    /// Passes a device that [`Store::format`] would take for `identity`, or that does not exist yet. Changes nothing.
+    /// Passes a device that [`Store::format`] would take for `identity`, or would make. Changes nothing.
     ///
     /// # Errors
-    /// [`FormatError::InUse`] and [`FormatError::Device`].
+    /// [`FormatError::InUse`], [`FormatError::NoDevice`] and [`FormatError::Device`].
     pub fn check_device(config: &StoreConfig, identity: Identity) -> Result<(), FormatError> {
-        if config.device.try_exists()? { check_blank(&FileDevice::open(&config.device)?, identity) } else { Ok(()) }
+        // Not even a link: what it names may be attached later.
+        let is_nothing =
+            std::fs::symlink_metadata(&config.device).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+        if is_nothing && config.may_make_device {
+            return Ok(());
+        }
+        let device = FileDevice::open(&config.device).map_err(|source| config.device_error(source))?;
+        check_blank(&device, identity)
     }
 
     /// Opens a store.
@@ -251,6 +277,14 @@ impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
         self.shared.committing_since.lock().map_or(Duration::ZERO, |since| since.elapsed())
     }
 
+    /// Leaves a store whose device hangs to itself: nobody waits for room in its queue any more, and dropping it does not
+    /// wait for its threads. They end by themselves should the device come back; else they end with the process. What was
+    /// not told durable may or may not be found at the next open.
+    pub fn abandon(&self) {
+        self.threads.stopped.store(true, Ordering::SeqCst);
+        self.shared.tell_to_stop();
+    }
+
     /// The engine, for all that reads: `read`, `stat`, `rows_scan`, … Its methods may be called from any thread.
     pub fn engine(&self) -> &Engine<D, I> {
         &self.shared.engine
@@ -302,6 +336,13 @@ impl<D: Device, I: Index> Shared<D, I> {
         }
     }
 
+    fn tell_to_stop(&self) {
+        self.signals.lock().stop = true;
+        self.commit_wanted.notify_all();
+        self.maintain_wanted.notify_all();
+        self.progressed.notify_all();
+    }
+
     fn note_progress(&self) {
         self.signals.lock().progress += 1;
         self.progressed.notify_all();
@@ -345,18 +386,24 @@ impl<D: Device, I: Index> Shared<D, I> {
     fn maintain_loop(&self) {
         let mut flushed_at = Instant::now();
         loop {
+            let interval = if self.engine.wants_cleaning() { ROOM_INTERVAL } else { INDEX_FLUSH_INTERVAL };
             {
                 let mut signals = self.signals.lock();
                 if !signals.maintain && !signals.stop {
-                    let _ = self.maintain_wanted.wait_for(&mut signals, INDEX_FLUSH_INTERVAL);
+                    let _ = self.maintain_wanted.wait_for(&mut signals, interval);
                 }
                 if signals.stop {
                     return;
                 }
                 signals.maintain = false;
             }
-            if let Err(error) = self.maintain(&mut flushed_at) {
-                tracing::warn!(%error, "maintenance failed");
+            match self.maintain(&mut flushed_at) {
+                Ok(()) => {}
+                // Said once, when it began.
+                Err(CleanError::Submit(error @ SubmitError::NoSpace { .. })) => {
+                    tracing::debug!(%error, "no room to clean");
+                }
+                Err(error) => tracing::warn!(%error, "maintenance failed"),
             }
             self.note_progress();
         }
@@ -384,13 +431,7 @@ impl<D: Device + 'static, I: Index + 'static> Threads<D, I> {
         if self.stopped.swap(true, Ordering::SeqCst) {
             return;
         }
-        {
-            let mut signals = self.shared.signals.lock();
-            signals.stop = true;
-        }
-        self.shared.commit_wanted.notify_all();
-        self.shared.maintain_wanted.notify_all();
-        self.shared.progressed.notify_all();
+        self.shared.tell_to_stop();
         let own = std::thread::current().id();
         for handle in self.handles.lock().drain(..) {
             if handle.thread().id() != own && handle.join().is_err() {

@@ -141,3 +141,15 @@ fn a_file_device_is_opened_once_and_never_cut() {
     drop(device);
     assert_eq!(FileDevice::create(&path, 4096).unwrap().len().unwrap(), 64 << 10);
 }
+
+#[test]
+fn a_device_is_made_only_where_nothing_is_not_even_a_link() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, link) = (directory.path().join("gone"), directory.path().join("block"));
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    let missing = |made: std::io::Result<FileDevice>| made.unwrap_err().kind() == std::io::ErrorKind::NotFound;
+    assert!(missing(FileDevice::create(&link, 4096)) && missing(FileDevice::open_extended(&path, 4096)));
+    assert!(!path.exists());
+    assert_eq!(FileDevice::create(&path, 4096).unwrap().len().unwrap(), 4096);
+    assert_eq!(FileDevice::create(&link, 8192).unwrap().len().unwrap(), 8192);
+}

@@ -644,7 +644,11 @@ fn without_blocks_for_the_next_segment_writes_are_refused_and_deletes_make_room(
         engine.commit().unwrap();
     };
     assert!(matches!(refused, SubmitError::NoSpace { .. }), "{refused:?}");
-    assert!(count < 30, "refused at once, not when the device is full: {count}");
+    assert!((20..32).contains(&count), "those under way find room, and not until the device is full: {count}");
+    let (live, limit) = engine.live_bytes();
+    let usage = engine.usage();
+    assert_eq!((live, limit), (usage.live_bytes, usage.live_bytes_limit), "what is told is what is let in");
+    assert_eq!(live, limit);
     assert!(engine.wants_cleaning());
     for number in 0..count {
         let op = TxOp::Remove { c: collection(0), o: object(&format!("{number}")) };
@@ -655,6 +659,7 @@ fn without_blocks_for_the_next_segment_writes_are_refused_and_deletes_make_room(
     assert!(write(&engine, "again", 0, data(&mut rng, 3000)).is_err(), "the file system is still full");
     device.set_no_blocks(false);
     engine.clean_step(1 << 20).unwrap();
+    assert!(engine.live_bytes().1 > limit && engine.usage().live_bytes_limit > limit);
     write(&engine, "again", 0, data(&mut rng, 3000)).unwrap();
     engine.commit().unwrap();
 }

@@ -342,3 +342,84 @@ fn unsupported_sizes_are_refused() {
     config.options.segment_bytes = 64 << 20;
     assert!(matches!(Store::format(&config, IDENTITY, DEVICE), Err(FormatError::TooSmall { .. })));
 }
+
+/// Rewrites the same rows, and flushes, until the index has compacted its files; gives the first error.
+fn write_until_compacted(store: &Store, rounds: u64) -> Result<(), SubmitError> {
+    for round in 0..rounds {
+        let mut rng = SmallRng::seed_from_u64(round);
+        let rows = (0..200_u32).map(|row| (row.to_be_bytes().to_vec(), data(&mut rng, 1000))).collect();
+        let put = TxOp::PutRows { c: collection(0), o: object("rows"), rows };
+        store.submit_and_wait(Transaction { ops: vec![put] })?;
+        // What a failed flush means, the next write says.
+        let _ = store.engine().flush_index();
+    }
+    Ok(())
+}
+
+#[test]
+fn a_flipped_bit_that_a_compaction_meets_gives_the_copy_up_and_is_no_endless_loop() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path());
+    let store = Store::format(&config, IDENTITY, DEVICE).unwrap();
+    store.submit_and_wait(Transaction { ops: vec![TxOp::CreateCollection { c: collection(0) }] }).unwrap();
+    write_until_compacted(&store, 2).unwrap();
+    store.close().unwrap();
+    drop(store);
+    let tables = std::fs::read_dir(&config.index).unwrap().map(|entry| entry.unwrap().path());
+    let tables = tables.filter(|path| path.extension().is_some_and(|extension| extension == "sst"));
+    let largest = tables.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&largest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(&largest, bytes).unwrap();
+
+    let store = Store::open(&config).expect("nothing reads it yet");
+    let error = write_until_compacted(&store, 100).expect_err("a compaction reads it");
+    let SubmitError::Poisoned(error) = error else { panic!("{error:?}") };
+    assert!(error.index_is_damaged() && !error.doubts_the_device(), "{error:?}");
+    drop(store);
+    for _ in 0..2 {
+        let error = Store::open(&config).expect_err("it would fail again");
+        assert!(matches!(error, OpenError::IndexDamaged { .. }) && error.copy_is_lost(), "{error:?}");
+    }
+    std::fs::remove_file(&config.device).unwrap();
+    Store::format(&config, IDENTITY, DEVICE).unwrap().close().unwrap();
+    Store::open(&config).expect("the mark is gone with what it spoke of");
+}
+
+/// Keeps the commit thread of a store where it is, as a device that hangs would; gives it free when dropped.
+struct Hung(#[expect(dead_code, reason = "dropped to give it free")] std::sync::mpsc::Sender<()>);
+
+fn hang(store: &Store) -> Hung {
+    let (free, freed) = std::sync::mpsc::channel::<()>();
+    let (reached, is_reached) = std::sync::mpsc::channel();
+    let held = move |_: Result<(), Arc<_>>| {
+        reached.send(()).unwrap();
+        let _ = freed.recv();
+    };
+    store.submit(Transaction { ops: vec![TxOp::CreateCollection { c: collection(0) }] }, held).unwrap();
+    is_reached.recv().unwrap();
+    Hung(free)
+}
+
+#[test]
+fn nobody_waits_for_a_hung_device_once_its_store_is_abandoned() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::format(&config(directory.path()), IDENTITY, 2 * DEVICE).unwrap();
+    let hung = hang(&store);
+    assert!(store.stalled_for() > std::time::Duration::ZERO);
+    let writer = store.clone();
+    let writing = std::thread::spawn(move || {
+        for number in 0..20 {
+            writer.submit(put(&number.to_string(), Bytes::from(vec![1; 3 << 20])), |_| {}).unwrap();
+        }
+    });
+    while store.engine().pending_bytes() < 32 << 20 {
+        std::thread::yield_now();
+    }
+    assert!(!writing.is_finished(), "it waits for room in the queue");
+    store.abandon();
+    writing.join().unwrap();
+    drop(store); // and this does not wait for the thread that hangs
+    drop(hung);
+}

@@ -114,3 +114,23 @@ pub enum RefusedReason {
     #[error("no such pool")]
     PoolGone,
 }
+
+/// Asks an OSD to say when no placement group of it acts by a map older than this one. A fence holds from then on: whoever
+/// that map blocklists gets nothing done there any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Barrier {
+    /// The epoch.
+    #[n(0)]
+    pub epoch: Epoch,
+}
+
+/// The answer to a [`Barrier`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct BarrierReached {
+    /// The oldest map that any placement group of the OSD acts by. Below [`Barrier::epoch`] when the OSD cannot keep the
+    /// question until then: ask again.
+    #[n(0)]
+    pub epoch: Epoch,
+}

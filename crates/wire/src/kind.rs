@@ -26,6 +26,10 @@ kinds! {
     ClientRequest = 16,
     /// [`crate::ClientReply`], answers a request by its id.
     ClientReply = 17,
+    /// [`crate::Barrier`], request of a client.
+    Barrier = 18,
+    /// [`crate::BarrierReached`], answers a [`crate::Barrier`] by its id.
+    BarrierReached = 19,
     /// [`crate::peer::PeerMessage`], one way.
     Peer = 32,
     /// [`crate::peer::Heartbeat`], request.

@@ -16,7 +16,7 @@ pub mod peer;
 pub mod pools;
 pub mod scrub;
 
-pub use client::{ClientOutcome, ClientReply, ClientRequest, RefusedReason};
+pub use client::{Barrier, BarrierReached, ClientOutcome, ClientReply, ClientRequest, RefusedReason};
 pub use codec::{Decoded, Encoded, WireError, decode, encode};
 pub use kind::Kind;
 pub use op::{Effect, ObjectOp, ObjectStat, OpError, OpResult, Row, RowCondition};

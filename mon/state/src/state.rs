@@ -309,11 +309,19 @@ impl State {
             }
             MonCommand::Scrub { target, kind } => scrubs::wish(map, *target, *kind)?,
             MonCommand::BlocklistAdd { client, incarnation } => {
-                if map.blocklist.len() >= BLOCKLIST_MAX {
-                    return Err(MonError::Invalid { reason: format!("{BLOCKLIST_MAX} sessions are fenced already") });
-                }
                 if !map.is_blocklisted(*client, *incarnation) {
+                    if map.blocklist.len() >= BLOCKLIST_MAX {
+                        let reason =
+                            format!("{BLOCKLIST_MAX} sessions are fenced already; remove fences that are over");
+                        return Err(MonError::Invalid { reason });
+                    }
                     map.blocklist.insert(BlocklistEntry { client: *client, incarnation: *incarnation });
+                }
+            }
+            MonCommand::BlocklistRemove { client, incarnation } => {
+                if !map.blocklist.remove(&BlocklistEntry { client: *client, incarnation: *incarnation }) {
+                    let name = format!("{client}, runs up to {incarnation}");
+                    return Err(MonError::NotFound { what: "fence".to_owned(), name });
                 }
             }
             MonCommand::KeyNew { name, access_key: Some(access_key), secret_key: Some(secret) } => {

@@ -436,6 +436,10 @@ fn any_change() -> impl Strategy<Value = Change> {
             client: ClientId(client),
             incarnation: Incarnation(incarnation)
         })),
+        (0..3u64, 0..3u64).prop_map(|(client, incarnation)| Change::Request(MonCommand::BlocklistRemove {
+            client: ClientId(client),
+            incarnation: Incarnation(incarnation)
+        })),
         (0..40u64).prop_map(|epoch| Change::TrimMaps(Epoch(epoch))),
         prop::collection::btree_map((0..4u64, 0..16u32), prop::collection::vec((0..6u32, 0..6u32), 0..3), 0..8)
             .prop_map(|entries| {

@@ -68,8 +68,8 @@ impl Cluster {
         cluster
     }
 
-    pub async fn start_osd(&mut self, id: u32) {
-        let config = OsdConfig {
+    fn config(&self, id: u32) -> OsdConfig {
+        OsdConfig {
             cluster: CLUSTER,
             data_dir: self.dir.path().join(format!("osd-{id}")),
             device: None,
@@ -85,9 +85,19 @@ impl Cluster {
             memory_target: 64 << 20,
             segment_bytes: 4 << 20,
             shards: 1,
-        };
+        }
+    }
+
+    /// Starts an OSD that may end by itself.
+    pub async fn launch(&self, id: u32) -> OsdHandle {
+        let config = self.config(id);
         let osd = holdfast_osd::start(config, socket(), CancellationToken::new()).await.expect("the OSD starts");
         assert_eq!(osd.id(), OsdId(id));
+        osd
+    }
+
+    pub async fn start_osd(&mut self, id: u32) {
+        let osd = self.launch(id).await;
         assert!(osd.wait_up().await, "it comes up");
         self.osds.insert(id, osd);
     }

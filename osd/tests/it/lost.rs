@@ -5,8 +5,10 @@ use std::time::Duration;
 use crate::common::*;
 use bytes::Bytes;
 use holdfast_client::{Client, OpOptions, Pool};
+use holdfast_osd::OsdError;
 use holdfast_store::{CollectionId, Engine, FileDevice, RocksIndex, Store, StoreConfig, Transaction, TxOp};
-use holdfast_wire::ObjectOp;
+use holdfast_types::ObjectName;
+use holdfast_wire::{Blob, ObjectOp, OpResult, Row};
 
 /// The daemon's own collection.
 const OWN: CollectionId = CollectionId { pool: 0, seed: 0 };
@@ -154,5 +156,75 @@ async fn a_disk_whose_log_is_bad_in_the_middle_begins_anew_under_its_id() {
     let lost = std::fs::read_to_string(cluster.dir.path().join("osd-1/lost")).expect("remembered");
     assert!(lost.starts_with("life=1\npending=false\nbefore="), "{lost}");
     check_alone(&mut cluster, &pool, 1, 0..55).await;
+    cluster.stop().await;
+}
+
+fn group() -> ObjectName {
+    ObjectName::new("group").expect("valid")
+}
+
+async fn put(pool: &Pool, keys: std::ops::Range<u32>) {
+    let row = |key: u32| Row { key: key.to_be_bytes().to_vec(), value: Blob(unique(u64::from(key) + 1_000_000, 4000)) };
+    pool.operate(&group(), vec![ObjectOp::PutRows { rows: keys.map(row).collect() }]).await.expect("rows are put");
+}
+
+async fn check_rows(pool: &Pool, keys: std::ops::Range<u32>) {
+    let get = ObjectOp::GetRows { keys: keys.clone().map(|key| key.to_be_bytes().to_vec().into()).collect() };
+    let done = pool.operate(&group(), vec![get]).await.expect("read");
+    let wanted = keys.map(|key| Some(Blob(unique(u64::from(key) + 1_000_000, 4000)))).collect();
+    assert!(done.results == [OpResult::RowValues(wanted)], "the rows are right");
+}
+
+/// Flips a bit of a row in each file of the index that has it; gives in how many.
+fn spoil_index(cluster: &Cluster, osd: u32, row: &[u8]) -> usize {
+    let index = cluster.dir.path().join(format!("osd-{osd}/index"));
+    let tables = std::fs::read_dir(index).expect("listed").map(|entry| entry.expect("listed").path());
+    let mut spoilt = 0;
+    for path in tables.filter(|path| path.extension().is_some_and(|extension| extension == "sst")) {
+        let mut table = std::fs::read(&path).expect("read");
+        if let Some(at) = table.windows(row.len()).position(|window| window == row) {
+            table[at + row.len() / 2] ^= 0x10;
+            std::fs::write(&path, table).expect("written");
+            spoilt += 1;
+        }
+    }
+    spoilt
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_a_compaction_finds_damaged_ends_the_daemon_once_and_is_filled_anew() {
+    let (mut cluster, client, pool) = filled_cluster().await;
+    put(&pool, 0..200).await;
+    cluster.stop_osd(1).await;
+    assert!(spoil_index(&cluster, 1, &unique(1_000_100, 4000)) > 0, "the row is in the index");
+    // Nothing reads it: it opens, comes up and serves, until there are files enough for a compaction.
+    let mut rows = 200;
+    let (mut ended, mut starts) = (None, 0);
+    while ended.is_none() {
+        starts += 1;
+        assert!(starts < 20, "no compaction");
+        let osd = cluster.launch(1).await;
+        if osd.wait_up().await {
+            put(&pool, rows..rows + 20).await;
+            rows += 20;
+        }
+        osd.stop();
+        ended = osd.join().await.err();
+    }
+    assert!(matches!(ended, Some(OsdError::StoreFailed { .. })), "{ended:?}");
+    let directory = cluster.dir.path().join("osd-1");
+    assert!(directory.join("index-damaged").exists() && !directory.join("quarantined").exists());
+    put(&pool, rows..rows + 20).await;
+
+    cluster.start_osd(1).await;
+    wait_status(&client, "told", |status| check_lines(status, "OSD_COPIES_LOST").len() == 1).await;
+    check(&pool, 0..40).await;
+    wait_status(&client, "clean again", all_clean).await;
+    assert!(!directory.join("index-damaged").exists() && directory.join("index.lost").exists());
+    cluster.stop_osd(0).await;
+    check_rows(&pool, 0..rows + 20).await;
+    cluster.start_osd(0).await;
+    wait_status(&client, "clean again", all_clean).await;
+    check_alone(&mut cluster, &pool, 1, 0..40).await;
     cluster.stop().await;
 }

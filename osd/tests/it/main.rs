@@ -2,6 +2,7 @@
 
 mod cluster;
 mod common;
+mod fence;
 mod full;
 mod garbage;
 mod lost;

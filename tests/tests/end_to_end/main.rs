@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod chaos;
+mod fences;
 mod listings;
 mod memory;
 mod outages;

@@ -216,3 +216,25 @@ async fn what_is_queued_at_a_graceful_shutdown_still_arrives() {
     assert!(matches!(events.closed().await, CloseReason::Remote(GoodbyeReason::Shutdown)));
     assert!(matches!(peer.request(message(40, "x"), soon()).await, Err(NetError::GivenUp)));
 }
+
+#[tokio::test]
+async fn a_heartbeat_of_a_daemon_is_heard_when_all_credit_is_given_away() {
+    const BYTES: usize = 4000;
+    let heartbeat = holdfast_wire::Kind::Heartbeat as u16;
+    let (recorder, mut events) = Recorder::new();
+    let config = NetConfig { inbound_bytes_total_max: BYTES, ..NetConfig::default() };
+    let server = endpoint_with(identity(osd(1), 1), config);
+    let listener = Listener::bind(&server, ANY_PORT, recorder).await.unwrap();
+    let busy = peer(&endpoint(osd(2), 1), listener.local_address());
+    busy.send(Message::new(40, Bytes::new(), vec![Bytes::from(vec![1; BYTES])])).await.unwrap();
+    let held = events.message().await;
+    let pulse = peer(&endpoint(osd(3), 1), listener.local_address());
+    pulse.send(message(heartbeat, "alive?")).await.unwrap();
+    let (_, heard, permit) = events.message().await;
+    assert_eq!((heard.kind, permit.bytes()), (heartbeat, 0));
+    // Neither a large one nor another kind passes for one.
+    pulse.send(message(heartbeat, vec![2; 2000])).await.unwrap();
+    drop(held);
+    let (_, heard, permit) = events.message().await;
+    assert!(heard.kind == heartbeat && permit.bytes() >= 2000);
+}

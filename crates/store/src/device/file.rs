@@ -40,10 +40,27 @@ impl FileDevice {
     /// Opens an existing file or block device, or makes a sparse file of `bytes`. A file that exists is extended to
     /// `bytes`, never cut.
     ///
+    /// A link to a device that is not there is an error, and nothing is made: behind it would be a file in `/dev`, in
+    /// memory.
+    ///
     /// # Errors
     /// As [`FileDevice::open`].
     pub fn create(path: &Path, bytes: u64) -> io::Result<FileDevice> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        match OpenOptions::new().read(true).write(true).create_new(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => FileDevice::open_extended(path, bytes),
+            made => FileDevice::extended(made?, path, bytes),
+        }
+    }
+
+    /// Opens an existing file or block device. A file is extended to `bytes`, never cut.
+    ///
+    /// # Errors
+    /// As [`FileDevice::open`].
+    pub fn open_extended(path: &Path, bytes: u64) -> io::Result<FileDevice> {
+        FileDevice::extended(OpenOptions::new().read(true).write(true).open(path)?, path, bytes)
+    }
+
+    fn extended(file: File, path: &Path, bytes: u64) -> io::Result<FileDevice> {
         let metadata = file.metadata()?;
         if metadata.is_file() && metadata.len() < bytes {
             file.set_len(bytes)?;

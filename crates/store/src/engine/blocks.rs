@@ -2,7 +2,7 @@
 //!
 //! A sparse file gets its blocks from a file system that others fill too. Were they missing only when a group is written,
 //! the store would fail as a whole; so they are asked for while the segment before still has room. Without them there is no
-//! next segment: ordinary writes are refused at once, and deletes and the cleaner have the rest of the open one.
+//! next segment: no more writes are let in, those under way have half of the open one, deletes and the cleaner the rest.
 
 use super::Engine;
 use super::quarantine::is_no_space;
@@ -25,6 +25,7 @@ impl<D: Device, I: Index> Engine<D, I> {
         if state.space.head.next_segment != segment {
             return;
         }
+        state.space.free_have_no_blocks &= missing;
         if std::mem::replace(&mut state.space.next_has_no_blocks, missing) != missing {
             drop(state);
             if missing {
@@ -43,7 +44,9 @@ impl<D: Device, I: Index> Engine<D, I> {
                 return;
             }
             // Out of `free` while they are discarded, so that none is opened meanwhile.
-            (state.space.head.next_segment, state.space.take_free())
+            // Once: what becomes free meanwhile is discarded then.
+            let known = std::mem::replace(&mut state.space.free_have_no_blocks, true);
+            (state.space.head.next_segment, if known { Vec::new() } else { state.space.take_free() })
         };
         for segment in &free {
             self.discard_segment(*segment);

@@ -190,9 +190,7 @@ impl<D: Device, I: Index> Engine<D, I> {
     /// Stops the store for good and tells all who wait.
     fn poison(&self, error: CommitError, mut told: Vec<OnDurable>) -> CommitError {
         tracing::error!(disk = %self.layout.disk, %error, "the store has failed");
-        if error.doubts_the_device() {
-            self.quarantine(&error);
-        }
+        self.remember(&error);
         let error = Arc::new(error);
         {
             let mut state = self.state.write();

@@ -294,7 +294,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             total_bytes: u64::from(self.layout.segment_count) * u64::from(self.layout.segment_bytes),
             used_bytes: state.space.used_bytes(),
             live_bytes: state.space.live,
-            live_bytes_limit: state.space.live_limit(),
+            live_bytes_limit: state.space.admission_limit(),
             index_bytes,
             pending_bytes: state.pending_bytes,
         }
@@ -304,8 +304,7 @@ impl<D: Device, I: Index> Engine<D, I> {
     /// the next segment (the file system under a sparse file is full), there may be no more than there are.
     pub fn live_bytes(&self) -> (u64, u64) {
         let state = self.state.read();
-        let live = state.space.live;
-        (live, if state.space.next_has_no_blocks { live } else { state.space.live_limit() })
+        (state.space.live, state.space.admission_limit())
     }
 
     /// All positions up to this one are durable.

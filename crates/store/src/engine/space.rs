@@ -94,6 +94,8 @@ pub(super) struct Space {
     pub(super) live: u64,
     /// The file system had no room for `head.next_segment`.
     pub(super) next_has_no_blocks: bool,
+    /// Since then the free segments were discarded: they have no blocks to give.
+    pub(super) free_have_no_blocks: bool,
     segment_bytes: u32,
     sector_bytes: u32,
     reserve_segments: usize,
@@ -112,6 +114,7 @@ impl Space {
             head,
             live: 0,
             next_has_no_blocks: false,
+            free_have_no_blocks: false,
             segment_bytes: superblock.segment_bytes,
             sector_bytes: superblock.sector_bytes,
             reserve_segments: reserve_segments(superblock.segment_count, options.reserve_percent),
@@ -136,6 +139,12 @@ impl Space {
         (move_bytes + records * MOVE_OVERHEAD_BYTES + 2 * u64::from(self.sector_bytes)) * 5 / 4
     }
 
+    /// Most live bytes to which writes may be let in: no more than there are while the file system under a sparse file has
+    /// no blocks for the next segment. What is under way by then has half of the open one.
+    pub(super) fn admission_limit(&self) -> u64 {
+        if self.next_has_no_blocks { self.live } else { self.live_limit() }
+    }
+
     /// Most live bytes after an ordinary write: all segments but the reserve, the open one and its successor, each so full
     /// that it is not worth cleaning. So there is space until all that cleaning can gain is gained.
     pub(super) fn live_limit(&self) -> u64 {
@@ -151,7 +160,8 @@ impl Space {
     /// that `admission` may not take.
     pub(super) fn plan(&self, bytes: u64, admission: Admission) -> Option<Plan> {
         let head = &self.head;
-        if self.next_has_no_blocks && admission == Admission::Normal {
+        let half = u64::from(self.segment_bytes / 2);
+        if self.next_has_no_blocks && admission == Admission::Normal && u64::from(head.offset) + bytes > half {
             return None; // the rest of the open segment is for deletes
         }
         if head.segment != NO_SEGMENT && u64::from(head.offset) + bytes <= u64::from(self.segment_bytes) {

@@ -92,7 +92,9 @@ impl<D: Device, I: Index> Engine<D, I> {
             return Err(no_space(false));
         }
         let Some(plan) = state.space.plan(bytes, admission) else {
-            return Err(no_space(state.space.cleaning_helps()));
+            // Without blocks it is for the file system to make room: a writer does not wait for that.
+            let is_for_cleaner = admission != Admission::Normal || !state.space.next_has_no_blocks;
+            return Err(no_space(is_for_cleaner && state.space.cleaning_helps()));
         };
         let position = state.space.head.position;
         let payload_offset = plan.offset + (RECORD_HEADER_BYTES + encoded.len()) as u32;

@@ -36,6 +36,9 @@ pub enum IndexError {
     Planned,
 }
 
+/// `EIO` (and `EREMOTEIO`), `ENODATA` and `EUCLEAN`, as the C libraries put them.
+const DEVICE_FAILURES: [&str; 4] = ["Input/output error", "I/O error", "No data available", "Structure needs cleaning"];
+
 impl IndexError {
     /// Whether the rows themselves are damaged, rather than out of reach for now.
     #[must_use]
@@ -44,6 +47,20 @@ impl IndexError {
             IndexError::Rocks(error) => error.kind() == rocksdb::ErrorKind::Corruption,
             IndexError::Malformed { .. } => true,
             IndexError::Planned => false,
+        }
+    }
+
+    /// Whether what holds the index failed a read or a write, rather than had no room for it, or no descriptor to spare.
+    #[must_use]
+    pub fn is_device_failure(&self) -> bool {
+        match self {
+            // RocksDB gives no number, only the words of the C library.
+            IndexError::Rocks(error) => {
+                let text = error.to_string();
+                error.kind() == rocksdb::ErrorKind::IOError
+                    && DEVICE_FAILURES.iter().any(|failure| text.contains(failure))
+            }
+            IndexError::Malformed { .. } | IndexError::Planned => false,
         }
     }
 }

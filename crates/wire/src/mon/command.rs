@@ -280,6 +280,18 @@ pub enum MonCommand {
         kind: ScrubKind,
     },
 
+    /// Takes a fence away: the sessions that it names may be used again. A fence of a later run stays, and with it that of
+    /// the earlier ones. Answers [`MonReply::Done`], or [`MonError::NotFound`] when there is no such entry.
+    #[n(31)]
+    BlocklistRemove {
+        /// The client.
+        #[n(0)]
+        client: holdfast_types::ClientId,
+        /// Of the entry.
+        #[n(1)]
+        incarnation: Incarnation,
+    },
+
     /// Makes an S3 user's key pair; what is `None` is generated. Answers [`MonReply::Key`].
     #[n(40)]
     KeyNew {
