@@ -9,11 +9,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use holdfast_map::ClusterMap;
 use holdfast_net::mon_session::{MonSession, MonSessionError};
-use holdfast_pg::{LoadError, Pg, ReadError};
+use holdfast_pg::{LoadError, Pg};
 use holdfast_store::{FormatError, Identity, Options as StoreOptions, Store, StoreConfig, Transaction, TxOp};
-use holdfast_types::{ClientId, ClusterId, DiskUuid, Epoch, Incarnation, OsdId, PgId, PoolId};
+use holdfast_types::{ClientId, DiskUuid, Epoch, Incarnation, OsdId, PgId};
 use holdfast_wire::mon::{MapUpdate, MonCommand, MonError, MonReply};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -21,14 +20,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::config::OsdConfig;
+use crate::copies::{self, CaughtUp, needed_maps};
 use crate::counters::Counters;
 use crate::identity::{self, IdentityError};
-use crate::local::{Local, collection_of, own_collection, pg_of, stored_maps};
+use crate::local::{collection_of, own_collection};
 use crate::lost::{self, Lost};
 use crate::maps::Maps;
 use crate::run::{self, RunEnd};
 use crate::shard::STALL_GRACE;
-use crate::space::PeerSpace;
 
 /// Pause between attempts to reach the monitors while starting.
 const RETRY: Duration = Duration::from_millis(200);
@@ -530,39 +529,9 @@ async fn close(store: Store, grace: Duration) {
     }
 }
 
-/// The maps that a run begins with.
-pub(crate) struct CaughtUp {
-    /// The oldest that any placement group must be fed from; the empty map where there is none.
-    pub(crate) start: Arc<ClusterMap>,
-    /// Those that follow it and are kept already.
-    pub(crate) kept: Vec<Arc<ClusterMap>>,
-    /// Those that follow them, up to the monitors' newest.
-    pub(crate) new: Vec<Arc<ClusterMap>>,
-}
-
-impl CaughtUp {
-    fn all(&self) -> impl Iterator<Item = &Arc<ClusterMap>> {
-        std::iter::once(&self.start).chain(&self.kept).chain(&self.new)
-    }
-
-    /// The oldest map that has the pool.
-    fn with_pool(&self, pool: PoolId) -> Option<&Arc<ClusterMap>> {
-        self.all().find(|map| map.pools.contains_key(&pool))
-    }
-
-    pub(crate) fn newest(&self) -> &Arc<ClusterMap> {
-        self.new.last().or(self.kept.last()).unwrap_or(&self.start)
-    }
-
-    /// The map of this epoch, or the first later one at hand.
-    fn from(&self, epoch: Epoch) -> &Arc<ClusterMap> {
-        self.all().find(|map| map.epoch >= epoch).unwrap_or_else(|| self.newest())
-    }
-}
-
 /// The kept maps that a placement group still needs, and from the monitors all maps after them.
 async fn catch_up(base: &Base) -> Result<CaughtUp, OsdError> {
-    let mut caught_up = needed_maps(&base.store, least_epoch(&base.store), base.config.cluster)?;
+    let mut caught_up = needed_maps(base.store.engine(), base.config.cluster)?;
     let mut maps = Maps::new(caught_up.newest().clone());
     loop {
         let update = ask_maps(&base.session, maps.current().epoch).await?;
@@ -573,33 +542,6 @@ async fn catch_up(base: &Base) -> Result<CaughtUp, OsdError> {
         }
         caught_up.new.extend(new);
     }
-}
-
-/// The oldest epoch that a copy on this disk was left at; `None` without one. A copy whose epoch cannot be read is not taken
-/// up, and needs none.
-fn least_epoch(store: &Store) -> Option<Epoch> {
-    let space = PeerSpace::default();
-    let pgs = store.engine().collections().into_iter().filter_map(pg_of);
-    pgs.filter_map(|pg| Pg::stored_epoch(&Local::new(store, pg, &space)).ok().flatten()).min()
-}
-
-/// The kept maps from the one on that the oldest copy was left at. Each map costs the placement of all placement groups, at
-/// each start and each time that the daemon comes back: those before are not looked at. Who has no copies begins with the
-/// monitors' newest.
-fn needed_maps(store: &Store, least: Option<Epoch>, cluster: ClusterId) -> Result<CaughtUp, OsdError> {
-    let mut encoded = Vec::new();
-    if let Some(least) = least {
-        encoded = stored_maps(store, least)?;
-        if encoded.is_empty() {
-            encoded = stored_maps(store, Epoch::ZERO)?;
-        }
-    }
-    let mut kept = Vec::with_capacity(encoded.len());
-    for bytes in encoded {
-        kept.push(Arc::new(ClusterMap::decode_full(&bytes).map_err(|error| OsdError::Map(error.into()))?));
-    }
-    let start = if kept.is_empty() { Arc::new(ClusterMap::empty(cluster)) } else { kept.remove(0) };
-    Ok(CaughtUp { start, kept, new: Vec::new() })
 }
 
 /// Maps after `after` from the monitors; the newest full map when `after` is zero.
@@ -623,40 +565,20 @@ fn note_loss(base: &Base, maps: &CaughtUp) -> Result<Option<Epoch>, OsdError> {
     Ok(lost.before)
 }
 
-/// The placement groups that this disk has copies of, each as of the map that it last recorded. A copy that cannot be
-/// taken up is given up: it begins anew, as a lost one.
+/// The placement groups that this disk has copies of. A copy that cannot be taken up is given up: it begins anew, as a
+/// lost one.
 fn take_up(base: &Base, incarnation: Incarnation, maps: &CaughtUp) -> Result<BTreeMap<PgId, Pg>, OsdError> {
-    let mut pgs = BTreeMap::new();
-    let space = PeerSpace::default();
-    for pg in base.store.engine().collections().into_iter().filter_map(pg_of) {
-        let view = Local::new(&base.store, pg, &space);
-        let load = || {
-            let map = maps.from(Pg::stored_epoch(&view)?.unwrap_or(Epoch::ZERO)).clone();
-            Pg::load(pg, base.id, incarnation, map, run::limits(base), &view)
-        };
-        let taken = match load() {
-            Ok(taken) => taken,
-            // The device, not what is on it: a person must look.
-            Err(source @ LoadError::Read(ReadError::Device { .. })) => {
-                return Err(OsdError::PlacementGroup { pg, source });
-            }
-            Err(error) => {
-                error!(osd = %base.id, %pg, error = %crate::describe(&error),
-                    "the copy of a placement group is not to be used: it is given up, and filled anew from the others");
-                base.counters.copy_lost();
-                let Some(map) = maps.with_pool(pg.pool) else {
-                    // Without a pool there is nothing to fill it from. Only a pool that was deleted is no loss.
-                    if maps.newest().is_deleted(pg.pool) {
-                        remove_collection(base, pg)?;
-                    }
-                    continue;
-                };
-                Pg::create_lost(pg, base.id, incarnation, map.clone(), run::limits(base), true)
-            }
-        };
-        pgs.insert(pg, taken);
+    let taken = copies::take_up(base.store.engine(), base.id, incarnation, maps, run::limits(base));
+    let taken = taken.map_err(|(pg, source)| OsdError::PlacementGroup { pg, source })?;
+    for (pg, error) in &taken.lost {
+        error!(osd = %base.id, %pg, error = %crate::describe(error),
+            "the copy of a placement group is not to be used: it is given up, and filled anew from the others");
+        base.counters.copy_lost();
     }
-    Ok(pgs)
+    for pg in taken.deleted {
+        remove_collection(base, pg)?;
+    }
+    Ok(taken.pgs)
 }
 
 fn remove_collection(base: &Base, pg: PgId) -> Result<(), OsdError> {
@@ -810,21 +732,21 @@ mod tests {
         let (store, _) = open_store_blocking(&config, disk, OsdId(3)).expect("a store");
         store.submit_and_wait(own_collection(&store.engine().collections()).expect("it is new")).expect("written");
         for epoch in 1..=100 {
-            let mut map = ClusterMap::empty(config.cluster);
+            let mut map = holdfast_map::ClusterMap::empty(config.cluster);
             map.epoch = Epoch(epoch);
             for transaction in crate::local::map_transactions(&map) {
                 store.submit_and_wait(transaction).expect("written");
             }
         }
         let epochs = |least: Option<u64>| {
-            let maps = needed_maps(&store, least.map(Epoch), config.cluster).expect("readable");
+            let maps = copies::kept_maps(store.engine(), least.map(Epoch), config.cluster).expect("readable");
             assert!(maps.new.is_empty());
             (maps.start.epoch.0, maps.kept.len(), maps.newest().epoch.0)
         };
         assert_eq!(epochs(Some(40)), (40, 60, 100));
         assert_eq!(epochs(Some(100)), (100, 0, 100));
         assert_eq!(epochs(Some(500)), (1, 99, 100), "without the right ones all that there are");
-        assert_eq!(least_epoch(&store), None);
+        assert_eq!(copies::least_epoch(store.engine()), None);
         assert_eq!(epochs(None), (0, 0, 0));
     }
 

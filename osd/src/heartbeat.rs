@@ -14,9 +14,9 @@ use std::time::Duration;
 use holdfast_types::{Incarnation, OsdId, Timestamp};
 
 /// Time between heartbeats to one peer.
-pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Silence after which a peer is reported. Five lost heartbeats in a row are not chance.
-pub(crate) const HEARTBEAT_GRACE: Duration = Duration::from_secs(5);
+pub const HEARTBEAT_GRACE: Duration = Duration::from_secs(5);
 
 /// One watched peer.
 #[derive(Debug)]
@@ -28,16 +28,26 @@ struct Watched {
 
 /// A report that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// No answer for this long.
-    Silent { osd: OsdId, incarnation: Incarnation, silence: Duration },
+    Silent {
+        /// Who is silent.
+        osd: OsdId,
+        /// In which run.
+        incarnation: Incarnation,
+        /// For how long.
+        silence: Duration,
+    },
     /// It was reported, and answers again.
-    Alive { osd: OsdId },
+    Alive {
+        /// Who answers.
+        osd: OsdId,
+    },
 }
 
 /// The peers that this daemon watches.
 #[derive(Debug, Default)]
-pub(crate) struct HeartbeatTable {
+pub struct HeartbeatTable {
     watched: BTreeMap<OsdId, Watched>,
     /// When [`HeartbeatTable::overdue`] was asked last.
     looked: Option<Timestamp>,
@@ -45,7 +55,7 @@ pub(crate) struct HeartbeatTable {
 
 impl HeartbeatTable {
     /// Watches exactly these peers from now on. A new peer or a new run of one starts with a full grace.
-    pub(crate) fn watch(&mut self, now: Timestamp, peers: &BTreeMap<OsdId, Incarnation>) {
+    pub fn watch(&mut self, now: Timestamp, peers: &BTreeMap<OsdId, Incarnation>) {
         self.watched.retain(|osd, entry| peers.get(osd) == Some(&entry.incarnation));
         for (osd, incarnation) in peers {
             let fresh = || Watched { incarnation: *incarnation, answered: now, reported: None };
@@ -54,7 +64,7 @@ impl HeartbeatTable {
     }
 
     /// Notes an answer; tells when the peer had been reported.
-    pub(crate) fn answered(&mut self, now: Timestamp, osd: OsdId, incarnation: Incarnation) -> Option<Verdict> {
+    pub fn answered(&mut self, now: Timestamp, osd: OsdId, incarnation: Incarnation) -> Option<Verdict> {
         let entry = self.watched.get_mut(&osd).filter(|entry| entry.incarnation == incarnation)?;
         entry.answered = now;
         entry.reported.take().map(|_| Verdict::Alive { osd })
@@ -62,7 +72,7 @@ impl HeartbeatTable {
 
     /// The reports that are due. To be asked each [`HEARTBEAT_INTERVAL`]: what a call comes later than that, this
     /// daemon did not run, and gives to each peer.
-    pub(crate) fn overdue(&mut self, now: Timestamp) -> Vec<Verdict> {
+    pub fn overdue(&mut self, now: Timestamp) -> Vec<Verdict> {
         let since = self.looked.replace(now).map_or(HEARTBEAT_INTERVAL, |looked| now.since(looked));
         let asleep = since.saturating_sub(HEARTBEAT_INTERVAL);
         let asleep = if asleep > HEARTBEAT_INTERVAL { asleep } else { Duration::ZERO };

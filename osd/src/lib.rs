@@ -12,6 +12,7 @@
 mod answers;
 mod barrier;
 mod config;
+mod copies;
 mod counters;
 mod daemon;
 mod handler;
@@ -30,6 +31,19 @@ mod space;
 
 pub use config::OsdConfig;
 pub use daemon::{OsdError, OsdHandle, start};
+
+/// What of the daemon needs no thread, no socket and no clock: the simulator drives these same parts.
+pub mod parts {
+    pub use crate::copies::{CaughtUp, TakenUp, needed_maps, take_up};
+    pub use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
+    pub use crate::local::{
+        Local, OWN as OWN_COLLECTION, collection_of, map_transactions, own_collection, pg_of, stored_maps,
+        to_transaction,
+    };
+    pub use crate::shard::MapStep;
+    pub use crate::slots::Slots;
+    pub use crate::space::{PeerSpace, has_room, usage};
+}
 
 /// An error with its causes, for a log line or a message that crosses a thread.
 pub(crate) fn describe(error: &dyn std::error::Error) -> String {

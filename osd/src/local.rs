@@ -1,18 +1,18 @@
 //! The store, as a placement group sees it; and the daemon's own rows beside them.
+//!
+//! All of it works on the engine, over any device and index: the simulator uses the same code.
 
 use bytes::Bytes;
 use holdfast_map::ClusterMap;
 use holdfast_pg::{LocalObjects, ObjectKey, ReadError, RowsPage, StoreOp};
-use holdfast_store::{
-    CollectionId, Engine, FileDevice, ReadError as StoreReadError, RocksIndex, Store, Transaction, TxOp,
-};
+use holdfast_store::{CollectionId, Device, Engine, Index, ReadError as StoreReadError, Transaction, TxOp};
 use holdfast_types::{Epoch, OsdId, PgId, PoolId};
 use holdfast_wire::{Blob, Effect, Row};
 
 use crate::space::{self, PeerSpace};
 
 /// The collection of the daemon itself; pool 0 does not exist.
-const OWN: CollectionId = CollectionId { pool: 0, seed: 0 };
+pub const OWN: CollectionId = CollectionId { pool: 0, seed: 0 };
 /// Rows of the maps that were fed to the placement groups: this and the epoch, big-endian → `ClusterMap::encode_full`, or
 /// [`PIECES`] and a count.
 const MAP_ROWS: &[u8] = b"map/";
@@ -30,12 +30,14 @@ const MAP_TRIM_STEP: u64 = 64;
 const MAPS_AT_A_TIME: usize = 256;
 
 /// The collection of a placement group.
-pub(crate) fn collection_of(pg: PgId) -> CollectionId {
+#[must_use]
+pub fn collection_of(pg: PgId) -> CollectionId {
     CollectionId { pool: pg.pool.0, seed: pg.seed }
 }
 
 /// The placement group of a collection; `None` for the daemon's own.
-pub(crate) fn pg_of(collection: CollectionId) -> Option<PgId> {
+#[must_use]
+pub fn pg_of(collection: CollectionId) -> Option<PgId> {
     (collection != OWN).then_some(PgId { pool: PoolId(collection.pool), seed: collection.seed })
 }
 
@@ -48,7 +50,8 @@ fn map_row(epoch: Epoch) -> Vec<u8> {
 /// Keeps a map, by transactions in this order. They are submitted before the placement groups are fed that map, and the
 /// store keeps order: what a placement group recorded in an epoch never outlives a crash without the map of that epoch, and
 /// the row that counts the pieces never without them.
-pub(crate) fn map_transactions(map: &ClusterMap) -> Vec<Transaction> {
+#[must_use]
+pub fn map_transactions(map: &ClusterMap) -> Vec<Transaction> {
     let mut transactions = kept_map(map.epoch, Bytes::from(map.encode_full()));
     if map.epoch.0.is_multiple_of(MAP_TRIM_STEP) && map.epoch.0 > MAPS_KEPT {
         let end = Some(map_row(Epoch(map.epoch.0 - MAPS_KEPT)));
@@ -76,17 +79,21 @@ fn kept_map(epoch: Epoch, encoded: Bytes) -> Vec<Transaction> {
 }
 
 /// Makes the daemon's own collection; `None` when it is there.
-pub(crate) fn own_collection(collections: &[CollectionId]) -> Option<Transaction> {
+#[must_use]
+pub fn own_collection(collections: &[CollectionId]) -> Option<Transaction> {
     (!collections.contains(&OWN)).then(|| Transaction { ops: vec![TxOp::CreateCollection { c: OWN }] })
 }
 
 /// The kept maps from this epoch on, oldest first, encoded. One whose pieces are not all there does not decode.
-pub(crate) fn stored_maps(store: &Store, from: Epoch) -> Result<Vec<Bytes>, StoreReadError> {
+///
+/// # Errors
+/// What the store says.
+pub fn stored_maps<D: Device, I: Index>(engine: &Engine<D, I>, from: Epoch) -> Result<Vec<Bytes>, StoreReadError> {
     let end = map_row(Epoch(u64::MAX));
     let mut start = map_row(from);
     let mut maps = StoredMaps::default();
     loop {
-        let page = store.engine().meta_scan(OWN, &start, Some(&end), MAPS_AT_A_TIME, usize::MAX)?;
+        let page = engine.meta_scan(OWN, &start, Some(&end), MAPS_AT_A_TIME, usize::MAX)?;
         if let Some((last, _)) = page.rows.last() {
             start = last.to_vec();
             start.push(0);
@@ -139,15 +146,18 @@ impl StoredMaps {
 }
 
 /// A placement group's collection.
-pub(crate) struct Local<'a> {
-    engine: &'a Engine<FileDevice, RocksIndex>,
+#[derive(Debug)]
+pub struct Local<'a, D, I> {
+    engine: &'a Engine<D, I>,
     collection: CollectionId,
     peers: &'a PeerSpace,
 }
 
-impl<'a> Local<'a> {
-    pub(crate) fn new(store: &'a Store, pg: PgId, peers: &'a PeerSpace) -> Local<'a> {
-        Local { engine: store.engine(), collection: collection_of(pg), peers }
+impl<'a, D: Device, I: Index> Local<'a, D, I> {
+    /// The collection of `pg` in the store; `peers` says who else has room.
+    #[must_use]
+    pub fn new(engine: &'a Engine<D, I>, pg: PgId, peers: &'a PeerSpace) -> Local<'a, D, I> {
+        Local { engine, collection: collection_of(pg), peers }
     }
 }
 
@@ -169,7 +179,7 @@ fn key(key: &ObjectKey) -> holdfast_store::ObjectKey {
     holdfast_store::ObjectKey::new(key.as_bytes().to_vec()).expect("an object's key is shorter than the store's limit")
 }
 
-impl LocalObjects for Local<'_> {
+impl<D: Device, I: Index> LocalObjects for Local<'_, D, I> {
     fn stat(&self, object: &ObjectKey) -> Result<Option<u64>, ReadError> {
         let info = present(self.engine.stat(self.collection, &key(object)))?.flatten();
         Ok(info.map(|info| info.size))
@@ -247,11 +257,12 @@ impl LocalObjects for Local<'_> {
 }
 
 /// A placement group's transaction in the store's words.
-pub(crate) fn to_transaction(store: &Store, pg: PgId, ops: Vec<StoreOp>) -> Transaction {
+#[must_use]
+pub fn to_transaction<D: Device, I: Index>(engine: &Engine<D, I>, pg: PgId, ops: Vec<StoreOp>) -> Transaction {
     let c = collection_of(pg);
     let mut out = Vec::with_capacity(ops.len());
     // Only this placement group's shard makes and removes the collection, so it cannot appear in between.
-    let mut exists = store.engine().collection_exists(c);
+    let mut exists = engine.collection_exists(c);
     for op in ops {
         match op {
             StoreOp::CreateCollection if exists => {}

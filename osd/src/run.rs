@@ -19,7 +19,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::daemon::{Base, CaughtUp, OsdError, ask_maps, hangs};
+use crate::copies::CaughtUp;
+use crate::daemon::{Base, OsdError, ask_maps, hangs};
 use crate::handler::{OsdHandler, Sign};
 use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
 use crate::local::map_transactions;

@@ -63,20 +63,24 @@ pub(crate) fn now() -> Timestamp {
 
 /// One epoch, computed once for all shards.
 #[derive(Debug)]
-pub(crate) struct MapStep {
+pub struct MapStep {
     /// The map.
-    pub(crate) map: Arc<ClusterMap>,
+    pub map: Arc<ClusterMap>,
     /// Who keeps what.
-    pub(crate) members: BTreeMap<PgId, PgMembers>,
+    pub members: BTreeMap<PgId, PgMembers>,
 }
 
 impl MapStep {
-    pub(crate) fn new(map: Arc<ClusterMap>) -> Arc<MapStep> {
+    /// Computes who keeps what.
+    #[must_use]
+    pub fn new(map: Arc<ClusterMap>) -> Arc<MapStep> {
         let members = map.members_of_all().into_iter().collect();
         Arc::new(MapStep { map, members })
     }
 
-    pub(crate) fn members_of(&self, pg: PgId) -> PgMembers {
+    /// Who keeps a placement group; nobody when it does not exist.
+    #[must_use]
+    pub fn members_of(&self, pg: PgId) -> PgMembers {
         self.members.get(&pg).cloned().unwrap_or_default()
     }
 }
@@ -380,7 +384,7 @@ impl Shard {
                 incarnation: *incarnation,
                 epoch: self.step.map.epoch,
                 stamp: question.heartbeat.stamp,
-                full: (!space::has_room(&self.shared.store, 0)).then_some(true),
+                full: (!space::has_room(self.shared.store.engine(), 0)).then_some(true),
             };
             respond(&question.connection, question.request_id, Kind::HeartbeatReply, &reply, &mut self.held);
             self.held.flush();
@@ -568,7 +572,7 @@ impl Shard {
             return;
         }
         let Some(pg) = self.pgs.get_mut(&id) else { return };
-        let view = Local::new(&self.shared.store, id, &self.shared.space);
+        let view = Local::new(self.shared.store.engine(), id, &self.shared.space);
         pg.step(now(), input, &view, &mut self.outbox);
         let mut last_sent: Option<(Arc<PeerMessage>, Option<Outbound>)> = None;
         for output in std::mem::take(&mut self.outbox) {
@@ -644,7 +648,7 @@ impl Shard {
     }
 
     fn submit(&mut self, pg: PgId, txn: TxnId, ops: Vec<StoreOp>) {
-        let transaction = to_transaction(&self.shared.store, pg, ops);
+        let transaction = to_transaction(self.shared.store.engine(), pg, ops);
         let shards = self.shared.shards.clone();
         let submitted = self.shared.store.submit(transaction, move |result| {
             let event = match result {

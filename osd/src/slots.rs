@@ -21,7 +21,7 @@ struct Way {
 
 /// Who recovers and who waits.
 #[derive(Debug, Default)]
-pub(crate) struct Slots {
+pub struct Slots {
     outgoing: Mutex<Way>,
     incoming: Mutex<Way>,
     scrub_outgoing: Mutex<Way>,
@@ -46,7 +46,7 @@ impl Slots {
     }
 
     /// Takes a slot, or queues for one; whether it is held now. Asking twice changes nothing.
-    pub(crate) fn reserve(&self, slot: Slot, pg: PgId) -> bool {
+    pub fn reserve(&self, slot: Slot, pg: PgId) -> bool {
         let mut way = self.way(slot).lock();
         if way.held.contains(&pg) {
             return true;
@@ -63,7 +63,7 @@ impl Slots {
     }
 
     /// Gives a slot or a place in the queue back; who holds it now.
-    pub(crate) fn release(&self, slot: Slot, pg: PgId) -> Option<PgId> {
+    pub fn release(&self, slot: Slot, pg: PgId) -> Option<PgId> {
         let mut way = self.way(slot).lock();
         way.waiting.retain(|other| *other != pg);
         let held = way.held.len();

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 
-use holdfast_store::{Engine, FileDevice, RocksIndex};
+use holdfast_store::{Device, Engine, Index};
 use holdfast_types::OsdId;
 use holdfast_wire::mon::StoreUsage;
 use parking_lot::RwLock;
@@ -22,15 +22,14 @@ const SPARE_BYTES_MIN: u64 = 32 << 20;
 /// ...but never more than a quarter: on a tiny device the run may have to end instead.
 const SPARE_SHARE_MAX: u64 = 4;
 
-type OwnEngine = Engine<FileDevice, RocksIndex>;
-
 /// Most live bytes to which writes are let in, of a store that can hold `limit`.
 fn admission_limit(limit: u64) -> u64 {
     limit - (limit / SPARE_SHARE).max(SPARE_BYTES_MIN).min(limit / SPARE_SHARE_MAX)
 }
 
 /// Whether a write of so many bytes may be let in.
-pub(crate) fn has_room(engine: &OwnEngine, bytes: u64) -> bool {
+#[must_use]
+pub fn has_room<D: Device, I: Index>(engine: &Engine<D, I>, bytes: u64) -> bool {
     let (live, limit) = engine.live_bytes();
     live.saturating_add(bytes) < admission_limit(limit)
 }
@@ -42,14 +41,15 @@ fn recovery_limit(limit: u64) -> u64 {
 }
 
 /// Whether so many bytes of an object that is missing here may be recovered.
-pub(crate) fn has_room_to_recover(engine: &OwnEngine, bytes: u64) -> bool {
+pub(crate) fn has_room_to_recover<D: Device, I: Index>(engine: &Engine<D, I>, bytes: u64) -> bool {
     let (live, limit) = engine.live_bytes();
     bytes == 0 || live.saturating_add(bytes) <= recovery_limit(limit)
 }
 
 /// What is told of the store. Garbage does not count: it is cleaned as soon as its room is needed. The index does: rows
 /// are nowhere else, and its files share a file system with the device file, as a rule.
-pub(crate) fn usage(engine: &OwnEngine) -> StoreUsage {
+#[must_use]
+pub fn usage<D: Device, I: Index>(engine: &Engine<D, I>) -> StoreUsage {
     let usage = engine.usage();
     let room = u128::from(admission_limit(usage.live_bytes_limit)).max(1);
     let held = u128::from(usage.live_bytes) + u128::from(usage.index_bytes);
@@ -63,13 +63,13 @@ pub(crate) fn usage(engine: &OwnEngine) -> StoreUsage {
 
 /// The others that have said that they have no room.
 #[derive(Debug, Default)]
-pub(crate) struct PeerSpace {
+pub struct PeerSpace {
     full: RwLock<BTreeSet<OsdId>>,
 }
 
 impl PeerSpace {
     /// Takes note of what an OSD says of itself.
-    pub(crate) fn note(&self, osd: OsdId, full: bool) {
+    pub fn note(&self, osd: OsdId, full: bool) {
         if self.full.read().contains(&osd) == full {
             return;
         }
@@ -82,7 +82,8 @@ impl PeerSpace {
     }
 
     /// Whether it takes writes, as far as is known.
-    pub(crate) fn has_room(&self, osd: OsdId) -> bool {
+    #[must_use]
+    pub fn has_room(&self, osd: OsdId) -> bool {
         !self.full.read().contains(&osd)
     }
 }

@@ -2,14 +2,14 @@
 
 use anyhow::Context;
 
-use crate::run::{cargo, installed, step};
+use crate::run::{cargo, installed, root, step};
 use crate::{end_to_end, files, layers};
 
 /// Packages whose tests drive the built binary: they run last, apart from the unit tests.
 const END_TO_END: [&str; 1] = ["holdfast-tests"];
 
-/// Seeds of the simulator that every check runs; minutes, not hours.
-const SIM_SEEDS: u64 = 200;
+/// Seeds of each world of the simulator that every check runs: 420 runs, about a minute.
+const SIM_SEEDS: u64 = 60;
 
 /// All steps; `fast` leaves out what needs the release binary.
 pub fn all(fast: bool) -> anyhow::Result<()> {
@@ -24,7 +24,7 @@ pub fn all(fast: bool) -> anyhow::Result<()> {
             .env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     unit_tests()?;
-    simulation(SIM_SEEDS, 0)?;
+    simulation(SIM_SEEDS, 0, &[])?;
     if !fast {
         end_to_end::tests(false)?;
         end_to_end::clients(true, None)?;
@@ -46,23 +46,18 @@ fn unit_tests() -> anyhow::Result<()> {
     step("unit tests", command.args(&excluded))
 }
 
-/// Runs `seeds` seeds of the simulator from `from` on.
-pub fn simulation(seeds: u64, from: u64) -> anyhow::Result<()> {
+/// Runs the simulator with each seeded protocol bug, and writes which checker noticed it.
+pub fn mutants(budget: u64) -> anyhow::Result<()> {
+    let (budget, table) = (budget.to_string(), root().join("docs/mutants.md"));
+    let mut command = cargo(&["run", "--quiet", "--release", "--locked", "--package", "holdfast-sim"]);
+    command.args(["--features", "mutants", "--", "mutants", "--budget", &budget, "--table"]).arg(table);
+    step("mutants", &mut command)
+}
+
+/// Runs `seeds` seeds of each world of the simulator from `from` on; `rest` is passed on.
+pub fn simulation(seeds: u64, from: u64, rest: &[&str]) -> anyhow::Result<()> {
     let (seeds, from) = (seeds.to_string(), from.to_string());
-    step(
-        "simulation",
-        &mut cargo(&[
-            "run",
-            "--quiet",
-            "--locked",
-            "--package",
-            "holdfast-sim",
-            "--",
-            "--seeds",
-            &seeds,
-            "--from",
-            &from,
-        ]),
-    )
-    .context("the line above names the seed that failed")
+    let mut command = cargo(&["run", "--quiet", "--release", "--locked", "--package", "holdfast-sim", "--"]);
+    command.args(["--seeds", &seeds, "--from", &from]).args(rest);
+    step("simulation", &mut command).context("a line above names the seed that failed, and how to replay it")
 }

@@ -29,14 +29,26 @@ enum Command {
     Layers,
     /// Lists source files that outgrew one idea.
     Files,
-    /// Runs seeds of the simulator.
+    /// Runs seeds of the simulator: a whole cluster in one thread, on two threads at a time.
     Sim {
-        /// How many.
+        /// How many of each world.
         #[arg(long, default_value_t = 200)]
         seeds: u64,
         /// The first one.
         #[arg(long, default_value_t = 0)]
         from: u64,
+        /// Only this world.
+        #[arg(long)]
+        world: Option<String>,
+        /// Prints every input and output to standard error: for replays.
+        #[arg(long)]
+        trace: bool,
+    },
+    /// Runs the simulator with each seeded protocol bug and writes docs/mutants.md; fails for one that no checker notices.
+    Mutants {
+        /// Seeds of each world that one bug may take.
+        #[arg(long, default_value_t = 40)]
+        budget: u64,
     },
     /// Load with a checker while processes get kill -9.
     Chaos {
@@ -74,7 +86,12 @@ fn main() -> anyhow::Result<()> {
         Command::Check { fast } => check::all(fast),
         Command::Layers => layers::check(),
         Command::Files => files::report(),
-        Command::Sim { seeds, from } => check::simulation(seeds, from),
+        Command::Sim { seeds, from, world, trace } => {
+            let mut rest: Vec<&str> = world.iter().flat_map(|world| ["--world", world]).collect();
+            rest.extend(trace.then_some("--trace"));
+            check::simulation(seeds, from, &rest)
+        }
+        Command::Mutants { budget } => check::mutants(budget),
         Command::Chaos { minutes } => end_to_end::chaos(minutes),
         Command::Clients { quick, only } => end_to_end::clients(quick, only.as_deref()),
         Command::EndToEnd { full } => end_to_end::tests(full),

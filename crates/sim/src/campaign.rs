@@ -1,9 +1,11 @@
 //! Many seeds in a row, and what they add up to.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::config::Config;
-use crate::world::{FaultCounts, Report, Violation, run};
+use crate::faults::{FaultCounts, FaultKind};
+use crate::world::{Report, Violation, run};
 
 /// The sum of many runs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -16,6 +18,12 @@ pub struct Summary {
     pub operations: u64,
     /// Reads that showed a replaced value (see [`Report::stale_reads`]).
     pub stale_reads: u64,
+    /// Segments that the stores cleaned.
+    pub cleaned: u64,
+    /// Copies that scrubs found bad and had repaired.
+    pub copies_scrubbed: u64,
+    /// What had to strike.
+    pub planned: Vec<FaultKind>,
     /// What struck.
     pub faults: FaultCounts,
     /// What went wrong.
@@ -23,36 +31,32 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Kinds of fault that were planned and never struck: such a campaign proves nothing about them.
+    #[must_use]
+    pub fn unseen(&self) -> Vec<FaultKind> {
+        self.planned.iter().copied().filter(|kind| self.faults.of(*kind) == 0).collect()
+    }
+
+    /// Adds the sum of other runs.
+    pub fn merge(&mut self, other: Summary) {
+        self.seeds += other.seeds;
+        self.simulated_ms += other.simulated_ms;
+        self.operations += other.operations;
+        self.stale_reads += other.stale_reads;
+        self.cleaned += other.cleaned;
+        self.copies_scrubbed += other.copies_scrubbed;
+        self.faults.add_all(&other.faults);
+        self.planned.extend(other.planned);
+        self.violations.extend(other.violations);
+    }
+
     fn add(&mut self, report: &Report) {
+        self.cleaned += report.cleaned;
+        self.copies_scrubbed += report.copies_scrubbed;
         self.simulated_ms += report.simulated_ms;
         self.operations += report.operations;
         self.stale_reads += report.stale_reads;
-        let FaultCounts {
-            losses,
-            duplicates,
-            crashes,
-            lost_transactions,
-            power_losses,
-            partitions,
-            remaps,
-            map_lags,
-            skipped_maps,
-            rots,
-            whole_rots,
-            fills,
-        } = report.faults;
-        self.faults.losses += losses;
-        self.faults.duplicates += duplicates;
-        self.faults.crashes += crashes;
-        self.faults.lost_transactions += lost_transactions;
-        self.faults.power_losses += power_losses;
-        self.faults.partitions += partitions;
-        self.faults.remaps += remaps;
-        self.faults.map_lags += map_lags;
-        self.faults.skipped_maps += skipped_maps;
-        self.faults.rots += rots;
-        self.faults.whole_rots += whole_rots;
-        self.faults.fills += fills;
+        self.faults.add_all(&report.faults);
     }
 }
 
@@ -60,31 +64,64 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} seeds, {:.2} simulated hours, {} operations, {} stale reads across partitions, {:?}, {} violations",
+            "{} seeds, {:.2} simulated hours, {} operations, {} stale reads across partitions, {} segments cleaned, \
+             {} copies repaired by scrubs; {}; \
+             {} violations",
             self.seeds,
             self.simulated_ms as f64 / 3_600_000.0,
             self.operations,
             self.stale_reads,
+            self.cleaned,
+            self.copies_scrubbed,
             self.faults,
             self.violations.len(),
         )
     }
 }
 
-/// Runs `seeds` seeds from `from` on. A broken assertion of the production code is a violation, too.
+/// One seed; a broken assertion of the production code is a violation, too.
+fn run_one(seed: u64, config: &Config) -> Result<Report, Violation> {
+    std::panic::catch_unwind(|| run(seed, config)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic without a text");
+        Err(Violation { seed, violation: format!("panic: {text}") })
+    })
+}
+
+/// Runs `seeds` seeds from `from` on, on so many threads. Each seed runs on one of them alone, so the sum does not depend on
+/// their number. Ends early after `violations_max` violations.
 #[must_use]
-pub fn campaign(from: u64, seeds: u64, config: &Config) -> Summary {
-    let mut summary = Summary { seeds, ..Summary::default() };
-    for seed in from..from.saturating_add(seeds) {
-        match std::panic::catch_unwind(|| run(seed, config)) {
-            Ok(Ok(report)) => summary.add(&report),
-            Ok(Err(violation)) => summary.violations.push(violation),
-            Err(panic) => {
-                let text = panic.downcast_ref::<String>().map(String::as_str);
-                let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic without a text");
-                summary.violations.push(Violation { seed, violation: format!("panic: {text}") });
+pub fn campaign(from: u64, seeds: u64, config: &Config, threads: usize, violations_max: usize) -> Summary {
+    let (next, found) = (AtomicU64::new(from), AtomicUsize::new(0));
+    let end = from.saturating_add(seeds);
+    let work = || {
+        let mut summary = Summary::default();
+        while found.load(Ordering::Relaxed) < violations_max {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= end {
+                break;
+            }
+            summary.seeds += 1;
+            match run_one(seed, config) {
+                Ok(report) => summary.add(&report),
+                Err(violation) => {
+                    found.fetch_add(1, Ordering::Relaxed);
+                    summary.violations.push(violation);
+                }
             }
         }
-    }
-    summary
+        summary
+    };
+    let mut total = Summary { planned: config.planned(), ..Summary::default() };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            match worker.join() {
+                Ok(summary) => total.merge(summary),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+    });
+    total.violations.sort_by_key(|violation| violation.seed);
+    total
 }

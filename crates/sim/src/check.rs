@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_types::{LogVersion, ObjectName, Timestamp};
-use holdfast_wire::{ClientOutcome, OpError};
+use holdfast_wire::{ClientOutcome, OpError, RefusedReason};
 
 use crate::client::{Act, Operation, counter_value, list_values, register_value};
 
@@ -15,6 +15,18 @@ use crate::client::{Act, Operation, counter_value, list_values, register_value};
 pub(crate) struct Checked {
     /// Reads that showed a value already replaced: possible across a partition until leases exist.
     pub stale_reads: u64,
+    /// From here on everything was settled: no read may be stale any more.
+    settled: Timestamp,
+}
+
+impl Checked {
+    fn stale(&mut self, read: &Seen<'_>) -> Result<(), String> {
+        if read.operation.invoked >= self.settled {
+            return Err(format!("D2: {} shows less than what was acknowledged", read.operation.id));
+        }
+        self.stale_reads += 1;
+        Ok(())
+    }
 }
 
 /// An answered operation.
@@ -31,8 +43,8 @@ struct Mutation<'a> {
     completed: Timestamp,
 }
 
-/// Checks the whole history. Everything must have been answered.
-pub(crate) fn check(history: &[Operation], stale_reads_allowed: bool) -> Result<Checked, String> {
+/// Checks the whole history. Everything must have been answered. Reads may be stale, if at all, only before `settled`.
+pub(crate) fn check(history: &[Operation], stale_reads_allowed: bool, settled: Timestamp) -> Result<Checked, String> {
     let mut by_object: BTreeMap<&ObjectName, Vec<Seen<'_>>> = BTreeMap::new();
     for operation in history {
         let Some((at, outcome)) = &operation.answer else {
@@ -41,16 +53,34 @@ pub(crate) fn check(history: &[Operation], stale_reads_allowed: bool) -> Result<
         if let ClientOutcome::Failed { error: OpError::Unreadable | OpError::Invalid { .. }, .. } = outcome {
             return Err(format!("D1: {} ({:?} {}) failed: {outcome:?}", operation.id, operation.act, operation.object));
         }
+        if matches!(outcome, ClientOutcome::Refused(RefusedReason::Full)) {
+            continue; // it had no effect, or the others show it
+        }
         by_object.entry(&operation.object).or_default().push(Seen { operation, at: *at, outcome });
     }
-    let mut checked = Checked::default();
+    let mut checked = Checked { stale_reads: 0, settled };
     for (object, seen) in by_object {
-        check_object(&seen, &mut checked).map_err(|violation| format!("{object}: {violation}"))?;
+        check_object(&seen, &mut checked)
+            .map_err(|violation| format!("{object}: {violation}\n{}", described(&seen)))?;
     }
     if checked.stale_reads > 0 && !stale_reads_allowed {
         return Err(format!("D2: {} stale reads without a partition", checked.stale_reads));
     }
     Ok(checked)
+}
+
+/// All that was done to an object, for whoever reads the violation.
+fn described(seen: &[Seen<'_>]) -> String {
+    let mut lines = String::new();
+    for Seen { operation, at, outcome } in seen {
+        let (id, act, from) = (operation.id, operation.act, operation.invoked);
+        let text = match outcome {
+            ClientOutcome::Done { version, .. } => format!("done at {version}"),
+            other => format!("{other:?}"),
+        };
+        lines.push_str(&format!("    {from} to {at}: {id} {act:?} (value {}): {text}\n", operation.value));
+    }
+    lines
 }
 
 fn check_object(seen: &[Seen<'_>], checked: &mut Checked) -> Result<(), String> {
@@ -126,7 +156,9 @@ fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked
             if source.operation.invoked > read.at {
                 return Err(format!("D1: {id} read {version} before it was invoked"));
             }
-            checked.stale_reads += u64::from(*version < floor);
+            if *version < floor {
+                checked.stale(read)?;
+            }
         }
         ClientOutcome::Failed { error: OpError::NotFound, .. } => {
             let removed = mutations.iter().any(|mutation| {
@@ -142,7 +174,7 @@ fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked
                 if !ever && !first {
                     return Err(format!("D1: {id} did not find what was written at {floor}"));
                 }
-                checked.stale_reads += 1;
+                checked.stale(read)?;
             }
         }
         other => return Err(format!("D1: {id} answered {other:?}")),
@@ -169,7 +201,9 @@ fn check_counter_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut
     if value > most {
         return Err(format!("E1: {id} read {value}, but only {most} increments had begun"));
     }
-    checked.stale_reads += u64::from(value < least);
+    if value < least {
+        checked.stale(read)?;
+    }
     Ok(())
 }
 
@@ -202,6 +236,8 @@ fn check_list_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Ch
     if values.len() > most {
         return Err(format!("E1: {id} read {} items, but only {most} appends had begun", values.len()));
     }
-    checked.stale_reads += u64::from(values.len() < least);
+    if values.len() < least {
+        checked.stale(read)?;
+    }
     Ok(())
 }

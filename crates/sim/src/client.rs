@@ -1,8 +1,10 @@
 //! Clients: they make requests, send them again until they are answered, and remember all of it for the checkers.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use holdfast_map::ClusterMap;
 use holdfast_types::{ClientId, Epoch, Incarnation, LogVersion, ObjectName, RequestId, Timestamp};
 use holdfast_wire::{Blob, ClientOutcome, ClientReply, ClientRequest, ObjectOp, OpResult, RefusedReason};
 use rand::Rng;
@@ -47,6 +49,17 @@ pub(crate) struct Operation {
     pub answer: Option<(Timestamp, ClientOutcome)>,
 }
 
+/// What a client makes of "full".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WhenFull {
+    /// It cannot be: a broken promise.
+    Never,
+    /// There will be room soon: the same request is sent again.
+    SendAgain,
+    /// It is the answer, as for the client library.
+    GiveUp,
+}
+
 /// A request without an answer.
 #[derive(Debug)]
 struct Outstanding {
@@ -59,14 +72,34 @@ struct Outstanding {
 pub(crate) struct Client {
     pub id: ClientId,
     pub epoch: Epoch,
+    names: Arc<Names>,
+    when_full: WhenFull,
+    /// Times that a full cluster refused a write.
+    pub refused_full: u64,
     next_tid: u64,
     outstanding: BTreeMap<u64, Outstanding>,
     /// The newest version that this client has seen of each register.
     seen: BTreeMap<ObjectName, LogVersion>,
 }
 
-fn name(kind: &str, number: u32) -> ObjectName {
-    ObjectName::new(format!("{kind}-{number}")).expect("a short name is valid")
+/// The objects that clients work on.
+#[derive(Debug)]
+pub(crate) struct Names {
+    registers: Vec<ObjectName>,
+    counters: Vec<ObjectName>,
+    lists: Vec<ObjectName>,
+}
+
+impl Names {
+    /// As many of each kind as the configuration says, all in the first few placement groups.
+    pub fn new(config: &Config, map: &ClusterMap) -> Names {
+        let used = |name: &ObjectName| map.pg_of(POOL, name).is_none_or(|pg| pg.seed < config.pgs_used);
+        let some = |kind: &str| {
+            let names = (0..10_000).filter_map(|number| ObjectName::new(format!("{kind}-{number}")).ok());
+            names.filter(used).take(config.objects as usize).collect()
+        };
+        Names { registers: some("register"), counters: some("counter"), lists: some("list") }
+    }
 }
 
 /// The bytes of a register: its value over and over.
@@ -109,8 +142,17 @@ pub(crate) fn list_values(results: &[OpResult]) -> Result<Vec<u64>, String> {
 }
 
 impl Client {
-    pub fn new(id: u64) -> Client {
-        Client { id: ClientId(id), epoch: Epoch(1), next_tid: 1, outstanding: BTreeMap::new(), seen: BTreeMap::new() }
+    pub fn new(id: u64, names: Arc<Names>, when_full: WhenFull) -> Client {
+        Client {
+            id: ClientId(id),
+            epoch: Epoch(1),
+            names,
+            when_full,
+            refused_full: 0,
+            next_tid: 1,
+            outstanding: BTreeMap::new(),
+            seen: BTreeMap::new(),
+        }
     }
 
     pub fn outstanding(&self) -> usize {
@@ -119,31 +161,47 @@ impl Client {
 
     /// Starts a random request.
     pub fn start(&mut self, config: &Config, now: Timestamp, rng: &mut SmallRng, history: &mut Vec<Operation>) -> u64 {
-        let number = rng.random_range(0..config.objects);
+        let names = Arc::clone(&self.names);
+        let number = rng.random_range(0..config.objects) as usize;
+        let name = |kind: &[ObjectName]| kind[number].clone();
         let (object, act) = match rng.random_range(0..100) {
-            0..30 => (name("register", number), Act::Write { if_version: None }),
+            0..30 => (name(&names.registers), Act::Write { if_version: None }),
             30..38 => {
-                let object = name("register", number);
+                let object = name(&names.registers);
                 let if_version = self.seen.get(&object).copied().or(Some(LogVersion::ZERO));
                 (object, Act::Write { if_version })
             }
-            38..48 => (name("register", number), Act::Remove),
-            48..65 => (name("register", number), Act::Read),
-            65..77 => (name("counter", number), Act::Increment),
-            77..82 => (name("counter", number), Act::ReadCounter),
-            82..94 => (name("list", number), Act::Append),
-            _ => (name("list", number), Act::ReadList),
+            38..48 => (name(&names.registers), Act::Remove),
+            48..65 => (name(&names.registers), Act::Read),
+            65..77 => (name(&names.counters), Act::Increment),
+            77..82 => (name(&names.counters), Act::ReadCounter),
+            82..94 => (name(&names.lists), Act::Append),
+            _ => (name(&names.lists), Act::ReadList),
         };
-        self.start_with(object, act, rng.random_range(1..40), now, history)
+        self.start_with(object, act, rng.random_range(1..config.words_max), now, history)
+    }
+
+    /// Starts the removal of every register; gives the request numbers.
+    pub fn remove_all(&mut self, now: Timestamp, history: &mut Vec<Operation>) -> Vec<u64> {
+        let names = Arc::clone(&self.names);
+        names.registers.iter().map(|name| self.start_with(name.clone(), Act::Remove, 0, now, history)).collect()
+    }
+
+    /// Starts a small write of every register; gives the request numbers.
+    pub fn write_all(&mut self, now: Timestamp, history: &mut Vec<Operation>) -> Vec<u64> {
+        let names = Arc::clone(&self.names);
+        let write = Act::Write { if_version: None };
+        names.registers.iter().map(|name| self.start_with(name.clone(), write, 4, now, history)).collect()
     }
 
     /// Starts a read of every object; gives the request numbers.
-    pub fn read_all(&mut self, config: &Config, now: Timestamp, history: &mut Vec<Operation>) -> Vec<u64> {
-        let kinds = [("register", Act::Read), ("counter", Act::ReadCounter), ("list", Act::ReadList)];
+    pub fn read_all(&mut self, now: Timestamp, history: &mut Vec<Operation>) -> Vec<u64> {
+        let names = Arc::clone(&self.names);
+        let kinds = [(&names.registers, Act::Read), (&names.counters, Act::ReadCounter), (&names.lists, Act::ReadList)];
         let mut tids = Vec::new();
-        for (kind, act) in kinds {
-            for number in 0..config.objects {
-                tids.push(self.start_with(name(kind, number), act, 0, now, history));
+        for (objects, act) in kinds {
+            for object in objects {
+                tids.push(self.start_with(object.clone(), act, 0, now, history));
             }
         }
         tids
@@ -214,9 +272,16 @@ impl Client {
             return Ok(());
         }
         match reply.outcome {
-            ClientOutcome::Refused(RefusedReason::WrongPrimary | RefusedReason::Busy | RefusedReason::Full) => {
+            ClientOutcome::Refused(RefusedReason::WrongPrimary | RefusedReason::Busy) => {
                 self.epoch = self.epoch.max(reply.epoch);
                 return Ok(());
+            }
+            ClientOutcome::Refused(RefusedReason::Full) if self.when_full != WhenFull::Never => {
+                self.refused_full += 1;
+                if self.when_full == WhenFull::SendAgain {
+                    self.epoch = self.epoch.max(reply.epoch);
+                    return Ok(());
+                }
             }
             ClientOutcome::Refused(reason) => return Err(format!("request {} was refused: {reason}", reply.id)),
             ClientOutcome::Done { .. } | ClientOutcome::Failed { .. } => {}

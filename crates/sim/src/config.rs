@@ -13,10 +13,14 @@ pub struct Faults {
     pub duplication: f64,
     /// Longest delay; messages overtake each other.
     pub delay_max: Duration,
-    /// OSD processes killed per second; each loses a suffix of what was not synced, and comes back.
-    pub crashes_per_second: f64,
+    /// OSD processes killed per second; each loses what it had not written, and comes back.
+    pub kills_per_second: f64,
+    /// OSDs that lose power, per second: any subset of what was not synced is lost too, or torn.
+    pub power_cuts_per_second: f64,
     /// All OSDs lose power at once, per second.
     pub power_losses_per_second: f64,
+    /// Longest time until a process or a machine is back.
+    pub downtime_max: Duration,
     /// OSDs cut off from all others, from monitors and clients, per second.
     pub partitions_per_second: f64,
     /// Placement changes (an OSD goes out or comes in) per second.
@@ -24,10 +28,17 @@ pub struct Faults {
     /// OSDs, per second, that maps do not reach for a while. Afterwards most of them take the newest map as a whole, and
     /// never see those in between.
     pub map_lags_per_second: f64,
-    /// Objects whose bytes rot on one OSD, per second.
-    pub rots_per_second: f64,
-    /// OSDs, per second, that have no room for a while: for no bytes of objects, or for no copy at all.
-    pub fills_per_second: f64,
+    /// Bits that flip, per second: always on the same OSD's disk, which one depends on the seed.
+    pub flips_per_second: f64,
+    /// OSD processes stopped for a while, per second.
+    pub pauses_per_second: f64,
+    /// Changes of the monitors' leader, per second.
+    pub leader_changes_per_second: f64,
+    /// Times without a majority of the monitors, per second.
+    pub monitor_outages_per_second: f64,
+    /// OSDs, per second, whose disk is filled by something else for a while: up to where clients' writes are not let in any
+    /// more, or to where recovery is not, either.
+    pub cramps_per_second: f64,
     /// Probability that a sync takes a hundred times longer.
     pub slow_sync: f64,
 }
@@ -38,13 +49,18 @@ impl Faults {
         loss: 0.0,
         duplication: 0.0,
         delay_max: Duration::from_millis(2),
-        crashes_per_second: 0.0,
+        kills_per_second: 0.0,
+        power_cuts_per_second: 0.0,
         power_losses_per_second: 0.0,
+        downtime_max: Duration::from_secs(10),
         partitions_per_second: 0.0,
         remaps_per_second: 0.0,
         map_lags_per_second: 0.0,
-        rots_per_second: 0.0,
-        fills_per_second: 0.0,
+        flips_per_second: 0.0,
+        cramps_per_second: 0.0,
+        pauses_per_second: 0.0,
+        leader_changes_per_second: 0.0,
+        monitor_outages_per_second: 0.0,
         slow_sync: 0.0,
     };
 }
@@ -54,8 +70,8 @@ impl Faults {
 pub struct Config {
     /// OSDs in the cluster.
     pub osds: u32,
-    /// Placement groups of the one pool.
-    pub pg_num: u32,
+    /// Placement groups that objects are in. The pool has at least 8; few with much to do reach more states.
+    pub pgs_used: u32,
     /// Copies.
     pub size: u32,
     /// Copies needed to serve.
@@ -70,6 +86,12 @@ pub struct Config {
     pub duration: Duration,
     /// Mean pause between two requests of a client.
     pub pause: Duration,
+    /// Most words of 8 bytes in a register.
+    pub words_max: usize,
+    /// Whether clients write more than fits.
+    pub fills: bool,
+    /// Segments of 64 KiB of each OSD's disk.
+    pub segments: u32,
     /// What strikes.
     pub faults: Faults,
     /// Bounds of the placement groups; tiny ones reach more states.
@@ -81,12 +103,30 @@ pub struct Config {
 }
 
 impl Config {
+    /// All worlds by name; `calm` is for what must work before anything is attacked.
+    #[must_use]
+    pub fn worlds() -> Vec<(&'static str, Config)> {
+        vec![
+            ("storm", Config::storm()),
+            ("power", Config::power()),
+            ("pairs", Config::pairs()),
+            ("churn", Config::churn()),
+            ("rot", Config::rot()),
+            ("gaps", Config::gaps()),
+            ("scrub", Config::scrub()),
+            ("full", Config::full()),
+            ("cramped", Config::cramped()),
+            ("loss", Config::loss()),
+            ("calm", Config::calm()),
+        ]
+    }
+
     /// Three OSDs, no faults.
     #[must_use]
     pub fn calm() -> Config {
         Config {
             osds: 3,
-            pg_num: 2,
+            pgs_used: 2,
             size: 3,
             min_size: 2,
             clients: 3,
@@ -94,6 +134,9 @@ impl Config {
             objects: 4,
             duration: Duration::from_secs(5),
             pause: Duration::from_millis(30),
+            words_max: 40,
+            fills: false,
+            segments: 40,
             faults: Faults::NONE,
             limits: Limits { piece_bytes: 64, ..Limits::default() },
             day: None,
@@ -101,42 +144,137 @@ impl Config {
         }
     }
 
-    /// Days fly, so that copies are scrubbed all the time, while objects rot, members crash and messages are lost.
-    #[must_use]
-    pub fn scrub() -> Config {
-        let storm = Config::storm();
-        let faults = Faults {
-            rots_per_second: 2.0,
-            crashes_per_second: 0.05,
-            loss: 0.02,
-            duplication: 0.02,
-            slow_sync: 0.1,
-            delay_max: Duration::from_millis(20),
-            ..Faults::NONE
-        };
-        let scrub = ScrubLimits { chunk_objects: 3, piece_bytes: 48, repairs_max: 1_000, ..storm.limits.scrub };
-        let limits = Limits { scrub, ..storm.limits };
-        Config { osds: 4, faults, limits, day: Some(Duration::from_millis(500)), ..storm }
-    }
-
-    /// Objects rot while messages are lost. Alone with that: rot under a write of which no other copy exists yet, which then
-    /// stays unfound, is a double fault.
+    /// Bits flip on one of the disks, anywhere on it, while messages are lost and that OSD's process is killed now and then. No
+    /// other OSD fails: two faults at once may take the last copy.
     #[must_use]
     pub fn rot() -> Config {
         let storm = Config::storm();
-        let faults = Faults { loss: 0.02, duplication: 0.02, rots_per_second: 4.0, ..Faults::NONE };
+        let faults =
+            Faults { loss: 0.02, duplication: 0.02, flips_per_second: 3.0, kills_per_second: 0.25, ..Faults::NONE };
         // So many objects that about half are older than the log when they rot; so many requests that rot is soon met.
-        let (duration, pause) = (Duration::from_secs(20), Duration::from_millis(25));
+        let (duration, pause) = (Duration::from_secs(30), Duration::from_millis(25));
         Config { faults, objects: 16, duration, pause, ..storm }
+    }
+
+    /// Days fly, so that copies are scrubbed all the time, while one disk rots, its process is killed and messages are lost.
+    /// After a week no bad copy may be left, though nobody has read it.
+    #[must_use]
+    pub fn scrub() -> Config {
+        let rot = Config::rot();
+        let faults = Faults {
+            flips_per_second: 2.0,
+            kills_per_second: 0.1,
+            slow_sync: 0.1,
+            delay_max: Duration::from_millis(20),
+            ..rot.faults
+        };
+        let scrub = ScrubLimits { chunk_objects: 3, piece_bytes: 48, repairs_max: 1_000, ..rot.limits.scrub };
+        let limits = Limits { scrub, ..rot.limits };
+        let (day, pause) = (Some(Duration::from_millis(500)), Duration::from_millis(80));
+        Config { osds: 4, objects: 6, faults, limits, day, pause, ..rot }
+    }
+
+    /// The storm, with disks that something else fills for a while: copies are begun, refused, and begun anew.
+    #[must_use]
+    pub fn cramped() -> Config {
+        let storm = Config::storm();
+        let faults = Faults { cramps_per_second: 0.4, remaps_per_second: 0.1, ..storm.faults };
+        Config { faults, ..storm }
+    }
+
+    /// Clients write more than the disks hold, while processes and machines fail; at the end they delete.
+    #[must_use]
+    pub fn full() -> Config {
+        let storm = Config::storm();
+        let faults = Faults {
+            loss: 0.01,
+            kills_per_second: 0.03,
+            power_cuts_per_second: 0.03,
+            delay_max: Duration::from_millis(10),
+            slow_sync: 0.3,
+            ..Faults::NONE
+        };
+        let limits = Limits {
+            dups_max: 200,
+            executed_max: 1_024,
+            piece_bytes: 4 << 10,
+            effects_bytes_max: 32 << 10,
+            ..storm.limits
+        };
+        Config {
+            osds: 3,
+            pgs_used: 2,
+            objects: 100,
+            depth: 8,
+            words_max: 1_500,
+            fills: true,
+            segments: 16,
+            pause: Duration::from_millis(40),
+            faults,
+            limits,
+            ..storm
+        }
+    }
+
+    /// Members die and come back all the time, each pair of intervals with other ones; commits of the monitors are slow.
+    #[must_use]
+    pub fn churn() -> Config {
+        let storm = Config::storm();
+        let faults = Faults {
+            kills_per_second: 0.25,
+            power_cuts_per_second: 0.25,
+            loss: 0.02,
+            power_losses_per_second: 0.02,
+            downtime_max: Duration::from_secs(5),
+            remaps_per_second: 0.1,
+            delay_max: Duration::from_millis(100),
+            slow_sync: 0.3,
+            ..Faults::NONE
+        };
+        Config { osds: 4, pgs_used: 2, faults, pause: Duration::from_millis(25), ..storm }
+    }
+
+    /// Two copies of which one is enough to serve: whoever was alone for a moment must be waited for.
+    #[must_use]
+    pub fn pairs() -> Config {
+        let churn = Config::churn();
+        let faults = Faults {
+            kills_per_second: 0.12,
+            power_cuts_per_second: 0.12,
+            power_losses_per_second: 0.04,
+            downtime_max: Duration::from_secs(9),
+            remaps_per_second: 0.05,
+            ..churn.faults
+        };
+        Config { osds: 3, size: 2, min_size: 1, faults, ..churn }
+    }
+
+    /// Messages are lost, doubled and very late, and nothing else fails: no read may be stale.
+    #[must_use]
+    pub fn loss() -> Config {
+        let storm = Config::storm();
+        let faults = Faults {
+            loss: 0.08,
+            duplication: 0.3,
+            delay_max: Duration::from_millis(300),
+            remaps_per_second: 0.2,
+            ..Faults::NONE
+        };
+        Config { osds: 4, pgs_used: 2, faults, pause: Duration::from_millis(40), ..storm }
     }
 
     /// All OSDs lose power at once, again and again, while most syncs are slow: what was acknowledged too soon is lost.
     #[must_use]
     pub fn power() -> Config {
         let storm = Config::storm();
-        let faults = Faults { power_losses_per_second: 0.4, slow_sync: 0.5, ..Faults::NONE };
-        let (duration, pause) = (Duration::from_secs(30), Duration::from_millis(20));
-        Config { osds: 3, pg_num: 2, faults, duration, pause, ..storm }
+        let faults = Faults {
+            power_losses_per_second: 0.12,
+            downtime_max: Duration::from_secs(9),
+            slow_sync: 0.5,
+            ..Faults::NONE
+        };
+        let (duration, pause) = (Duration::from_secs(50), Duration::from_millis(20));
+        Config { osds: 3, pgs_used: 2, faults, duration, pause, ..storm }
     }
 
     /// Maps reach OSDs late or never, one by one, while members crash and placement changes: each OSD has its own idea of
@@ -147,7 +285,8 @@ impl Config {
         let faults = Faults {
             map_lags_per_second: 0.5,
             remaps_per_second: 0.1,
-            crashes_per_second: 0.15,
+            kills_per_second: 0.08,
+            power_cuts_per_second: 0.07,
             power_losses_per_second: 0.02,
             partitions_per_second: 0.0,
             ..storm.faults
@@ -155,34 +294,31 @@ impl Config {
         Config { faults, pause: Duration::from_millis(60), ..storm }
     }
 
-    /// The storm, with OSDs that have no room for a while: copies are begun, refused, and begun anew.
-    #[must_use]
-    pub fn full() -> Config {
-        let storm = Config::storm();
-        let faults = Faults { fills_per_second: 0.4, remaps_per_second: 0.1, ..storm.faults };
-        Config { faults, ..storm }
-    }
-
     /// Everything else that can strike does; knobs are tiny, so that trimming, backfill and forgetting happen all the time.
     #[must_use]
     pub fn storm() -> Config {
         Config {
             osds: 5,
-            pg_num: 3,
+            pgs_used: 3,
             duration: Duration::from_secs(40),
-            pause: Duration::from_millis(150),
+            pause: Duration::from_millis(80),
             faults: Faults {
                 loss: 0.02,
                 duplication: 0.02,
                 delay_max: Duration::from_millis(40),
-                crashes_per_second: 0.10,
+                kills_per_second: 0.05,
+                power_cuts_per_second: 0.05,
                 power_losses_per_second: 0.01,
+                downtime_max: Duration::from_secs(10),
                 partitions_per_second: 0.04,
                 remaps_per_second: 0.05,
                 map_lags_per_second: 0.0,
-                rots_per_second: 0.0,
-                fills_per_second: 0.0,
-                slow_sync: 0.1,
+                flips_per_second: 0.0,
+                cramps_per_second: 0.0,
+                pauses_per_second: 0.03,
+                leader_changes_per_second: 0.03,
+                monitor_outages_per_second: 0.015,
+                slow_sync: 0.3,
             },
             limits: Limits {
                 log_entries_min: 12,

@@ -1,99 +1,276 @@
-//! A disk that forgets what was not synced: transactions are kept in order, a crash loses a suffix of those that are not
-//! durable.
+//! One OSD's disk: the production store engine over a device and an index in memory that fail as real ones do.
+//!
+//! The engine has no threads and no clock; its commits and its maintenance are events of the simulation. A crash keeps, loses
+//! or tears each un-synced sector alone, cuts a commit short at any of its IOs, and takes the index back to any state that
+//! RocksDB may leave behind.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use holdfast_pg::memory::MemoryCollection;
+use bytes::Bytes;
+use holdfast_map::ClusterMap;
+use holdfast_osd::parts::{OWN_COLLECTION, map_transactions, own_collection, pg_of, to_transaction};
 use holdfast_pg::{StoreOp, TxnId};
-use holdfast_types::PgId;
+use holdfast_store::{
+    CollectionId, Engine, Fault, Identity, MemDevice, MemIndex, OnDurable, OpenError, Options, SubmitError,
+    Transaction, TxOp,
+};
+use holdfast_types::{ClusterId, DiskUuid, Incarnation, OsdId, PgId};
+use parking_lot::Mutex;
+use rand::Rng;
+use rand::rngs::SmallRng;
 
-/// A transaction that is visible but not durable.
-#[derive(Debug)]
-struct Unsynced {
+use crate::faults::FaultKind;
+
+/// The engine of a simulated OSD.
+pub(crate) type SimEngine = Engine<MemDevice, MemIndex>;
+
+/// The cluster of all simulations.
+pub(crate) const CLUSTER: ClusterId = ClusterId([7; 16]);
+/// Room of the superblocks.
+const SUPERBLOCK_BYTES: u64 = 128 << 10;
+/// Small, so that the log goes round many times in a run.
+const SEGMENT_BYTES: u32 = 64 << 10;
+/// Bytes that one cleaning step moves.
+const CLEAN_STEP_BYTES: u64 = 16 << 10;
+/// Cleaning steps of one submit that finds no room, as in the production store.
+const SPACE_WAITS_MAX: u32 = 64;
+
+/// Bytes of one write of what fills a disk for a while.
+const FILL_BYTES: usize = 16 << 10;
+
+/// The object that fills a disk for a while.
+fn filler() -> holdfast_store::ObjectKey {
+    holdfast_store::ObjectKey::new(b"filler".to_vec()).expect("a short key is one")
+}
+
+fn options() -> Options {
+    Options {
+        segment_bytes: SEGMENT_BYTES,
+        sector_bytes: 512,
+        checksum_block_bytes: 512,
+        reserve_percent: 2,
+        index_flush_bytes: 96 << 10,
+        onode_cache_bytes: 1 << 20,
+    }
+}
+
+/// A transaction that became durable, and in which run it was submitted.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    run: Incarnation,
     pg: PgId,
     txn: TxnId,
-    ops: Vec<StoreOp>,
+}
+
+/// What a crash did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Damage {
+    pub sectors: u64,
+    pub torn: u64,
 }
 
 /// One OSD's disk.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Disk {
-    /// As a crash would leave it.
-    durable: BTreeMap<PgId, MemoryCollection>,
-    /// As the running process sees it.
-    visible: BTreeMap<PgId, MemoryCollection>,
-    unsynced: VecDeque<Unsynced>,
-}
-
-fn apply(state: &mut BTreeMap<PgId, MemoryCollection>, pg: PgId, ops: &[StoreOp]) {
-    let collection = state.entry(pg).or_default();
-    collection.apply(ops);
-    if !collection.exists {
-        state.remove(&pg);
-    }
+    device: MemDevice,
+    index: MemIndex,
+    /// `None` between a crash and the next start of the process.
+    engine: Option<SimEngine>,
+    durable: Arc<Mutex<Vec<Told>>>,
+    /// The last position that a process submitted.
+    submitted: u64,
+    /// Bits flipped in it.
+    pub flips: u64,
 }
 
 impl Disk {
-    /// Takes a transaction, as a store would: `false` when it changes what cannot be read.
-    #[must_use]
-    pub fn submit(&mut self, pg: PgId, txn: TxnId, ops: Vec<StoreOp>) -> bool {
-        let takes = self.visible.get(&pg).is_none_or(|collection| collection.takes(&ops));
-        apply(&mut self.visible, pg, &ops);
-        self.unsynced.push_back(Unsynced { pg, txn, ops });
-        takes
-    }
-
-    /// Makes up to `count` transactions durable; gives, for each placement group, the newest of them.
-    pub fn sync(&mut self, count: usize) -> BTreeMap<PgId, TxnId> {
-        let mut newest = BTreeMap::new();
-        for _ in 0..count {
-            let Some(unsynced) = self.unsynced.pop_front() else { break };
-            apply(&mut self.durable, unsynced.pg, &unsynced.ops);
-            newest.insert(unsynced.pg, unsynced.txn);
+    /// A new disk of `segments` segments, in its `life`th life.
+    pub fn format(osd: OsdId, life: u8, segments: u32) -> Result<Disk, String> {
+        let mut disk = [osd.0 as u8; 16];
+        disk[0] = 0x5a;
+        disk[15] = life;
+        let identity = Identity { cluster: CLUSTER, disk: DiskUuid(disk), osd };
+        let device = MemDevice::new(SUPERBLOCK_BYTES + u64::from(segments) * u64::from(SEGMENT_BYTES));
+        let index = MemIndex::new();
+        let engine = Engine::format(device.clone(), index.clone(), identity, options());
+        let engine = engine.map_err(|error| format!("{osd} cannot format its disk: {error}"))?;
+        let disk = Disk { device, index, engine: Some(engine), durable: Arc::default(), submitted: 0, flips: 0 };
+        if let Some(transaction) = own_collection(&disk.engine().collections()) {
+            disk.engine().submit(transaction).map_err(|error| format!("{osd} cannot begin: {error}"))?;
+            disk.engine().commit().map_err(|error| format!("{osd} cannot begin: {error}"))?;
         }
-        newest
+        Ok(disk)
     }
 
-    pub fn unsynced(&self) -> usize {
-        self.unsynced.len()
+    /// The engine of the running process.
+    pub fn engine(&self) -> &SimEngine {
+        self.engine.as_ref().expect("the process runs, so its store is open")
     }
 
-    /// Power is lost after `survivors` of the transactions that were not durable.
-    pub fn crash(&mut self, survivors: usize) {
-        self.sync(survivors);
-        self.unsynced.clear();
-        self.visible = self.durable.clone();
+    pub fn is_open(&self) -> bool {
+        self.engine.is_some()
     }
 
-    pub fn collection(&self, pg: PgId) -> Option<&MemoryCollection> {
-        self.visible.get(&pg)
+    /// Takes a placement group's transaction, as the daemon's shell does.
+    pub fn submit(&self, run: Incarnation, pg: PgId, txn: TxnId, ops: Vec<StoreOp>) -> Result<(), SubmitError> {
+        let transaction = to_transaction(self.engine(), pg, ops);
+        let durable = Arc::clone(&self.durable);
+        let told: OnDurable = Box::new(move |result| {
+            if result.is_ok() {
+                durable.lock().push(Told { run, pg, txn });
+            }
+        });
+        self.submit_then(&transaction, Some(told))
     }
 
-    /// Says whether the collection finds no room for bytes of objects, or none at all.
-    pub fn set_room(&mut self, pg: PgId, tight: bool, full: bool) {
-        if let Some(collection) = self.visible.get_mut(&pg) {
-            (collection.tight, collection.full) = (tight, full);
-        }
+    /// Keeps a map, as the daemon's shell does.
+    pub fn keep_map(&self, map: &ClusterMap) -> Result<(), SubmitError> {
+        map_transactions(map).iter().try_for_each(|transaction| self.submit_then(transaction, None))
     }
 
-    pub fn collections(&self) -> impl Iterator<Item = (&PgId, &MemoryCollection)> {
-        self.visible.iter()
-    }
-
-    /// Spoils the bytes of one object, or the `whole` of it; a rewrite heals it. Gives whether there was something to spoil.
-    pub fn rot(&mut self, pick: usize, whole: bool) -> bool {
-        let places: Vec<_> = self
-            .visible
-            .iter()
-            .flat_map(|(pg, collection)| collection.objects.keys().map(|key| (*pg, key.clone())))
-            .collect();
-        let Some((pg, key)) = places.get(pick % places.len().max(1)) else { return false };
-        for state in [&mut self.visible, &mut self.durable] {
-            if let Some(object) = state.get_mut(pg).and_then(|collection| collection.objects.get_mut(key)) {
-                object.rotten = !object.data.is_empty();
-                object.unreadable = whole;
+    fn submit_then(&self, transaction: &Transaction, mut told: Option<OnDurable>) -> Result<(), SubmitError> {
+        let mut waits = 0;
+        loop {
+            match self.engine().submit_then(transaction, &mut told) {
+                Ok(_) => return Ok(()),
+                Err(SubmitError::NoSpace { cleaning_helps: true, .. }) if waits < SPACE_WAITS_MAX => {
+                    waits += 1;
+                    // The store's own threads would do this while the shard waits.
+                    if self.engine().commit().is_err() || self.engine().clean_step(CLEAN_STEP_BYTES).is_err() {
+                        waits = SPACE_WAITS_MAX;
+                    }
+                }
+                Err(error) => return Err(error),
             }
         }
-        true
+    }
+
+    /// Whether something waits for a commit, or to be told.
+    pub fn has_waiting(&self) -> bool {
+        self.engine().pending_bytes() > 0 || !self.durable.lock().is_empty()
+    }
+
+    /// Makes durable what waits; gives, for each placement group of this run, the newest of its transactions.
+    pub fn commit(&mut self, run: Incarnation) -> Result<BTreeMap<PgId, TxnId>, String> {
+        self.engine().commit().map_err(|error| error.to_string())?;
+        let told = std::mem::take(&mut *self.durable.lock());
+        Ok(told.into_iter().filter(|told| told.run == run).map(|told| (told.pg, told.txn)).collect())
+    }
+
+    /// What the store's maintenance thread does; gives the segments that cleaning freed.
+    pub fn maintain(&self) -> Result<u64, String> {
+        let engine = self.engine();
+        let mut freed = 0;
+        if engine.wants_index_flush() {
+            engine.flush_index().map_err(|error| error.to_string())?;
+        }
+        while engine.wants_cleaning() {
+            let progress = engine.clean_step(CLEAN_STEP_BYTES).map_err(|error| error.to_string())?;
+            freed += progress.freed_segments;
+            if !progress.more || (progress.moved_bytes == 0 && progress.freed_segments == 0) {
+                break;
+            }
+        }
+        Ok(freed)
+    }
+
+    pub fn wants_maintenance(&self) -> bool {
+        self.engine().wants_index_flush() || self.engine().wants_cleaning()
+    }
+
+    /// The process ends now, in the middle of whatever it does; with `power` the device loses what was not synced.
+    pub fn crash(&mut self, rng: &mut SmallRng, power: bool) -> Damage {
+        let Some(engine) = self.engine.take() else {
+            // The power fails while the process is not running: everything was decided at its end.
+            return Damage::default();
+        };
+        self.submitted = engine.submitted_position().0;
+        if engine.pending_bytes() > 0 && rng.random_bool(0.9) {
+            // In the middle of a commit: at one of its writes, at its sync, or just after it.
+            self.device.plan(self.device.io_count() + rng.random_range(0..4), Fault::Crash);
+            let _cut_short = engine.commit();
+        }
+        self.index = self.index.crash(rng);
+        self.device = if power { self.device.crash(rng) } else { self.device.restart() };
+        self.durable.lock().clear();
+        let stats = self.device.stats();
+        Damage { sectors: stats.sectors_lost, torn: stats.sectors_torn }
+    }
+
+    /// Opens the store as a starting process does; gives how many transactions the crash before cost.
+    pub fn open(&mut self) -> Result<u64, OpenError> {
+        if self.engine.is_some() {
+            return Ok(0);
+        }
+        let engine = Engine::open(self.device.clone(), self.index.clone(), options())?;
+        let recovered = engine.submitted_position().0;
+        self.engine = Some(engine);
+        Ok(self.submitted.saturating_sub(recovered))
+    }
+
+    /// The placement groups with a collection.
+    pub fn pgs(&self) -> Vec<PgId> {
+        self.engine().collections().into_iter().filter_map(pg_of).collect()
+    }
+
+    /// Spoils something: what is known of an object, or one bit, as often as not in the bytes of a live object.
+    pub fn rot(&mut self, rng: &mut SmallRng) -> FaultKind {
+        if rng.random_bool(0.3)
+            && let Some(row) = self.some_onode(rng)
+        {
+            self.index.spoil(&row);
+            self.flips += 1;
+            return FaultKind::OnodeSpoiled;
+        }
+        let live = rng.random_bool(0.5).then(|| self.live_range(rng)).flatten();
+        let range = live.unwrap_or(0..SUPERBLOCK_BYTES + self.log_bytes());
+        let at = rng.random_range(range);
+        self.device.flip(at, rng.random_range(0..8));
+        self.flips += 1;
+        FaultKind::BitFlipped
+    }
+
+    fn objects(&self) -> Vec<(CollectionId, holdfast_store::ObjectKey)> {
+        let pgs = self.engine().collections().into_iter().filter(|collection| pg_of(*collection).is_some());
+        let listed = |c| self.engine().list_objects(c, None, usize::MAX).unwrap_or_default();
+        pgs.flat_map(|c| listed(c).into_iter().map(move |object| (c, object))).collect()
+    }
+
+    fn some_onode(&self, rng: &mut SmallRng) -> Option<Bytes> {
+        let objects = self.objects();
+        let (collection, object) = objects.get(rng.random_range(0..objects.len().max(1)))?;
+        Some(SimEngine::onode_row(*collection, object))
+    }
+
+    /// Lets something else fill the device, up to this share of what objects may take. Gives whether there was room for that.
+    pub fn fill(&self, percent: u64) -> bool {
+        let (live, limit) = self.engine().live_bytes();
+        let bytes = (limit * percent / 100).saturating_sub(live);
+        let whole = |offset| Transaction {
+            ops: vec![TxOp::Write { c: OWN_COLLECTION, o: filler(), offset, data: vec![0x55; FILL_BYTES].into() }],
+        };
+        let offsets = (0..bytes / FILL_BYTES as u64).map(|chunk| chunk * FILL_BYTES as u64);
+        bytes > 0 && offsets.map(whole).all(|transaction| self.submit_then(&transaction, None).is_ok())
+    }
+
+    /// Takes away what [`Disk::fill`] wrote. Gives whether there was anything.
+    pub fn empty(&self) -> bool {
+        let there = matches!(self.engine().stat(OWN_COLLECTION, &filler()), Ok(Some(_)));
+        let remove = Transaction { ops: vec![TxOp::Remove { c: OWN_COLLECTION, o: filler() }] };
+        there && self.submit_then(&remove, None).is_ok()
+    }
+
+    fn log_bytes(&self) -> u64 {
+        u64::from(self.engine().superblock().segment_count) * u64::from(SEGMENT_BYTES)
+    }
+
+    fn live_range(&self, rng: &mut SmallRng) -> Option<std::ops::Range<u64>> {
+        let mut places = Vec::new();
+        for (collection, object) in self.objects() {
+            places.extend(self.engine().stored_at(collection, &object).unwrap_or_default());
+        }
+        places.retain(|range| !range.is_empty());
+        if places.is_empty() { None } else { Some(places.swap_remove(rng.random_range(0..places.len()))) }
     }
 }

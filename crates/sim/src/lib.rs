@@ -1,21 +1,32 @@
 //! The simulator: a whole cluster in one thread, from one seed.
 //!
-//! Placement groups are the production core (`holdfast-pg`); the network, the disks, the clock and the monitors are
-//! simulated. One heap of events, one random number generator, no wall time, no hash maps: the same seed gives the same
-//! run, and [`Report::hash`] proves it. A run has three phases: faults under load, healing, settling; then every checker of
-//! `check` looks at what the clients saw and at what the disks hold.
-//!
-//! On a violation [`run`] returns it with the seed and the command that replays it.
+//! Production code: placement groups (`holdfast-pg`), the store engine, the translation between the two and the taking up of
+//! copies, recovery slots and heartbeat tables (`holdfast-osd`), the monitors' state machine and their leader's judgement
+//! (`holdfast-mon-state`), map increments and CRUSH, the wire codec.
+//! Simulated: network, clock, device and index under the engine, the monitors' log (one leader that never forks), and what in
+//! a daemon is threads and sockets. One heap of events, one random number generator, no wall time, no hash maps: the same
+//! seed gives the same run, and [`Report::hash`] proves it. A run has three phases: faults under load, healing, settling;
+//! then every checker looks at what the clients saw and at what the disks hold.
 
 mod campaign;
 mod check;
 mod client;
 mod config;
+mod copies;
 mod disk;
+mod faults;
+#[cfg(feature = "mutants")]
+mod hunt;
 mod monitor;
 mod node;
+mod scrub;
+mod shell;
+mod watch;
 mod world;
 
 pub use campaign::{Summary, campaign};
 pub use config::{Config, Faults};
-pub use world::{FaultCounts, Report, Violation, run};
+pub use faults::{FaultCounts, FaultKind};
+#[cfg(feature = "mutants")]
+pub use hunt::{Catch, Hunt, hunt};
+pub use world::{Report, Violation, run};

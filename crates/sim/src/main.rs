@@ -1,47 +1,93 @@
-//! `holdfast-sim --seeds N --from SEED [--world calm|storm|power|rot|gaps|full|scrub] [--trace]`: runs seeds, prints what they add up to, and
-//! ends with an error when one of them broke a promise. `cargo xtask sim` calls it.
+//! `holdfast-sim [--seeds N] [--from SEED] [--world W] [--threads N] [--trace]`: runs seeds of all worlds but `calm`, or of one,
+//! and prints what they add up to. It fails when a promise was broken, and when a planned kind of fault never struck.
+//! `cargo xtask sim` calls it.
 
 use std::process::ExitCode;
+use std::time::Instant;
 
-use holdfast_sim::{Config, campaign};
+use holdfast_sim::{Config, Summary, campaign};
+
+/// A campaign ends after so many violations of one world: they are mostly the same one.
+const VIOLATIONS_MAX: usize = 10;
+/// From so many seeds on, a planned fault that never struck is a failure of the campaign.
+const SEEDS_ENOUGH: u64 = 20;
+
+/// Characters of a violation that are printed.
+const SHOWN_MAX: usize = 3_000;
 
 struct Arguments {
     seeds: u64,
     from: u64,
+    threads: usize,
     worlds: Vec<(&'static str, Config)>,
 }
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
-    let (mut seeds, mut from, mut trace, mut only) = (100, 0, false, None);
+    let (mut seeds, mut from, mut threads, mut trace, mut only) = (100, 0, 2, false, None);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
         match word.as_str() {
             "--seeds" => seeds = value()?.parse().map_err(|error| format!("--seeds: {error}"))?,
             "--from" => from = value()?.parse().map_err(|error| format!("--from: {error}"))?,
+            "--threads" => threads = value()?.parse().map_err(|error| format!("--threads: {error}"))?,
             "--world" => only = Some(value()?),
             "--trace" => trace = true,
             _ => return Err(format!("unknown argument {word}")),
         }
     }
-    let all = [
-        ("storm", Config::storm()),
-        ("power", Config::power()),
-        ("rot", Config::rot()),
-        ("gaps", Config::gaps()),
-        ("full", Config::full()),
-        ("scrub", Config::scrub()),
-        ("calm", Config::calm()),
-    ];
     let wanted = |name: &str| only.as_ref().map_or(name != "calm", |only| only == name);
-    let worlds = all.into_iter().filter(|(name, _)| wanted(name));
+    let worlds = Config::worlds().into_iter().filter(|(name, _)| wanted(name));
     let worlds: Vec<_> = worlds.map(|(name, config)| (name, Config { trace, ..config })).collect();
     if worlds.is_empty() {
-        return Err("a world is one of calm, storm, power, rot, gaps, full, scrub".to_owned());
+        let names: Vec<&str> = Config::worlds().iter().map(|(name, _)| *name).collect();
+        return Err(format!("a world is one of {}", names.join(", ")));
     }
-    Ok(Arguments { seeds, from, worlds })
+    Ok(Arguments { seeds, from, threads, worlds })
+}
+
+/// What this process has used of all processors together.
+fn processor_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// `holdfast-sim mutants [--budget N] [--threads N] [--only NAME] [--table PATH]`.
+#[cfg(feature = "mutants")]
+fn mutants(mut words: impl Iterator<Item = String>) -> Result<ExitCode, String> {
+    let (mut budget, mut threads, mut only, mut table) = (40, 2, None, None);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
+        match word.as_str() {
+            "--budget" => budget = value()?.parse().map_err(|error| format!("--budget: {error}"))?,
+            "--threads" => threads = value()?.parse().map_err(|error| format!("--threads: {error}"))?,
+            "--only" => only = Some(value()?),
+            "--table" => table = Some(value()?),
+            _ => return Err(format!("unknown argument {word}")),
+        }
+    }
+    // Broken assertions are what is looked for; each would print a backtrace.
+    std::panic::set_hook(Box::new(|_| {}));
+    let hunt = holdfast_sim::hunt(budget, threads, only.as_deref(), |mutant, catch, text| match catch {
+        Some(catch) => {
+            println!("{mutant:?}: {} in {} seeds ({}): {text:.200}", catch.checker, catch.seeds, catch.world)
+        }
+        None => println!("{mutant:?}: NOT CAUGHT"),
+    });
+    if let Some(path) = table {
+        std::fs::write(&path, hunt.to_string()).map_err(|error| format!("cannot write {path}: {error}"))?;
+    }
+    println!("{} mutants, {} not caught", hunt.rows.len(), hunt.escaped().len());
+    Ok(if hunt.escaped().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "mutants")]
+    if std::env::args().nth(1).as_deref() == Some("mutants") {
+        return mutants(std::env::args().skip(2)).unwrap_or_else(|error| {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        });
+    }
     let arguments = match parse(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -49,14 +95,26 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let mut failed = false;
+    let (mut failed, mut total) = (false, Summary::default());
+    let start = Instant::now();
     for (name, config) in &arguments.worlds {
-        let summary = campaign(arguments.from, arguments.seeds, config);
+        let summary = campaign(arguments.from, arguments.seeds, config, arguments.threads, VIOLATIONS_MAX);
         for violation in &summary.violations {
-            println!("{name}: {violation}");
+            let text: String = violation.to_string().chars().take(SHOWN_MAX).collect();
+            println!("{name}: {text}");
+            println!("  replay: cargo xtask sim --world {name} --from {} --seeds 1 --trace", violation.seed);
         }
         println!("{name}: {summary}");
+        if summary.seeds >= SEEDS_ENOUGH && !summary.unseen().is_empty() {
+            println!("{name}: planned, but never struck: {:?}", summary.unseen());
+            failed = true;
+        }
         failed |= !summary.violations.is_empty();
+        total.merge(summary);
     }
+    let simulated = total.simulated_ms as f64 / 1_000.0;
+    let (elapsed, busy) = (start.elapsed().as_secs_f64(), processor_seconds());
+    let rate = simulated / busy.max(0.001);
+    println!("all: {total}; {rate:.0} times real time per core, {elapsed:.0} s on {} threads", arguments.threads);
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

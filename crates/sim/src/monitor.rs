@@ -1,166 +1,189 @@
-//! A scripted monitor: it knows who is up, records `up_thru` and `pg_temp`, and publishes a map for each change.
+//! The monitors: the production state machine (`holdfast-mon-state`) behind a log.
 //!
-//! It stands in for `mon/state`: one decision per call, no quorum, never wrong about what it was told.
+//! Maps come from committed commands alone, exactly as in production; what is proposed without being asked is the judgement
+//! of the production `Leader`. What is simple is the log: one leader at a time appends encoded commands in order, nothing is
+//! lost and nothing forks. When leaders change, the next one starts from a snapshot, with an empty memory.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use holdfast_map::{ClusterMap, OsdInfo, PgMembers, Pool, PoolKind};
-use holdfast_types::{ClusterId, DiskUuid, Epoch, Incarnation, OsdId, PgId, PoolId};
+use holdfast_map::ClusterMap;
+use holdfast_mon_state::leader::{Due, Leader, ProbeResult, Verdict};
+use holdfast_mon_state::{Change, Command, Op, Outcome, State};
+use holdfast_osd::parts::MapStep;
+use holdfast_types::{DiskUuid, Epoch, Incarnation, OsdId, PgId, PoolId, Timestamp};
+use holdfast_wire::mon::{FailureKind, LocationStep, MonCommand, MonReply, OsdReport};
 
 use crate::config::Config;
+use crate::disk::CLUSTER;
 
 /// The one pool.
 pub(crate) const POOL: PoolId = PoolId(1);
+/// The wall clock at the start of a run, in Unix milliseconds.
+pub(crate) const WALL_CLOCK_MS: u64 = 1_800_000_000_000;
 
 #[derive(Debug)]
 pub(crate) struct Monitor {
-    /// All maps, from epoch 1.
-    maps: Vec<Arc<ClusterMap>>,
+    state: State,
+    leader: Leader,
+    /// Committed commands, encoded.
+    log: Vec<Vec<u8>>,
+    /// All maps, from the empty one at epoch 0 on.
+    steps: Vec<Arc<MapStep>>,
+}
+
+/// The monitors' wall clock.
+fn unix_ms(now: Timestamp) -> u64 {
+    WALL_CLOCK_MS + now.as_nanos() / 1_000_000
+}
+
+/// A device as it registers.
+fn disk_uuid(osd: u32) -> DiskUuid {
+    DiskUuid([osd as u8 + 1; 16])
 }
 
 impl Monitor {
-    pub fn new(config: &Config) -> Monitor {
-        let mut map = ClusterMap::empty(ClusterId([7; 16]));
-        map.epoch = Epoch(1);
-        for id in 0..config.osds {
-            let info = OsdInfo {
-                disk: DiskUuid([id as u8; 16]),
-                incarnation: Incarnation(1),
-                address: format!("osd-{id}:0"),
-                up: true,
-                in_cluster: true,
-                reweight: 0x1_0000,
-                up_from: Epoch(1),
-                up_thru: Epoch(0),
-                down_at: Epoch(0),
-                dead_epoch: Epoch(0),
-                formatted_at: Epoch(0),
-            };
-            map.osds.insert(OsdId(id), info);
+    /// A cluster of registered OSDs, none of which has booted, and one pool.
+    pub fn new(config: &Config) -> Result<Monitor, String> {
+        let state = State::new(CLUSTER);
+        let first = MapStep::new(Arc::clone(state.map()));
+        let leader = Leader::new(Timestamp::ZERO, state.map());
+        let mut monitor = Monitor { state, leader, log: Vec::new(), steps: vec![first] };
+        for osd in 0..config.osds {
+            let host = LocationStep { kind: "host".to_owned(), name: format!("host-{osd}") };
+            monitor.request(
+                Timestamp::ZERO,
+                MonCommand::OsdRegister {
+                    disk: disk_uuid(osd),
+                    location: vec![host],
+                    class: None,
+                    capacity_bytes: 1 << 40,
+                    wanted: Some(OsdId(osd)),
+                    blank: Some(true),
+                },
+            )?;
         }
-        let pool = Pool {
-            name: "sim".to_owned(),
-            kind: PoolKind::Replicated { size: config.size, min_size: config.min_size },
-            pg_num: config.pg_num,
-            rule: 0,
-            created: Epoch(1),
-            application: "sim".to_owned(),
-        };
-        map.pools.insert(POOL, pool);
-        map.next_pool = PoolId(2);
-        Monitor { maps: vec![Arc::new(map)] }
+        monitor.request(
+            Timestamp::ZERO,
+            MonCommand::PoolCreate {
+                name: "sim".to_owned(),
+                size: Some(config.size),
+                min_size: Some(config.min_size),
+                application: "sim".to_owned(),
+                failure_domain: Some("host".to_owned()),
+                share_percent: Some(1),
+            },
+        )?;
+        Ok(monitor)
     }
 
-    pub fn newest(&self) -> &Arc<ClusterMap> {
-        self.maps.last().expect("there is always a map")
-    }
-
-    pub fn map(&self, epoch: Epoch) -> Option<&Arc<ClusterMap>> {
-        self.maps.get(usize::try_from(epoch.0).ok()?.checked_sub(1)?)
-    }
-
-    fn publish(&mut self, change: impl FnOnce(&mut ClusterMap)) {
-        let mut map = ClusterMap::clone(self.newest());
-        map.epoch = map.epoch.next();
-        change(&mut map);
-        self.maps.push(Arc::new(map));
-    }
-
-    pub fn is_up(&self, osd: OsdId) -> bool {
-        self.newest().is_up(osd)
-    }
-
-    pub fn mark_down(&mut self, osd: OsdId) {
-        self.publish(|map| {
-            let epoch = map.epoch;
-            if let Some(info) = map.osds.get_mut(&osd) {
-                info.up = false;
-                info.down_at = epoch;
-            }
-        });
-    }
-
-    pub fn boot(&mut self, osd: OsdId, incarnation: Incarnation) {
-        self.publish(|map| {
-            let epoch = map.epoch;
-            if let Some(info) = map.osds.get_mut(&osd) {
-                info.up = true;
-                info.up_from = epoch;
-                info.incarnation = incarnation;
-            }
-        });
-    }
-
-    pub fn toggle_in(&mut self, osd: OsdId) {
-        self.publish(|map| {
-            if let Some(info) = map.osds.get_mut(&osd) {
-                info.in_cluster = !info.in_cluster;
-            }
-        });
-    }
-
-    pub fn set_all_in(&mut self) {
-        self.publish(|map| map.osds.values_mut().for_each(|info| info.in_cluster = true));
-    }
-
-    /// Records `up_thru`, if the OSD is in the run that asks. Gives whether there is a new map.
-    pub fn up_thru(&mut self, osd: OsdId, incarnation: Incarnation, at_least: Epoch) -> bool {
-        let current = self.newest().osds.get(&osd);
-        let needed = current.is_some_and(|info| info.up && info.incarnation == incarnation && info.up_thru < at_least);
-        if needed {
-            self.publish(|map| {
-                let epoch = map.epoch;
-                if let Some(info) = map.osds.get_mut(&osd) {
-                    info.up_thru = epoch;
-                }
-            });
+    /// Commits changes: at most one new map.
+    pub fn commit(&mut self, now: Timestamp, changes: Vec<Change>) -> Result<Outcome, String> {
+        let at_unix_ms = unix_ms(now);
+        let ops = changes.into_iter().map(|change| Op { id: None, change }).collect();
+        let encoded = Command { at_unix_ms, ops }.encode();
+        let command = Command::decode(&encoded).map_err(|error| format!("Q6: a command cannot be decoded: {error}"))?;
+        self.log.push(encoded);
+        let before = Arc::clone(self.state.map());
+        let outcome = self.state.apply(self.log.len() as u64, &command);
+        if self.state.map().epoch > before.epoch {
+            self.check_increment(&before)?;
+            self.leader.observe(now, self.state.map());
+            self.steps.push(MapStep::new(Arc::clone(self.state.map())));
         }
-        needed
+        Ok(outcome)
     }
 
-    /// Records a wish for another acting set, if the OSD is in the run that asks.
-    pub fn pg_temp(&mut self, osd: OsdId, incarnation: Incarnation, pg: PgId, want: Vec<OsdId>) -> bool {
-        let newest = self.newest();
-        let live = newest.osds.get(&osd).is_some_and(|info| info.up && info.incarnation == incarnation);
-        let unchanged = newest.pg_temp.get(&pg).map_or(want.is_empty(), |set| *set == want);
-        if !live || unchanged {
-            return false;
-        }
-        self.publish(|map| {
-            if want.is_empty() {
-                map.pg_temp.remove(&pg);
-            } else {
-                map.pg_temp.insert(pg, want);
+    /// Whoever holds the map before makes the same one of what the monitors send it.
+    fn check_increment(&self, before: &ClusterMap) -> Result<(), String> {
+        let update = self.state.maps_since(before.epoch);
+        let mut held = before.clone();
+        if before.epoch > Epoch::ZERO {
+            for encoded in &update.increments {
+                let increment = holdfast_map::Increment::decode(encoded).map_err(|error| format!("Q7: {error}"))?;
+                held = held.apply(&increment).map_err(|error| format!("Q7: {error}"))?;
             }
-        });
-        true
+            if held != **self.state.map() {
+                return Err(format!("Q7: the increment to {} makes another map", self.state.map().epoch));
+            }
+        }
+        Ok(())
+    }
+
+    /// A command from outside; gives its answer.
+    pub fn request(&mut self, now: Timestamp, command: MonCommand) -> Result<MonReply, String> {
+        let outcome = self.commit(now, vec![Change::Request(command)])?;
+        outcome.replies.into_iter().next().ok_or_else(|| "Q6: a command got no answer".to_owned())
+    }
+
+    pub fn newest(&self) -> &Arc<MapStep> {
+        self.steps.last().expect("the map before the first is always there")
+    }
+
+    pub fn map(&self) -> &Arc<ClusterMap> {
+        &self.newest().map
+    }
+
+    pub fn step(&self, epoch: Epoch) -> Option<&Arc<MapStep>> {
+        self.steps.get(usize::try_from(epoch.0).ok()?)
+    }
+
+    /// What an OSD says when it starts.
+    pub fn boot(osd: OsdId, incarnation: Incarnation) -> MonCommand {
+        MonCommand::OsdBoot { osd, disk: disk_uuid(osd.0), incarnation, address: format!("host-{}:6800", osd.0) }
+    }
+
+    // ---- the leader ----
+
+    pub fn report(&mut self, now: Timestamp, report: OsdReport) {
+        // A stale one is answered so; the OSD reports again in any case.
+        let _stale = self.leader.on_report(now, self.state.map(), report);
+    }
+
+    pub fn alive(&mut self, reporter: OsdId, target: OsdId) {
+        self.leader.on_alive(reporter, target);
+    }
+
+    pub fn failure(
+        &mut self,
+        now: Timestamp,
+        reporter: OsdId,
+        target: OsdId,
+        incarnation: Incarnation,
+        kind: FailureKind,
+    ) -> Verdict {
+        self.leader.on_failure(now, self.state.map(), reporter, target, incarnation, kind)
+    }
+
+    pub fn probed(&mut self, now: Timestamp, osd: OsdId, run: Incarnation, result: ProbeResult) -> Option<Change> {
+        self.leader.on_probe(now, self.state.map(), osd, run, result)
+    }
+
+    pub fn due(&mut self, now: Timestamp) -> Vec<Due> {
+        self.leader.due(now, &self.state.scene(unix_ms(now)))
+    }
+
+    /// The next leader has a snapshot, and no memory of reports.
+    pub fn change_leader(&mut self, now: Timestamp) -> Result<(), String> {
+        let restored = State::decode(&self.state.encode()).map_err(|error| format!("Q8: a snapshot: {error}"))?;
+        if restored != self.state {
+            return Err("Q8: a snapshot restores another state".to_owned());
+        }
+        self.state = restored;
+        self.leader = Leader::new(now, self.state.map());
+        Ok(())
+    }
+
+    /// The log alone makes the same state, whoever applies it.
+    pub fn check_replay(&self) -> Result<(), String> {
+        let mut state = State::new(CLUSTER);
+        for (index, encoded) in self.log.iter().enumerate() {
+            let command = Command::decode(encoded).map_err(|error| format!("Q6: {error}"))?;
+            state.apply(index as u64 + 1, &command);
+        }
+        if state == self.state { Ok(()) } else { Err("Q8: the log makes another state when it is replayed".to_owned()) }
     }
 
     pub fn pgs(&self) -> Vec<PgId> {
-        self.newest().pgs().collect()
+        self.map().pgs().collect()
     }
-}
-
-/// Who keeps a placement group: a stand-in for CRUSH that needs no hierarchy (highest random weight).
-pub(crate) fn members(map: &ClusterMap, pg: PgId) -> PgMembers {
-    let Some(pool) = map.pools.get(&pg.pool) else { return PgMembers::default() };
-    let ranked: BTreeMap<u64, OsdId> = map
-        .osds
-        .iter()
-        .filter(|(_, info)| info.in_cluster)
-        .map(|(osd, _)| (mix(u64::from(pg.seed) << 32 | u64::from(osd.0)), *osd))
-        .collect();
-    let chosen = ranked.into_values().take(pool.size() as usize);
-    let up: Vec<OsdId> = chosen.filter(|osd| map.is_up(*osd)).collect();
-    let temporary = map.pg_temp.get(&pg).map(|set| set.iter().copied().filter(|osd| map.is_up(*osd)).collect());
-    let acting = temporary.filter(|set: &Vec<OsdId>| !set.is_empty()).unwrap_or_else(|| up.clone());
-    PgMembers { up, acting }
-}
-
-/// SplitMix64's finaliser.
-fn mix(value: u64) -> u64 {
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }

@@ -1,13 +1,20 @@
-//! An OSD: placement groups over a disk, in one run of a process. The simulator's counterpart of the `osd` shell.
+//! An OSD: placement groups over a disk, in one run of a process. The simulator's counterpart of the `osd` shell: the same
+//! store, the same translation, the same way to take copies up; only threads and sockets are events here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use holdfast_pg::memory::MemoryCollection;
+use holdfast_map::{ClusterMap, PgMembers};
+use holdfast_osd::parts::{
+    CaughtUp, HeartbeatTable, Local, MapStep, PeerSpace, Slots, collection_of, needed_maps, take_up,
+};
 use holdfast_pg::{Input, Limits, Outbox, Pg};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
+use holdfast_wire::ClientRequest;
+use holdfast_wire::peer::PeerMessage;
 
-use crate::disk::Disk;
-use crate::monitor::{Monitor, members};
+use crate::disk::{CLUSTER, Disk};
+use crate::monitor::Monitor;
 
 /// One OSD.
 #[derive(Debug)]
@@ -15,116 +22,177 @@ pub(crate) struct Node {
     pub id: OsdId,
     pub incarnation: Incarnation,
     pub running: bool,
+    /// Whether a map has shown this run up.
+    pub booted: bool,
     pub disk: Disk,
+    /// Counts crashes: what a dead process had under way is void.
+    pub generation: u64,
     pub pgs: BTreeMap<PgId, Pg>,
-    /// Newest map that this node has applied; kept over restarts.
-    pub epoch: Epoch,
+    /// The map that the placement groups were fed last.
+    pub step: Arc<MapStep>,
     /// No map reaches this node before this time.
     pub lags_until: Timestamp,
-    /// It has no room for bytes of objects until then.
-    pub tight_until: Timestamp,
-    /// Nor for a copy that is being filled.
-    pub full: bool,
     /// Whether the next map is taken as a whole, without those before it.
     pub skips: bool,
     /// When each placement group wants to be woken; older wishes are void.
     pub wakes: BTreeMap<PgId, Timestamp>,
+    pub slots: Slots,
+    pub heartbeats: HeartbeatTable,
+    /// Whether a report is on its way.
+    pub report_due: bool,
+    /// Whether its machine has power, so that connections are refused when no process listens.
+    pub powered: bool,
+    /// The process does nothing before this time.
+    pub paused_until: Timestamp,
+    pub space: PeerSpace,
+    /// Placement groups of which the store refused a transaction in this run.
+    pub stopped: BTreeSet<PgId>,
+    /// Messages and requests that came with a newer map than this node's.
+    pub early: Vec<(OsdId, Incarnation, PeerMessage)>,
+    pub waiting: Vec<(usize, ClientRequest)>,
+    /// Formattings after a loss.
+    pub life: u8,
+    /// Up to this epoch the disk has lost all that it held.
+    pub lost_before: Option<Epoch>,
+    pub copies_lost: u64,
     limits: Limits,
+    segments: u32,
 }
 
 impl Node {
-    pub fn new(id: OsdId, limits: Limits) -> Node {
-        Node {
+    pub fn new(id: OsdId, limits: Limits, segments: u32) -> Result<Node, String> {
+        Ok(Node {
             id,
-            incarnation: Incarnation(1),
-            running: true,
-            disk: Disk::default(),
+            incarnation: Incarnation(0),
+            running: false,
+            booted: false,
+            disk: Disk::format(id, 0, segments)?,
+            generation: 0,
             pgs: BTreeMap::new(),
-            epoch: Epoch(0),
+            step: MapStep::new(Arc::new(ClusterMap::empty(CLUSTER))),
             lags_until: Timestamp::ZERO,
-            tight_until: Timestamp::ZERO,
-            full: false,
             skips: false,
             wakes: BTreeMap::new(),
+            slots: Slots::default(),
+            heartbeats: HeartbeatTable::default(),
+            report_due: false,
+            powered: true,
+            paused_until: Timestamp::ZERO,
+            space: PeerSpace::default(),
+            stopped: BTreeSet::new(),
+            early: Vec::new(),
+            waiting: Vec::new(),
+            life: 0,
+            lost_before: None,
+            copies_lost: 0,
             limits,
-        }
+            segments,
+        })
+    }
+
+    pub fn epoch(&self) -> Epoch {
+        self.step.map.epoch
     }
 
     /// Gives one input to one placement group.
-    pub fn step(&mut self, now: Timestamp, pg: PgId, input: Input) -> Outbox {
+    pub fn step_pg(&mut self, now: Timestamp, pg: PgId, input: Input) -> Outbox {
         let mut outbox = Outbox::new();
-        let empty = MemoryCollection::default();
         if let Some(core) = self.pgs.get_mut(&pg) {
-            self.disk.set_room(pg, now < self.tight_until, self.full && now < self.tight_until);
-            let store = self.disk.collection(pg).unwrap_or(&empty);
-            core.step(now, input, store, &mut outbox);
+            let view = Local::new(self.disk.engine(), pg, &self.space);
+            core.step(now, input, &view, &mut outbox);
         }
         outbox
     }
 
-    /// The placement groups that exist, or must exist now, at the next epoch; and the inputs for it.
-    pub fn next_map(&mut self, monitor: &Monitor) -> Option<Vec<(PgId, Option<Input>)>> {
-        let newest = monitor.newest().epoch;
-        let epoch = if std::mem::take(&mut self.skips) && newest > self.epoch { newest } else { self.epoch.next() };
-        let map = monitor.map(epoch)?.clone();
-        self.epoch = epoch;
-        let mut inputs = Vec::new();
-        for pg in monitor.pgs() {
-            let members = members(&map, pg);
-            if let Some(core) = self.pgs.get(&pg) {
-                if core.epoch() < epoch {
-                    inputs.push((pg, Some(Input::Map { map: map.clone(), members })));
-                }
-            } else if members.up.contains(&self.id) || members.acting.contains(&self.id) {
-                let core = Pg::create_with(pg, self.id, self.incarnation, map.clone(), members, self.limits);
-                self.pgs.insert(pg, core);
-                inputs.push((pg, None));
-            }
-        }
-        Some(inputs)
+    /// Whether this node is a member, by the map that it has.
+    pub fn is_member(&self, pg: PgId) -> bool {
+        is_member(&self.step.members_of(pg), self.id)
     }
 
-    /// Makes a placement group without a copy, if this node is a member by the map that it has.
-    pub fn begin_anew(&mut self, pg: PgId, monitor: &Monitor) -> bool {
-        let Some(map) = monitor.map(self.epoch) else { return false };
-        let members = members(map, pg);
-        let member = members.up.contains(&self.id) || members.acting.contains(&self.id);
-        if member {
-            let core = Pg::create_with(pg, self.id, self.incarnation, map.clone(), members, self.limits);
-            self.pgs.insert(pg, core);
-        }
-        member
+    /// The placement groups that must exist now and do not.
+    pub fn missing_pgs(&self) -> Vec<PgId> {
+        let missing = |pg: &&PgId| !self.pgs.contains_key(*pg);
+        let mine = self.step.members.iter().filter(|(_, members)| is_member(members, self.id)).map(|(pg, _)| pg);
+        mine.filter(missing).copied().collect()
     }
 
-    /// Starts again from the disk, as a new run. Placement groups begin at the maps that they had stored.
-    pub fn restart(&mut self, incarnation: Incarnation, monitor: &Monitor) -> Result<(), String> {
-        self.incarnation = incarnation;
-        self.running = true;
-        self.pgs.clear();
-        self.wakes.clear();
-        for (pg, collection) in self.disk.collections() {
-            let stored = Pg::stored_epoch(collection).map_err(|error| format!("{}: {pg}: {error}", self.id))?;
-            let oldest = stored.map(|epoch| if self.skips { epoch.max(self.epoch) } else { epoch });
-            let Some(map) = oldest.and_then(|epoch| monitor.map(epoch)) else {
-                return Err(format!("{}: {pg} has no stored epoch", self.id));
-            };
-            let members = members(map, *pg);
-            let core = Pg::load_with(*pg, self.id, incarnation, map.clone(), members, self.limits, collection);
-            self.pgs.insert(*pg, core.map_err(|error| format!("{}: {pg}: {error}", self.id))?);
-        }
+    /// Makes a placement group as of the present map, without a copy on this disk.
+    pub fn create(&mut self, pg: PgId) {
+        let map = self.step.map.clone();
+        let unusable = self.disk.engine().collection_exists(collection_of(pg));
+        let made = if unusable || self.may_have_lost(pg) {
+            Pg::create_lost(pg, self.id, self.incarnation, map, self.limits, unusable)
+        } else {
+            Pg::create(pg, self.id, self.incarnation, map, self.limits)
+        };
+        self.pgs.insert(pg, made);
+    }
+
+    /// Whether the placement group may have been here in the disk's earlier life.
+    pub fn may_have_lost(&self, pg: PgId) -> bool {
+        let created = self.step.map.pools.get(&pg.pool).map_or(Epoch::ZERO, |pool| pool.created);
+        self.lost_before.is_some_and(|before| created <= before)
+    }
+
+    /// Gives up what the disk held; it begins anew, empty.
+    pub fn give_up_disk(&mut self) -> Result<(), String> {
+        self.life += 1;
+        self.lost_before = None;
+        self.disk = Disk::format(self.id, self.life, self.segments)?;
         Ok(())
     }
 
-    /// What a loaded placement group must still be fed: all maps from its own up to the node's.
-    pub fn catch_up(&self, monitor: &Monitor) -> Vec<(PgId, Input)> {
-        let mut inputs = Vec::new();
-        for (pg, core) in &self.pgs {
-            for epoch in core.epoch().0 + 1..=self.epoch.0 {
-                if let Some(map) = monitor.map(Epoch(epoch)) {
-                    inputs.push((*pg, Input::Map { map: map.clone(), members: members(map, *pg) }));
-                }
-            }
+    /// Starts a run from the disk. Gives the maps that are to be fed, in order, and the newest epoch that it has kept.
+    pub fn begin(&mut self, incarnation: Incarnation, monitor: &Monitor) -> Result<(Vec<Arc<MapStep>>, Epoch), String> {
+        self.incarnation = incarnation;
+        (self.running, self.booted, self.powered) = (true, false, true);
+        self.pgs.clear();
+        self.wakes.clear();
+        self.stopped.clear();
+        self.early.clear();
+        self.waiting.clear();
+        (self.heartbeats, self.report_due) = (HeartbeatTable::default(), false);
+        (self.slots, self.space) = (Slots::default(), PeerSpace::default());
+        let held = needed_maps(self.disk.engine(), CLUSTER).map_err(|error| format!("N0: {}: {error}", self.id))?;
+        let known = |map: &Arc<ClusterMap>| {
+            let step = monitor.step(map.epoch).filter(|step| step.map == *map).cloned();
+            step.ok_or_else(|| format!("N0: {} kept a map {} that never was", self.id, map.epoch))
+        };
+        let mut steps =
+            std::iter::once(&held.start).chain(&held.kept).map(known).collect::<Result<Vec<_>, String>>()?;
+        let (newest, kept) = (monitor.map().epoch, held.newest().epoch);
+        // Who has nothing begins with the newest.
+        let skips = std::mem::take(&mut self.skips) || kept == Epoch::ZERO;
+        let first = if skips { newest.0.max(kept.0 + 1) } else { kept.0 + 1 };
+        let new: Vec<_> = (first..=newest.0).filter_map(|epoch| monitor.step(Epoch(epoch)).cloned()).collect();
+        let caught_up = CaughtUp { new: new.iter().map(|step| step.map.clone()).collect(), ..held };
+        steps.extend(new);
+        if self.life > 0 && self.lost_before.is_none() {
+            self.lost_before = Some(caught_up.newest().epoch);
         }
-        inputs
+        let taken = take_up(self.disk.engine(), self.id, incarnation, &caught_up, self.limits)
+            .map_err(|(pg, error)| format!("N0: {} cannot take {pg} up: {error}", self.id))?;
+        if let Some((pg, error)) = taken.lost.first()
+            && self.disk.flips == 0
+        {
+            return Err(format!("N1: {} lost its copy of {pg}, though nothing rotted: {error}", self.id));
+        }
+        self.copies_lost += taken.lost.len() as u64;
+        self.pgs = taken.pgs;
+        self.step = steps.remove(0);
+        // Those that it has kept need not be kept again, but the placement groups must see them.
+        Ok((steps, kept))
     }
+
+    /// The map that this node takes next, if there is one.
+    pub fn next_map(&mut self, monitor: &Monitor) -> Option<Arc<MapStep>> {
+        let newest = monitor.map().epoch;
+        let skips = newest > self.epoch() && std::mem::take(&mut self.skips);
+        let epoch = if skips { newest } else { self.epoch().next() };
+        monitor.step(epoch).cloned()
+    }
+}
+
+fn is_member(members: &PgMembers, osd: OsdId) -> bool {
+    members.up.contains(&osd) || members.acting.contains(&osd)
 }

@@ -4,7 +4,10 @@
 use holdfast_sim::{Config, run};
 
 #[test]
-fn the_same_seed_gives_the_same_run() {
+fn the_same_seed_gives_the_same_run_in_every_world() {
+    for (name, config) in Config::worlds() {
+        assert_eq!(run(7, &config).unwrap(), run(7, &config).unwrap(), "{name}");
+    }
     assert_eq!(run(1, &Config::calm()).unwrap(), run(1, &Config::calm()).unwrap());
     assert_ne!(run(1, &Config::calm()).unwrap().hash, run(2, &Config::calm()).unwrap().hash);
 }

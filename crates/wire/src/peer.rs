@@ -201,6 +201,10 @@ pub struct PgInfo {
     /// that its OSD was a member of.
     #[n(7)]
     pub lost: Option<bool>,
+    /// Set when `objects` and `bytes` are a guess: a split of a copy that was not whole shared them out. An active primary
+    /// counts anew.
+    #[n(8)]
+    pub guessed: Option<bool>,
 }
 
 impl PgInfo {
@@ -216,6 +220,7 @@ impl PgInfo {
             objects: 0,
             bytes: 0,
             lost: None,
+            guessed: None,
         }
     }
 }

@@ -33,6 +33,7 @@ use crate::follower::entry_ops;
 use crate::key::ObjectKey;
 use crate::log::Answered;
 use crate::missing::Missing;
+use crate::mutants::{Mutant, on};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step, TICK};
 use crate::recovery::Recovery;
 use crate::rows;
@@ -227,7 +228,9 @@ impl Active {
     /// Whether a peer is to carry out a write of the object, or only to log it.
     fn takes_effects(&self, osd: OsdId, peer: &Peer, key: &ObjectKey) -> bool {
         peer.cursor.covers(key.as_bytes())
-            || self.backfill.as_ref().is_some_and(|backfill| backfill.target == osd && backfill.is_filled(key))
+            || self.backfill.as_ref().is_some_and(|backfill| {
+                backfill.target == osd && backfill.is_filled(key) && !on(Mutant::BatchNotWritten)
+            })
     }
 
     /// Everything is where it should be, as far as copies go.
@@ -344,7 +347,7 @@ impl Pg {
             return Tried::Done;
         }
         let writes = queued.request.is_write();
-        let missing = self.holding.missing.contains(key);
+        let missing = self.holding.missing.contains(key) && !on(Mutant::MissingIgnored);
         let min_size = self.interval.min_size as usize;
         let Some(active) = self.active() else { return Tried::Wait(queued) };
         let unknown = active.recovery.unnamed.is_unknown(key);
@@ -363,7 +366,8 @@ impl Pg {
         if active.recovery.is_landing(key) || active.recovery.unnamed.is_asking(key) {
             return Tried::Wait(queued);
         }
-        if !removes_unread && (missing || active.copies_held(key) < min_size) {
+        let alone = active.copies_held(key) < min_size && !on(Mutant::SingleCopyShown);
+        if !removes_unread && (missing || alone) {
             // W5: what is in all logs but on one disk only must not be shown, nor confirmed to its writer.
             active.recovery.hurry(key);
             return Tried::Wait(queued);
@@ -387,6 +391,7 @@ impl Pg {
                 }
             }
             match self.holding.log.answered(queued.request.id) {
+                _ if on(Mutant::DedupOff) => {}
                 Answered::Unknown => {}
                 Answered::Forgotten => {
                     self.refuse(&queued, RefusedReason::Forgotten, step);
@@ -540,6 +545,7 @@ impl Pg {
     fn answer_read(&mut self, key: &ObjectKey, queued: Queued, outcome: ClientOutcome, step: &mut Step<'_>) {
         debug_assert!(self.may_read(step), "only an active primary reads");
         let version = self.active().and_then(|active| active.uncommitted.get(key).copied());
+        let version = version.filter(|_| !on(Mutant::UncommittedRead));
         self.answer_at(version.unwrap_or(LogVersion::ZERO), Held { queued, outcome, logged: false }, step);
     }
 
@@ -555,7 +561,7 @@ impl Pg {
     /// Lets an answer out.
     fn answer(&mut self, held: Held, step: &mut Step<'_>) {
         let Held { queued, outcome, logged } = held;
-        if !logged && queued.request.is_write() {
+        if !logged && queued.request.is_write() && !on(Mutant::UnloggedForgotten) {
             self.clients.remember(queued.request.id, &outcome);
         }
         self.reply(queued.reply_to, queued.request.id, outcome, step.out);
@@ -643,7 +649,7 @@ impl Pg {
         let Some(candidate) = log.trim_candidate(keep, self.limits.log_bytes_max) else { return log.tail() };
         // Entries of objects that are missing somewhere may go, too: every member has its missing set apart from its log,
         // and one object that cannot be made whole must not keep the log for ever.
-        candidate.min(active.committed_to).max(log.tail())
+        if on(Mutant::TrimPastMembers) { log.head() } else { candidate.min(active.committed_to).max(log.tail()) }
     }
 
     pub(crate) fn active_logged(&mut self, version: LogVersion, step: &mut Step<'_>) {
@@ -664,7 +670,8 @@ impl Pg {
     /// Answers what is now durable on all members.
     fn commit(&mut self, step: &mut Step<'_>) {
         let Some(active) = self.active() else { return };
-        let acked = active.peers.values().map(|peer| peer.acked).fold(active.local_durable, LogVersion::min);
+        let counted = active.peers.values().filter(|_| !on(Mutant::AckBeforeReplicas));
+        let acked = counted.map(|peer| peer.acked).fold(active.local_durable, LogVersion::min);
         if acked <= active.committed_to {
             return;
         }
@@ -789,6 +796,7 @@ impl Pg {
 
     pub(crate) fn advance_active(&mut self, step: &mut Step<'_>) {
         self.run_clients(step);
+        self.count_anew(step);
         let Some(active) = self.active() else { return };
         if active.clean {
             return;
@@ -830,6 +838,7 @@ impl Pg {
             self.send(stray, PeerBody::RemovePg, step);
         }
         tracing::debug!(pg = %self.id, osd = %self.whoami, "clean");
+        step.rerun |= self.holding.guessed;
         step.report = true;
     }
 
@@ -841,7 +850,9 @@ impl Pg {
     }
 
     pub(crate) fn tick_active(&mut self, step: &mut Step<'_>) {
-        self.resend_writes(step);
+        if !on(Mutant::WritesNotResent) {
+            self.resend_writes(step);
+        }
         self.resend_transfers(step);
         self.resend_questions(step);
         self.look_again_for_unfound(step);

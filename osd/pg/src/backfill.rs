@@ -26,6 +26,7 @@ use holdfast_wire::peer::{BackfillCursor, BackfillDigest, BackfillProgress, Back
 
 use crate::exec;
 use crate::key::ObjectKey;
+use crate::mutants::{Mutant, on};
 use crate::pg::{Pg, Role, Step, TICK};
 use crate::unnamed::Noted;
 
@@ -156,7 +157,7 @@ impl Pg {
         let Some(backfill) = &active.backfill else { return };
         let Stage::Batch { end, items } = &backfill.stage else { return };
         let target = backfill.target;
-        if items.is_empty() {
+        if items.is_empty() || on(Mutant::CursorEarly) {
             let end = end.clone();
             self.move_cursor(end, step);
             return;

@@ -34,6 +34,7 @@ use crate::api::{Output, ReadError, Slot, StoreOp, VERSION_ATTR};
 use crate::exec;
 use crate::key::ObjectKey;
 use crate::missing::Lack;
+use crate::mutants::{Mutant, on};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step};
 use crate::rows;
 use crate::transfer;
@@ -170,7 +171,7 @@ impl Pg {
     pub(crate) fn follow(&mut self, from: OsdId, body: PeerBody, said: Said, step: &mut Step<'_>) {
         let Role::Follower(follower) = &self.role else { return };
         let (start, ours) = (said.start, follower.activated);
-        let activated = ours.is_some() && ours == said.activation;
+        let activated = ours.is_some() && (ours == said.activation || on(Mutant::StaleActivationAccepted));
         match body {
             PeerBody::QueryInfo => {
                 let notice = PeerBody::Notice(self.notice());
@@ -256,8 +257,7 @@ impl Pg {
                 self.replace_log(tail, sessions, activate.dups, activate.entries, step);
             }
         }
-        self.holding.objects = i64::try_from(activate.info.objects).unwrap_or(i64::MAX);
-        self.holding.bytes = i64::try_from(activate.info.bytes).unwrap_or(i64::MAX);
+        self.holding.take_counts(&activate.info);
         if let Some(epoch) = activate.last_epoch_started {
             self.holding.last_epoch_started = epoch;
         }
@@ -321,7 +321,7 @@ impl Pg {
             }
             return;
         }
-        if op.previous != head {
+        if op.previous != head && !on(Mutant::WriteGapIgnored) {
             if follower.early.len() < EARLY_WRITES_MAX {
                 follower.early.insert(op.previous, op);
             }
@@ -385,6 +385,9 @@ impl Pg {
             self.lose_activation(step);
         } else {
             self.submit(ops, Some(AfterDurable::Logged(version)), step);
+        }
+        if on(Mutant::AckBeforeDurable) {
+            self.follower_logged(version, step);
         }
     }
 
@@ -511,13 +514,15 @@ impl Pg {
             return None; // R4: its entry has not come yet; the primary repeats the push
         }
         if push.backfill {
-            if self.holding.log.newest_of(&piece.object).is_some_and(|entry| entry.version > piece.version) {
+            let newer = self.holding.log.newest_of(&piece.object).is_some_and(|entry| entry.version > piece.version);
+            if newer && !on(Mutant::LateBackfillTaken) {
                 return Some(send_next(None)); // late: the object was written or deleted since
             }
         } else {
             match self.holding.missing.get(&key) {
                 // A newer one than needed: what was needed had been overwritten when it was noticed that it is missing.
                 Some(lack) if lack.need <= piece.version => {}
+                _ if on(Mutant::OldPushTaken) => {}
                 _ => return Some(send_next(None)), // R3: it is here already
             }
         }

@@ -14,6 +14,8 @@ use holdfast_types::{Epoch, Incarnation, OsdId, PgId};
 use holdfast_wire::peer::{PastInterval, PgHistory};
 use minicbor::{Decode, Encode};
 
+use crate::mutants::{Mutant, on};
+
 /// A member and its run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
@@ -89,7 +91,7 @@ impl Interval {
     }
 
     pub fn has_enough_acting(&self) -> bool {
-        self.acting.len() >= self.min_size as usize
+        self.acting.len() >= self.min_size as usize || on(Mutant::MinSizeIgnored)
     }
 }
 
@@ -166,7 +168,7 @@ pub(crate) fn prior_set(history: &PgHistory, interval: &Interval, map: &ClusterM
     }
     for past in needed(history) {
         let live = || past.acting.iter().filter(|osd| map.is_up(**osd));
-        if !live().any(|osd| map.has_disk_of(*osd, past.first)) {
+        if !live().any(|osd| map.has_disk_of(*osd, past.first)) && !on(Mutant::PriorSetIgnored) {
             prior.blocked_by.extend(past.acting.iter().filter(|osd| map.osds.contains_key(osd)));
         }
         prior.probe.extend(live());

@@ -22,6 +22,7 @@ mod log;
 pub mod memory;
 mod merge;
 mod missing;
+pub mod mutants;
 mod peering;
 mod pg;
 mod recovery;

@@ -17,6 +17,7 @@ use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry};
 use crate::key::ObjectKey;
 use crate::log::Log;
 use crate::missing::{Lack, Missing};
+use crate::mutants::{Mutant, on};
 
 /// The outcome of a merge.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +54,7 @@ pub(crate) fn merge(
 
     // Only the first divergent entry of an object tells where to go back to.
     let mut first_of: BTreeMap<ObjectKey, LogVersion> = BTreeMap::new();
-    for entry in divergent.iter().filter(|entry| here(&entry.object)) {
+    for entry in divergent.iter().filter(|entry| here(&entry.object) && !on(Mutant::DivergentKept)) {
         first_of.entry(ObjectKey::of(&entry.object)).or_insert(entry.prior_version);
     }
     for (key, prior) in first_of {
@@ -77,6 +78,7 @@ pub(crate) fn merge(
             continue;
         }
         match entry.kind {
+            EntryKind::Modify if on(Mutant::AdoptedChangesForgotten) => {}
             EntryKind::Modify => {
                 let removed = remove.contains(&key);
                 let have = match missing.get(&key) {
@@ -86,6 +88,7 @@ pub(crate) fn merge(
                 };
                 missing.insert(key, Lack { need: entry.version, have });
             }
+            EntryKind::Delete if on(Mutant::AdoptedDeletesForgotten) => {}
             EntryKind::Delete => {
                 missing.remove(&key);
                 remove.insert(key);

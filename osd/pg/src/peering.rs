@@ -46,6 +46,7 @@ use crate::api::Output;
 use crate::intervals;
 use crate::merge;
 use crate::missing::Missing;
+use crate::mutants::{Mutant, on};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step};
 use crate::rows;
 
@@ -168,7 +169,9 @@ impl Pg {
                 Phase::GetInfo | Phase::Down { .. } | Phase::Incomplete => self.gather_infos(step),
                 Phase::GetMissing { waiting } if waiting.is_empty() => self.enter(Phase::WaitUpThru, step),
                 Phase::WaitUpThru => self.try_activate(step),
-                Phase::Activating { waiting, own_durable: true, epoch } if waiting.is_empty() => {
+                Phase::Activating { waiting, own_durable: true, epoch }
+                    if waiting.is_empty() || on(Mutant::ActivateBeforeMembers) =>
+                {
                     self.become_active(*epoch, step);
                 }
                 Phase::WaitActing { .. }
@@ -266,13 +269,16 @@ impl Pg {
         let own = self.holding.info();
         let others = peering.notices.iter().filter_map(|(osd, notice)| Some((*osd, notice.info.as_ref()?)));
         let copies: BTreeMap<OsdId, &PgInfo> = others.chain([(self.whoami, &own)]).collect();
-        let complete = |info: &&PgInfo| info.last_backfill.is_complete();
+        let complete = |info: &&PgInfo| info.last_backfill.is_complete() || on(Mutant::IncompleteChosen);
         let started = copies.values().copied().filter(complete).map(|info| info.last_epoch_started).max();
         let floor = started.unwrap_or(Epoch::ZERO).max(self.history.last_epoch_started);
+        let floor = if on(Mutant::OldActivationChosen) { Epoch::ZERO } else { floor };
         let candidates = copies.iter().filter(|(_, info)| complete(info) && info.last_epoch_started >= floor);
         let rank =
             |osd: &OsdId, info: &PgInfo| (info.last_update, Reverse(info.log_tail), *osd == self.whoami, Reverse(*osd));
-        let (auth, auth_info) = candidates.max_by_key(|(osd, info)| rank(osd, info))?;
+        let shortest =
+            on(Mutant::ShortestLogChosen).then(|| candidates.clone().min_by_key(|(osd, info)| rank(osd, info)));
+        let (auth, auth_info) = shortest.unwrap_or_else(|| candidates.max_by_key(|(osd, info)| rank(osd, info)))?;
         let reaches = |osd: &OsdId, tail: LogVersion| {
             let info = copies.get(osd);
             !peering.apart.contains(osd)
@@ -340,8 +346,7 @@ impl Pg {
         let auth: Vec<&LogEntry> = reply.entries.iter().filter(|entry| entry.version > common).collect();
         self.adopt_log(common, &auth, step);
         let mut ops = Vec::new();
-        self.holding.objects = i64::try_from(reply.info.objects).unwrap_or(i64::MAX);
-        self.holding.bytes = i64::try_from(reply.info.bytes).unwrap_or(i64::MAX);
+        self.holding.take_counts(&reply.info);
         ops.push(rows::put_info(&self.holding.info()));
         self.submit(ops, None, step);
         self.get_missing(step);
@@ -408,7 +413,7 @@ impl Pg {
     fn try_activate(&mut self, step: &mut Step<'_>) {
         let writeable = self.interval.has_enough_acting();
         let up_thru = self.map.osds.get(&self.whoami).map_or(Epoch::ZERO, |info| info.up_thru);
-        if writeable && up_thru < self.interval.first {
+        if writeable && up_thru < self.interval.first && !on(Mutant::SkipUpThru) {
             let at_least = self.interval.first;
             let Some(peering) = self.peering() else { return };
             if peering.up_thru_asked.is_none_or(|at| step.now.since(at) >= RESEND) {
@@ -577,6 +582,7 @@ impl Pg {
         let Role::Peering(peering) = &self.role else { return };
         let head = self.holding.log.head();
         match peering.phase.clone() {
+            _ if on(Mutant::QuestionsNotResent) => {}
             Phase::GetInfo | Phase::Down { .. } | Phase::Incomplete => {
                 let silent: Vec<OsdId> =
                     peering.asked.iter().copied().filter(|osd| !peering.notices.contains_key(osd)).collect();

@@ -25,6 +25,7 @@ use crate::key::ObjectKey;
 use crate::log::Log;
 use crate::merge::Merge;
 use crate::missing::Missing;
+use crate::mutants::{Mutant, on};
 use crate::peering::Peering;
 use crate::rows::{self, HistoryRow};
 use crate::scrub::Scrub;
@@ -46,6 +47,8 @@ pub(crate) struct Holding {
     pub last_epoch_started: Epoch,
     /// Takes the place of a copy that was lost, and is not filled yet.
     pub lost: bool,
+    /// Whether the counts are a guess (`split`).
+    pub guessed: bool,
     pub objects: i64,
     pub bytes: i64,
 }
@@ -58,6 +61,7 @@ impl Holding {
             last_backfill: BackfillCursor::Complete,
             last_epoch_started: Epoch::ZERO,
             lost: false,
+            guessed: false,
             objects: 0,
             bytes: 0,
         }
@@ -77,7 +81,15 @@ impl Holding {
             objects: u64::try_from(self.objects).unwrap_or(0),
             bytes: u64::try_from(self.bytes).unwrap_or(0),
             lost: self.lost.then_some(true),
+            guessed: self.guessed.then_some(true),
         }
+    }
+
+    /// Takes the counts of another copy.
+    pub fn take_counts(&mut self, info: &PgInfo) {
+        self.objects = i64::try_from(info.objects).unwrap_or(i64::MAX);
+        self.bytes = i64::try_from(info.bytes).unwrap_or(i64::MAX);
+        self.guessed = info.guessed == Some(true);
     }
 
     /// Takes the outcome of a merge, and says what that does to the store (without the info row).
@@ -337,6 +349,7 @@ impl Pg {
             last_backfill: stored.info.last_backfill,
             last_epoch_started: stored.info.last_epoch_started,
             lost: stored.info.lost == Some(true),
+            guessed: stored.info.guessed == Some(true),
             objects: i64::try_from(stored.info.objects).unwrap_or(i64::MAX),
             bytes: i64::try_from(stored.info.bytes).unwrap_or(i64::MAX),
         };
@@ -479,7 +492,7 @@ impl Pg {
                 // Whether this is a new interval cannot be told: it counts as one, of unknown age.
                 self.interval.may_be_older = Some(true);
                 self.forget_past();
-            } else if ended.maybe_rw {
+            } else if ended.maybe_rw && !on(Mutant::PastForgotten) {
                 self.history.past.push(ended);
             }
             self.start_interval(step);
@@ -621,7 +634,9 @@ impl Pg {
     /// F1 and F3: whether sender and receiver are in the same interval, and the sender in its present run.
     fn is_current(&self, from: OsdId, incarnation: Incarnation, message: &PeerMessage) -> bool {
         let sender = self.map.osds.get(&from).is_some_and(|info| info.up && info.incarnation == incarnation);
-        let current = sender && message.epoch >= self.interval.first && self.is_alive();
+        let sender = sender || on(Mutant::StaleRunAccepted);
+        let in_interval = message.epoch >= self.interval.first || on(Mutant::StaleIntervalAccepted);
+        let current = sender && in_interval && self.is_alive();
         if !current {
             tracing::debug!(pg = %self.id, epoch = %message.epoch, %from, "message of another interval or run dropped");
         }
@@ -703,7 +718,7 @@ impl Pg {
     pub(crate) fn send_when_durable(&mut self, to: OsdId, body: PeerBody, step: &mut Step<'_>) {
         let interval = self.interval_number;
         let activation = self.activation();
-        match self.pending.back_mut() {
+        match self.pending.back_mut().filter(|_| !on(Mutant::AckActivationBeforeDurable)) {
             Some(last) if last.interval == interval => {
                 last.then.push(AfterDurable::Send(to, activation, Box::new(body)));
             }

@@ -14,7 +14,7 @@
 //! | log entries and dups, memory of sessions, answers without entry | all | all |
 //! | head, tail, last activation, backfill cursor, `lost` | as they were | the same |
 //! | history: `les`, `lec`, past intervals | as they were, and the interval that ends | the same |
-//! | objects and bytes counted | what is left | counted; shared out evenly where this copy is not whole |
+//! | objects and bytes counted | what is left | counted; where this copy is not whole a guess, until a clean primary counts |
 //! | role, transfers, slots, requests under way | a new interval, which ends them | nothing |
 //! | requests that wait | its own; the others' are refused (`WrongPrimary`) | none: they are sent again |
 //! | what scrubs have found, damaged copies | its own | its own |
@@ -45,7 +45,7 @@ use holdfast_types::{ObjectName, PgId};
 use crate::api::{Output, StoreOp, TxnId};
 use crate::intervals::Interval;
 use crate::key::ObjectKey;
-use crate::pg::{Holding, Pg, Step};
+use crate::pg::{Holding, Pg, Role, Step};
 use crate::rows::{self, HistoryRow};
 use crate::scrub::Scrub;
 
@@ -144,17 +144,16 @@ impl Pg {
     }
 
     fn split_holding(&mut self, at: Bound, end: Option<Bound>, parts: usize, step: &Step<'_>) -> Holding {
+        let whole =
+            self.holding.missing.is_empty() && self.holding.last_backfill.is_complete() && !self.holding.guessed;
         let missing = self.holding.missing.split_off(&at);
-        let whole = self.holding.last_backfill.is_complete() && !self.holding.lost;
         let counted = step.store.usage(&at, end.as_ref().map(|end| &end[..]));
         let (objects, bytes) = match counted {
             Ok((objects, bytes)) if whole => {
-                let absent = missing.iter().filter(|(_, lack)| lack.have == holdfast_types::LogVersion::ZERO).count();
-                let objects = i64::try_from(objects).unwrap_or(i64::MAX).saturating_add_unsigned(absent as u64);
-                (objects, i64::try_from(bytes).unwrap_or(i64::MAX))
+                (i64::try_from(objects).unwrap_or(i64::MAX), i64::try_from(bytes).unwrap_or(i64::MAX))
             }
-            // An active primary that is whole, or the next scrub, says better.
             Ok(_) | Err(_) => {
+                self.holding.guessed = true;
                 let parts = i64::try_from(parts).unwrap_or(i64::MAX);
                 (self.holding.objects / parts, self.holding.bytes / parts)
             }
@@ -167,8 +166,29 @@ impl Pg {
             last_backfill: self.holding.last_backfill.clone(),
             last_epoch_started: self.holding.last_epoch_started,
             lost: self.holding.lost,
+            guessed: self.holding.guessed,
             objects,
             bytes,
+        }
+    }
+
+    /// An active primary whose copy is whole counts what a split had guessed.
+    pub(crate) fn count_anew(&mut self, step: &mut Step<'_>) {
+        let clean = matches!(&self.role, Role::Active(active) if active.clean);
+        if !self.holding.guessed || !clean {
+            return;
+        }
+        if step.submitted {
+            step.rerun = true; // the store does not show yet what the log says
+            return;
+        }
+        // What cannot be listed is tried again after the next activation.
+        self.holding.guessed = false;
+        if let Ok((objects, bytes)) = step.store.usage(&[], None) {
+            self.holding.objects = i64::try_from(objects).unwrap_or(i64::MAX);
+            self.holding.bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            self.submit(vec![rows::put_info(&self.holding.info())], None, step);
+            step.report = true;
         }
     }
 

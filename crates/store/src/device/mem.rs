@@ -42,6 +42,10 @@ pub struct MemDeviceStats {
     pub faults: u64,
     /// Bytes written.
     pub bytes_written: u64,
+    /// Un-synced sectors that the crash before this device's life lost, or left in an older version.
+    pub sectors_lost: u64,
+    /// Un-synced sectors that it left torn.
+    pub sectors_torn: u64,
 }
 
 #[derive(Debug, Default)]
@@ -141,6 +145,7 @@ impl MemDevice {
     pub fn crash(&self, rng: &mut impl Rng) -> MemDevice {
         let inner = self.inner.lock();
         let mut durable = inner.durable.clone();
+        let (mut lost, mut torn_sectors) = (0, 0);
         let mood = rng.random_range(0..8); // whole groups often survive or vanish together: give those cases weight
         for (number, versions) in &inner.pending {
             let old = durable.get(number).copied().unwrap_or([0; SECTOR_BYTES]);
@@ -155,15 +160,23 @@ impl MemDevice {
                         let cut = rng.random_range(0..SECTOR_BYTES);
                         let mut torn = old;
                         torn[..cut].copy_from_slice(&new[..cut]);
+                        torn_sectors += u64::from(torn != old && torn != *new);
                         torn
                     }),
                 },
             };
+            lost += u64::from(kept.as_ref() != versions.last());
             if let Some(sector) = kept {
                 durable.insert(*number, sector);
             }
         }
-        MemDevice::with_durable(inner.bytes, durable, inner.unreadable.clone())
+        let after = MemDevice::with_durable(inner.bytes, durable, inner.unreadable.clone());
+        {
+            let mut fresh = after.inner.lock();
+            fresh.stats.sectors_lost = lost;
+            fresh.stats.sectors_torn = torn_sectors;
+        }
+        after
     }
 
     /// A copy with the same bytes, all of them durable, and no planned faults: what a process crash leaves.

@@ -36,6 +36,26 @@ pub struct Verified {
 }
 
 impl<D: Device, I: Index> Engine<D, I> {
+    /// Where on the device the bytes of an object are: for tests that spoil them.
+    ///
+    /// # Errors
+    /// As [`Engine::verify_object`].
+    pub fn stored_at(&self, c: CollectionId, o: &ObjectKey) -> Result<Vec<std::ops::Range<u64>>, ReadError> {
+        let onode = lookup_onode(&self.state.read(), &self.index, c, o)?;
+        let onode = onode.ok_or_else(|| ReadError::NoSuchObject { collection: c, object: o.clone() })?;
+        let place = |extent: &crate::onode::Extent| {
+            let start = self.layout.segment_start(extent.segment) + u64::from(extent.position);
+            start..start + u64::from(extent.stored)
+        };
+        Ok(onode.extents.iter().map(place).collect())
+    }
+
+    /// The key of the index row that says what an object is: for tests that spoil it.
+    #[must_use]
+    pub fn onode_row(c: CollectionId, o: &ObjectKey) -> bytes::Bytes {
+        crate::index::keys::onode(c, o)
+    }
+
     /// Reads and checks all stored bytes of an object. What changes meanwhile may be checked or not.
     ///
     /// # Errors

@@ -80,6 +80,19 @@ impl MemIndex {
         after
     }
 
+    /// Makes one row malformed, as rot does, until it is written anew.
+    pub fn spoil(&self, key: &[u8]) {
+        let mut inner = self.inner.write();
+        let Inner { rows, flushed, .. } = &mut *inner;
+        if let Some(value) = rows.get_mut(key) {
+            let bad = Bytes::from_static(&[0xff]);
+            if let Some(durable) = flushed.get_mut(key).filter(|durable| **durable == *value) {
+                *durable = bad.clone();
+            }
+            *value = bad;
+        }
+    }
+
     /// Lets the next `apply` fail.
     pub fn fail_next_apply(&self) {
         self.inner.write().fail_next_apply = true;

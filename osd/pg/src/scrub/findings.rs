@@ -145,6 +145,7 @@ impl Pg {
         if seen != kept {
             tracing::warn!(pg = %self.id, osd = %self.whoami, ?seen, ?kept, "counts of objects and bytes were wrong");
             (self.holding.objects, self.holding.bytes) = seen;
+            self.holding.guessed = false;
             self.submit(vec![rows::put_info(&self.holding.info())], None, step);
         }
     }

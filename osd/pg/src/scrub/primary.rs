@@ -534,7 +534,8 @@ impl Pg {
 
     /// A member answers.
     pub(crate) fn scrub_answered(&mut self, from: OsdId, message: ScrubMessage, step: &mut Step<'_>) {
-        let is_member = self.scrub_members().contains(&from);
+        let members = self.scrub_members();
+        let is_member = members.contains(&from);
         let Some(pass) = self.scrub.pass.as_mut().filter(|_| is_member) else {
             if matches!(message.body, ScrubBody::Reserved) {
                 self.send_scrub(from, 0, ScrubBody::Release, step); // its release was lost
@@ -542,9 +543,16 @@ impl Pg {
             return;
         };
         match (message.body, &mut pass.stage) {
-            (ScrubBody::Reserved, Stage::Reserve { own: true, asked }) if pass.slots.insert(from) => {
-                *asked = None;
-                pass.renewed = step.now;
+            (ScrubBody::Reserved, Stage::Reserve { own, asked }) if !pass.slots.contains(&from) => {
+                let next = members.into_iter().find(|osd| !pass.slots.contains(osd));
+                if *own && next == Some(from) {
+                    pass.slots.insert(from);
+                    *asked = None;
+                    pass.renewed = step.now;
+                } else {
+                    // It is from before this pass. To keep it and wait for another could close a circle.
+                    self.send_scrub(from, 0, ScrubBody::Release, step);
+                }
             }
             (ScrubBody::Map(map), Stage::Scan { number, maps, .. }) if *number == message.number => {
                 maps.insert(from, map);

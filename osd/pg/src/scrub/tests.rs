@@ -14,7 +14,7 @@ use holdfast_types::{
 };
 use holdfast_wire::mon::PgReport;
 use holdfast_wire::peer::{PeerBody, PeerMessage};
-use holdfast_wire::scrub::{CopyFault, PgScrub, ScrubBody};
+use holdfast_wire::scrub::{CopyFault, PgScrub, ScrubBody, ScrubMessage};
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, Row};
 
 use crate::api::{Input, Limits, Output, ReplyTo, ScrubLimits, Slot, VERSION_ATTR};
@@ -565,6 +565,25 @@ fn a_chunk_that_is_written_all_the_time_is_compared_all_the_same() {
     cluster.run(5);
     assert_eq!(cluster.report().scrub.unwrap().copies_repaired, 1);
     cluster.assert_equal_and_clean();
+}
+
+/// Otherwise primaries that hold each other's next slot wait for ever.
+#[test]
+fn slots_are_taken_by_id_whatever_answer_comes_late() {
+    let mut cluster = Cluster::start(&[A, B, C]);
+    cluster.fill(4);
+    cluster.keep = Some(|_, to, body| to == B && is_scrub(body, |body| matches!(body, ScrubBody::Reserve)));
+    cluster.wish(ScrubKind::Shallow);
+    cluster.run(1);
+    let (from, _, mut late) = cluster.kept.pop_front().unwrap();
+    assert_eq!(from, A, "the first slot is asked for");
+    late.body = PeerBody::Scrub(ScrubMessage { number: 0, body: ScrubBody::Reserved });
+    cluster.deliver(C, A, late);
+    cluster.run(30);
+    assert!(!cluster.nodes[&C].slots.contains(&Slot::ScrubIncoming), "the last slot is not taken before the first");
+    cluster.keep = None;
+    cluster.run(10);
+    assert_eq!(cluster.report().scrub.unwrap().objects_verified, 4);
 }
 
 #[test]

@@ -1,0 +1,307 @@
+//! What can strike, how often it did, and the striking itself.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use holdfast_types::{OsdId, Timestamp};
+use holdfast_wire::mon::MonCommand;
+use rand::Rng;
+
+use crate::config::{Config, Faults};
+use crate::world::{Event, World};
+
+/// How often faults are drawn.
+pub(crate) const FAULT_TICK: Duration = Duration::from_millis(100);
+
+/// Every kind of fault that is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the names in `Display` say what each is")]
+pub enum FaultKind {
+    MessageLost,
+    MessageDoubled,
+    ProcessKilled,
+    PowerCut,
+    ClusterPowerCut,
+    TransactionLost,
+    SectorLost,
+    SectorTorn,
+    BitFlipped,
+    OnodeSpoiled,
+    CopyDamaged,
+    DiskGivenUp,
+    StoreRefused,
+    CutOff,
+    OutOrIn,
+    MapDelayed,
+    MapSkipped,
+    MonitorChanged,
+    MonitorsGone,
+    Paused,
+    ClusterFull,
+    Cramped,
+}
+
+impl fmt::Display for FaultKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FaultKind::MessageLost => "messages lost",
+            FaultKind::MessageDoubled => "messages doubled",
+            FaultKind::ProcessKilled => "processes killed",
+            FaultKind::PowerCut => "power cuts of one OSD",
+            FaultKind::ClusterPowerCut => "power cuts of all OSDs",
+            FaultKind::TransactionLost => "transactions lost",
+            FaultKind::SectorLost => "un-synced sectors dropped",
+            FaultKind::SectorTorn => "sectors torn",
+            FaultKind::BitFlipped => "bits flipped",
+            FaultKind::OnodeSpoiled => "objects of which nothing can be read",
+            FaultKind::CopyDamaged => "damaged objects met",
+            FaultKind::DiskGivenUp => "disks given up",
+            FaultKind::StoreRefused => "writes refused by a store",
+            FaultKind::CutOff => "OSDs cut off",
+            FaultKind::OutOrIn => "OSDs out or in",
+            FaultKind::MapDelayed => "OSDs without maps",
+            FaultKind::MapSkipped => "maps skipped",
+            FaultKind::MonitorChanged => "monitor leaders changed",
+            FaultKind::MonitorsGone => "outages of the monitors",
+            FaultKind::Paused => "processes paused",
+            FaultKind::ClusterFull => "writes refused for want of room",
+            FaultKind::Cramped => "disks filled for a while",
+        })
+    }
+}
+
+/// How often each kind struck.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FaultCounts(BTreeMap<FaultKind, u64>);
+
+impl FaultCounts {
+    /// How often this kind struck.
+    #[must_use]
+    pub fn of(&self, kind: FaultKind) -> u64 {
+        self.0.get(&kind).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn add(&mut self, kind: FaultKind, times: u64) {
+        if times > 0 {
+            *self.0.entry(kind).or_default() += times;
+        }
+    }
+
+    pub(crate) fn add_all(&mut self, other: &FaultCounts) {
+        for (kind, times) in &other.0 {
+            self.add(*kind, *times);
+        }
+    }
+}
+
+impl fmt::Display for FaultCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (kind, times)) in self.0.iter().enumerate() {
+            write!(f, "{}{kind}: {times}", if index == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// The kinds that a campaign of this world must have seen.
+    #[must_use]
+    pub fn planned(&self) -> Vec<FaultKind> {
+        let mut planned = self.faults.planned();
+        planned.extend(self.fills.then_some(FaultKind::ClusterFull));
+        planned
+    }
+}
+
+impl Faults {
+    fn planned(&self) -> Vec<FaultKind> {
+        use FaultKind as F;
+        let power = self.power_cuts_per_second + self.power_losses_per_second;
+        let rates = [
+            (self.loss, F::MessageLost),
+            (self.duplication, F::MessageDoubled),
+            (self.kills_per_second, F::ProcessKilled),
+            (self.power_cuts_per_second, F::PowerCut),
+            (self.power_losses_per_second, F::ClusterPowerCut),
+            (power * self.slow_sync, F::TransactionLost),
+            (power * self.slow_sync, F::SectorLost),
+            (power * self.slow_sync, F::SectorTorn),
+            (self.flips_per_second, F::BitFlipped),
+            (self.flips_per_second, F::OnodeSpoiled),
+            (self.flips_per_second, F::CopyDamaged),
+            (self.partitions_per_second, F::CutOff),
+            (self.remaps_per_second, F::OutOrIn),
+            (self.map_lags_per_second, F::MapDelayed),
+            (self.map_lags_per_second, F::MapSkipped),
+            (self.pauses_per_second, F::Paused),
+            (self.leader_changes_per_second, F::MonitorChanged),
+            (self.monitor_outages_per_second, F::MonitorsGone),
+            (self.cramps_per_second, F::Cramped),
+            (self.cramps_per_second, F::ClusterFull),
+        ];
+        rates.into_iter().filter(|(rate, _)| *rate > 0.0).map(|(_, kind)| kind).collect()
+    }
+}
+
+impl World {
+    pub(crate) fn fault_tick(&mut self) {
+        if !self.working {
+            return;
+        }
+        self.schedule(FAULT_TICK, Event::FaultTick);
+        self.tell_time();
+        let faults = self.faults;
+        let mut strikes =
+            |rate: f64| rate > 0.0 && self.rng.random_bool((rate * FAULT_TICK.as_secs_f64()).clamp(0.0, 1.0));
+        let (kill, cut_power) = (strikes(faults.kills_per_second), strikes(faults.power_cuts_per_second));
+        let all_power = strikes(faults.power_losses_per_second);
+        let (cut, remap) = (strikes(faults.partitions_per_second), strikes(faults.remaps_per_second));
+        let (flip, lag) = (strikes(faults.flips_per_second), strikes(faults.map_lags_per_second));
+        let (pause, leader) = (strikes(faults.pauses_per_second), strikes(faults.leader_changes_per_second));
+        let (outage, cramp) = (strikes(faults.monitor_outages_per_second), strikes(faults.cramps_per_second));
+        let victim = OsdId(self.rng.random_range(0..self.config.osds));
+        // One disk rots, and it is the only one that ever stops meanwhile: two faults at once may lose the last copy.
+        let rotting = faults.flips_per_second > 0.0;
+        let crashing = if rotting { self.rot_victim } else { victim };
+        if all_power {
+            self.counts.add(FaultKind::ClusterPowerCut, 1);
+            for osd in 0..self.config.osds {
+                self.crash(OsdId(osd), true);
+            }
+        } else if cut_power {
+            self.crash(crashing, true);
+        } else if kill {
+            self.crash(crashing, false);
+        }
+        if cut && self.cut_off.is_empty() {
+            self.cut_off(victim);
+        }
+        if remap {
+            self.remap(victim);
+        }
+        if flip {
+            self.flip();
+        }
+        if lag {
+            self.delay_maps(victim);
+        }
+        if pause {
+            self.pause(victim);
+        }
+        if leader {
+            self.change_leader();
+        }
+        if outage {
+            self.lose_monitors();
+        }
+        if cramp {
+            self.cramp(victim);
+        }
+    }
+
+    /// Something else fills the disk for a while.
+    fn cramp(&mut self, victim: OsdId) {
+        let (length, percent) = (self.rng.random_range(100..8_000), self.rng.random_range(70..95));
+        let node = self.node(victim);
+        if node.running && node.disk.fill(percent) {
+            self.counts.add(FaultKind::Cramped, 1);
+            self.schedule_commit(victim);
+            self.schedule(Duration::from_millis(length), Event::RoomBack { osd: victim });
+        }
+    }
+
+    /// What filled the disk is gone.
+    pub(crate) fn room_back(&mut self, osd: OsdId) {
+        if !self.node(osd).running {
+            self.schedule(Duration::from_millis(200), Event::RoomBack { osd });
+        } else if self.node(osd).disk.empty() {
+            self.schedule_commit(osd);
+        }
+    }
+
+    fn cut_off(&mut self, victim: OsdId) {
+        self.counts.add(FaultKind::CutOff, 1);
+        self.cut_off.insert(victim);
+        let healed = self.rng.random_range(100..16_000);
+        self.schedule(Duration::from_millis(healed), Event::Reconnect { osd: victim });
+    }
+
+    fn remap(&mut self, victim: OsdId) {
+        let inside = self.monitor.map().osds.values().filter(|info| info.in_cluster).count();
+        let is_in = self.monitor.map().osds.get(&victim).is_some_and(|info| info.in_cluster);
+        if !is_in || inside > self.config.size as usize {
+            self.counts.add(FaultKind::OutOrIn, 1);
+            self.monitors_hear(if is_in { MonCommand::OsdOut(victim) } else { MonCommand::OsdIn(victim) });
+        }
+    }
+
+    /// Flips a bit of the disk, or spoils what is known of one object, but only where all is whole otherwise: never in the
+    /// last good copy.
+    fn flip(&mut self) {
+        let victim = self.rot_victim;
+        if self.nodes.iter().all(|node| node.running && node.booted) && self.all_clean() {
+            let (nodes, rng) = (&mut self.nodes, &mut self.rng);
+            if let Some(node) = nodes.get_mut(victim.0 as usize) {
+                let kind = node.disk.rot(rng);
+                self.counts.add(kind, 1);
+            }
+        }
+    }
+
+    /// The process stops, up to three times as long as its peers' patience, and goes on as if nothing had happened.
+    fn pause(&mut self, victim: OsdId) {
+        let now = self.now;
+        if self.node(victim).running && self.node(victim).paused_until <= now {
+            self.counts.add(FaultKind::Paused, 1);
+            let length = Duration::from_millis(self.rng.random_range(100..15_000));
+            self.node(victim).paused_until = now + length;
+        }
+    }
+
+    fn delay_maps(&mut self, victim: OsdId) {
+        let now = self.now;
+        if self.node(victim).lags_until > now {
+            return;
+        }
+        self.counts.add(FaultKind::MapDelayed, 1);
+        let (length, skips) = (self.rng.random_range(100..4_000), self.rng.random_bool(0.8));
+        let node = self.node(victim);
+        node.lags_until = now + Duration::from_millis(length);
+        node.skips |= skips;
+        self.schedule(Duration::from_millis(length), Event::MapArrives { osd: victim });
+    }
+
+    /// The process ends; with `power` its machine does.
+    pub(crate) fn crash(&mut self, osd: OsdId, power: bool) {
+        let (running, faults) = (self.node(osd).running, self.config.faults);
+        if !running && !power {
+            return;
+        }
+        let run = self.node(osd).incarnation;
+        if self.config.trace {
+            self.trace(&format!("{osd} {run} {}", if power { "loses power" } else { "is killed" }));
+        }
+        self.stop(osd);
+        let (nodes, rng) = (&mut self.nodes, &mut self.rng);
+        let Some(node) = nodes.get_mut(osd.0 as usize) else { return };
+        let damage = node.disk.crash(rng, power);
+        node.generation += 1;
+        node.paused_until = Timestamp::ZERO;
+        self.syncing.remove(&osd);
+        if !running {
+            return; // its restart is under way
+        }
+        self.counts.add(if power { FaultKind::PowerCut } else { FaultKind::ProcessKilled }, 1);
+        self.counts.add(FaultKind::SectorLost, damage.sectors);
+        self.counts.add(FaultKind::SectorTorn, damage.torn);
+        let longest = u64::try_from(faults.downtime_max.as_millis()).unwrap_or(u64::MAX);
+        let back = self.rng.random_range(100..longest.max(101));
+        self.schedule(Duration::from_millis(back), Event::Restart { osd });
+        if power {
+            self.node(osd).powered = false;
+        } else {
+            self.process_ended(osd, run);
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! What the daemon's shell does, as events: inputs to placement groups, their outputs to store, network and monitors, maps,
+//! and the start and end of runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_osd::parts::MapStep;
+use holdfast_pg::{Input, Outbox, Output, ReplyTo, Slot, answer_without_copy};
+use holdfast_store::SubmitError;
+use holdfast_types::{Epoch, Incarnation, OsdId, PgId};
+use holdfast_wire::mon::{MonCommand, PgTempWish};
+use holdfast_wire::peer::{PeerBody, PeerMessage};
+use holdfast_wire::{ClientRequest, Kind};
+use rand::Rng;
+
+use crate::faults::FaultKind;
+use crate::monitor::Monitor;
+use crate::world::{Event, World};
+
+/// Every so many messages one is sent through the codec.
+const CODEC_EVERY: u64 = 16;
+/// Messages and requests that wait for a map.
+const EARLY_MAX: usize = 1024;
+/// Pause before the monitors are told of a run again, when no map showed it.
+const BOOT_REPEAT: Duration = Duration::from_millis(500);
+/// Pause before the next run after one whose store did not take a write.
+const RETRY: Duration = Duration::from_millis(200);
+
+impl World {
+    // ---- inputs ----
+
+    pub(crate) fn peer(&mut self, to: OsdId, from: OsdId, from_run: Incarnation, message: PeerMessage) {
+        if let PeerBody::RepOpAck { full, .. } = &message.body {
+            self.node(to).space.note(from, full.unwrap_or(false));
+        }
+        let pg = message.pg;
+        if !self.node(to).pgs.contains_key(&pg) {
+            let epoch = self.node(to).epoch();
+            if message.epoch > epoch {
+                self.schedule(Duration::from_millis(1), Event::MapArrives { osd: to });
+                if self.node(to).early.len() < EARLY_MAX {
+                    self.node(to).early.push((from, from_run, message));
+                }
+                return;
+            }
+            let pools = &self.node(to).step.map.pools;
+            if pools.get(&pg.pool).is_none_or(|pool| pg.seed >= pool.pg_num) {
+                return;
+            }
+            // "No copy" would be taken for the word of one that never had one, or gave it up when it was not needed.
+            if !self.node(to).is_member(pg) && !self.node(to).may_have_lost(pg) {
+                if let Some(answer) = answer_without_copy(&message, epoch) {
+                    self.send(to, from, &answer);
+                }
+                return;
+            }
+            self.create(to, pg);
+        }
+        self.step(to, pg, Input::Peer { from, incarnation: from_run, message });
+    }
+
+    pub(crate) fn request(&mut self, to: OsdId, client: usize, request: ClientRequest) {
+        if request.epoch > self.node(to).epoch() {
+            self.schedule(Duration::from_millis(1), Event::MapArrives { osd: to });
+            if self.node(to).waiting.len() < EARLY_MAX {
+                self.node(to).waiting.push((client, request));
+            }
+            return;
+        }
+        let pg = request.pg;
+        if self.node(to).pgs.contains_key(&pg) {
+            self.step(to, pg, Input::Client { reply_to: ReplyTo(client as u64), request });
+        }
+    }
+
+    fn create(&mut self, osd: OsdId, pg: PgId) {
+        self.node(osd).create(pg);
+        self.step(osd, pg, Input::Tick);
+    }
+
+    pub(crate) fn step(&mut self, osd: OsdId, pg: PgId, input: Input) {
+        let now = self.now;
+        if !self.node(osd).running || self.node(osd).stopped.contains(&pg) {
+            return;
+        }
+        if self.config.trace {
+            match &input {
+                Input::Map { map, members } => self.trace(&format!("{osd} {pg} <- map {} {members:?}", map.epoch)),
+                input => self.trace(&format!("{osd} {pg} <- {input:?}")),
+            }
+        }
+        let outbox = self.node(osd).step_pg(now, pg, input);
+        self.perform(osd, pg, outbox);
+    }
+
+    // ---- outputs ----
+
+    fn perform(&mut self, osd: OsdId, pg: PgId, outbox: Outbox) {
+        let run = self.node(osd).incarnation;
+        for output in outbox {
+            if !self.is_run(osd, run) || self.node(osd).stopped.contains(&pg) {
+                return;
+            }
+            if self.config.trace {
+                self.trace(&format!("{osd} {pg} -> {output:?}"));
+            }
+            match output {
+                Output::Submit { txn, ops } => match self.node(osd).disk.submit(run, pg, txn, ops) {
+                    Ok(()) => self.schedule_commit(osd),
+                    Err(error) => {
+                        self.node(osd).stopped.insert(pg);
+                        self.not_taken(osd, &error);
+                    }
+                },
+                Output::Send { to, message } => self.send(osd, to, &message),
+                Output::Reply { reply_to, reply } => {
+                    let client = usize::try_from(reply_to.0).unwrap_or(usize::MAX);
+                    if !self.cut_off.contains(&osd) {
+                        for after in self.arrivals() {
+                            self.schedule(after, Event::Reply { client, reply: Box::new(reply.clone()) });
+                        }
+                    }
+                }
+                Output::AskUpThru { at_least } => {
+                    self.tell_monitors(osd, MonCommand::UpThru { osd, incarnation: run, at_least });
+                }
+                Output::AskPgTemp { want } => {
+                    let wishes = vec![PgTempWish { pg, acting: want }];
+                    self.tell_monitors(osd, MonCommand::PgTemp { osd, incarnation: run, wishes });
+                }
+                Output::NeedMap { .. } => {
+                    let after = self.delay();
+                    self.schedule(after, Event::MapArrives { osd });
+                }
+                Output::Wake { at } => {
+                    self.node(osd).wakes.insert(pg, at);
+                    self.schedule(at.since(self.now), Event::Wake { osd, run, pg, at });
+                }
+                Output::Reserve(slot) => {
+                    if self.node(osd).slots.reserve(slot, pg) {
+                        self.schedule(Duration::ZERO, Event::Reserved { osd, run, pg, slot });
+                    }
+                }
+                Output::Release(slot) => self.release(osd, pg, slot),
+                Output::CopyDamaged => self.counts.add(FaultKind::CopyDamaged, 1),
+                Output::ReportChanged | Output::CopyRepaired => self.report_soon(osd),
+                Output::Gone => {
+                    self.node(osd).pgs.remove(&pg);
+                    self.node(osd).wakes.remove(&pg);
+                    self.release(osd, pg, Slot::Incoming);
+                    self.release(osd, pg, Slot::Outgoing);
+                    self.release(osd, pg, Slot::ScrubIncoming);
+                    self.release(osd, pg, Slot::ScrubOutgoing);
+                    // The map may have brought it back while it was being removed.
+                    if self.node(osd).is_member(pg) {
+                        self.create(osd, pg);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(crate) fn tell_monitors(&mut self, osd: OsdId, command: MonCommand) {
+        let after = self.delay();
+        self.schedule(after, Event::Command { osd, command: Box::new(command) });
+    }
+
+    fn send(&mut self, from: OsdId, to: OsdId, message: &PeerMessage) {
+        if self.cut_off.contains(&from) || self.cut_off.contains(&to) || to.0 as usize >= self.nodes.len() {
+            return;
+        }
+        self.messages += 1;
+        if self.messages.is_multiple_of(CODEC_EVERY) {
+            let encoded = holdfast_wire::encode(message);
+            let payload = encoded.payload.concat().into();
+            match holdfast_wire::decode::<PeerMessage>(Kind::Peer as u16, &encoded.body, &payload) {
+                Ok(decoded) if decoded == *message => {}
+                other => self.violation = Some(format!("F0: {message:?} is decoded as {other:?}")),
+            }
+        }
+        let (run, from_run) = (self.node(to).incarnation, self.node(from).incarnation);
+        for after in self.arrivals() {
+            let message = Box::new(message.clone());
+            self.schedule(after, Event::Peer { to, run, from, from_run, message });
+        }
+    }
+
+    // ---- slots ----
+
+    pub(crate) fn reserved(&mut self, osd: OsdId, pg: PgId, slot: Slot) {
+        if self.node(osd).pgs.contains_key(&pg) {
+            self.step(osd, pg, Input::Reserved(slot));
+        } else {
+            self.release(osd, pg, slot);
+        }
+    }
+
+    fn release(&mut self, osd: OsdId, pg: PgId, slot: Slot) {
+        let run = self.node(osd).incarnation;
+        if let Some(next) = self.node(osd).slots.release(slot, pg) {
+            self.schedule(Duration::ZERO, Event::Reserved { osd, run, pg: next, slot });
+        }
+    }
+
+    // ---- disk ----
+
+    pub(crate) fn schedule_commit(&mut self, osd: OsdId) {
+        let generation = self.node(osd).generation;
+        if self.syncing.insert(osd) {
+            let after = self.sync_time();
+            self.schedule(after, Event::Commit { osd, generation });
+        }
+    }
+
+    /// Most syncs are quick; some are so slow that much is lost when the power fails.
+    fn sync_time(&mut self) -> Duration {
+        let slow = self.working && self.rng.random_bool(self.config.faults.slow_sync);
+        let max = if slow { 400_000 } else { 4_000 };
+        Duration::from_micros(self.rng.random_range(100..max))
+    }
+
+    pub(crate) fn commit(&mut self, osd: OsdId, generation: u64) {
+        if self.node(osd).generation != generation {
+            return;
+        }
+        self.syncing.remove(&osd);
+        let run = self.node(osd).incarnation;
+        let durable = match self.node(osd).disk.commit(run) {
+            Ok(durable) => durable,
+            Err(error) => return self.violation = Some(format!("N2: {osd} cannot commit: {error}")),
+        };
+        if self.node(osd).disk.wants_maintenance() {
+            let after = self.sync_time();
+            self.schedule(after, Event::Maintain { osd, generation });
+        }
+        for (pg, txn) in durable {
+            if self.is_run(osd, run) {
+                self.step(osd, pg, Input::Durable(txn));
+            }
+        }
+    }
+
+    pub(crate) fn maintain(&mut self, osd: OsdId, generation: u64) {
+        if self.node(osd).generation != generation {
+            return;
+        }
+        match self.node(osd).disk.maintain() {
+            Ok(freed) => self.cleaned += freed,
+            Err(error) => self.violation = Some(format!("N2: {osd} cannot maintain its store: {error}")),
+        }
+        if self.node(osd).disk.has_waiting() {
+            self.schedule_commit(osd);
+        }
+    }
+
+    /// The store refused what was let in. Where that is no error of the store, the run ends and the next one peers anew.
+    fn not_taken(&mut self, osd: OsdId, error: &SubmitError) {
+        let run = self.node(osd).incarnation;
+        if matches!(error, SubmitError::CorruptObject { .. } | SubmitError::NoSpace { .. }) {
+            self.counts.add(FaultKind::StoreRefused, 1);
+            self.schedule(Duration::ZERO, Event::EndRun { osd, run });
+        } else {
+            self.violation = Some(format!("N2: the store of {osd} refused a transaction: {error}"));
+        }
+    }
+
+    // ---- maps ----
+
+    pub(crate) fn map_arrives(&mut self, osd: OsdId) {
+        if !self.node(osd).running || self.cut_off.contains(&osd) || self.monitors_are_gone() {
+            return; // they come with the monitors, or with the connection
+        }
+        let late = self.node(osd).lags_until.since(self.now);
+        if !late.is_zero() {
+            self.schedule(late, Event::MapArrives { osd });
+            return;
+        }
+        let run = self.node(osd).incarnation;
+        while self.is_run(osd, run) {
+            let (nodes, monitor) = (&mut self.nodes, &self.monitor);
+            let before = nodes[osd.0 as usize].epoch();
+            let Some(step) = nodes[osd.0 as usize].next_map(monitor) else { break };
+            if before > Epoch::ZERO {
+                self.counts.add(FaultKind::MapSkipped, step.map.epoch.0 - before.next().0);
+            }
+            self.feed(osd, &step, true);
+            let shown = step.map.osds.get(&osd).map(|info| (info.up, info.incarnation));
+            if shown == Some((true, run)) {
+                self.node(osd).booted = true;
+            } else if self.node(osd).booted && self.is_run(osd, run) {
+                // Marked down while it runs: it joins as a new run, over the same open store.
+                self.stop(osd);
+                self.schedule(Duration::ZERO, Event::Restart { osd });
+            }
+        }
+    }
+
+    /// One map, to everything on the node.
+    fn feed(&mut self, osd: OsdId, step: &Arc<MapStep>, keep: bool) {
+        if keep {
+            if let Err(error) = self.node(osd).disk.keep_map(&step.map) {
+                self.not_taken(osd, &error);
+            }
+            self.schedule_commit(osd);
+        }
+        let node = self.node(osd);
+        node.step = step.clone();
+        let epoch = step.map.epoch;
+        let behind: Vec<PgId> = node.pgs.iter().filter(|(_, core)| core.epoch() < epoch).map(|(pg, _)| *pg).collect();
+        for pg in behind {
+            self.step(osd, pg, Input::Map { map: step.map.clone(), members: step.members_of(pg) });
+        }
+        for pg in self.node(osd).missing_pgs() {
+            self.create(osd, pg);
+        }
+        for (client, request) in std::mem::take(&mut self.node(osd).waiting) {
+            self.request(osd, client, request);
+        }
+        for (from, run, message) in std::mem::take(&mut self.node(osd).early) {
+            self.peer(osd, from, run, message);
+        }
+    }
+
+    // ---- runs ----
+
+    pub(crate) fn stop(&mut self, osd: OsdId) {
+        let node = self.node(osd);
+        node.running = false;
+        node.booted = false;
+    }
+
+    pub(crate) fn end_run(&mut self, osd: OsdId, run: Incarnation) {
+        if self.is_run(osd, run) {
+            self.tell_monitors(osd, MonCommand::OsdStopping { osd, incarnation: run });
+            self.stop(osd);
+            self.schedule(RETRY, Event::Restart { osd });
+        }
+    }
+
+    pub(crate) fn restart(&mut self, osd: OsdId) {
+        if self.node(osd).running {
+            return;
+        }
+        if self.cut_off.contains(&osd) || self.monitors_are_gone() {
+            // Without the monitors' maps no copy can be taken up.
+            self.schedule(BOOT_REPEAT, Event::Restart { osd });
+            return;
+        }
+        if let Err(violation) = self.start(osd) {
+            self.violation = Some(violation);
+        }
+    }
+
+    fn start(&mut self, osd: OsdId) -> Result<(), String> {
+        match self.node(osd).disk.open() {
+            Ok(lost) => self.counts.add(FaultKind::TransactionLost, lost),
+            Err(error) if error.copy_is_lost() && self.node(osd).disk.flips > 0 => {
+                self.counts.add(FaultKind::DiskGivenUp, 1);
+                self.node(osd).give_up_disk()?;
+            }
+            Err(error) => return Err(format!("N1: {osd} cannot open its store: {error}")),
+        }
+        let run = Incarnation(self.node(osd).incarnation.0 + 1);
+        let (nodes, monitor) = (&mut self.nodes, &self.monitor);
+        let Some(node) = nodes.get_mut(osd.0 as usize) else { return Ok(()) };
+        let (steps, kept) = node.begin(run, monitor)?;
+        for step in steps {
+            if self.is_run(osd, run) {
+                self.feed(osd, &step, step.map.epoch > kept);
+            }
+        }
+        let after = self.delay();
+        self.schedule(after, Event::Boot { osd, run });
+        self.begin_watching(osd, run);
+        Ok(())
+    }
+
+    pub(crate) fn boot(&mut self, osd: OsdId, run: Incarnation) {
+        let shown = self.node(osd).step.map.osds.get(&osd).is_some_and(|info| info.incarnation == run);
+        if self.is_run(osd, run) && !shown {
+            self.schedule(BOOT_REPEAT, Event::Boot { osd, run });
+            if !self.cut_off.contains(&osd) {
+                self.monitors_hear(Monitor::boot(osd, run));
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Seeded protocol bugs, for the proof that the simulator's checkers bite.
+//!
+//! Without the feature `mutants` nothing of this is in the code: [`on`] is the constant `false`. With it, a test chooses one
+//! bug for the whole process; `cargo xtask mutants` runs the simulator with each of them and writes `docs/mutants.md`.
+
+/// A rule of the protocol that is broken on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "`breaks` says what each of them does")]
+pub enum Mutant {
+    AckBeforeReplicas = 1,
+    AckBeforeDurable,
+    AckActivationBeforeDurable,
+    DedupOff,
+    UnloggedForgotten,
+    SkipUpThru,
+    StaleIntervalAccepted,
+    StaleRunAccepted,
+    StaleActivationAccepted,
+    ShortestLogChosen,
+    OldActivationChosen,
+    IncompleteChosen,
+    DivergentKept,
+    AdoptedDeletesForgotten,
+    AdoptedChangesForgotten,
+    MissingIgnored,
+    CursorEarly,
+    BatchNotWritten,
+    TrimPastMembers,
+    ActivateBeforeMembers,
+    PastForgotten,
+    MinSizeIgnored,
+    UncommittedRead,
+    WriteGapIgnored,
+    SingleCopyShown,
+    OldPushTaken,
+    LateBackfillTaken,
+    PriorSetIgnored,
+    WritesNotResent,
+    QuestionsNotResent,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Mutant; 30] = [
+        Mutant::AckBeforeReplicas,
+        Mutant::AckBeforeDurable,
+        Mutant::AckActivationBeforeDurable,
+        Mutant::DedupOff,
+        Mutant::UnloggedForgotten,
+        Mutant::SkipUpThru,
+        Mutant::StaleIntervalAccepted,
+        Mutant::StaleRunAccepted,
+        Mutant::StaleActivationAccepted,
+        Mutant::ShortestLogChosen,
+        Mutant::OldActivationChosen,
+        Mutant::IncompleteChosen,
+        Mutant::DivergentKept,
+        Mutant::AdoptedDeletesForgotten,
+        Mutant::AdoptedChangesForgotten,
+        Mutant::MissingIgnored,
+        Mutant::CursorEarly,
+        Mutant::BatchNotWritten,
+        Mutant::TrimPastMembers,
+        Mutant::ActivateBeforeMembers,
+        Mutant::PastForgotten,
+        Mutant::MinSizeIgnored,
+        Mutant::UncommittedRead,
+        Mutant::WriteGapIgnored,
+        Mutant::SingleCopyShown,
+        Mutant::OldPushTaken,
+        Mutant::LateBackfillTaken,
+        Mutant::PriorSetIgnored,
+        Mutant::WritesNotResent,
+        Mutant::QuestionsNotResent,
+    ];
+
+    /// What is wrong with it, in words.
+    #[must_use]
+    pub fn breaks(self) -> &'static str {
+        match self {
+            Mutant::AckBeforeReplicas => "a write is answered when it is durable on the primary alone",
+            Mutant::AckBeforeDurable => "a member acknowledges a write before it is durable",
+            Mutant::AckActivationBeforeDurable => "answers to the primary do not wait for what they tell to be durable",
+            Mutant::DedupOff => "a request that was executed is executed again when it comes again",
+            Mutant::UnloggedForgotten => "answers without a log entry are not remembered",
+            Mutant::SkipUpThru => "a primary goes active before the map shows its up_thru",
+            Mutant::StaleIntervalAccepted => "messages of older intervals are accepted",
+            Mutant::StaleRunAccepted => "messages of earlier runs of a sender are accepted",
+            Mutant::StaleActivationAccepted => "messages of an older activation of the interval are accepted",
+            Mutant::ShortestLogChosen => "the log that ends first is the authoritative one",
+            Mutant::OldActivationChosen => "a copy that missed the last activation may have the authoritative log",
+            Mutant::IncompleteChosen => "a copy that is being filled may have the authoritative log",
+            Mutant::DivergentKept => "what a divergent entry did to its object is kept",
+            Mutant::AdoptedDeletesForgotten => "deletes that a copy has missed are not carried out",
+            Mutant::AdoptedChangesForgotten => "objects that changed while a copy was away are not missing there",
+            Mutant::MissingIgnored => "an object that is missing on the primary is read and written all the same",
+            Mutant::CursorEarly => "the backfill cursor moves before its batch is durable on the target",
+            Mutant::BatchNotWritten => "writes to objects of the batch that are filled already do not reach the target",
+            Mutant::TrimPastMembers => "the log is trimmed up to its head, whatever members have of it",
+            Mutant::ActivateBeforeMembers => "a primary goes active before the members have taken its log",
+            Mutant::PastForgotten => "intervals that have ended are not remembered",
+            Mutant::MinSizeIgnored => "a placement group serves with fewer than min_size members",
+            Mutant::UncommittedRead => "a read shows what is not durable everywhere",
+            Mutant::WriteGapIgnored => "a member takes a write whose predecessor it lacks",
+            Mutant::SingleCopyShown => "an object of which one member alone has the newest version is served",
+            Mutant::OldPushTaken => "a member takes a pushed object whatever its version",
+            Mutant::LateBackfillTaken => "a member takes an object that backfill sent before it was written again",
+            Mutant::PriorSetIgnored => "nobody is waited for of an interval that all members have left",
+            Mutant::WritesNotResent => "a write that was lost on the way is not sent again",
+            Mutant::QuestionsNotResent => "a question of peering that was lost on the way is not asked again",
+        }
+    }
+}
+
+#[cfg(feature = "mutants")]
+static CHOSEN: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(0);
+
+/// Breaks one rule, or none, from now on, in the whole process.
+#[cfg(feature = "mutants")]
+pub fn choose(mutant: Option<Mutant>) {
+    CHOSEN.store(mutant.map_or(0, |mutant| mutant as u8), std::sync::atomic::Ordering::SeqCst);
+}
+
+/// Whether this rule is broken.
+#[cfg(feature = "mutants")]
+pub(crate) fn on(mutant: Mutant) -> bool {
+    CHOSEN.load(std::sync::atomic::Ordering::Relaxed) == mutant as u8
+}
+
+/// Whether this rule is broken: never.
+#[cfg(not(feature = "mutants"))]
+#[inline(always)]
+pub(crate) const fn on(_mutant: Mutant) -> bool {
+    false
+}
