@@ -26,6 +26,8 @@ const PIECE_BYTES: usize = 1 << 20;
 const MAPS_KEPT: u64 = 512;
 /// Old maps are deleted so many epochs at a time.
 const MAP_TRIM_STEP: u64 = 64;
+/// Objects counted at a time.
+const OBJECTS_AT_A_TIME: usize = 1_000;
 /// Maps read at a time.
 const MAPS_AT_A_TIME: usize = 256;
 
@@ -234,6 +236,30 @@ impl<D: Device, I: Index> LocalObjects for Local<'_, D, I> {
             .collect()
     }
 
+    fn usage(&self, from: &[u8], to: Option<&[u8]>) -> Result<(u64, u64), ReadError> {
+        let failed = |error| ReadError::Device { detail: format!("a count begins at no object's key: {error}") };
+        let mut after = match from {
+            [] => None,
+            from => Some(holdfast_store::ObjectKey::new(from.to_vec()).map_err(failed)?),
+        };
+        let (mut objects, mut bytes) = (0, 0);
+        loop {
+            let listed = self.engine.list_sizes(self.collection, after.as_ref(), OBJECTS_AT_A_TIME);
+            let page = present(listed)?.unwrap_or_default();
+            for (key, size) in &page {
+                if to.is_some_and(|to| key.as_bytes() >= to) {
+                    return Ok((objects, bytes));
+                }
+                objects += 1;
+                bytes += size;
+            }
+            match page.into_iter().last() {
+                Some((last, _)) => after = Some(last),
+                None => return Ok((objects, bytes)),
+            }
+        }
+    }
+
     fn meta_get(&self, name: &[u8]) -> Result<Option<Bytes>, ReadError> {
         Ok(present(self.engine.meta_get(self.collection, name))?.flatten())
     }
@@ -274,6 +300,14 @@ pub fn to_transaction<D: Device, I: Index>(engine: &Engine<D, I>, pg: PgId, ops:
             StoreOp::RemoveCollection => {
                 exists = false;
                 out.push(TxOp::RemoveCollection { c });
+            }
+            StoreOp::Split { child, at, then } => {
+                let into = collection_of(child);
+                // See `Output::Split`.
+                if !engine.collection_exists(into) {
+                    out.push(TxOp::SplitCollection { c, into, at: at.to_vec() });
+                    out.extend(to_transaction(engine, child, then).ops);
+                }
             }
             StoreOp::PutMeta { key, value } => out.push(TxOp::PutMeta { c, key: key.to_vec(), value }),
             StoreOp::DeleteMeta { key } => out.push(TxOp::DeleteMeta { c, key: key.to_vec() }),

@@ -21,9 +21,10 @@ use holdfast_wire::mon::PgReport;
 use holdfast_wire::peer::{Heartbeat, HeartbeatReply, PeerBody, PeerMessage};
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, Kind, RefusedReason};
 use tokio::sync::oneshot;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use crate::answers::{respond, respond_client};
+use crate::awaited::{Awaited, split_pairs};
 use crate::barrier::BarrierWait;
 use crate::counters::Counters;
 use crate::heartbeat::HEARTBEAT_GRACE;
@@ -107,6 +108,9 @@ pub(crate) enum Event {
     Durable { pg: PgId, txn: TxnId },
     /// The store failed for good.
     StoreFailed { pg: PgId, txn: TxnId, detail: String },
+    /// What became of a placement group that the map of this epoch, or one before it, splits off: made of the parent's copy,
+    /// or nothing, for there is none here (see `awaited`).
+    Child { pg: PgId, epoch: Epoch, made: Option<Box<Pg>> },
     /// A recovery slot became free and is this placement group's.
     Reserved { pg: PgId, slot: Slot },
     /// Say when your placement groups are as far.
@@ -252,6 +256,10 @@ pub(crate) struct Shard {
     waiting_for_map: Vec<ClientArrival>,
     early: Vec<(OsdId, Incarnation, PeerMessage)>,
     barriers: Vec<Arc<BarrierWait>>,
+    /// Children of splits that other shards are to give.
+    awaited: Awaited,
+    /// Children that were given while the present map was taken.
+    given: BTreeSet<PgId>,
     /// Placement groups of which the store refused a transaction: nothing of them is done any more in this run.
     stopped: BTreeSet<PgId>,
     looked_for_lost_clients: Timestamp,
@@ -264,7 +272,14 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    pub(crate) fn new(index: usize, shared: Arc<Shared>, step: Arc<MapStep>, pgs: BTreeMap<PgId, Pg>) -> Shard {
+    /// `awaited`: children of copies, of this or another shard, that are split before anything else.
+    pub(crate) fn new(
+        index: usize,
+        shared: Arc<Shared>,
+        step: Arc<MapStep>,
+        pgs: BTreeMap<PgId, Pg>,
+        awaited: BTreeSet<PgId>,
+    ) -> Shard {
         Shard {
             index,
             shared,
@@ -277,6 +292,8 @@ impl Shard {
             waiting_for_map: Vec::new(),
             early: Vec::new(),
             barriers: Vec::new(),
+            awaited: Awaited::of(awaited),
+            given: BTreeSet::new(),
             stopped: BTreeSet::new(),
             looked_for_lost_clients: now(),
             told_time: None,
@@ -341,7 +358,12 @@ impl Shard {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Map(step) => self.advance_map(&step),
+            Event::Map(step) => {
+                if let Some(step) = self.awaited.admit(step) {
+                    self.advance_map(&step);
+                }
+            }
+            Event::Child { pg, epoch, made } => self.child(pg, epoch, made),
             Event::Peer { from, incarnation, message, permit } => {
                 if let PeerBody::RepOpAck { full, .. } = &message.body {
                     self.shared.space.note(from, full.unwrap_or(false));
@@ -393,15 +415,55 @@ impl Shard {
     }
 
     fn advance_map(&mut self, step: &Arc<MapStep>) {
-        self.step = step.clone();
-        let me = self.shared.osd;
-        let mine = |members: &PgMembers| members.up.contains(&me) || members.acting.contains(&me);
+        let before = std::mem::replace(&mut self.step, step.clone());
+        self.given.clear();
         // After a restart a placement group may be ahead of what the others are fed first.
         let behind = |pg: &Pg| pg.epoch() < step.map.epoch;
         let known: Vec<PgId> = self.pgs.iter().filter(|(_, pg)| behind(pg)).map(|(id, _)| *id).collect();
         for pg in known {
             self.step_pg(pg, Input::Map { map: step.map.clone(), members: step.members_of(pg) });
         }
+        let is_mine = |shard: &Shard, pg| shard.shared.shards.index_of(pg) == shard.index;
+        for (parent, child) in split_pairs(&before.map, &step.map) {
+            if is_mine(self, parent) && !self.given.contains(&child) {
+                self.give(child, None);
+            }
+            if is_mine(self, child) && !self.pgs.contains_key(&child) {
+                self.awaited.expect(child, step.map.epoch);
+            }
+        }
+        if self.awaited.is_empty() {
+            self.settle_map();
+        }
+    }
+
+    /// Tells the shard of a child what became of it.
+    fn give(&mut self, child: PgId, made: Option<Box<Pg>>) {
+        self.given.insert(child);
+        self.shared.shards.send(child, Event::Child { pg: child, epoch: self.step.map.epoch, made });
+    }
+
+    fn child(&mut self, pg: PgId, epoch: Epoch, made: Option<Box<Pg>>) {
+        let is_made = made.is_some();
+        if let Some(made) = made {
+            debug!(%pg, %epoch, "placement group split off on this OSD");
+            assert!(!self.pgs.contains_key(&pg), "{pg} was made before its parent was split");
+            self.pgs.insert(pg, *made);
+            self.told_time = None;
+            self.step_pg(pg, Input::Tick);
+        }
+        if self.awaited.answered(pg, is_made, epoch, self.step.map.epoch) {
+            self.settle_map();
+            while let Some(step) = self.awaited.next_map() {
+                self.advance_map(&step);
+            }
+        }
+    }
+
+    /// What the present map brings here beside what was here; then what waited for it.
+    fn settle_map(&mut self) {
+        let (step, me) = (self.step.clone(), self.shared.osd);
+        let mine = |members: &PgMembers| members.up.contains(&me) || members.acting.contains(&me);
         let missing: Vec<PgId> = step
             .members
             .iter()
@@ -453,7 +515,7 @@ impl Shard {
     fn peer(&mut self, from: OsdId, incarnation: Incarnation, message: PeerMessage) {
         let pg = message.pg;
         if !self.pgs.contains_key(&pg) {
-            if message.epoch > self.step.map.epoch {
+            if message.epoch > self.step.map.epoch || self.awaited.contains(pg) {
                 self.shared.wishes.want_map(message.epoch);
                 if self.early.len() < EARLY_MESSAGES_MAX {
                     self.early.push((from, incarnation, message));
@@ -485,7 +547,7 @@ impl Shard {
         if request.epoch.0 > self.step.map.epoch.0.saturating_add(EPOCHS_AHEAD_MAX) {
             return self.refuse(&arrival, RefusedReason::Busy);
         }
-        if request.epoch > self.step.map.epoch {
+        if request.epoch > self.step.map.epoch || self.awaited.contains(request.pg) {
             self.shared.wishes.want_map(request.epoch);
             if self.waiting_for_map.len() >= WAITING_FOR_MAP_MAX {
                 self.refuse(&arrival, RefusedReason::Busy);
@@ -604,6 +666,7 @@ impl Shard {
     fn perform(&mut self, pg: PgId, output: Output) {
         match output {
             Output::Submit { txn, ops } => self.submit(pg, txn, ops),
+            Output::Split { txn, ops, children } => self.split(pg, txn, ops, children),
             Output::Send { to, message } => self.send(to, Outbound::new(Kind::Peer, &*message).as_ref()),
             Output::Reply { reply_to, reply } => {
                 if let Some(pending) = self.replies.remove(&reply_to.0) {
@@ -644,6 +707,26 @@ impl Shard {
                     self.create(pg);
                 }
             }
+        }
+    }
+
+    fn split(&mut self, pg: PgId, txn: TxnId, ops: Vec<StoreOp>, children: Vec<Pg>) {
+        let engine = self.shared.store.engine();
+        let (known, made): (Vec<Pg>, Vec<Pg>) =
+            children.into_iter().partition(|child| engine.collection_exists(collection_of(child.id())));
+        self.submit(pg, txn, ops);
+        if self.stopped.contains(&pg) {
+            return;
+        }
+        for child in known {
+            // The copy here was given up, and begins anew at an older map than that of the child, which was split off it then.
+            warn!(%pg, child = %child.id(), "a copy that was split off before is left as it is");
+            self.give(child.id(), None);
+        }
+        // What a child submits comes after this in the store, so its first transaction of its own says of this one, too,
+        // that it is durable.
+        for child in made {
+            self.give(child.id(), Some(Box::new(child)));
         }
     }
 

@@ -112,6 +112,20 @@ impl World {
                         self.not_taken(osd, &error);
                     }
                 },
+                Output::Split { txn, ops, children } => match self.node(osd).disk.submit(run, pg, txn, ops) {
+                    Ok(()) => {
+                        self.schedule_commit(osd);
+                        for child in children {
+                            let child_id = child.id();
+                            self.node(osd).pgs.insert(child_id, child);
+                            self.step(osd, child_id, Input::Tick);
+                        }
+                    }
+                    Err(error) => {
+                        self.node(osd).stopped.insert(pg);
+                        self.not_taken(osd, &error);
+                    }
+                },
                 Output::Send { to, message } => self.send(osd, to, &message),
                 Output::Reply { reply_to, reply } => {
                     let client = usize::try_from(reply_to.0).unwrap_or(usize::MAX);

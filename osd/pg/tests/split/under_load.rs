@@ -140,10 +140,10 @@ fn storms(seeds: std::ops::Range<u64>) {
 
 #[test]
 fn each_append_is_there_once_whatever_is_split_and_whoever_dies_1() {
-    storms(0..60);
+    storms(0..40);
 }
 
 #[test]
 fn each_append_is_there_once_whatever_is_split_and_whoever_dies_2() {
-    storms(60..120);
+    storms(40..80);
 }
