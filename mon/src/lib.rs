@@ -71,7 +71,7 @@ pub async fn run(config: MonConfig, shutdown: CancellationToken) -> Result<Handl
         bootstrap: config.bootstrap,
     };
     let consensus = Arc::new(Consensus::start(seat, Arc::clone(&state), Arc::new(peers)).await?);
-    let (batcher, batching) = batcher::Batcher::new(Arc::clone(&consensus));
+    let (batcher, batching) = batcher::Batcher::new(Arc::clone(&consensus), Arc::clone(&state));
     let stop = shutdown.child_token();
     let service = Arc::new(Service {
         cluster: config.cluster,
@@ -205,27 +205,71 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_monitor_whose_disk_fails_ends_with_an_error() {
-        let directory = tempfile::tempdir().expect("a directory");
+    async fn alone(directory: &std::path::Path) -> Handle {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = socket.local_addr().expect("bound").to_string();
         let config = MonConfig {
             id: MonId(0),
             cluster: ClusterId([1; 16]),
-            data: directory.path().to_owned(),
+            data: directory.to_owned(),
             listen: Listen::Bound(socket),
             members: BTreeMap::from([(MonId(0), address)]),
             bootstrap: true,
         };
         let mon = run(config, CancellationToken::new()).await.expect("it starts");
         mon.ready().await;
+        mon
+    }
+
+    async fn end_of(mon: Handle) -> String {
+        let end = tokio::time::timeout(Duration::from_secs(10), mon.join()).await.expect("it does not live on");
+        let Err(RunError::Stopped { reason }) = end else { panic!("{end:?}") };
+        reason
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_monitor_that_does_not_understand_a_command_applies_nothing_after_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mon = alone(directory.path()).await;
+        let (consensus, state, epoch) = (Arc::clone(&mon.consensus), Arc::clone(&mon.state), mon.state.map().epoch);
+        assert!(consensus.propose(vec![200, 1, 2]).await.is_err());
+        let later = holdfast_mon_state::Change::Flags(holdfast_map::ClusterFlags { full: true, near_full: true });
+        let op = holdfast_mon_state::Op { id: None, change: later };
+        let later = holdfast_mon_state::Command { at_unix_ms: machine::unix_ms(), ops: vec![op], seen: None };
+        assert!(consensus.propose(later.encode()).await.is_err());
+        drop(consensus);
+        let reason = end_of(mon).await;
+        assert!(reason.contains("does not understand command"), "{reason}");
+        assert_eq!(state.map().epoch, epoch);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_monitor_whose_map_is_not_the_one_of_its_leader_applies_nothing_more() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mon = alone(directory.path()).await;
+        let consensus = Arc::clone(&mon.consensus);
+        let mut mark = mon.state.mark();
+        let seen = |mark, at_unix_ms| holdfast_mon_state::Command { at_unix_ms, ops: Vec::new(), seen: Some(mark) };
+        let now = machine::unix_ms();
+        assert!(consensus.propose(seen(mark, now).encode()).await.is_ok());
+        mark.checksum ^= 1;
+        let past = now - 2 * machine::COMPARED_MS;
+        assert!(consensus.propose(seen(mark, past).encode()).await.is_ok(), "whoever said that is gone");
+        assert!(consensus.propose(seen(mark, now).encode()).await.is_err());
+        drop(consensus);
+        let reason = end_of(mon).await;
+        assert!(reason.contains("checksum"), "{reason}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_monitor_whose_disk_fails_ends_with_an_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mon = alone(directory.path()).await;
         let consensus = Arc::clone(&mon.consensus);
         consensus.break_disk();
         let refused = consensus.propose(Vec::new()).await;
         assert!(refused.is_err(), "an entry that is not durable was answered");
         drop(consensus);
-        let end = tokio::time::timeout(Duration::from_secs(10), mon.join()).await.expect("it does not live on");
-        assert!(matches!(&end, Err(RunError::Stopped { .. })), "{end:?}");
+        end_of(mon).await;
     }
 }

@@ -189,6 +189,11 @@ impl Service {
                 let reason = format!("{name} cannot be set: the OSDs of this release cannot split placement groups");
                 Err(MonError::Invalid { reason })
             }
+            // What was asked before and done finds the OSD gone: the log then gives the same answer again.
+            MonCommand::OsdRemove(osd) => {
+                self.leading(|leader, map, now| leader.may_remove(now, map, osd))??;
+                Ok(self.propose(Some(id), Change::Request(command)).await)
+            }
             MonCommand::OsdRegister { .. }
             | MonCommand::OsdBoot { .. }
             | MonCommand::OsdStopping { .. }
@@ -196,11 +201,12 @@ impl Service {
             | MonCommand::PgTemp { .. }
             | MonCommand::PoolCreate { .. }
             | MonCommand::PoolDelete { .. }
+            | MonCommand::PoolSet { .. }
             | MonCommand::OsdOut(_)
             | MonCommand::OsdIn(_)
             | MonCommand::OsdDown(_)
             | MonCommand::OsdReweight { .. }
-            | MonCommand::OsdRemove(_)
+            | MonCommand::OsdLost { .. }
             | MonCommand::OsdRelease(_)
             | MonCommand::FullRatios { .. }
             | MonCommand::Scrub { .. }
@@ -248,8 +254,17 @@ impl Service {
                 Err(MonError::Stale { reason: format!("{target} is not up in that run, or {reporter} is not up") })
             }
             (Verdict::Propose(change), _) => {
-                info!(osd = %target, %incarnation, "marked down: silent, as reported by its peers");
-                Ok(self.propose(None, change).await)
+                match self.propose(None, change).await {
+                    // Others were marked down at the same moment: as if it had been held back before.
+                    MonReply::Failed(MonError::Unsafe { reason }) => {
+                        info!(osd = %target, %incarnation, reason, "silent, and not marked down");
+                        Ok(self.done())
+                    }
+                    reply => {
+                        info!(osd = %target, %incarnation, ?reply, "silent, as reported by its peers");
+                        Ok(reply)
+                    }
+                }
             }
             (Verdict::Probe, Some(address)) => {
                 self.start_probe(target, incarnation, address);

@@ -20,12 +20,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Ledger(Mutex<Vec<Vec<u8>>>, AtomicUsize);
 
 impl Machine for Ledger {
-    fn apply(&self, _: u64, command: &[u8]) -> Vec<u8> {
+    fn apply(&self, _: u64, command: &[u8]) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
         let mut ledger = self.0.lock();
         if !command.is_empty() {
             ledger.push(command.to_vec());
         }
-        ledger.len().to_be_bytes().to_vec()
+        Ok(ledger.len().to_be_bytes().to_vec())
     }
 
     fn no_op(&self) -> Vec<u8> {

@@ -391,3 +391,18 @@ async fn a_caller_of_another_cluster_is_refused() {
     let refused = stranger.execute(MonCommand::KeyList).await.unwrap_err();
     assert!(refused.to_string().contains("serves cluster"), "{refused}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_no_follower_could_take_is_refused() {
+    let quorum = Quorum::start(3).await;
+    let session = quorum.session(1);
+    let large = |bytes: usize| MonCommand::ServiceRegister {
+        name: "n".repeat(bytes),
+        kind: "s3".into(),
+        address: "127.0.0.1:1".into(),
+        incarnation: Incarnation(1),
+    };
+    let refused = ask(&session, large(300 << 10)).await;
+    assert!(matches!(&refused, Err(MonError::Invalid { reason }) if reason.contains("bytes; ")), "{refused:?}");
+    ask(&session, large(100)).await.unwrap();
+}

@@ -22,10 +22,13 @@ const GATHER: Duration = Duration::from_millis(5);
 /// Pause before an unfulfilled wish is sent again.
 const REPEAT: Duration = Duration::from_millis(250);
 
+/// Wishes for acting sets in one command: below 100 KiB, and the monitors take 256 KiB.
+const WISHES_MAX: usize = 1_000;
+
 #[derive(Debug, Default)]
 struct Wanted {
     up_thru: Epoch,
-    pg_temp: BTreeMap<PgId, Vec<OsdId>>,
+    pg_temp: BTreeMap<PgId, PgTempWish>,
     map: Epoch,
 }
 
@@ -47,8 +50,8 @@ impl Wishes {
     }
 
     /// A placement group wants this acting set for now; empty: the one of the map's placement.
-    pub(crate) fn want_pg_temp(&self, pg: PgId, acting: Vec<OsdId>) {
-        self.wanted.lock().pg_temp.insert(pg, acting);
+    pub(crate) fn want_pg_temp(&self, wish: PgTempWish) {
+        self.wanted.lock().pg_temp.insert(wish.pg, wish);
         self.changed.notify_one();
     }
 
@@ -66,14 +69,16 @@ impl Wishes {
         let mut wanted = self.wanted.lock();
         let reached = map.osds.get(&osd).map_or(Epoch::ZERO, |info| info.up_thru);
         let up_thru = (wanted.up_thru > reached).then_some(wanted.up_thru);
-        wanted.pg_temp.retain(|pg, acting| match map.pg_temp.get(pg) {
-            Some(present) => present != acting,
-            None => !acting.is_empty(),
+        wanted.pg_temp.retain(|pg, wish| match map.pg_temp.get(pg) {
+            Some(present) => *present != wish.acting,
+            None => !wish.acting.is_empty(),
         });
-        // A wish for a placement group that this daemon no longer leads is another interval's.
-        wanted.pg_temp.retain(|pg, _| map.members(*pg).acting.contains(&osd) || map.members(*pg).up.contains(&osd));
-        let pg_temp =
-            wanted.pg_temp.iter().map(|(pg, acting)| PgTempWish { pg: *pg, acting: acting.clone() }).collect();
+        // A wish of another interval, or for a placement group that this daemon no longer leads: its primary decides anew.
+        wanted.pg_temp.retain(|pg, wish| {
+            let acting = map.members(*pg).acting;
+            acting.first() == Some(&osd) && wish.seen.as_ref().is_none_or(|seen| *seen == acting)
+        });
+        let pg_temp = wanted.pg_temp.values().cloned().collect();
         (up_thru, pg_temp, (wanted.map > map.epoch).then_some(wanted.map))
     }
 }
@@ -101,8 +106,8 @@ pub(crate) async fn fulfil(
         if let Some(at_least) = up_thru {
             send(&session, MonCommand::UpThru { osd, incarnation, at_least }).await;
         }
-        if !pg_temp.is_empty() {
-            send(&session, MonCommand::PgTemp { osd, incarnation, wishes: pg_temp }).await;
+        for wishes in pg_temp.chunks(WISHES_MAX) {
+            send(&session, MonCommand::PgTemp { osd, incarnation, wishes: wishes.to_vec() }).await;
         }
         tokio::select! {
             () = stop.cancelled() => return,

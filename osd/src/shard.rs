@@ -17,7 +17,7 @@ use holdfast_net::{Connection, Permit};
 use holdfast_pg::{Input, Limits, Outbox, Output, Pg, ReplyTo, Slot, StoreOp, TxnId, answer_without_copy};
 use holdfast_store::{Store, SubmitError};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
-use holdfast_wire::mon::PgReport;
+use holdfast_wire::mon::{PgReport, PgTempWish};
 use holdfast_wire::peer::{Heartbeat, HeartbeatReply, PeerBody, PeerMessage};
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, Kind, RefusedReason};
 use tokio::sync::oneshot;
@@ -28,6 +28,7 @@ use crate::awaited::{Awaited, split_pairs};
 use crate::barrier::BarrierWait;
 use crate::counters::Counters;
 use crate::heartbeat::HEARTBEAT_GRACE;
+use crate::leases::Leases;
 use crate::local::{Local, collection_of, to_transaction};
 use crate::monitors::Wishes;
 use crate::peers::{Held, Outbound, Peers};
@@ -132,6 +133,8 @@ pub(crate) struct Question {
     pub(crate) request_id: u64,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) permit: Permit,
+    /// The newest that a shard had when this came by (`leases`).
+    pub(crate) epoch: Epoch,
 }
 
 /// What is for one shard.
@@ -221,6 +224,8 @@ pub(crate) struct Shared {
     pub(crate) fatal: tokio::sync::mpsc::UnboundedSender<Fatal>,
     /// Who has no room.
     pub(crate) space: PeerSpace,
+    /// Read leases, given and got.
+    pub(crate) leases: Arc<Leases>,
     /// Told when a report to the monitors is due.
     pub(crate) report_due: Arc<tokio::sync::Notify>,
 }
@@ -391,7 +396,8 @@ impl Shard {
 
     /// Answers the heartbeats that wait, or passes them on.
     fn answer(&mut self, inbox: &Inbox) {
-        for question in inbox.questions.try_iter() {
+        for mut question in inbox.questions.try_iter() {
+            question.epoch = question.epoch.max(self.step.map.epoch);
             if self.index + 1 < self.shared.shards.count() {
                 self.shared.shards.ask(self.index + 1, question);
                 continue;
@@ -404,7 +410,7 @@ impl Shard {
             let reply = HeartbeatReply {
                 from: *osd,
                 incarnation: *incarnation,
-                epoch: self.step.map.epoch,
+                epoch: question.epoch,
                 stamp: question.heartbeat.stamp,
                 full: (!space::has_room(self.shared.store.engine(), 0)).then_some(true),
             };
@@ -634,7 +640,7 @@ impl Shard {
             return;
         }
         let Some(pg) = self.pgs.get_mut(&id) else { return };
-        let view = Local::new(self.shared.store.engine(), id, &self.shared.space);
+        let view = Local::new(self.shared.store.engine(), id, &self.shared.space, &self.shared.leases);
         pg.step(now(), input, &view, &mut self.outbox);
         let mut last_sent: Option<(Arc<PeerMessage>, Option<Outbound>)> = None;
         for output in std::mem::take(&mut self.outbox) {
@@ -668,13 +674,20 @@ impl Shard {
             Output::Submit { txn, ops } => self.submit(pg, txn, ops),
             Output::Split { txn, ops, children } => self.split(pg, txn, ops, children),
             Output::Send { to, message } => self.send(to, Outbound::new(Kind::Peer, &*message).as_ref()),
-            Output::Reply { reply_to, reply } => {
+            Output::Reply { reply_to, mut reply, valid_until } => {
+                if valid_until.is_some_and(|until| now() >= until) {
+                    reply.outcome = ClientOutcome::Refused(RefusedReason::Busy);
+                }
                 if let Some(pending) = self.replies.remove(&reply_to.0) {
                     respond_client(&pending.connection, pending.request_id, &reply, &mut self.held);
                 }
             }
             Output::AskUpThru { at_least } => self.shared.wishes.want_up_thru(at_least),
-            Output::AskPgTemp { want } => self.shared.wishes.want_pg_temp(pg, want),
+            Output::AskPgTemp { want } => {
+                if let Some(seen) = self.pgs.get(&pg).map(|pg| pg.acting().to_vec()) {
+                    self.shared.wishes.want_pg_temp(PgTempWish { pg, acting: want, seen: Some(seen) });
+                }
+            }
             Output::NeedMap { at_least } => self.shared.wishes.want_map(at_least),
             Output::Reserve(slot) => {
                 if self.shared.slots.reserve(slot, pg) {
@@ -806,6 +819,7 @@ mod tests {
             stall_grace,
             fatal: tokio::sync::mpsc::unbounded_channel().0,
             space: PeerSpace::default(),
+            leases: Arc::new(Leases::new(now())),
             report_due: Arc::default(),
         })
     }
@@ -823,7 +837,8 @@ mod tests {
         fn on_message(&self, from: &Arc<Connection>, message: Message, permit: Permit) {
             let heartbeat = decode(message.kind, &message.body, &message.payload()).expect("a heartbeat");
             let (connection, request_id) = (from.clone(), message.request_id);
-            self.0.send(Question { connection, request_id, heartbeat, permit }).expect("the test listens");
+            let epoch = Epoch::ZERO;
+            self.0.send(Question { connection, request_id, heartbeat, permit, epoch }).expect("the test listens");
         }
     }
 

@@ -10,25 +10,6 @@ use holdfast_wire::{ClientOutcome, OpError, RefusedReason};
 
 use crate::client::{Act, Operation, counter_value, list_values, register_value};
 
-/// What the checkers found out beside violations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Checked {
-    /// Reads that showed a value already replaced: possible across a partition until leases exist.
-    pub stale_reads: u64,
-    /// From here on everything was settled: no read may be stale any more.
-    settled: Timestamp,
-}
-
-impl Checked {
-    fn stale(&mut self, read: &Seen<'_>) -> Result<(), String> {
-        if read.operation.invoked >= self.settled {
-            return Err(format!("D2: {} shows less than what was acknowledged", read.operation.id));
-        }
-        self.stale_reads += 1;
-        Ok(())
-    }
-}
-
 /// An answered operation.
 struct Seen<'a> {
     operation: &'a Operation,
@@ -43,8 +24,8 @@ struct Mutation<'a> {
     completed: Timestamp,
 }
 
-/// Checks the whole history. Everything must have been answered. Reads may be stale, if at all, only before `settled`.
-pub(crate) fn check(history: &[Operation], stale_reads_allowed: bool, settled: Timestamp) -> Result<Checked, String> {
+/// Checks the whole history. Everything must have been answered.
+pub(crate) fn check(history: &[Operation]) -> Result<(), String> {
     let mut by_object: BTreeMap<&ObjectName, Vec<Seen<'_>>> = BTreeMap::new();
     for operation in history {
         let Some((at, outcome)) = &operation.answer else {
@@ -58,15 +39,10 @@ pub(crate) fn check(history: &[Operation], stale_reads_allowed: bool, settled: T
         }
         by_object.entry(&operation.object).or_default().push(Seen { operation, at: *at, outcome });
     }
-    let mut checked = Checked { stale_reads: 0, settled };
     for (object, seen) in by_object {
-        check_object(&seen, &mut checked)
-            .map_err(|violation| format!("{object}: {violation}\n{}", described(&seen)))?;
+        check_object(&seen).map_err(|violation| format!("{object}: {violation}\n{}", described(&seen)))?;
     }
-    if checked.stale_reads > 0 && !stale_reads_allowed {
-        return Err(format!("D2: {} stale reads without a partition", checked.stale_reads));
-    }
-    Ok(checked)
+    Ok(())
 }
 
 /// All that was done to an object, for whoever reads the violation.
@@ -83,7 +59,7 @@ fn described(seen: &[Seen<'_>]) -> String {
     lines
 }
 
-fn check_object(seen: &[Seen<'_>], checked: &mut Checked) -> Result<(), String> {
+fn check_object(seen: &[Seen<'_>]) -> Result<(), String> {
     let mut mutations: Vec<Mutation<'_>> = Vec::new();
     for one in seen {
         let mutates = matches!(one.operation.act, Act::Write { .. } | Act::Remove | Act::Increment | Act::Append);
@@ -95,9 +71,9 @@ fn check_object(seen: &[Seen<'_>], checked: &mut Checked) -> Result<(), String> 
     check_order(&mutations)?;
     for one in seen {
         match one.operation.act {
-            Act::Read => check_read(one, &mutations, checked)?,
-            Act::ReadCounter => check_counter_read(one, &mutations, checked)?,
-            Act::ReadList => check_list_read(one, &mutations, checked)?,
+            Act::Read => check_read(one, &mutations)?,
+            Act::ReadCounter => check_counter_read(one, &mutations)?,
+            Act::ReadList => check_list_read(one, &mutations)?,
             Act::Increment => check_increment(one, &mutations)?,
             Act::Write { .. } | Act::Remove | Act::Append => {}
         }
@@ -137,13 +113,17 @@ fn check_order(mutations: &[Mutation<'_>]) -> Result<(), String> {
     Ok(())
 }
 
+fn stale(read: &Seen<'_>) -> String {
+    format!("D2: {} shows less than what was acknowledged before it was asked", read.operation.id)
+}
+
 /// The newest version that was done before a read began.
 fn floor(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> LogVersion {
     let before = mutations.iter().filter(|mutation| mutation.completed < read.operation.invoked);
     before.map(|mutation| mutation.version).max().unwrap_or(LogVersion::ZERO)
 }
 
-fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked) -> Result<(), String> {
+fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> Result<(), String> {
     let id = read.operation.id;
     let floor = floor(read, mutations);
     match read.outcome {
@@ -157,7 +137,7 @@ fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked
                 return Err(format!("D1: {id} read {version} before it was invoked"));
             }
             if *version < floor {
-                checked.stale(read)?;
+                return Err(stale(read));
             }
         }
         ClientOutcome::Failed { error: OpError::NotFound, .. } => {
@@ -174,7 +154,7 @@ fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked
                 if !ever && !first {
                     return Err(format!("D1: {id} did not find what was written at {floor}"));
                 }
-                checked.stale(read)?;
+                return Err(stale(read));
             }
         }
         other => return Err(format!("D1: {id} answered {other:?}")),
@@ -189,7 +169,7 @@ fn bounds(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> (usize, usize) {
     (least, most)
 }
 
-fn check_counter_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked) -> Result<(), String> {
+fn check_counter_read(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> Result<(), String> {
     let id = read.operation.id;
     let value = match read.outcome {
         ClientOutcome::Done { results, .. } => counter_value(results).map_err(|error| format!("D1: {id}: {error}"))?,
@@ -202,7 +182,7 @@ fn check_counter_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut
         return Err(format!("E1: {id} read {value}, but only {most} increments had begun"));
     }
     if value < least {
-        checked.stale(read)?;
+        return Err(stale(read));
     }
     Ok(())
 }
@@ -220,7 +200,7 @@ fn check_increment(one: &Seen<'_>, mutations: &[Mutation<'_>]) -> Result<(), Str
     Ok(())
 }
 
-fn check_list_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked) -> Result<(), String> {
+fn check_list_read(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> Result<(), String> {
     let id = read.operation.id;
     let values = match read.outcome {
         ClientOutcome::Done { results, .. } => list_values(results).map_err(|error| format!("D1: {id}: {error}"))?,
@@ -237,7 +217,7 @@ fn check_list_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Ch
         return Err(format!("E1: {id} read {} items, but only {most} appends had begun", values.len()));
     }
     if values.len() < least {
-        checked.stale(read)?;
+        return Err(stale(read));
     }
     Ok(())
 }

@@ -30,6 +30,14 @@ pub struct Faults {
     pub map_lags_per_second: f64,
     /// Bits that flip, per second: always on the same OSD's disk, which one depends on the seed.
     pub flips_per_second: f64,
+    /// OSDs cut off from all others and from monitors, but not from clients, per second.
+    pub served_cuts_per_second: f64,
+    /// OSDs, per second, that others do not hear, or that do not hear others; clients reach them.
+    pub one_way_cuts_per_second: f64,
+    /// OSD processes, per second, stopped for a while just before they answer a read.
+    pub pauses_at_answers_per_second: f64,
+    /// Probability that a client that gets no answer does not learn of newer maps then.
+    pub client_map_lag: f64,
     /// OSD processes stopped for a while, per second.
     pub pauses_per_second: f64,
     /// Changes of the monitors' leader, per second.
@@ -59,6 +67,10 @@ impl Faults {
         flips_per_second: 0.0,
         cramps_per_second: 0.0,
         pauses_per_second: 0.0,
+        served_cuts_per_second: 0.0,
+        one_way_cuts_per_second: 0.0,
+        pauses_at_answers_per_second: 0.0,
+        client_map_lag: 0.0,
         leader_changes_per_second: 0.0,
         monitor_outages_per_second: 0.0,
         slow_sync: 0.0,
@@ -78,6 +90,10 @@ pub struct Config {
     pub min_size: u32,
     /// Clients.
     pub clients: u32,
+    /// The last so many of them only read.
+    pub readers: u32,
+    /// Whether the clocks of OSDs run at different rates, by up to nearly a twentieth.
+    pub skewed_clocks: bool,
     /// Requests that each client has under way at most.
     pub depth: u32,
     /// Objects of each kind.
@@ -114,6 +130,7 @@ impl Config {
             ("rot", Config::rot()),
             ("gaps", Config::gaps()),
             ("scrub", Config::scrub()),
+            ("leases", Config::leases()),
             ("full", Config::full()),
             ("cramped", Config::cramped()),
             ("loss", Config::loss()),
@@ -130,6 +147,8 @@ impl Config {
             size: 3,
             min_size: 2,
             clients: 3,
+            readers: 0,
+            skewed_clocks: false,
             depth: 3,
             objects: 4,
             duration: Duration::from_secs(5),
@@ -180,6 +199,41 @@ impl Config {
         let storm = Config::storm();
         let faults = Faults { cramps_per_second: 0.4, remaps_per_second: 0.1, ..storm.faults };
         Config { faults, ..storm }
+    }
+
+    /// OSDs lose each other while clients reach them, in one direction or both, processes stop in the middle of an answer,
+    /// clocks run at different rates, and clients are slow to learn who leads: whoever was replaced must show nothing old.
+    #[must_use]
+    pub fn leases() -> Config {
+        let faults = Faults {
+            loss: 0.01,
+            duplication: 0.01,
+            delay_max: Duration::from_millis(20),
+            kills_per_second: 0.05,
+            power_cuts_per_second: 0.03,
+            downtime_max: Duration::from_secs(6),
+            remaps_per_second: 0.03,
+            pauses_per_second: 0.02,
+            served_cuts_per_second: 0.1,
+            one_way_cuts_per_second: 0.1,
+            pauses_at_answers_per_second: 0.1,
+            client_map_lag: 0.95,
+            ..Faults::NONE
+        };
+        let (duration, pause) = (Duration::from_secs(60), Duration::from_millis(50));
+        let (clients, readers, depth, objects) = (4, 2, 12, 6);
+        Config {
+            osds: 4,
+            clients,
+            readers,
+            depth,
+            objects,
+            skewed_clocks: true,
+            duration,
+            pause,
+            faults,
+            ..Config::storm()
+        }
     }
 
     /// Clients write more than the disks hold, while processes and machines fail; at the end they delete.
@@ -316,6 +370,10 @@ impl Config {
                 flips_per_second: 0.0,
                 cramps_per_second: 0.0,
                 pauses_per_second: 0.03,
+                served_cuts_per_second: 0.0,
+                one_way_cuts_per_second: 0.0,
+                pauses_at_answers_per_second: 0.0,
+                client_map_lag: 0.0,
                 leader_changes_per_second: 0.03,
                 monitor_outages_per_second: 0.015,
                 slow_sync: 0.3,

@@ -9,6 +9,7 @@ use holdfast_wire::mon::MonCommand;
 use rand::Rng;
 
 use crate::config::{Config, Faults};
+use crate::cuts::Cut;
 use crate::world::{Event, World};
 
 /// How often faults are drawn.
@@ -38,6 +39,11 @@ pub enum FaultKind {
     MonitorChanged,
     MonitorsGone,
     Paused,
+    CutOffButServed,
+    OneWay,
+    PausedAnswering,
+    AnswerTooLate,
+    LeaseWaitedOut,
     ClusterFull,
     Cramped,
 }
@@ -65,6 +71,11 @@ impl fmt::Display for FaultKind {
             FaultKind::MonitorChanged => "monitor leaders changed",
             FaultKind::MonitorsGone => "outages of the monitors",
             FaultKind::Paused => "processes paused",
+            FaultKind::CutOffButServed => "OSDs cut off but for clients",
+            FaultKind::OneWay => "OSDs deaf or mute",
+            FaultKind::PausedAnswering => "processes paused before an answer",
+            FaultKind::AnswerTooLate => "answers whose lease had ended",
+            FaultKind::LeaseWaitedOut => "leases of former primaries waited for",
             FaultKind::ClusterFull => "writes refused for want of room",
             FaultKind::Cramped => "disks filled for a while",
         })
@@ -135,6 +146,11 @@ impl Faults {
             (self.map_lags_per_second, F::MapDelayed),
             (self.map_lags_per_second, F::MapSkipped),
             (self.pauses_per_second, F::Paused),
+            (self.served_cuts_per_second, F::CutOffButServed),
+            (self.served_cuts_per_second, F::LeaseWaitedOut),
+            (self.one_way_cuts_per_second, F::OneWay),
+            (self.pauses_at_answers_per_second, F::PausedAnswering),
+            (self.pauses_at_answers_per_second, F::AnswerTooLate),
             (self.leader_changes_per_second, F::MonitorChanged),
             (self.monitor_outages_per_second, F::MonitorsGone),
             (self.cramps_per_second, F::Cramped),
@@ -160,6 +176,8 @@ impl World {
         let (flip, lag) = (strikes(faults.flips_per_second), strikes(faults.map_lags_per_second));
         let (pause, leader) = (strikes(faults.pauses_per_second), strikes(faults.leader_changes_per_second));
         let (outage, cramp) = (strikes(faults.monitor_outages_per_second), strikes(faults.cramps_per_second));
+        let (served, one_way) = (strikes(faults.served_cuts_per_second), strikes(faults.one_way_cuts_per_second));
+        let pause_answering = strikes(faults.pauses_at_answers_per_second);
         let victim = OsdId(self.rng.random_range(0..self.config.osds));
         // One disk rots, and it is the only one that ever stops meanwhile: two faults at once may lose the last copy.
         let rotting = faults.flips_per_second > 0.0;
@@ -175,7 +193,14 @@ impl World {
             self.crash(crashing, false);
         }
         if cut && self.cut_off.is_empty() {
-            self.cut_off(victim);
+            self.cut_off(victim, Cut::Whole);
+        }
+        if served && self.cut_off.is_empty() {
+            self.cut_off(victim, Cut::FromCluster);
+        }
+        if one_way && self.cut_off.is_empty() {
+            let cut = if self.rng.random_bool(0.5) { Cut::Deaf } else { Cut::Mute };
+            self.cut_off(victim, cut);
         }
         if remap {
             self.remap(victim);
@@ -188,6 +213,9 @@ impl World {
         }
         if pause {
             self.pause(victim);
+        }
+        if pause_answering {
+            self.node(victim).pauses_at_answer = true;
         }
         if leader {
             self.change_leader();
@@ -220,13 +248,6 @@ impl World {
         }
     }
 
-    fn cut_off(&mut self, victim: OsdId) {
-        self.counts.add(FaultKind::CutOff, 1);
-        self.cut_off.insert(victim);
-        let healed = self.rng.random_range(100..16_000);
-        self.schedule(Duration::from_millis(healed), Event::Reconnect { osd: victim });
-    }
-
     fn remap(&mut self, victim: OsdId) {
         let inside = self.monitor.map().osds.values().filter(|info| info.in_cluster).count();
         let is_in = self.monitor.map().osds.get(&victim).is_some_and(|info| info.in_cluster);
@@ -254,8 +275,7 @@ impl World {
         let now = self.now;
         if self.node(victim).running && self.node(victim).paused_until <= now {
             self.counts.add(FaultKind::Paused, 1);
-            let length = Duration::from_millis(self.rng.random_range(100..15_000));
-            self.node(victim).paused_until = now + length;
+            self.pause_now(victim);
         }
     }
 

@@ -13,10 +13,12 @@ mod check;
 mod client;
 mod config;
 mod copies;
+mod cuts;
 mod disk;
 mod faults;
 #[cfg(feature = "mutants")]
 mod hunt;
+mod leases;
 mod monitor;
 mod node;
 mod scrub;

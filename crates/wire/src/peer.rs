@@ -203,8 +203,11 @@ pub struct PgInfo {
     pub lost: Option<bool>,
     /// Set when `objects` and `bytes` are a guess: a split of a copy that was not whole shared them out. An active primary
     /// counts anew.
-    #[n(8)]
+    #[n(9)]
     pub guessed: Option<bool>,
+    /// Bytes of the complete copy that was here before this one, which is not complete yet, takes its place.
+    #[n(8)]
+    pub replaces_bytes: Option<u64>,
 }
 
 impl PgInfo {
@@ -221,6 +224,7 @@ impl PgInfo {
             bytes: 0,
             lost: None,
             guessed: None,
+            replaces_bytes: None,
         }
     }
 }
@@ -268,7 +272,7 @@ pub struct PastInterval {
 }
 
 /// [`PeerBody::Notice`].
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 #[cbor(map)]
 pub struct Notice {
     /// The copy; `None` when the sender has none.
@@ -286,6 +290,27 @@ pub struct Notice {
     /// Set when the sender has no room for what the copy misses: others, who have it, should lead.
     #[n(4)]
     pub cramped: Option<bool>,
+    /// What earlier primaries' leases still had when this was sent (`osd/pg`, `lease`).
+    #[n(5)]
+    pub leases: Option<Vec<HeldLease>>,
+    /// Milliseconds for which the sender, which has just started, may have granted leases that it does not know of.
+    #[n(6)]
+    pub leases_forgotten_ms: Option<u64>,
+}
+
+/// What a primary's read lease still has, by who granted it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct HeldLease {
+    /// The primary.
+    #[n(0)]
+    pub primary: OsdId,
+    /// Its run.
+    #[n(1)]
+    pub incarnation: Incarnation,
+    /// Milliseconds until it ends, at most.
+    #[n(2)]
+    pub left_ms: u64,
 }
 
 /// Whether a log entry changed an object or removed it.

@@ -52,7 +52,7 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for AppliedState<M> {
             }
             let answer = match entry.payload {
                 EntryPayload::Blank => Vec::new(),
-                EntryPayload::Normal(command) => self.machine.apply(index, &command.0),
+                EntryPayload::Normal(command) => self.machine.apply(index, &command.0).map_err(io::Error::other)?,
                 EntryPayload::Membership(membership) => {
                     self.membership = StoredMembership::new(Some(entry.log_id), membership);
                     Vec::new()

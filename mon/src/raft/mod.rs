@@ -51,6 +51,9 @@ const ELECTION_MAX: Duration = Duration::from_millis(550);
 /// How long a shutdown waits for the database to be let go.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Entries that are sent to a monitor at once: whatever they carry, they must fit a message.
+pub(crate) const APPEND_ENTRIES_MAX: usize = 32;
+
 /// Entries between two snapshots. A start re-applies at most about this many (microseconds each).
 const SNAPSHOT_EVERY: u64 = 2_000;
 /// Entries kept behind a snapshot, for followers that were away shortly.
@@ -59,7 +62,10 @@ const ENTRIES_KEPT: u64 = 500;
 /// Applies committed commands. Must be deterministic: every monitor applies the same and must reach the same state.
 pub trait Machine: Send + Sync + 'static {
     /// Applies the command at `index` and says what came of it.
-    fn apply(&self, index: u64, command: &[u8]) -> Vec<u8>;
+    ///
+    /// # Errors
+    /// When this monitor cannot apply what the others can: the state is unchanged, and it takes no part any more.
+    fn apply(&self, index: u64, command: &[u8]) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>>;
     /// A command that changes nothing.
     fn no_op(&self) -> Vec<u8>;
     /// The whole state, encoded.
@@ -477,6 +483,7 @@ fn config(cluster: &ClusterId) -> Result<Config, StartError> {
         election_timeout_min: millis(ELECTION_MIN),
         election_timeout_max: millis(ELECTION_MAX),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+        max_payload_entries: APPEND_ENTRIES_MAX as u64,
         max_in_snapshot_log_to_keep: ENTRIES_KEPT,
         replication_lag_threshold: 2 * SNAPSHOT_EVERY,
         install_snapshot_timeout: 20_000,

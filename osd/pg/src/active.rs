@@ -14,16 +14,15 @@
 //! one disk only; W6 a write is refused before it is logged when a member that carries it out has no room for it, unless
 //! it frees space, or when one that lacks the object has no room for the object.
 //!
-//! **Seam for read leases** (not built yet): [`Pg::may_read`] is the one place where a read is let out.
-//! Until leases exist, a primary that is cut off and does not know it yet can answer a read with a value that a newer
-//! interval has replaced; writes are safe (F1).
+//! What shows an object leaves under the leases of all other acting members (`lease`); writes need none (F1).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use holdfast_map::SpaceLevel;
 use holdfast_types::{LogVersion, OsdId, RequestId, Timestamp};
 use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry, PeerBody, RepOp, StoredResults};
-use holdfast_wire::{ClientOutcome, Effect, ObjectOp, OpError, OpResult, RefusedReason};
+use holdfast_wire::{ClientOutcome, ClientReply, Effect, ObjectOp, OpError, OpResult, RefusedReason};
 
 use crate::api::{Outbox, Output, Slot};
 use crate::backfill::Backfill;
@@ -31,6 +30,7 @@ use crate::clients::{Queued, Remembered};
 use crate::exec::{self, Executed, Stopped};
 use crate::follower::entry_ops;
 use crate::key::ObjectKey;
+use crate::lease;
 use crate::log::Answered;
 use crate::missing::Missing;
 use crate::mutants::{Mutant, on};
@@ -117,6 +117,8 @@ pub(crate) struct Active {
     pub peers: BTreeMap<OsdId, Peer>,
     /// Other OSDs that hold copies.
     pub strays: BTreeSet<OsdId>,
+    /// Objects that somebody wants to read, for want of a lease.
+    leaseless: BTreeSet<ObjectKey>,
     /// Others that have said that they hold none.
     pub without_copy: BTreeSet<OsdId>,
     pub recovery: Recovery,
@@ -141,6 +143,7 @@ impl Active {
             writeable,
             peers,
             strays,
+            leaseless: BTreeSet::new(),
             without_copy: BTreeSet::new(),
             recovery: Recovery::default(),
             backfill: None,
@@ -437,6 +440,13 @@ impl Pg {
             self.remove_unread(key, queued, step);
             return Tried::Done;
         }
+        if !queued.request.is_write() && self.readable_until(step) <= step.now {
+            if let Some(active) = self.active() {
+                active.leaseless.insert(key.clone());
+            }
+            self.tick_within(lease::LOOK_AGAIN, step);
+            return Tried::Wait(queued);
+        }
         match exec::execute(step.store, key, &queued.request.ops, self.limits.effects_bytes_max) {
             Ok(done) if done.effects.is_empty() => {
                 let outcome = ClientOutcome::Done { version: done.prior, results: done.results };
@@ -527,23 +537,20 @@ impl Pg {
         let bytes = ops.iter().map(payload_bytes).sum();
         let full = self.map.flags.full || !step.store.has_room(bytes) || {
             let Role::Active(active) = &self.role else { return None };
+            let failsafe = |osd| self.map.space_level(osd) >= Some(SpaceLevel::Failsafe);
             // One that is being filled and only logs this write needs no room for it.
             let takes = |osd: &OsdId, peer: &Peer| active.takes_effects(*osd, peer, key);
-            active.peers.iter().any(|(osd, peer)| takes(osd, peer) && !step.store.peer_has_room(*osd))
+            let has_none = |osd: &OsdId| failsafe(*osd) || !step.store.peer_has_room(*osd);
+            failsafe(self.whoami) || active.peers.iter().any(|(osd, peer)| takes(osd, peer) && has_none(osd))
         };
         full.then_some(RefusedReason::Full)
     }
 
     // ---- answers ----
 
-    /// The seam for read leases: whether an answer that shows an object may go out now.
-    fn may_read(&self, _step: &Step<'_>) -> bool {
-        matches!(&self.role, Role::Active(active) if active.writeable)
-    }
-
     /// Answers what shows the present state of an object, when that is committed (W3).
     fn answer_read(&mut self, key: &ObjectKey, queued: Queued, outcome: ClientOutcome, step: &mut Step<'_>) {
-        debug_assert!(self.may_read(step), "only an active primary reads");
+        debug_assert!(matches!(&self.role, Role::Active(active) if active.writeable), "only an active primary reads");
         let version = self.active().and_then(|active| active.uncommitted.get(key).copied());
         let version = version.filter(|_| !on(Mutant::UncommittedRead));
         self.answer_at(version.unwrap_or(LogVersion::ZERO), Held { queued, outcome, logged: false }, step);
@@ -564,7 +571,15 @@ impl Pg {
         if !logged && queued.request.is_write() && !on(Mutant::UnloggedForgotten) {
             self.clients.remember(queued.request.id, &outcome);
         }
-        self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+        let (reply_to, id) = (queued.reply_to, queued.request.id);
+        if logged {
+            // It is committed, and that stays so.
+            return self.reply(reply_to, id, outcome, step.out);
+        }
+        let reply = ClientReply { id, epoch: self.map.epoch, outcome };
+        let until =
+            if on(Mutant::AnswerNotJudged) { Timestamp::from_nanos(u64::MAX) } else { self.readable_until(step) };
+        step.out.push(Output::Reply { reply_to, reply, valid_until: Some(until) });
     }
 
     // ---- writing ----
@@ -850,6 +865,11 @@ impl Pg {
     }
 
     pub(crate) fn tick_active(&mut self, step: &mut Step<'_>) {
+        let leaseless = self.active().map(|active| std::mem::take(&mut active.leaseless)).unwrap_or_default();
+        for key in leaseless {
+            self.clients.wake(&key);
+            step.rerun = true;
+        }
         if !on(Mutant::WritesNotResent) {
             self.resend_writes(step);
         }

@@ -10,6 +10,7 @@ use holdfast_wire::peer::PeerMessage;
 use holdfast_wire::{ClientReply, ClientRequest, Effect, Row};
 
 use crate::key::ObjectKey;
+use crate::lease::Granted;
 
 /// The attribute that holds an object's version. Clients cannot name it.
 pub const VERSION_ATTR: &[u8] = b"\0version";
@@ -122,6 +123,9 @@ pub enum Output {
         reply_to: ReplyTo,
         /// The answer.
         reply: ClientReply,
+        /// It must not leave later than this; then [`RefusedReason::Busy`](holdfast_wire::RefusedReason::Busy) takes its
+        /// place, and the client asks again. `None`: it stays true.
+        valid_until: Option<Timestamp>,
     },
     /// Ask the monitors to record that this OSD may have gone active in this interval. Repeated until the map says so.
     AskUpThru {
@@ -318,6 +322,16 @@ pub trait LocalObjects {
 
     /// Whether another OSD has room, by what it said last. `true` when it has not said anything.
     fn peer_has_room(&self, osd: OsdId) -> bool;
+
+    /// The end of the newest lease that this run of an OSD has given to this one in an epoch up to `epoch`;
+    /// [`Timestamp::ZERO`] when there is none (see `lease`).
+    fn lease_from(&self, osd: OsdId, incarnation: Incarnation, epoch: Epoch) -> Timestamp;
+
+    /// The leases that this OSD has given, ended ones too.
+    fn leases_granted(&self) -> Vec<Granted>;
+
+    /// Until then this OSD may have given leases before it started.
+    fn leases_forgotten_until(&self) -> Timestamp;
 }
 
 /// Sizes that bound a placement group's memory and work.

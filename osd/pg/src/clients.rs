@@ -273,6 +273,7 @@ impl Clients {
             out.push(Output::Reply {
                 reply_to: queued.reply_to,
                 reply: ClientReply { id: queued.request.id, epoch, outcome },
+                valid_until: None,
             });
         }
     }
@@ -282,7 +283,7 @@ impl Clients {
         for queued in std::mem::take(&mut self.early) {
             self.count -= 1;
             let reply = ClientReply { id: queued.request.id, epoch, outcome: ClientOutcome::Refused(reason) };
-            out.push(Output::Reply { reply_to: queued.reply_to, reply });
+            out.push(Output::Reply { reply_to: queued.reply_to, reply, valid_until: None });
         }
     }
 }

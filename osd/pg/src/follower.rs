@@ -139,7 +139,7 @@ impl Pg {
         let Some(primary) = self.members.primary().filter(|osd| *osd != self.whoami && !self.is_member()) else {
             return;
         };
-        let notice = PeerBody::Notice(self.notice());
+        let notice = PeerBody::Notice(self.notice(step));
         self.send_when_durable(primary, notice, step);
         let Some(follower) = self.follower() else { return };
         let pause = follower.greeting_pause;
@@ -174,7 +174,7 @@ impl Pg {
         let activated = ours.is_some() && (ours == said.activation || on(Mutant::StaleActivationAccepted));
         match body {
             PeerBody::QueryInfo => {
-                let notice = PeerBody::Notice(self.notice());
+                let notice = PeerBody::Notice(self.notice(step));
                 self.send_when_durable(from, notice, step);
             }
             PeerBody::QueryLog { since } => {
@@ -530,7 +530,11 @@ impl Pg {
             return Some(send_next(Some(expected)));
         }
         let bytes = piece.data.len() as u64;
-        let has_room = if push.backfill { step.store.has_room(bytes) } else { step.store.has_room_to_recover(bytes) };
+        let has_room = if push.backfill {
+            self.may_be_filled() && step.store.has_room(bytes)
+        } else {
+            step.store.has_room_to_recover(bytes)
+        };
         if !has_room {
             return Some(PushAck { transfer, next: Some(expected), no_room: Some(true) });
         }
@@ -604,7 +608,9 @@ impl Pg {
 
     fn follow_progress(&mut self, from: OsdId, progress: BackfillProgress, step: &mut Step<'_>) {
         if progress.cursor > self.holding.last_backfill {
-            self.holding.lost &= !progress.cursor.is_complete();
+            if progress.cursor.is_complete() {
+                (self.holding.lost, self.holding.replaces_bytes) = (false, None);
+            }
             self.holding.last_backfill = progress.cursor;
             let ops = vec![rows::put_info(&self.holding.info())];
             self.submit(ops, None, step);
@@ -622,10 +628,17 @@ impl Pg {
 
     // ---- reservations ----
 
+    /// Whether the map lets this copy, which is not complete, have more bytes. On an OSD that takes no further copies one
+    /// that comes to less than what it takes the place of is filled all the same: that frees room, and an OSD that came
+    /// back with what has been deleted since would stay too full for ever.
+    fn may_be_filled(&self) -> bool {
+        !self.map.takes_no_backfill(self.whoami) || self.holding.needs_no_more_room()
+    }
+
     fn follow_reservation(&mut self, from: OsdId, step: &mut Step<'_>) {
         let now = step.now;
         // What the log says must be here is taken as long as there is any room; a copy that is being filled waits for more.
-        let has_room = self.holding.last_backfill.is_complete() || step.store.has_room(0);
+        let has_room = self.holding.last_backfill.is_complete() || self.may_be_filled() && step.store.has_room(0);
         let Some(follower) = self.follower() else { return };
         if !has_room {
             if follower.slot.take().is_some() {

@@ -18,6 +18,7 @@ mod exec;
 mod follower;
 mod intervals;
 mod key;
+mod lease;
 mod log;
 pub mod memory;
 mod merge;
@@ -41,4 +42,5 @@ pub use api::{
     ScrubLimits, Slot, StoreOp, TxnId, VERSION_ATTR, WRITE_RESULT_BYTES_MAX,
 };
 pub use key::ObjectKey;
+pub use lease::{Granted, LEASE, LEASE_GRANTED};
 pub use pg::{Pg, answer_without_copy};

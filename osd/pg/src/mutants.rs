@@ -38,11 +38,16 @@ pub enum Mutant {
     PriorSetIgnored,
     WritesNotResent,
     QuestionsNotResent,
+    LeaseIgnored,
+    LeaseNotWaitedFor,
+    LeaseForgotten,
+    LeaseOfOneEnough,
+    AnswerNotJudged,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 30] = [
+    pub const ALL: [Mutant; 35] = [
         Mutant::AckBeforeReplicas,
         Mutant::AckBeforeDurable,
         Mutant::AckActivationBeforeDurable,
@@ -73,6 +78,11 @@ impl Mutant {
         Mutant::PriorSetIgnored,
         Mutant::WritesNotResent,
         Mutant::QuestionsNotResent,
+        Mutant::LeaseIgnored,
+        Mutant::LeaseNotWaitedFor,
+        Mutant::LeaseForgotten,
+        Mutant::LeaseOfOneEnough,
+        Mutant::AnswerNotJudged,
     ];
 
     /// What is wrong with it, in words.
@@ -109,6 +119,11 @@ impl Mutant {
             Mutant::PriorSetIgnored => "nobody is waited for of an interval that all members have left",
             Mutant::WritesNotResent => "a write that was lost on the way is not sent again",
             Mutant::QuestionsNotResent => "a question of peering that was lost on the way is not asked again",
+            Mutant::LeaseIgnored => "a primary reads without a lease",
+            Mutant::LeaseNotWaitedFor => "a primary does not wait for the leases of its predecessors",
+            Mutant::LeaseForgotten => "who has just started does not say that it may have granted leases",
+            Mutant::LeaseOfOneEnough => "a primary goes by the lease of one acting member alone",
+            Mutant::AnswerNotJudged => "an answer leaves though its lease has ended since it was read",
         }
     }
 }

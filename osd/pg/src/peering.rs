@@ -8,7 +8,8 @@
 //! | `WaitActing` | the map has the acting set asked for (a new interval), or changes otherwise | new interval, `GetInfo` |
 //! | `GetLog` | the chosen log has come and is merged; it does not join | `GetMissing`; choice without this copy |
 //! | `GetMissing` | all members' logs are known; one does not join | `WaitUpThru`; choice with that member as backfill target |
-//! | `WaitUpThru` | `up_thru ≥ interval start` in the map | `Activating` |
+//! | `WaitUpThru` | `up_thru ≥ interval start` in the map; an earlier primary may still answer reads | `Activating`; `WaitLease` |
+//! | `WaitLease` | its lease has ended, it answers, or the map says that it does not run any more | `Activating` |
 //! | `Activating` | own activation durable and all members have acknowledged theirs | role `Active` |
 //!
 //! A source that goes down in `GetLog` or `GetMissing` leads back to `GetInfo`; a member that does makes a new interval.
@@ -44,6 +45,7 @@ use holdfast_wire::peer::{
 use crate::active::{Active, Peer};
 use crate::api::Output;
 use crate::intervals;
+use crate::lease::Told;
 use crate::merge;
 use crate::missing::Missing;
 use crate::mutants::{Mutant, on};
@@ -63,6 +65,7 @@ pub(crate) enum Phase {
     GetLog { from: OsdId },
     GetMissing { waiting: BTreeSet<OsdId> },
     WaitUpThru,
+    WaitLease { until: Timestamp },
     Activating { waiting: BTreeSet<OsdId>, own_durable: bool, epoch: Epoch },
 }
 
@@ -104,6 +107,8 @@ pub(crate) struct Peering {
     /// What members have said so far that they miss, where it takes several messages.
     partial: BTreeMap<OsdId, PartialMissing>,
     acked: BTreeMap<OsdId, Peer>,
+    /// What was said of leases.
+    pub told: Told,
     up_thru_asked: Option<Timestamp>,
 }
 
@@ -117,6 +122,7 @@ impl Default for Peering {
             logs: BTreeMap::new(),
             partial: BTreeMap::new(),
             acked: BTreeMap::new(),
+            told: Told::new(),
             up_thru_asked: None,
         }
     }
@@ -126,6 +132,11 @@ impl Peering {
     /// Whether members are being told to take the log.
     pub fn is_activating(&self) -> bool {
         matches!(self.phase, Phase::Activating { .. })
+    }
+
+    /// Whether an OSD has said what it has, in this interval.
+    pub fn has_answered(&self, osd: OsdId) -> bool {
+        self.notices.contains_key(&osd)
     }
 
     pub fn phase(&self) -> &Phase {
@@ -168,7 +179,7 @@ impl Pg {
             match &before {
                 Phase::GetInfo | Phase::Down { .. } | Phase::Incomplete => self.gather_infos(step),
                 Phase::GetMissing { waiting } if waiting.is_empty() => self.enter(Phase::WaitUpThru, step),
-                Phase::WaitUpThru => self.try_activate(step),
+                Phase::WaitUpThru | Phase::WaitLease { .. } => self.try_activate(step),
                 Phase::Activating { waiting, own_durable: true, epoch }
                     if waiting.is_empty() || on(Mutant::ActivateBeforeMembers) =>
                 {
@@ -423,6 +434,11 @@ impl Pg {
             self.tick_within(RESEND, step);
             return;
         }
+        if writeable && let Some(until) = self.leases_end(step) {
+            self.enter(Phase::WaitLease { until }, step);
+            self.tick_within(until.since(step.now), step);
+            return;
+        }
         let epoch = self.map.epoch;
         if writeable {
             self.holding.last_epoch_started = epoch;
@@ -505,6 +521,7 @@ impl Pg {
         let head = self.holding.log.head();
         match body {
             PeerBody::Notice(notice) => {
+                self.leases_told(from, &notice, step);
                 if let Some(history) = &notice.history {
                     self.learn_history(history, start, step);
                 }
@@ -556,7 +573,7 @@ impl Pg {
         let map = self.map.clone();
         let members = self.peers_wanted();
         let Some(peering) = self.peering() else { return };
-        if matches!(peering.phase, Phase::Activating { .. } | Phase::WaitUpThru) {
+        if matches!(peering.phase, Phase::Activating { .. } | Phase::WaitUpThru | Phase::WaitLease { .. }) {
             return;
         }
         // An OSD that went down and came back may have lost what was not durable: forget what it said.
@@ -599,7 +616,8 @@ impl Pg {
                     self.send(osd, PeerBody::QueryLog { since }, step);
                 }
             }
-            Phase::WaitUpThru => {} // asked again by `try_activate`, which runs in every step
+            Phase::WaitLease { .. } => {} // looked at by `try_activate`, too
+            Phase::WaitUpThru => {}       // asked again by `try_activate`, which runs in every step
             Phase::Activating { .. } => self.send_activations(step),
         }
         self.tick_within(RESEND, step);

@@ -22,6 +22,7 @@ use crate::clients::{Clients, Queued};
 use crate::follower::Follower;
 use crate::intervals::{self, Interval};
 use crate::key::ObjectKey;
+use crate::lease::Known;
 use crate::log::Log;
 use crate::merge::Merge;
 use crate::missing::Missing;
@@ -49,6 +50,8 @@ pub(crate) struct Holding {
     pub lost: bool,
     /// Whether the counts are a guess (`split`).
     pub guessed: bool,
+    /// Bytes of the complete copy that was here before this one, which is not complete yet, takes its place.
+    pub replaces_bytes: Option<u64>,
     pub objects: i64,
     pub bytes: i64,
 }
@@ -62,9 +65,23 @@ impl Holding {
             last_epoch_started: Epoch::ZERO,
             lost: false,
             guessed: false,
+            replaces_bytes: None,
             objects: 0,
             bytes: 0,
         }
+    }
+
+    /// Everything is to be filled anew, over what is here.
+    pub fn begin_filling(&mut self) {
+        if self.last_backfill.is_complete() {
+            self.replaces_bytes = Some(u64::try_from(self.bytes).unwrap_or(0));
+        }
+        self.last_backfill = BackfillCursor::START;
+    }
+
+    /// Whether filling this copy takes no more room than the one whose place it takes had.
+    pub fn needs_no_more_room(&self) -> bool {
+        self.replaces_bytes.is_some_and(|before| i64::try_from(before).is_ok_and(|before| before >= self.bytes))
     }
 
     pub fn last_complete(&self) -> LogVersion {
@@ -82,6 +99,7 @@ impl Holding {
             bytes: u64::try_from(self.bytes).unwrap_or(0),
             lost: self.lost.then_some(true),
             guessed: self.guessed.then_some(true),
+            replaces_bytes: self.replaces_bytes,
         }
     }
 
@@ -204,6 +222,8 @@ pub struct Pg {
     inbox: VecDeque<(OsdId, PeerMessage)>,
     /// Objects whose copy here was found unreadable and is not yet written anew; bounded.
     pub(crate) damaged: BTreeSet<ObjectKey>,
+    /// What primaries of ended intervals may still go by, as far as it was granted here.
+    pub(crate) leases: Known,
     /// Whether the objects of this copy could not be listed, and not since.
     pub(crate) unlisted: bool,
     /// Whether, as primary, it had no room to fetch what is missing here, and still misses something.
@@ -262,6 +282,7 @@ impl Pg {
             early: VecDeque::new(),
             inbox: VecDeque::new(),
             damaged: BTreeSet::new(),
+            leases: Known::default(),
             unlisted: false,
             cramped: false,
             gave_up: false,
@@ -350,6 +371,7 @@ impl Pg {
             last_epoch_started: stored.info.last_epoch_started,
             lost: stored.info.lost == Some(true),
             guessed: stored.info.guessed == Some(true),
+            replaces_bytes: stored.info.replaces_bytes,
             objects: i64::try_from(stored.info.objects).unwrap_or(i64::MAX),
             bytes: i64::try_from(stored.info.bytes).unwrap_or(i64::MAX),
         };
@@ -366,6 +388,12 @@ impl Pg {
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.map.epoch
+    }
+
+    /// The acting set of that map, primary first.
+    #[must_use]
+    pub fn acting(&self) -> &[OsdId] {
+        &self.members.acting
     }
 
     /// Advances by one input: never waits, reads no clock, does no IO but reads through `store`. The same state, `now`,
@@ -473,7 +501,7 @@ impl Pg {
         let next = Interval::beginning(&map, self.id, &members);
         let continues = self.interval.continues_as(&next) && !gap;
         let last_map = std::mem::replace(&mut self.map, map);
-        self.members = members;
+        let last_members = std::mem::replace(&mut self.members, members);
         if deleted {
             self.remove_copy(RefusedReason::PoolGone, step);
         } else if continues {
@@ -488,6 +516,7 @@ impl Pg {
             let ended = self.interval.ended(&last_map);
             let left = matches!(self.role, Role::Follower(_)).then(|| self.activation()).flatten();
             self.interval = next;
+            self.keep_leases(if gap { None } else { last_members.primary() }, step);
             if gap {
                 // Whether this is a new interval cannot be told: it counts as one, of unknown age.
                 self.interval.may_be_older = Some(true);
@@ -739,7 +768,8 @@ impl Pg {
         outcome: ClientOutcome,
         out: &mut Outbox,
     ) {
-        out.push(Output::Reply { reply_to, reply: ClientReply { id, epoch: self.map.epoch, outcome } });
+        let reply = ClientReply { id, epoch: self.map.epoch, outcome };
+        out.push(Output::Reply { reply_to, reply, valid_until: None });
     }
 
     // ---- damage ----
@@ -831,8 +861,11 @@ impl Pg {
     }
 
     /// What this copy says of itself.
-    pub(crate) fn notice(&self) -> Notice {
+    pub(crate) fn notice(&self, step: &Step<'_>) -> Notice {
+        let (leases, leases_forgotten_ms) = self.leases_left(step);
         Notice {
+            leases,
+            leases_forgotten_ms,
             info: Some(self.holding.info()),
             history: Some(self.history.clone()),
             missing_count: self.holding.missing.len() as u64,
@@ -934,9 +967,7 @@ impl Pg {
 #[must_use]
 pub fn answer_without_copy(message: &PeerMessage, epoch: Epoch) -> Option<PeerMessage> {
     let body = match message.body {
-        PeerBody::QueryInfo | PeerBody::QueryLog { .. } => {
-            PeerBody::Notice(Notice { info: None, history: None, missing_count: 0, unlisted: None, cramped: None })
-        }
+        PeerBody::QueryInfo | PeerBody::QueryLog { .. } => PeerBody::Notice(Notice::default()),
         _ => return None,
     };
     let interval_start = message.interval_start;

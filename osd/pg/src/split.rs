@@ -13,7 +13,7 @@
 //! | objects, and the missing set | those below the child's range | those in its range |
 //! | log entries and dups, memory of sessions, answers without entry | all | all |
 //! | head, tail, last activation, backfill cursor, `lost` | as they were | the same |
-//! | history: `les`, `lec`, past intervals | as they were, and the interval that ends | the same |
+//! | history: `les`, `lec`, past intervals; leases of their primaries | as they were, and those of the interval that ends | the same |
 //! | objects and bytes counted | what is left | counted; where this copy is not whole a guess, until a clean primary counts |
 //! | role, transfers, slots, requests under way | a new interval, which ends them | nothing |
 //! | requests that wait | its own; the others' are refused (`WrongPrimary`) | none: they are sent again |
@@ -125,6 +125,7 @@ impl Pg {
         child.history = self.history.clone();
         child.holding = holding;
         child.clients = self.clients.for_child();
+        child.leases = self.leases.clone();
         child.damaged = damaged;
         (child.unlisted, child.cramped, child.gave_up) = (self.unlisted, self.cramped, self.gave_up);
         child.scrub = Scrub::stored(Some(record));
@@ -160,6 +161,9 @@ impl Pg {
         };
         self.holding.objects -= objects;
         self.holding.bytes -= bytes;
+        let replaces_bytes = self.holding.replaces_bytes.map(|bytes| bytes / parts as u64);
+        let left = |all: u64| all - replaces_bytes.unwrap_or(0);
+        self.holding.replaces_bytes = self.holding.replaces_bytes.map(left);
         Holding {
             log: self.holding.log.clone(),
             missing,
@@ -167,6 +171,7 @@ impl Pg {
             last_epoch_started: self.holding.last_epoch_started,
             lost: self.holding.lost,
             guessed: self.holding.guessed,
+            replaces_bytes,
             objects,
             bytes,
         }

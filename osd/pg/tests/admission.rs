@@ -82,7 +82,7 @@ impl Primary {
                         self.store.apply(&ops);
                         durable = Some(txn);
                     }
-                    Output::Reply { reply_to, reply } => self.answers.push((reply_to, reply.outcome)),
+                    Output::Reply { reply_to, reply, .. } => self.answers.push((reply_to, reply.outcome)),
                     Output::Wake { at } if at <= Timestamp::from_nanos(1) => inputs.push(Input::Tick),
                     _ => {}
                 }

@@ -157,7 +157,7 @@ impl Group {
                     self.inputs.push_back((to, input));
                 }
             }
-            Output::Reply { reply_to, reply } => self.answers.push((reply_to, reply.outcome)),
+            Output::Reply { reply_to, reply, .. } => self.answers.push((reply_to, reply.outcome)),
             Output::AskUpThru { at_least } => {
                 self.map.osds.get_mut(&osd(id)).unwrap().up_thru = at_least;
                 self.publish();
