@@ -99,7 +99,7 @@ pub enum Output {
         ops: Vec<StoreOp>,
     },
     /// As [`Output::Submit`], and then the children begin: each is a placement group of its own, whose first input may only
-    /// come after this; when `txn` is durable, each is told that its `TxnId(1)` is. One whose collection exists already is
+    /// come after this; when `txn` is durable, so is the `TxnId(1)` of each (a later one of its own says so, too). One whose collection exists already is
     /// dropped, and its [`StoreOp::Split`] left out. Other shards must not make a child of their own before they know
     /// whether this OSD has a parent to split (`split`).
     Split {

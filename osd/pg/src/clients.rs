@@ -159,7 +159,7 @@ impl Clients {
             self.count -= 1;
             let outcome = ClientOutcome::Refused(RefusedReason::WrongPrimary);
             let reply = ClientReply { id: queued.request.id, epoch, outcome };
-            out.push(Output::Reply { reply_to: queued.reply_to, reply });
+            out.push(Output::Reply { reply_to: queued.reply_to, reply, valid_until: None });
         }
     }
 

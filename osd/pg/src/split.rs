@@ -31,11 +31,11 @@
 //! as comparable as they were, and a request is found wherever it is sent again. Entries about objects elsewhere
 //! ([`has`]) are history only: a merge touches nothing for them; they are trimmed with the rest.
 //!
-//! Invariants: S1 an object is in the one part that its hash is of, with all that the parent had of it; S2 what two copies
-//! said of each other before (whose log is newer, where they join, what one lacks) their parts say too; S3 a request that
-//! was executed before is found in every part; S4 the parts are made in one transaction, and nothing is said of a child
-//! before that is durable; S5 a child inherits all that speaks against it: missing objects, an unfinished fill, a loss, an
-//! interval in which others may have written; S6 splits over several maps give the same parts as one.
+//! Invariants: G1 an object is in the one part that its hash is of, with all that the parent had of it; G2 what two copies
+//! said of each other before (whose log is newer, where they join, what one lacks) their parts say too; G3 a request that
+//! was executed before is found in every part; G4 the parts are made in one transaction, and nothing is said of a child
+//! before that is durable; G5 a child inherits all that speaks against it: missing objects, an unfinished fill, a loss, an
+//! interval in which others may have written; G6 splits over several maps give the same parts as one.
 
 use std::sync::Arc;
 
@@ -197,7 +197,7 @@ impl Pg {
         }
     }
 
-    /// The transaction that a child begins with (S4): told durable to it when the parent's is to the parent.
+    /// The transaction that a child begins with (G4): told durable to it when the parent's is to the parent.
     pub(crate) fn await_split(&mut self) -> TxnId {
         let txn = TxnId(self.next_txn);
         self.next_txn += 1;
@@ -212,7 +212,7 @@ impl Pg {
         self.push_pending(txn);
         for child in &mut children {
             let first = child.await_split();
-            assert_eq!(first, TxnId(1), "S4: a child's first transaction is the split");
+            assert_eq!(first, TxnId(1), "G4: a child's first transaction is the split");
         }
         step.submitted = true;
         step.out.push(Output::Split { txn, ops, children });

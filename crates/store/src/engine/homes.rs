@@ -4,8 +4,8 @@
 //! is the collection that it is in. A split gives a range of a collection's objects to another one and leaves them in
 //! their home: it changes two rows, whatever number of objects it moves.
 //!
-//! Invariants: H1 collections with the same home have ranges that do not overlap; H2 an object is in the collection whose
-//! home and range its key is in, and in no other; H3 a collection that is made anew never gets a home that another one
+//! Invariants: K8 collections with the same home have ranges that do not overlap; K9 an object is in the collection whose
+//! home and range its key is in, and in no other; K10 a collection that is made anew never gets a home that another one
 //! still uses. All of this follows from the log: replay comes to the same homes.
 
 use std::collections::BTreeMap;
@@ -138,7 +138,7 @@ impl Collections {
     }
 
     /// Where a collection that is made now has its objects: in its own name, or, while others still have some there, in one
-    /// that nobody uses (H3). `changed`: by the same record.
+    /// that nobody uses (K10). `changed`: by the same record.
     pub(crate) fn new_place(&self, c: CollectionId, changed: &BTreeMap<CollectionId, Option<Place>>) -> Place {
         let uses = |home: CollectionId| {
             let unchanged = self.0.iter().filter(|(id, _)| !changed.contains_key(id)).map(|(_, place)| place);
@@ -174,7 +174,7 @@ mod tests {
                 prop_assert_eq!(within(place.onodes(), &keys::onode(place.home, &o)), place.has(&o));
                 prop_assert_eq!(within(place.rows(), &keys::row(place.home, &o, &row)), place.has(&o));
             }
-            prop_assert!(low.has(&o) != high.has(&o), "H1");
+            prop_assert!(low.has(&o) != high.has(&o), "K8");
             prop_assert_eq!(Place::decode(id(9), &low.encode(id(9))), Some(low));
             prop_assert_eq!(Place::decode(id(3), &Place::whole(id(3)).encode(id(3))), Some(Place::whole(id(3))));
         }

@@ -74,7 +74,7 @@ fn apply(state: &mut BTreeMap<PgId, MemoryCollection>, pg: PgId, ops: &[StoreOp]
         state.remove(&pg);
     }
     for (child, made) in made {
-        assert!(state.insert(child, made).is_none(), "S1: {child} was there already");
+        assert!(state.insert(child, made).is_none(), "G1: {child} was there already");
     }
 }
 
@@ -82,6 +82,11 @@ impl Disk {
     fn submit(&mut self, pg: PgId, txn: TxnId, children: Vec<PgId>, ops: Vec<StoreOp>) {
         apply(&mut self.visible, pg, &ops);
         self.unsynced.push_back((pg, txn, children, ops));
+    }
+
+    /// Power is lost.
+    pub fn lose_unsynced(&mut self) {
+        self.unsynced.clear();
     }
 
     fn sync_one(&mut self) -> Option<(PgId, TxnId, Vec<PgId>)> {
@@ -127,6 +132,8 @@ pub struct World {
     pub limits: Limits,
     pub rng: SmallRng,
     next_request: u64,
+    /// What the client says of the requests that it may still send again, if not the truth.
+    pub lowest: Option<u64>,
     /// How many splits of a copy there were.
     pub splits: usize,
 }
@@ -145,6 +152,7 @@ impl World {
             limits,
             rng,
             next_request: 1,
+            lowest: None,
             splits: 0,
         };
         for osd in 0..osds {
@@ -287,7 +295,7 @@ impl World {
                     message,
                 });
             }
-            Output::Reply { reply_to, reply } => self.answered(reply_to.0, reply),
+            Output::Reply { reply_to, reply, .. } => self.answered(reply_to.0, reply),
             Output::AskUpThru { at_least } => {
                 let is_news = self.map.osds[&OsdId(osd)].up_thru < at_least;
                 if is_news && self.map.osds[&OsdId(osd)].incarnation == Incarnation(incarnation) {
@@ -347,7 +355,8 @@ impl World {
     /// Sends a request, again if it was answered before.
     pub fn send(&mut self, number: u64) {
         let lowest = self.requests.iter().find(|(_, request)| request.outcome.is_none());
-        let lowest_outstanding_tid = lowest.map_or(number, |(lowest, _)| *lowest).min(number);
+        let lowest_outstanding_tid =
+            self.lowest.unwrap_or(u64::MAX).min(lowest.map_or(number, |(lowest, _)| *lowest).min(number));
         let request = self.requests.get_mut(&number).unwrap();
         (request.sent_in, request.sent_at) = (self.map.epoch, self.now);
         let object = name(&request.object);
@@ -511,11 +520,11 @@ impl World {
             for (disk, osd) in disks.iter().zip(&members.up) {
                 assert_eq!(disk.objects, disks[0].objects, "{id} on {osd}");
                 for key in disk.objects.keys() {
-                    assert_eq!(self.map.pg_of(POOL, &key.name()), Some(id), "S1: {key:?} lies in {id}");
+                    assert_eq!(self.map.pg_of(POOL, &key.name()), Some(id), "G1: {key:?} lies in {id}");
                 }
             }
             let keys: Vec<&ObjectKey> = disks[0].objects.keys().collect();
-            assert!(keys.into_iter().all(|key| seen.insert(key.clone())), "S1: an object in two parts");
+            assert!(keys.into_iter().all(|key| seen.insert(key.clone())), "G1: an object in two parts");
             let pg = &self.nodes[members.up[0].0 as usize].pgs[&id];
             let bytes: usize = disks[0].objects.values().map(|object| object.data.len()).sum();
             let report = pg.report();
