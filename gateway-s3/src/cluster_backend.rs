@@ -85,10 +85,11 @@ pub async fn connect_with(client: Client, pools: &Pools, keys_fresh: Duration) -
         pool(&client, pools, &pools.index, &S3_INDEX_POOL),
         pool(&client, pools, &pools.data, &S3_DATA_POOL)
     )?;
+    let blobs = blobs::PoolBlobs::new(data, client.clone());
     let keys = keys::ClusterKeys::new(client.cluster(), client);
     Ok(Arc::new(Backend {
         tables: Arc::new(tables::KvTables::new(index)),
-        blobs: Arc::new(blobs::PoolBlobs::new(data)),
+        blobs: Arc::new(blobs),
         keys: Arc::new(keys::KeyCache::new(keys, keys_fresh)),
     }))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use holdfast_map::ClusterMap;
 use holdfast_net::mon_session::MonSession;
 use holdfast_net::{Endpoint, Handler, Listener, LocalIdentity, NetConfig};
-use holdfast_pg::{Limits, Pg};
+use holdfast_pg::{EPOCHS_AHEAD_MAX, Limits, Pg};
 use holdfast_store::SubmitError;
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
 use holdfast_wire::Kind;
@@ -535,7 +535,9 @@ fn send_heartbeats(run: &Arc<Run>, answers: &mpsc::UnboundedSender<Answer>, to: 
 fn share_maps(run: &Run, reply: &HeartbeatReply) {
     let maps = run.maps.lock();
     let mine = maps.current().epoch;
-    if reply.epoch > mine {
+    if reply.epoch.0 > mine.0.saturating_add(EPOCHS_AHEAD_MAX) {
+        debug!(from = %reply.from, epoch = %reply.epoch, "a peer speaks of a map far ahead");
+    } else if reply.epoch > mine {
         run.shared.wishes.want_map(reply.epoch);
     } else if reply.epoch < mine
         && let Some(increments) = maps.after(reply.epoch)

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use holdfast_map::{ClusterMap, PgMembers};
 use holdfast_net::{Connection, Permit};
-use holdfast_pg::{Input, Limits, Outbox, Output, Pg, ReplyTo, Slot, StoreOp, TxnId, answer_without_copy};
+use holdfast_pg::{
+    EPOCHS_AHEAD_MAX, Input, Limits, Outbox, Output, Pg, ReplyTo, Slot, StoreOp, TxnId, answer_without_copy,
+};
 use holdfast_store::{Store, SubmitError};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
 use holdfast_wire::mon::{PgReport, PgTempWish};
@@ -40,9 +42,6 @@ use crate::space::{self, PeerSpace};
 pub(crate) const STALL_GRACE: Duration = Duration::from_secs(3 * HEARTBEAT_GRACE.as_secs());
 /// Longest wait of the thread for its next event; it then looks for clients that went away.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
-/// A request that names a map further ahead than this is refused: no client is so much better informed than an OSD that
-/// lives, and what waits for a map that never comes would wait for ever.
-const EPOCHS_AHEAD_MAX: u64 = 4_096;
 /// Requests of clients with a newer map than this daemon's that may wait for that map. Each holds a permit.
 const WAITING_FOR_MAP_MAX: usize = 4096;
 /// Barriers that may wait for a map. Each holds a permit.
@@ -241,6 +240,7 @@ pub(crate) enum Fatal {
 }
 
 struct Pending {
+    pg: PgId,
     connection: Arc<Connection>,
     request_id: u64,
     _permit: Permit,
@@ -338,12 +338,26 @@ impl Shard {
                 self.step_pg(pg, Input::Durable(txn));
             }
             if now().since(self.looked_for_lost_clients) >= IDLE_WAIT {
-                // Nobody waits on a closed connection: its requests' memory is given back.
                 self.looked_for_lost_clients = now();
-                self.replies.retain(|_, pending| !pending.connection.is_closed());
+                self.drop_lost_clients();
                 self.barriers.retain(|barrier| !barrier.is_given_up());
                 self.waiting_for_map.retain(|arrival| !arrival.connection.is_closed());
             }
+        }
+    }
+
+    /// Nobody waits on a closed connection: its requests' memory is given back.
+    fn drop_lost_clients(&mut self) {
+        let mut gone = BTreeMap::<PgId, Vec<ReplyTo>>::new();
+        self.replies.retain(|number, pending| {
+            let closed = pending.connection.is_closed();
+            if closed {
+                gone.entry(pending.pg).or_default().push(ReplyTo(*number));
+            }
+            !closed
+        });
+        for (pg, gone) in gone {
+            self.step_pg(pg, Input::ClientsGone(gone));
         }
     }
 
@@ -520,6 +534,10 @@ impl Shard {
 
     fn peer(&mut self, from: OsdId, incarnation: Incarnation, message: PeerMessage) {
         let pg = message.pg;
+        if message.epoch.0 > self.step.map.epoch.0.saturating_add(EPOCHS_AHEAD_MAX) {
+            debug!(%pg, %from, epoch = %message.epoch, "message of a map far ahead dropped");
+            return;
+        }
         if !self.pgs.contains_key(&pg) {
             if message.epoch > self.step.map.epoch || self.awaited.contains(pg) {
                 self.shared.wishes.want_map(message.epoch);
@@ -572,7 +590,7 @@ impl Shard {
         self.next_reply += 1;
         let number = self.next_reply;
         let ClientArrival { connection, request_id, request, permit } = arrival;
-        self.replies.insert(number, Pending { connection, request_id, _permit: permit });
+        self.replies.insert(number, Pending { pg, connection, request_id, _permit: permit });
         self.step_pg(pg, Input::Client { reply_to: ReplyTo(number), request });
     }
 

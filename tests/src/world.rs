@@ -69,11 +69,19 @@ impl World {
     /// # Errors
     /// When it does not come up.
     pub async fn start(mons: u32, osds: u32) -> anyhow::Result<World> {
+        World::start_as(Wishes { mons: Some(mons), osds: Some(osds), ..Wishes::default() }).await
+    }
+
+    /// [`World::start`], with more to say on the cluster's shape.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn start_as(wishes: Wishes) -> anyhow::Result<World> {
         let dir = tempfile::Builder::new().prefix("holdfast-test-").tempdir()?;
         let settings = Settings {
             binary: binary(),
             dir: dir.path().to_path_buf(),
-            wishes: Wishes { mons: Some(mons), osds: Some(osds), ..Wishes::default() },
+            wishes,
             restart: Restart::Never,
             environment: Vec::new(),
         };

@@ -118,6 +118,22 @@ impl DevCluster {
         self.supervisor.start(daemon).await
     }
 
+    /// Adds an OSD to the running cluster, starts it, and waits until it serves. Moving data there is the cluster's own
+    /// affair.
+    ///
+    /// # Errors
+    /// [`DevError::Impossible`] when there are [`OSDS_MAX`](crate::OSDS_MAX) already, and as [`DevCluster::start_daemon`].
+    pub async fn add_osd(&mut self, capacity_bytes: Option<u64>) -> Result<DaemonName, DevError> {
+        let count = u32::try_from(self.layout.osds.len()).unwrap_or(u32::MAX);
+        let wishes = Wishes { osds: Some(count.saturating_add(1)), capacity_bytes, ..Wishes::default() };
+        self.layout = Layout::open_or_create(&self.dir, &wishes)?;
+        write_config_files(&self.dir, &self.layout)?;
+        let added = DaemonName::osd(u64::from(count));
+        self.supervisor.add(added);
+        self.supervisor.start(added).await?;
+        Ok(added)
+    }
+
     /// Kills one daemon and starts it again.
     ///
     /// # Errors

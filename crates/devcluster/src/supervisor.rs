@@ -85,6 +85,7 @@ struct Supervised {
 
 /// The daemons of one directory. Dropping it ends them all.
 pub struct Supervisor {
+    shared: Arc<Shared>,
     daemons: BTreeMap<DaemonName, Supervised>,
 }
 
@@ -100,7 +101,12 @@ impl Supervisor {
     ) -> Supervisor {
         let shared = Arc::new(Shared { binary, dir: dir.clone(), restart, environment });
         let daemons = daemons.iter().map(|daemon| (*daemon, supervise(shared.clone(), *daemon))).collect();
-        Supervisor { daemons }
+        Supervisor { shared, daemons }
+    }
+
+    /// Takes charge of one more; does not start it.
+    pub fn add(&mut self, daemon: DaemonName) {
+        self.daemons.entry(daemon).or_insert_with(|| supervise(self.shared.clone(), daemon));
     }
 
     fn of(&self, daemon: DaemonName) -> Result<&Supervised, DevError> {

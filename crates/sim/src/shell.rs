@@ -142,7 +142,8 @@ impl World {
                     self.tell_monitors(osd, MonCommand::UpThru { osd, incarnation: run, at_least });
                 }
                 Output::AskPgTemp { want } => {
-                    let wishes = vec![PgTempWish { pg, acting: want }];
+                    let seen = self.node(osd).pgs.get(&pg).map(|core| core.acting().to_vec());
+                    let wishes = vec![PgTempWish { pg, acting: want, seen }];
                     self.tell_monitors(osd, MonCommand::PgTemp { osd, incarnation: run, wishes });
                 }
                 Output::NeedMap { .. } => {

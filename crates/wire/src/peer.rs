@@ -655,6 +655,9 @@ pub struct BackfillProgress {
     /// Pushes with a smaller [`Push::transfer`] are late duplicates.
     #[n(1)]
     pub transfer_floor: u64,
+    /// Objects up to there that nobody could give so far: the target lacks them from now on.
+    #[n(2)]
+    pub lacking: Option<Vec<MissingItem>>,
 }
 
 /// OSD → OSD, once each heartbeat interval, over the connection that carries data.

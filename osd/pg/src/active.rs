@@ -135,6 +135,8 @@ pub(crate) struct Active {
     unlogged: BTreeSet<RequestId>,
     pub clean: bool,
     asked_acting_at: Option<Timestamp>,
+    /// Who should serve, because this primary lacks something that it cannot get; it goes on with all else meanwhile.
+    better_acting: Option<Vec<OsdId>>,
 }
 
 impl Active {
@@ -156,6 +158,7 @@ impl Active {
             unlogged: BTreeSet::new(),
             clean: false,
             asked_acting_at: None,
+            better_acting: None,
         }
     }
 
@@ -263,6 +266,11 @@ impl Pg {
 
     pub(crate) fn on_client(&mut self, queued: Queued, step: &mut Step<'_>) {
         let request = &queued.request;
+        let session = (request.id.client, request.id.incarnation);
+        for given_up in self.clients.take_given_up(session, request.lowest_outstanding_tid) {
+            // Nobody waits for the answer, but the shell holds something for it.
+            self.refuse(&given_up, RefusedReason::Busy, step);
+        }
         let refuse = |reason, this: &Pg, step: &mut Step<'_>| {
             this.reply(queued.reply_to, request.id, ClientOutcome::Refused(reason), step.out);
         };
@@ -270,7 +278,9 @@ impl Pg {
             Role::Active(active) => active.in_flight.len().max(active.held),
             _ => 0,
         };
-        if self.clients.len() + in_flight >= self.limits.client_requests_max {
+        let bytes_left = self.limits.client_bytes_max.saturating_sub(self.clients.bytes());
+        let too_large = self.clients.bytes() > 0 && queued.bytes() > bytes_left;
+        if too_large || self.clients.len() + in_flight >= self.limits.client_requests_max {
             return refuse(RefusedReason::Busy, self, step);
         }
         if request.epoch > self.map.epoch {
@@ -382,17 +392,8 @@ impl Pg {
                 self.refuse(&earlier, RefusedReason::Busy, step);
                 return Tried::Done;
             }
-            match self.clients.remembered(queued.request.id, queued.request.lowest_outstanding_tid) {
-                Remembered::No => {}
-                Remembered::Forgotten => {
-                    self.refuse(&queued, RefusedReason::Forgotten, step);
-                    return Tried::Done;
-                }
-                Remembered::As(outcome) => {
-                    self.reply(queued.reply_to, queued.request.id, outcome, step.out);
-                    return Tried::Done;
-                }
-            }
+            // The log first: an entry proves the effect, a remembered answer only that there was none when it was given.
+            // Another primary may have executed a later sending since.
             match self.holding.log.answered(queued.request.id) {
                 _ if on(Mutant::DedupOff) => {}
                 Answered::Unknown => {}
@@ -403,6 +404,17 @@ impl Pg {
                 Answered::As(entry) => {
                     let (version, outcome) = (entry.version, stored_outcome(entry));
                     self.answer_at(version, Held { queued, outcome, logged: true }, step);
+                    return Tried::Done;
+                }
+            }
+            match self.clients.remembered(queued.request.id, queued.request.lowest_outstanding_tid) {
+                Remembered::No => {}
+                Remembered::Forgotten => {
+                    self.refuse(&queued, RefusedReason::Forgotten, step);
+                    return Tried::Done;
+                }
+                Remembered::As(outcome) => {
+                    self.reply(queued.reply_to, queued.request.id, outcome, step.out);
                     return Tried::Done;
                 }
             }
@@ -490,15 +502,15 @@ impl Pg {
         let mut outcome = ClientOutcome::Failed { index: 0, error: OpError::Unreadable };
         if queued.request.is_write() {
             let id = queued.request.id;
-            match self.clients.remembered(id, queued.request.lowest_outstanding_tid) {
-                Remembered::No => {}
-                Remembered::Forgotten => return self.refuse(&queued, RefusedReason::Forgotten, step),
-                Remembered::As(before) => outcome = before,
-            }
             match self.holding.log.answered(id) {
                 Answered::Unknown => {}
                 Answered::Forgotten => return self.refuse(&queued, RefusedReason::Forgotten, step),
                 Answered::As(_) => return self.refuse(&queued, RefusedReason::Busy, step),
+            }
+            match self.clients.remembered(id, queued.request.lowest_outstanding_tid) {
+                Remembered::No => {}
+                Remembered::Forgotten => return self.refuse(&queued, RefusedReason::Forgotten, step),
+                Remembered::As(before) => outcome = before,
             }
         }
         self.answer(Held { queued, outcome, logged: false }, step);
@@ -791,14 +803,14 @@ impl Pg {
     }
 
     fn stray_appeared(&mut self, from: OsdId, step: &mut Step<'_>) {
-        let Some(active) = self.active() else { return };
+        let Role::Active(active) = &mut self.role else { return };
         if active.peers.contains_key(&from) {
             return;
         }
         if active.clean {
             self.send(from, PeerBody::RemovePg, step);
         } else if active.strays.insert(from) {
-            active.recovery.retry_unfound();
+            active.recovery.retry_unfound(|key| self.clients.is_blocked(key));
         }
     }
 
@@ -825,13 +837,15 @@ impl Pg {
         let whole = self.holding.missing.is_empty();
         let up: Vec<OsdId> = self.members.up.clone();
         let (is_up_set, epoch) = (self.members.acting == up, self.map.epoch);
+        let acting_len = self.members.acting.len();
         let full_size = up.len() == self.interval.size as usize;
         let Some(active) = self.active() else { return };
         if !whole || !active.all_copied() || active.backfill.is_some() || !active.recovery.is_settled() {
             return;
         }
         if !is_up_set {
-            if !up.is_empty() && active.asked_acting_at.is_none_or(|at| step.now.since(at) >= ASK_AGAIN) {
+            // Placement that has found no room for all copies must not cost one that there is.
+            if up.len() >= acting_len && active.asked_acting_at.is_none_or(|at| step.now.since(at) >= ASK_AGAIN) {
                 active.asked_acting_at = Some(step.now);
                 step.out.push(Output::AskPgTemp { want: Vec::new() });
             }
@@ -857,6 +871,40 @@ impl Pg {
         step.report = true;
     }
 
+    /// Asks for another to lead, who has `what`. Until the map says so this one serves all that it can: the monitors may be
+    /// away. Peering then decides, knowing why.
+    pub(crate) fn let_another_lead(&mut self, what: impl Fn(&Peer) -> bool, step: &mut Step<'_>) -> bool {
+        let all: Vec<OsdId> = self.members.up.iter().chain(&self.members.acting).copied().collect();
+        let acting = self.members.acting.clone();
+        let Some(active) = self.active() else { return false };
+        let may_lead = |osd: &&OsdId| active.peers.get(osd).is_some_and(|peer| peer.acting && what(peer));
+        let Some(first) = all.iter().find(may_lead).copied() else { return false };
+        let mut want = vec![first];
+        for osd in all {
+            if acting.contains(&osd) && !want.contains(&osd) {
+                want.push(osd);
+            }
+        }
+        active.better_acting = Some(want);
+        active.asked_acting_at = None;
+        self.ask_better_acting(step);
+        true
+    }
+
+    fn ask_better_acting(&mut self, step: &mut Step<'_>) {
+        let is_wanted = self.is_cramped() || self.unlisted;
+        let Some(active) = self.active() else { return };
+        if !is_wanted && active.better_acting.take().is_some() {
+            active.asked_acting_at = None;
+        }
+        let Some(want) = &active.better_acting else { return };
+        if active.asked_acting_at.is_none_or(|at| step.now.since(at) >= ASK_AGAIN) {
+            active.asked_acting_at = Some(step.now);
+            step.out.push(Output::AskPgTemp { want: want.clone() });
+        }
+        self.tick_within(ASK_AGAIN, step);
+    }
+
     pub(crate) fn share_history(&self, step: &mut Step<'_>) {
         let Role::Active(active) = &self.role else { return };
         for osd in active.peers.keys() {
@@ -878,6 +926,7 @@ impl Pg {
         self.look_again_for_unfound(step);
         self.resend_backfill(step);
         self.renew_slots(step);
+        self.ask_better_acting(step);
         let Some(active) = self.active() else { return };
         let busy = !active.in_flight.is_empty() || active.backfill.is_some() || active.recovery.is_busy();
         if busy || active.asked_acting_at.is_some() {
@@ -895,7 +944,7 @@ fn payload_bytes(op: &ObjectOp) -> u64 {
 }
 
 /// Whether a vector frees space, and is let in however full it is: it only deletes; or it deletes something, puts no more
-/// than the rows that belong to that (whoever deletes must note what is left to be cleaned up, and keep counts true), and
+/// than the rows and attributes that belong to that (whoever deletes must note what is left to be cleaned up, and keep counts true), and
 /// its sender says that this is what it serves. Without that word it might replace what it deletes, and a cluster that is
 /// overwritten all the time would fill to the brim.
 fn frees_space(ops: &[ObjectOp], declared: bool) -> bool {
@@ -911,6 +960,11 @@ fn frees_space(ops: &[ObjectOp], declared: bool) -> bool {
                 puts = true;
                 rows_bytes += key.len() + size_of::<i64>();
             }
+            ObjectOp::SetAttr { name, value } => {
+                puts = true;
+                rows_bytes += name.len() + value.len();
+            }
+            ObjectOp::Create { .. } => puts = true,
             op if op.frees_space() => frees = true,
             _ => return false,
         }

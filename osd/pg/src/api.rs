@@ -71,6 +71,8 @@ pub enum Input {
         /// What is asked.
         request: ClientRequest,
     },
+    /// Nobody waits for these answers any more: what is only queued of them is dropped, and not answered.
+    ClientsGone(Vec<ReplyTo>),
     /// This transaction, and all before it, survive a crash.
     Durable(TxnId),
     /// The store could not keep a transaction. The placement group stops for good: nothing after it may be trusted.
@@ -358,6 +360,9 @@ pub struct Limits {
     pub sessions_max: usize,
     /// Client requests that wait here for peering, recovery or commit.
     pub client_requests_max: usize,
+    /// Bytes of such requests, beside a single larger one; what is beyond is told to come again. One placement group that
+    /// cannot serve must not keep the memory that the OSD has for the requests to all others.
+    pub client_bytes_max: u64,
     /// Messages kept for a map that has not come yet.
     pub early_messages_max: usize,
     /// Objects that are copied at the same time.
@@ -420,6 +425,7 @@ impl Default for Limits {
             executed_max: 128,
             sessions_max: 1_024,
             client_requests_max: 4_096,
+            client_bytes_max: 32 << 20,
             early_messages_max: 1_024,
             transfers_max: 4,
             piece_bytes: 4 << 20,

@@ -43,4 +43,4 @@ pub use api::{
 };
 pub use key::ObjectKey;
 pub use lease::{Granted, LEASE, LEASE_GRANTED};
-pub use pg::{Pg, answer_without_copy};
+pub use pg::{EPOCHS_AHEAD_MAX, Pg, answer_without_copy};

@@ -36,6 +36,9 @@ pub(crate) const TICK: Duration = Duration::from_millis(500);
 /// Damaged copies that are remembered until they are whole. Far more than a disk that is still worth its power has;
 /// what is beyond is repaired all the same, only not counted.
 const DAMAGED_MAX: usize = 4_096;
+/// A message that names a map further ahead than this is dropped: no peer is so much better informed than an OSD that
+/// lives, and the monitors would be asked for that map for ever.
+pub const EPOCHS_AHEAD_MAX: u64 = 4_096;
 /// The history row is rewritten at least every so many epochs, so that the OSD may forget older maps.
 const STORED_EPOCH_LAG_MAX: u64 = 64;
 
@@ -422,6 +425,7 @@ impl Pg {
             Input::Map { map, members } => self.on_map(map, members, step),
             Input::Peer { from, incarnation, message } => self.on_peer(from, incarnation, message, step),
             Input::Client { reply_to, request } => self.on_client(Queued { reply_to, request }, step),
+            Input::ClientsGone(gone) => drop(self.clients.take_gone(&gone.into_iter().collect())),
             Input::Durable(txn) => self.on_durable(txn, step),
             Input::SubmitFailed(_) => {
                 tracing::error!(pg = %self.id, osd = %self.whoami, "the store failed, the placement group stops");
@@ -645,6 +649,10 @@ impl Pg {
 
     fn on_peer(&mut self, from: OsdId, incarnation: Incarnation, message: PeerMessage, step: &mut Step<'_>) {
         if message.pg != self.id {
+            return;
+        }
+        if message.epoch.0 > self.map.epoch.0.saturating_add(EPOCHS_AHEAD_MAX) {
+            tracing::warn!(pg = %self.id, %from, epoch = %message.epoch, "message of a map far ahead dropped");
             return;
         }
         if message.epoch > self.map.epoch {

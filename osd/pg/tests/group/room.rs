@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use holdfast_map::SpaceLevel;
+use holdfast_map::{ScrubKind, SpaceLevel};
 use holdfast_pg::ObjectKey;
 use holdfast_wire::{Blob, ClientOutcome, ObjectOp, OpResult, RefusedReason, Row};
 
@@ -215,6 +215,39 @@ fn many_objects_that_find_no_room_do_not_hide_one_that_needs_none() {
     assert!(!group.is_clean());
     group.nodes[2].store.tight = false;
     group.run_until_clean();
+}
+
+#[test]
+fn a_primary_without_room_serves_all_else_while_nobody_can_let_another_lead() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write_before_the_log("old");
+    group.spoil(0, "old");
+    group.nodes[0].store.full = true;
+    group.monitors_away = true;
+    let waiting = 99;
+    group.send(2, waiting, "old", vec![ObjectOp::Stat]);
+    for other in 0..10 {
+        assert!(is_done(&group.operate(&format!("other-{other}"), vec![ObjectOp::Stat])));
+    }
+    assert_eq!(group.answer(waiting), None);
+    group.monitors_away = false;
+    group.pass(Duration::from_secs(5));
+    assert_eq!(group.answer(waiting), Some(ClientOutcome::Refused(RefusedReason::WrongPrimary)));
+    assert!(is_done(&group.operate("old", vec![ObjectOp::Stat])));
+    group.nodes[0].store.full = false;
+    group.run_until_clean();
+    assert_eq!(group.members.acting, group.members.up);
+}
+
+#[test]
+fn a_bad_copy_makes_room_for_what_replaces_it() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write_before_the_log("o");
+    group.rot(2, "o", true);
+    group.nodes[2].store.full = true;
+    group.scrub(ScrubKind::Deep);
+    group.run_until_clean();
+    assert!(group.is_whole(2, "o"));
 }
 
 #[test]
