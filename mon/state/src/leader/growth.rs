@@ -7,7 +7,7 @@
 //! | else | nothing |
 //!
 //! One step at a time over all pools; each makes placement groups unclean, and the next waits until they are clean
-//! again. A pool is never given fewer. The option `pg_split` stops all of it with the value `off`;
+//! again. A pool is never given fewer. All of it needs the option `pg_split` to be `on`;
 //! `pg_split_bytes_min` takes the place of [`DATA_BYTES_MIN`].
 
 use std::time::Duration;

@@ -148,10 +148,9 @@ fn a_pool_that_has_outgrown_its_placement_groups_is_split_and_spread_step_by_ste
     let set = |value: Option<&str>| {
         Change::Request(MonCommand::ConfigSet { name: "pg_split".into(), value: value.map(str::to_owned) })
     };
-    world.change(set(Some("off")));
     all_clean(&mut world);
-    assert!(steps(&mut world).is_empty(), "a person wants none");
-    world.change(set(None));
+    assert!(steps(&mut world).is_empty(), "nobody has let it");
+    world.change(set(Some("on")));
     let mut splits = 0;
     for _ in 0..100 {
         all_clean(&mut world);
