@@ -7,10 +7,11 @@ use std::time::Duration;
 use holdfast_mon_state::{Change, Command, Op, Outcome};
 use holdfast_net::mon_api::MESSAGE_BYTES_MAX;
 use holdfast_wire::mon::{MonCommand, MonError, MonReply};
+use openraft::Instant;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 
-use crate::machine::{AppliedState, unix_ms};
+use crate::host::{AsyncRuntime, Host};
+use crate::machine::AppliedState;
 use crate::raft::{APPEND_ENTRIES_MAX, Consensus, ConsensusError};
 
 /// Changes that wait at most; then callers wait.
@@ -49,10 +50,10 @@ fn can_wait(change: &Change) -> bool {
 
 impl Batcher {
     /// A batcher, and the work that someone must run for it.
-    pub(crate) fn new(
-        consensus: Arc<Consensus<AppliedState>>,
-        state: Arc<AppliedState>,
-    ) -> (Batcher, impl Future<Output = ()>) {
+    pub(crate) fn new<H: Host>(
+        consensus: Arc<Consensus<AppliedState<H>, H>>,
+        state: Arc<AppliedState<H>>,
+    ) -> (Batcher, impl Future<Output = ()> + Send) {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
         (Batcher { queue }, run(consensus, state, waiting))
     }
@@ -71,16 +72,20 @@ impl Batcher {
     }
 }
 
-async fn run(consensus: Arc<Consensus<AppliedState>>, state: Arc<AppliedState>, mut queue: mpsc::Receiver<Waiting>) {
+async fn run<H: Host>(
+    consensus: Arc<Consensus<AppliedState<H>, H>>,
+    state: Arc<AppliedState<H>>,
+    mut queue: mpsc::Receiver<Waiting>,
+) {
     while let Some(first) = queue.recv().await {
-        let deadline = Instant::now() + LINGER;
+        let deadline = <H::Runtime as AsyncRuntime>::Instant::now() + LINGER;
         let mut batch = vec![first];
         let bytes = |batch: &[Waiting]| batch.iter().fold(0usize, |sum, waiting| sum.saturating_add(waiting.bytes));
         while batch.len() < BATCH_MAX && bytes(&batch) < BATCH_BYTES_MAX {
             match queue.try_recv() {
                 Ok(next) => batch.push(next),
                 Err(_) if batch.iter().all(|waiting| can_wait(&waiting.op.change)) => {
-                    match tokio::time::timeout_at(deadline, queue.recv()).await {
+                    match H::Runtime::timeout_at(deadline, queue.recv()).await {
                         Ok(Some(next)) => batch.push(next),
                         Ok(None) | Err(_) => break,
                     }
@@ -104,13 +109,13 @@ fn missing() -> MonReply {
     MonReply::Failed(MonError::Invalid { reason: "the monitors' log has a command of another release".into() })
 }
 
-async fn commit(
-    consensus: &Consensus<AppliedState>,
-    state: &AppliedState,
+async fn commit<H: Host>(
+    consensus: &Consensus<AppliedState<H>, H>,
+    state: &AppliedState<H>,
     ops: Vec<Op>,
 ) -> Result<Outcome, ConsensusError> {
-    let command = Command { at_unix_ms: unix_ms(), ops, seen: Some(state.mark()) };
-    let committed = tokio::time::timeout(COMMIT_TIMEOUT, consensus.propose(command.encode())).await;
+    let command = Command { at_unix_ms: H::unix_ms(), ops, seen: Some(state.mark()) };
+    let committed = H::Runtime::timeout(COMMIT_TIMEOUT, consensus.propose(command.encode())).await;
     let outcome = committed.unwrap_or(Err(ConsensusError::NoQuorum))?;
     Outcome::decode(&outcome).map_err(|error| ConsensusError::Stopped { detail: error.to_string() })
 }

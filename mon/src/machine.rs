@@ -1,8 +1,8 @@
 //! The applied state: `mon/state` behind a lock, and the newest map for all who wait for it.
 
 use std::collections::VecDeque;
+use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use holdfast_map::ClusterMap;
 use holdfast_mon_state::leader::Scene;
@@ -13,22 +13,18 @@ use holdfast_wire::mon::{MapUpdate, MonCommand, MonError, MonReply};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
+use crate::host::{Host, Production};
 use crate::raft::Machine;
 
 const _: () = assert!(STATE_BYTES_MAX + (64 << 10) <= MESSAGE_BYTES_MAX, "a snapshot reaches a monitor that is behind");
 
 /// The replicated state of this monitor.
-pub(crate) struct AppliedState {
+pub(crate) struct AppliedState<H: Host = Production> {
     cluster: ClusterId,
     state: RwLock<State>,
     newest: watch::Sender<Arc<ClusterMap>>,
     recent: Mutex<VecDeque<Arc<ClusterMap>>>,
-}
-
-/// The wall clock, in Unix milliseconds.
-pub(crate) fn unix_ms() -> u64 {
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
+    host: PhantomData<H>,
 }
 
 /// A committed command was not applied. The log goes on behind it, so this monitor takes no part any more.
@@ -57,11 +53,11 @@ pub(crate) const COMPARED_MS: u64 = 60_000;
 /// Maps that are kept for the leader's memory, which looks several times a second and should miss none.
 const RECENT_MAX: usize = 32;
 
-impl AppliedState {
-    pub(crate) fn new(cluster: ClusterId) -> AppliedState {
+impl<H: Host> AppliedState<H> {
+    pub(crate) fn new(cluster: ClusterId) -> AppliedState<H> {
         let state = State::new(cluster);
         let newest = watch::Sender::new(Arc::clone(state.map()));
-        AppliedState { cluster, state: RwLock::new(state), newest, recent: Mutex::default() }
+        AppliedState { cluster, state: RwLock::new(state), newest, recent: Mutex::default(), host: PhantomData }
     }
 
     /// The newest map that this monitor has applied, and each one after it.
@@ -86,7 +82,7 @@ impl AppliedState {
 
     /// What a leader decides from, now.
     pub(crate) fn scene(&self) -> Scene {
-        self.state.read().scene(unix_ms())
+        self.state.read().scene(H::unix_ms())
     }
 
     pub(crate) fn answer(&self, question: &MonCommand) -> Option<MonReply> {
@@ -128,15 +124,17 @@ impl AppliedState {
     }
 }
 
-impl Machine for AppliedState {
+impl<H: Host> Machine for AppliedState<H> {
     fn apply(&self, index: u64, command: &[u8]) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
         // Skipping it would make another map of the same epoch here than at those who understand it.
-        let command = Command::decode(command).map_err(|source| NotApplied::Foreign { index, source })?;
+        let bytes = command;
+        let command = Command::decode(bytes).map_err(|source| NotApplied::Foreign { index, source })?;
         let mut state = self.state.write();
-        if unix_ms().abs_diff(command.at_unix_ms) < COMPARED_MS {
+        if H::unix_ms().abs_diff(command.at_unix_ms) < COMPARED_MS {
             state.check(&command).map_err(|diverged| NotApplied::Diverged { index, diverged })?;
         }
         let outcome = state.apply(index, &command);
+        H::applied(index, bytes, state.map().epoch);
         self.publish(state.map());
         Ok(outcome.encode())
     }

@@ -279,7 +279,7 @@ async fn a_directory_opens_as_nobody_else() {
     let wires = Wires { from: MonId(1), reachable: Directory::default(), cut: Arc::default() };
     let (id, directory) = (MonId(1), quorum.disk(MonId(0)));
     let seat = Seat { id, cluster: CLUSTER, members: &other, directory: &directory, bootstrap: false };
-    let error = Consensus::start(seat, Arc::new(Ledger::default()), Arc::new(wires)).await.err().unwrap();
+    let error = <Consensus<Ledger>>::start(seat, Arc::new(Ledger::default()), Arc::new(wires)).await.err().unwrap();
     assert!(error.to_string().contains("belongs to mon.0"), "{error}");
     quorum.end().await;
 }

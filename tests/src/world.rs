@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use holdfast_devcluster::{DaemonName, DevCluster, Restart, Settings, Wishes};
+use holdfast_devcluster::{DaemonName, DevCluster, Launcher, Restart, Settings, Wishes};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use tempfile::TempDir;
@@ -84,6 +84,7 @@ impl World {
             wishes,
             restart: Restart::Never,
             environment: Vec::new(),
+            launcher: Launcher::default(),
         };
         let cluster = DevCluster::start(settings).await;
         let cluster = cluster.inspect_err(|_| println!("   its logs are kept in {}", dir.path().display()));

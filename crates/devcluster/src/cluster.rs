@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use crate::bootstrap::{bootstrap, monitor_session};
 use crate::config_files::write_config_files;
 use crate::credentials::Credentials;
-use crate::daemon::{DaemonName, Role};
+use crate::daemon::{DaemonName, Launcher, Role};
 use crate::directory::{ClusterDir, DirLock};
 use crate::error::DevError;
 use crate::layout::{Layout, Wishes};
@@ -33,6 +33,8 @@ pub struct Settings {
     pub restart: Restart,
     /// Further environment of the daemons.
     pub environment: Vec<(String, String)>,
+    /// In what the daemons are started.
+    pub launcher: Launcher,
 }
 
 /// A running cluster of processes. Dropping it ends them.
@@ -58,7 +60,8 @@ impl DevCluster {
         let credentials = Credentials::open_or_create(&dir)?;
         write_config_files(&dir, &layout)?;
         let daemons = layout.daemons();
-        let supervisor = Supervisor::new(settings.binary, &dir, &daemons, settings.restart, settings.environment);
+        let Settings { binary, restart, environment, launcher, .. } = settings;
+        let supervisor = Supervisor::launching(binary, &dir, &daemons, restart, environment, launcher);
         let session = monitor_session(&layout)?;
         let mut cluster = DevCluster { dir, layout, credentials, supervisor, session, _lock: lock };
         cluster.start_all().await?;

@@ -12,7 +12,7 @@ use holdfast_wire::mon::{KeyInfo, MapUpdate, MonCommand, MonError, MonReply, Poo
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
-use crate::answered::{ANSWERED_BYTES_MAX, Answered};
+use crate::answered::{ANSWERED_BYTES_MAX, Answered, Known};
 use crate::command::{Change, Command, MapMark, Outcome, seal, unseal};
 use crate::config::{ConfigStore, HISTORY_BYTES_MAX, OPTIONS_BYTES_MAX};
 use crate::keys::{KEYS_BYTES_MAX, KeyStore};
@@ -184,9 +184,18 @@ impl State {
                 continue;
             }
             first.extend(op.id.map(|id| (id, place)));
-            if let Some(reply) = op.id.and_then(|id| self.answered.get(id)) {
-                answers.push(Pending::Before(reply.clone()));
-                continue;
+            match op.id.map(|id| (id, self.answered.look_up(id))) {
+                None | Some((_, Known::New)) => {}
+                Some((_, Known::Answered(reply))) => {
+                    answers.push(Pending::Before(reply));
+                    continue;
+                }
+                Some((id, Known::Past)) => {
+                    let reason =
+                        format!("request {id} comes late: its sender has moved on, and it may have been applied");
+                    answers.push(Pending::Before(MonReply::Failed(MonError::Stale { reason })));
+                    continue;
+                }
             }
             let answer = match &op.change {
                 Change::TrimMaps(epoch) => {

@@ -250,6 +250,20 @@ fn a_resend_is_answered_alike_and_not_applied_again() {
     assert!(cluster.map().pools.is_empty());
 }
 
+/// Simulator of the monitors, seed 47: a client had asked the leader again while an entry was being committed.
+#[test]
+fn a_request_and_its_resend_in_one_batch_are_one() {
+    let mut cluster = Cluster::with_osds(3, 1);
+    cluster.ask(pool("data", None)).unwrap();
+    let id = RequestId { client: ClientId(7), incarnation: Incarnation(1), tid: 1 };
+    let delete = MonCommand::PoolDelete { name: "data".into(), confirm: "data".into() };
+    let op = Op { id: Some(id), change: Change::Request(delete) };
+    let replies = cluster.batch(vec![op.clone(), op.clone()]);
+    let done = MonReply::Done { epoch: cluster.map().epoch };
+    assert_eq!(replies, [done.clone(), done.clone()]);
+    assert_eq!(cluster.batch(vec![op]), [done]);
+}
+
 #[test]
 fn a_pool_gets_what_the_cluster_can_give() {
     // OSDs, per host, size asked → size, min_size, failure domain

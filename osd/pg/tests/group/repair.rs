@@ -285,7 +285,7 @@ fn a_source_of_the_log_that_has_no_copy_any_more_is_not_waited_for() {
     let message = PeerMessage { pg: PG, epoch, interval_start: epoch, body, activation: None };
     group.inputs.push_back((0, Input::Peer { from: osd(source), incarnation: Incarnation(1), message }));
     group.pass(Duration::from_secs(3));
-    assert!(asked(&group, other) > 0, "the choice is made without it");
+    assert_eq!(group.members.acting, [osd(0), osd(other)], "the choice is made without it");
     group.silent.clear();
     group.run_until_clean();
 }
