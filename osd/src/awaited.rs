@@ -12,8 +12,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use holdfast_map::{ClusterMap, split_from};
+use holdfast_pg::{Pg, StoreOp};
+use holdfast_store::{Device, Engine, Index};
 use holdfast_types::{Epoch, PgId};
 
+use crate::local::collection_of;
 use crate::shard::MapStep;
 
 /// The placement groups that are new in `next`, each with the one that held its objects in `before`.
@@ -28,6 +31,20 @@ pub fn split_pairs(before: &ClusterMap, next: &ClusterMap) -> Vec<(PgId, PgId)> 
         }));
     }
     pairs
+}
+
+/// Leaves out of a split the children whose collections exist; gives which those are. The parent's copy was given up and
+/// begins anew, empty, at an older map than that of the child, which was split off it then.
+pub fn leave_known<D: Device, I: Index>(
+    engine: &Engine<D, I>,
+    ops: &mut Vec<StoreOp>,
+    children: &mut Vec<Pg>,
+) -> BTreeSet<PgId> {
+    let exists = |pg: &PgId| engine.collection_exists(collection_of(*pg));
+    let known: BTreeSet<PgId> = children.iter().map(Pg::id).filter(exists).collect();
+    children.retain(|child| !known.contains(&child.id()));
+    ops.retain(|op| !matches!(op, StoreOp::Split { child, .. } if known.contains(child)));
+    known
 }
 
 /// What one shard waits for.

@@ -316,12 +316,8 @@ pub fn to_transaction<D: Device, I: Index>(engine: &Engine<D, I>, pg: PgId, ops:
                 out.push(TxOp::RemoveCollection { c });
             }
             StoreOp::Split { child, at, then } => {
-                let into = collection_of(child);
-                // See `Output::Split`.
-                if !engine.collection_exists(into) {
-                    out.push(TxOp::SplitCollection { c, into, at: at.to_vec() });
-                    out.extend(to_transaction(engine, child, then).ops);
-                }
+                out.push(TxOp::SplitCollection { c, into: collection_of(child), at: at.to_vec() });
+                out.extend(to_transaction(engine, child, then).ops);
             }
             StoreOp::PutMeta { key, value } => out.push(TxOp::PutMeta { c, key: key.to_vec(), value }),
             StoreOp::DeleteMeta { key } => out.push(TxOp::DeleteMeta { c, key: key.to_vec() }),

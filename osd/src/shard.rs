@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
 use crate::answers::{respond, respond_client};
-use crate::awaited::{Awaited, split_pairs};
+use crate::awaited::{Awaited, leave_known, split_pairs};
 use crate::barrier::BarrierWait;
 use crate::counters::Counters;
 use crate::heartbeat::HEARTBEAT_GRACE;
@@ -445,7 +445,7 @@ impl Shard {
         }
         let is_mine = |shard: &Shard, pg| shard.shared.shards.index_of(pg) == shard.index;
         for (parent, child) in split_pairs(&before.map, &step.map) {
-            if is_mine(self, parent) && !self.given.contains(&child) {
+            if is_mine(self, parent) && !self.given.contains(&child) && !self.owes(parent, child) {
                 self.give(child, None);
             }
             if is_mine(self, child) && !self.pgs.contains_key(&child) {
@@ -455,6 +455,13 @@ impl Shard {
         if self.awaited.is_empty() {
             self.settle_map();
         }
+    }
+
+    /// Whether there is a copy to split that cannot be, for the store refuses what is asked of it. An empty child would hide
+    /// what the next run splits off. This run ends: nobody is to wait for the answer.
+    fn owes(&self, parent: PgId, child: PgId) -> bool {
+        let owed = || self.pgs.get(&parent).is_some_and(|pg| pg.owed_children().contains(&child));
+        self.stopped.contains(&parent) || owed()
     }
 
     /// Tells the shard of a child what became of it.
@@ -741,22 +748,19 @@ impl Shard {
         }
     }
 
-    fn split(&mut self, pg: PgId, txn: TxnId, ops: Vec<StoreOp>, children: Vec<Pg>) {
-        let engine = self.shared.store.engine();
-        let (known, made): (Vec<Pg>, Vec<Pg>) =
-            children.into_iter().partition(|child| engine.collection_exists(collection_of(child.id())));
+    fn split(&mut self, pg: PgId, txn: TxnId, mut ops: Vec<StoreOp>, mut children: Vec<Pg>) {
+        let known = leave_known(self.shared.store.engine(), &mut ops, &mut children);
         self.submit(pg, txn, ops);
         if self.stopped.contains(&pg) {
             return;
         }
         for child in known {
-            // The copy here was given up, and begins anew at an older map than that of the child, which was split off it then.
-            warn!(%pg, child = %child.id(), "a copy that was split off before is left as it is");
-            self.give(child.id(), None);
+            warn!(%pg, %child, "a copy that was split off before is left as it is");
+            self.give(child, None);
         }
         // What a child submits comes after this in the store, so its first transaction of its own says of this one, too,
         // that it is durable.
-        for child in made {
+        for child in children {
             self.give(child.id(), Some(Box::new(child)));
         }
     }
@@ -845,7 +849,7 @@ mod tests {
     /// Lets a shard handle what waits for it, up to a stop.
     fn run(index: usize, shared: &Arc<Shared>, inbox: &Inbox) {
         let step = MapStep::new(Arc::new(ClusterMap::empty(CLUSTER)));
-        Shard::new(index, shared.clone(), step, BTreeMap::new()).run(inbox);
+        Shard::new(index, shared.clone(), step, BTreeMap::new(), BTreeSet::new()).run(inbox);
     }
 
     /// Gives each heartbeat to the test.

@@ -142,7 +142,10 @@ impl Node {
 
     /// The placement groups that must exist now and do not.
     pub fn missing_pgs(&self) -> Vec<PgId> {
-        let missing = |pg: &&PgId| !self.pgs.contains_key(*pg);
+        // A copy that could not be split may hold what a child made anew would hide: this run ends.
+        let unsplit = |pool| self.stopped.iter().any(|stopped| stopped.pool == pool);
+        let owed = |pg: PgId| self.pgs.values().any(|copy| copy.owed_children().contains(&pg));
+        let missing = |pg: &&PgId| !self.pgs.contains_key(*pg) && !unsplit(pg.pool) && !owed(**pg);
         let mine = self.step.members.iter().filter(|(_, members)| is_member(members, self.id)).map(|(pg, _)| pg);
         mine.filter(missing).copied().collect()
     }
