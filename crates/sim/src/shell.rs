@@ -125,6 +125,7 @@ impl World {
                     match self.node(osd).disk.submit(run, pg, txn, ops) {
                         Ok(()) => {
                             self.schedule_commit(osd);
+                            self.counts.add(FaultKind::CopySplit, 1);
                             for child in children {
                                 let child_id = child.id();
                                 self.node(osd).pgs.insert(child_id, child);

@@ -50,11 +50,9 @@ async fn wait_map(pool: &Pool, what: &str, wanted: impl Fn(&ClusterMap) -> bool)
 async fn a_pool_grows_by_itself_and_every_write_counts_once() {
     let mut cluster = Cluster::start(4).await;
     let client = cluster.client().await;
-    for (name, value) in [("pg_split_bytes_min", "1"), ("pg_split", "on")] {
-        let set = MonCommand::ConfigSet { name: name.to_owned(), value: Some(value.to_owned()) };
-        let reply = client.mon_command(set).await.expect("the monitors answer");
-        assert!(!matches!(reply, MonReply::Failed(_)), "{reply:?}");
-    }
+    let set = MonCommand::ConfigSet { name: "pg_split_bytes_min".to_owned(), value: Some("1".to_owned()) };
+    let reply = client.mon_command(set).await.expect("the monitors answer");
+    assert!(!matches!(reply, MonReply::Failed(_)), "{reply:?}");
     let create = MonCommand::PoolCreate {
         name: "p".to_owned(),
         size: Some(3),

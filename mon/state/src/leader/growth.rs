@@ -7,7 +7,7 @@
 //! | else | nothing |
 //!
 //! One step at a time over all pools; each makes placement groups unclean, and the next waits until they are clean
-//! again. A pool is never given fewer. All of it needs the option `pg_split` to be `on`;
+//! again. A pool is never given fewer. With the option `pg_split` set to `off` nothing of it is done;
 //! `pg_split_bytes_min` takes the place of [`DATA_BYTES_MIN`].
 
 use std::time::Duration;
