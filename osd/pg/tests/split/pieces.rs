@@ -67,8 +67,11 @@ fn a_request_of_before_the_split_is_answered_as_it_was_and_never_executed_again(
     world.check_copies();
 }
 
+/// Objects in the order of their keys: key and data.
+type Objects = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What is on a disk, apart from how it came there.
-fn contents(world: &World, osd: usize) -> BTreeMap<PgId, Vec<(Vec<u8>, Vec<u8>)>> {
+fn contents(world: &World, osd: usize) -> BTreeMap<PgId, Objects> {
     let disk = &world.nodes[osd].disk.visible;
     let objects = |collection: &holdfast_pg::memory::MemoryCollection| {
         collection.objects.iter().map(|(key, object)| (key.as_bytes().to_vec(), object.data.clone())).collect()

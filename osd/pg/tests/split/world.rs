@@ -109,7 +109,7 @@ pub struct Node {
 
 enum Event {
     Map { to: u32, map: Arc<ClusterMap> },
-    Peer { to: u32, incarnation: u64, from: u32, from_incarnation: u64, message: PeerMessage },
+    Peer { to: u32, incarnation: u64, from: u32, from_incarnation: u64, message: Box<PeerMessage> },
     Client { to: u32, reply_to: u64, request: ClientRequest },
 }
 
@@ -292,7 +292,7 @@ impl World {
                     incarnation: to_incarnation,
                     from: osd,
                     from_incarnation: incarnation,
-                    message,
+                    message: Box::new(message),
                 });
             }
             Output::Reply { reply_to, reply, .. } => self.answered(reply_to.0, reply),
@@ -379,6 +379,7 @@ impl World {
         match event {
             Event::Map { to, map } => self.feed(to, map),
             Event::Peer { to, incarnation, from, from_incarnation, message } => {
+                let message = *message;
                 let node = &self.nodes[to as usize];
                 if !node.alive || node.incarnation != incarnation {
                     return;
