@@ -7,6 +7,13 @@
 //!
 //! Invariants: one answer for each child of a map, from whoever has the parent's shard, while it handles that map; answers
 //! wait for nothing but earlier maps, so shards cannot wait for each other for ever.
+//!
+//! **Why a child that is given is never here already.** Its shard makes it in three ways: at the start from the disk, then
+//! its collection exists and the split leaves it out ([`leave_known`]); anew when a map is settled, which waits for the
+//! answer; and anew when it was removed (`Output::Gone`) or a message asks for it, which is after that. Copies of different
+//! age on one disk change nothing of it: a run feeds every map that any copy here has seen and that is still kept, in
+//! order, so a copy passes each split that its children on this disk have passed. Should it come about all the same, the
+//! run ends without a word of either, and the next takes up what the store has.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

@@ -234,8 +234,8 @@ pub(crate) struct Shared {
 pub(crate) enum Fatal {
     /// The store is not to be used any more.
     Store(String),
-    /// The store is whole but did not take what had been let in (no room, an object that cannot be read). The next run
-    /// peers anew.
+    /// The store is whole but did not take what had been let in (no room, an object that cannot be read), or this run does
+    /// not know how what is in it came there. The next run takes up what is there, and peers anew.
     NotTaken(String),
 }
 
@@ -473,8 +473,10 @@ impl Shard {
     fn child(&mut self, pg: PgId, epoch: Epoch, made: Option<Box<Pg>>) {
         let is_made = made.is_some();
         if let Some(made) = made {
+            if self.pgs.contains_key(&pg) {
+                return self.made_twice(pg);
+            }
             debug!(%pg, %epoch, "placement group split off on this OSD");
-            assert!(!self.pgs.contains_key(&pg), "{pg} was made before its parent was split");
             self.pgs.insert(pg, *made);
             self.told_time = None;
             self.step_pg(pg, Input::Tick);
@@ -485,6 +487,14 @@ impl Shard {
                 self.advance_map(&step);
             }
         }
+    }
+
+    /// A child has come of a placement group that is here already, which the rules of `awaited` are to exclude. The store has
+    /// the part that was split off, the one that is here knows nothing of it: only the next run can take it up.
+    fn made_twice(&mut self, pg: PgId) {
+        error!(osd = %self.shared.osd, %pg, "split off after it was made anew: this run ends");
+        self.stopped.insert(pg);
+        let _ = self.shared.fatal.send(Fatal::NotTaken(format!("{pg} was made anew before its parent was split")));
     }
 
     /// What the present map brings here beside what was here; then what waited for it.
@@ -797,6 +807,9 @@ impl Shard {
 }
 
 #[cfg(test)]
+mod splits;
+
+#[cfg(test)]
 mod tests {
     use std::path::Path;
     use std::sync::mpsc;
@@ -813,7 +826,7 @@ mod tests {
 
     use super::*;
 
-    const CLUSTER: ClusterId = ClusterId([7; 16]);
+    pub(super) const CLUSTER: ClusterId = ClusterId([7; 16]);
 
     fn endpoint(osd: u32) -> Arc<Endpoint> {
         let identity = PeerIdentity::Osd(OsdId(osd));
@@ -822,7 +835,16 @@ mod tests {
         Endpoint::new(local, NetConfig::default(), CancellationToken::new())
     }
 
-    fn shared(directory: &Path, shards: &Shards, stall_grace: Duration) -> Arc<Shared> {
+    pub(super) fn shared(directory: &Path, shards: &Shards, stall_grace: Duration) -> Arc<Shared> {
+        shared_with(directory, shards, stall_grace, tokio::sync::mpsc::unbounded_channel().0)
+    }
+
+    pub(super) fn shared_with(
+        directory: &Path,
+        shards: &Shards,
+        stall_grace: Duration,
+        fatal: tokio::sync::mpsc::UnboundedSender<Fatal>,
+    ) -> Arc<Shared> {
         let options = Options { segment_bytes: 4 << 20, ..Options::default() };
         let config = StoreConfig { memory_target: 16 << 20, options, ..StoreConfig::in_directory(directory) };
         let identity = Identity { cluster: CLUSTER, disk: DiskUuid([1; 16]), osd: OsdId(0) };
@@ -839,7 +861,7 @@ mod tests {
             lost_before: None,
             lost_now: false,
             stall_grace,
-            fatal: tokio::sync::mpsc::unbounded_channel().0,
+            fatal,
             space: PeerSpace::default(),
             leases: Arc::new(Leases::new(now())),
             report_due: Arc::default(),
