@@ -27,8 +27,6 @@ const PIECE_BYTES: usize = 1 << 20;
 const MAPS_KEPT: u64 = 512;
 /// Old maps are deleted so many epochs at a time.
 const MAP_TRIM_STEP: u64 = 64;
-/// Objects counted at a time.
-const OBJECTS_AT_A_TIME: usize = 1_000;
 /// Maps read at a time.
 const MAPS_AT_A_TIME: usize = 256;
 
@@ -163,6 +161,17 @@ impl<'a, D: Device, I: Index> Local<'a, D, I> {
     pub fn new(engine: &'a Engine<D, I>, pg: PgId, peers: &'a PeerSpace, leases: &'a Leases) -> Local<'a, D, I> {
         Local { engine, collection: collection_of(pg), peers, leases }
     }
+
+    fn object_key(&self, found: &holdfast_store::ObjectKey) -> Result<ObjectKey, ReadError> {
+        ObjectKey::from_bytes(found.as_bytes()).ok_or_else(|| ReadError::Corrupt {
+            detail: format!("collection {} holds a key that is no object's", self.collection),
+        })
+    }
+}
+
+fn listed_after(key: &[u8]) -> Result<holdfast_store::ObjectKey, ReadError> {
+    let failed = |error| ReadError::Device { detail: format!("a listing begins at no object's key: {error}") };
+    holdfast_store::ObjectKey::new(key.to_vec()).map_err(failed)
 }
 
 /// What is missing is no error to a placement group: it asks before it has made its collection, and for objects that
@@ -222,44 +231,15 @@ impl<D: Device, I: Index> LocalObjects for Local<'_, D, I> {
     }
 
     fn list_objects(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<ObjectKey>, ReadError> {
-        let after = match after {
-            Some(bytes) => Some(holdfast_store::ObjectKey::new(bytes.to_vec()).map_err(|error| ReadError::Device {
-                detail: format!("a listing begins at no object's key: {error}"),
-            })?),
-            None => None,
-        };
+        let after = after.map(listed_after).transpose()?;
         let keys = present(self.engine.list_objects(self.collection, after.as_ref(), limit))?.unwrap_or_default();
-        keys.iter()
-            .map(|found| {
-                ObjectKey::from_bytes(found.as_bytes()).ok_or_else(|| ReadError::Corrupt {
-                    detail: format!("collection {} holds a key that is no object's", self.collection),
-                })
-            })
-            .collect()
+        keys.iter().map(|found| self.object_key(found)).collect()
     }
 
-    fn usage(&self, from: &[u8], to: Option<&[u8]>) -> Result<(u64, u64), ReadError> {
-        let failed = |error| ReadError::Device { detail: format!("a count begins at no object's key: {error}") };
-        let mut after = match from {
-            [] => None,
-            from => Some(holdfast_store::ObjectKey::new(from.to_vec()).map_err(failed)?),
-        };
-        let (mut objects, mut bytes) = (0, 0);
-        loop {
-            let listed = self.engine.list_sizes(self.collection, after.as_ref(), OBJECTS_AT_A_TIME);
-            let page = present(listed)?.unwrap_or_default();
-            for (key, size) in &page {
-                if to.is_some_and(|to| key.as_bytes() >= to) {
-                    return Ok((objects, bytes));
-                }
-                objects += 1;
-                bytes += size;
-            }
-            match page.into_iter().last() {
-                Some((last, _)) => after = Some(last),
-                None => return Ok((objects, bytes)),
-            }
-        }
+    fn list_sizes(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<(ObjectKey, u64)>, ReadError> {
+        let after = after.map(listed_after).transpose()?;
+        let sizes = present(self.engine.list_sizes(self.collection, after.as_ref(), limit))?.unwrap_or_default();
+        sizes.iter().map(|(found, size)| Ok((self.object_key(found)?, *size))).collect()
     }
 
     fn meta_get(&self, name: &[u8]) -> Result<Option<Bytes>, ReadError> {

@@ -293,12 +293,11 @@ pub trait LocalObjects {
     /// [`ReadError`].
     fn list_objects(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<ObjectKey>, ReadError>;
 
-    /// How many objects have keys in `from..to` (no end: all from `from`), and the bytes of all of them together. May take as
-    /// long as listing them.
+    /// As [`LocalObjects::list_objects`], with the bytes of each.
     ///
     /// # Errors
     /// [`ReadError`].
-    fn usage(&self, from: &[u8], to: Option<&[u8]>) -> Result<(u64, u64), ReadError>;
+    fn list_sizes(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<(ObjectKey, u64)>, ReadError>;
 
     /// A row of the collection itself.
     ///
@@ -369,7 +368,7 @@ pub struct Limits {
     pub transfers_max: usize,
     /// Bytes of an object in one message, bytes and rows together.
     pub piece_bytes: usize,
-    /// Objects looked at in one step of a backfill.
+    /// Objects looked at in one step of a backfill, or of counting anew after a split.
     pub backfill_batch: usize,
     /// Bytes that the effects of one request may have: what the stores of all members take in one transaction.
     pub effects_bytes_max: usize,

@@ -216,13 +216,10 @@ impl LocalObjects for MemoryCollection {
         Ok(keys.take(limit).cloned().collect())
     }
 
-    fn usage(&self, from: &[u8], to: Option<&[u8]>) -> Result<(u64, u64), ReadError> {
-        if self.unlisted {
-            return Err(ReadError::Corrupt { detail: "unlisted".to_owned() });
-        }
-        let within = |key: &ObjectKey| key.as_bytes() >= from && to.is_none_or(|to| key.as_bytes() < to);
-        let sizes = self.objects.iter().filter(|(key, _)| within(key)).map(|(_, object)| object.data.len() as u64);
-        Ok(sizes.fold((0, 0), |(objects, bytes), size| (objects + 1, bytes + size)))
+    fn list_sizes(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<(ObjectKey, u64)>, ReadError> {
+        let keys = self.list_objects(after, limit)?;
+        let size = |key: &ObjectKey| self.objects.get(key).map_or(0, |object| object.data.len() as u64);
+        Ok(keys.into_iter().map(|key| (key.clone(), size(&key))).collect())
     }
 
     fn meta_get(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {

@@ -14,7 +14,7 @@
 //! | log entries and dups, memory of sessions, answers without entry | all | all |
 //! | head, tail, last activation, backfill cursor, `lost` | as they were | the same |
 //! | history: `les`, `lec`, past intervals; leases of their primaries | as they were, and those of the interval that ends | the same |
-//! | objects and bytes counted | what is left | counted; where this copy is not whole a guess, until a clean primary counts |
+//! | objects and bytes counted | a share, which is a guess until a clean primary has counted ([`Recount`]) | the same |
 //! | role, transfers, slots, requests under way | a new interval, which ends them | nothing |
 //! | requests that wait | its own; the others' are refused (`WrongPrimary`) | none: they are sent again |
 //! | what scrubs have found, damaged copies | its own | its own |
@@ -31,6 +31,10 @@
 //! as comparable as they were, and a request is found wherever it is sent again. Entries about objects elsewhere
 //! ([`has`]) are history only: a merge touches nothing for them; they are trimmed with the rest.
 //!
+//! **What it costs.** A split reads no object and lists none: it goes over the missing set, and the store copies the
+//! collection's own rows (the log, within its bounds) and notes where the range of keys is cut. So all copies of an OSD
+//! may split in the same map. Counting comes later and in pages.
+//!
 //! Invariants: G1 an object is in the one part that its hash is of, with all that the parent had of it; G2 what two copies
 //! said of each other before (whose log is newer, where they join, what one lacks) their parts say too; G3 a request that
 //! was executed before is found in every part; G4 the parts are made in one transaction, and nothing is said of a child
@@ -38,14 +42,15 @@
 //! interval in which others may have written; G6 splits over several maps give the same parts as one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use holdfast_map::{ClusterMap, split_into};
-use holdfast_types::{ObjectName, PgId};
+use holdfast_types::{ObjectName, PgId, Timestamp};
 
 use crate::api::{Output, StoreOp, TxnId};
 use crate::intervals::Interval;
 use crate::key::ObjectKey;
-use crate::pg::{Holding, Pg, Role, Step};
+use crate::pg::{Holding, Pg, Step};
 use crate::rows::{self, HistoryRow};
 use crate::scrub::Scrub;
 
@@ -71,6 +76,42 @@ pub(crate) fn has(map: &Arc<ClusterMap>, pg: PgId) -> impl Fn(&ObjectName) -> bo
     move |object| map.pg_of(pg.pool, object) == Some(pg)
 }
 
+/// Between two pages of [`Limits::backfill_batch`](crate::Limits::backfill_batch) objects. All placement groups of an OSD
+/// count at the same time after a split, and clients go first.
+const RECOUNT_PAUSE: Duration = Duration::from_millis(100);
+/// After objects could not be listed.
+const RECOUNT_RETRY: Duration = Duration::from_secs(60);
+
+/// Counting anew, while clients write: all up to `upto` is counted, and what they change there is followed. What comes
+/// after it is counted as it will be by then.
+#[derive(Debug, Default)]
+pub(crate) struct Recount {
+    upto: Option<ObjectKey>,
+    objects: i64,
+    bytes: i64,
+    next_at: Timestamp,
+}
+
+impl Recount {
+    /// A write has changed an object.
+    pub fn follow(&mut self, key: &ObjectKey, objects_delta: i64, bytes_delta: i64) {
+        if self.upto.as_ref().is_some_and(|upto| key <= upto) {
+            self.objects += objects_delta;
+            self.bytes += bytes_delta;
+        }
+    }
+
+    fn take(&mut self, page: &[(ObjectKey, u64)]) {
+        for (_, size) in page {
+            self.objects += 1;
+            self.bytes = self.bytes.saturating_add(i64::try_from(*size).unwrap_or(i64::MAX));
+        }
+        if let Some((last, _)) = page.last() {
+            self.upto = Some(last.clone());
+        }
+    }
+}
+
 impl Pg {
     /// The placement groups that this copy will be split into at its next step, beside itself: those of a loaded copy
     /// that has missed the maps between.
@@ -86,13 +127,9 @@ impl Pg {
         if ids.is_empty() {
             return Vec::new();
         }
-        let mut end = None;
         let mut made = Vec::with_capacity(ids.len());
         for (index, id) in ids.iter().enumerate() {
-            let parts = ids.len() - index + 1;
-            let at = first_key(*id);
-            made.push(self.split_off_one(*id, (at, end), parts, ops, step));
-            end = Some(at);
+            made.push(self.split_off_one(*id, ids.len() - index + 1, ops));
         }
         ops.push(rows::put_info(&self.holding.info()));
         let epoch = self.map.epoch;
@@ -101,21 +138,16 @@ impl Pg {
         made
     }
 
-    fn split_off_one(
-        &mut self,
-        id: PgId,
-        (at, end): (Bound, Option<Bound>),
-        parts: usize,
-        ops: &mut Vec<StoreOp>,
-        step: &Step<'_>,
-    ) -> Pg {
+    /// Takes out one of so many parts that are left.
+    fn split_off_one(&mut self, id: PgId, parts: usize, ops: &mut Vec<StoreOp>) -> Pg {
+        let at = first_key(id);
         let members = self.map.members(id);
         let interval = Interval {
             first: self.interval.first,
             may_be_older: self.interval.may_be_older,
             ..Interval::beginning(&self.map, id, &members)
         };
-        let holding = self.split_holding(at, end, parts, step);
+        let holding = self.split_holding(at, parts);
         let first_damaged = self.damaged.iter().find(|key| key.as_bytes() >= &at[..]).cloned();
         let damaged = first_damaged.map_or_else(Default::default, |first| self.damaged.split_off(&first));
         let record = self.scrub.split_off(parts, |object| ObjectKey::of(object).as_bytes() >= &at[..]);
@@ -144,23 +176,15 @@ impl Pg {
         child
     }
 
-    fn split_holding(&mut self, at: Bound, end: Option<Bound>, parts: usize, step: &Step<'_>) -> Holding {
-        let whole =
-            self.holding.missing.is_empty() && self.holding.last_backfill.is_complete() && !self.holding.guessed;
+    fn split_holding(&mut self, at: Bound, parts: usize) -> Holding {
         let missing = self.holding.missing.split_off(&at);
-        let counted = step.store.usage(&at, end.as_ref().map(|end| &end[..]));
-        let (objects, bytes) = match counted {
-            Ok((objects, bytes)) if whole => {
-                (i64::try_from(objects).unwrap_or(i64::MAX), i64::try_from(bytes).unwrap_or(i64::MAX))
-            }
-            Ok(_) | Err(_) => {
-                self.holding.guessed = true;
-                let parts = i64::try_from(parts).unwrap_or(i64::MAX);
-                (self.holding.objects / parts, self.holding.bytes / parts)
-            }
+        self.holding.guessed |= (self.holding.objects, self.holding.bytes) != (0, 0);
+        let share = |count: &mut i64| {
+            let share = *count / i64::try_from(parts).unwrap_or(i64::MAX);
+            *count -= share;
+            share
         };
-        self.holding.objects -= objects;
-        self.holding.bytes -= bytes;
+        let (objects, bytes) = (share(&mut self.holding.objects), share(&mut self.holding.bytes));
         let replaces_bytes = self.holding.replaces_bytes.map(|bytes| bytes / parts as u64);
         let left = |all: u64| all - replaces_bytes.unwrap_or(0);
         self.holding.replaces_bytes = self.holding.replaces_bytes.map(left);
@@ -177,24 +201,39 @@ impl Pg {
         }
     }
 
-    /// An active primary whose copy is whole counts what a split had guessed.
+    /// The primary of a clean placement group counts what a split had guessed, a page at a time.
     pub(crate) fn count_anew(&mut self, step: &mut Step<'_>) {
-        let clean = matches!(&self.role, Role::Active(active) if active.clean);
-        if !self.holding.guessed || !clean {
+        if !self.holding.guessed {
             return;
+        }
+        let limit = self.limits.backfill_batch.max(1);
+        let Some(active) = self.active() else { return };
+        if !active.clean {
+            active.recount = Recount::default();
+            return;
+        }
+        let next_at = active.recount.next_at;
+        if step.now < next_at {
+            return self.tick_within(next_at.since(step.now), step);
         }
         if step.submitted {
             step.rerun = true; // the store does not show yet what the log says
             return;
         }
-        // What cannot be listed is tried again after the next activation.
-        self.holding.guessed = false;
-        if let Ok((objects, bytes)) = step.store.usage(&[], None) {
-            self.holding.objects = i64::try_from(objects).unwrap_or(i64::MAX);
-            self.holding.bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-            self.submit(vec![rows::put_info(&self.holding.info())], None, step);
-            step.report = true;
+        let Ok(page) = step.store.list_sizes(active.recount.upto.as_ref().map(ObjectKey::as_bytes), limit) else {
+            // Scrubs tell of what cannot be listed.
+            active.recount = Recount { next_at: step.now + RECOUNT_RETRY, ..Recount::default() };
+            return self.tick_within(RECOUNT_RETRY, step);
+        };
+        active.recount.take(&page);
+        if page.len() == limit {
+            active.recount.next_at = step.now + RECOUNT_PAUSE;
+            return self.tick_within(RECOUNT_PAUSE, step);
         }
+        let Recount { objects, bytes, .. } = std::mem::take(&mut active.recount);
+        (self.holding.objects, self.holding.bytes, self.holding.guessed) = (objects, bytes, false);
+        self.submit(vec![rows::put_info(&self.holding.info())], None, step);
+        step.report = true;
     }
 
     /// The transaction that a child begins with (G4): told durable to it when the parent's is to the parent.
@@ -212,6 +251,7 @@ impl Pg {
         self.push_pending(txn);
         for child in &mut children {
             let first = child.await_split();
+            // `split_off` has just made it: nothing that a map or a disk says has a part in it.
             assert_eq!(first, TxnId(1), "G4: a child's first transaction is the split");
         }
         step.submitted = true;

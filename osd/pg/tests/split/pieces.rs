@@ -1,6 +1,7 @@
 //! Single promises of a split.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use holdfast_map::split_from;
 use holdfast_pg::{Input, Limits, Pg};
@@ -64,7 +65,37 @@ fn a_request_of_before_the_split_is_answered_as_it_was_and_never_executed_again(
     }
     assert!(matches!(failed, Some(ClientOutcome::Failed { .. } | ClientOutcome::Done { .. })));
     world.settle();
+    world.idle(Duration::from_secs(1));
     world.check_copies();
+}
+
+#[test]
+fn counts_that_a_split_has_guessed_become_exact_while_clients_write() {
+    let mut world = world(3, 1, Limits { backfill_batch: 1, ..Limits::default() });
+    for n in 0..60u8 {
+        let sizes_differ = ObjectOp::WriteFull { data: vec![n; usize::from(n) * 7].into() };
+        world.ask(&format!("object-{n}"), vec![sizes_differ]);
+    }
+    world.settle();
+    world.split(2);
+    world.settle();
+    let reported = |world: &World| -> BTreeMap<PgId, (u64, u64)> {
+        let pgs = world.nodes.iter().flat_map(|node| &node.pgs).filter(|(_, pg)| pg.is_primary());
+        pgs.map(|(id, pg)| (*id, (pg.report().objects, pg.report().bytes))).collect()
+    };
+    let guessed = reported(&world);
+    assert_eq!(guessed.len(), 2);
+    // Counting takes three seconds: it is behind and ahead of what changes.
+    for n in 0..40u8 {
+        let (old, new) = (format!("object-{}", n.wrapping_mul(37) % 60), format!("new-{n}"));
+        world.ask(&old, if n % 3 == 0 { vec![ObjectOp::Remove] } else { append(n) });
+        world.ask(&new, append(n));
+        world.idle(Duration::from_millis(50));
+    }
+    world.settle();
+    world.idle(Duration::from_secs(10));
+    world.check_copies();
+    assert_ne!(guessed, reported(&world));
 }
 
 /// Objects in the order of their keys: key and data.
@@ -116,6 +147,7 @@ fn several_splits_missed_give_the_same_parts_one_by_one_or_at_once() {
             assert!(objects.iter().all(|(key, _)| here(key)), "{pg}");
         }
         world.settle();
+        world.idle(Duration::from_secs(1));
         world.check_copies();
     }
 }
@@ -150,6 +182,7 @@ fn a_crash_before_or_after_the_transaction_of_a_split_leaves_one_copy_or_all_par
         world.mark_down(1);
         world.start(1, false);
         world.settle();
+        world.idle(Duration::from_secs(1));
         world.check_copies();
     }
 }

@@ -121,6 +121,7 @@ fn storm(seed: u64) -> usize {
     world.settle();
     load.check(&mut world);
     world.settle();
+    world.idle(Duration::from_secs(2));
     world.check_copies();
     world.splits
 }

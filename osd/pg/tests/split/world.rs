@@ -488,6 +488,15 @@ impl World {
         panic!("not settled at {}: {:#?}, waiting: {open:?}", self.map.epoch, self.not_clean());
     }
 
+    /// Lets time pass in which nobody asks for anything: primaries count anew what splits have guessed.
+    pub fn idle(&mut self, time: Duration) {
+        let step = Duration::from_millis(50);
+        for _ in 0..time.as_millis() / step.as_millis() {
+            self.pass(step);
+            self.rest();
+        }
+    }
+
     /// Asks and waits for the answer.
     pub fn operate(&mut self, object: &str, ops: Vec<ObjectOp>) -> ClientOutcome {
         let number = self.ask(object, ops);
