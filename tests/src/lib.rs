@@ -11,6 +11,7 @@ pub mod history;
 pub mod ledger;
 pub mod linear;
 pub mod load;
+pub mod powerfs;
 pub mod s3;
 pub mod stalls;
 pub mod watch;
