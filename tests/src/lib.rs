@@ -12,6 +12,7 @@ pub mod ledger;
 pub mod linear;
 pub mod load;
 pub mod powerfs;
+pub mod running;
 pub mod s3;
 pub mod stalls;
 pub mod watch;

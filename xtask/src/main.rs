@@ -72,6 +72,22 @@ enum Command {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// One bit flipped in a file of one OSD, and power lost on all hosts with what was not synced: in the simulator, then
+    /// with real processes; needs root.
+    Headline {
+        /// Seeds of each in the simulator in which it struck.
+        #[arg(long, default_value_t = 100)]
+        seeds: u64,
+        /// The first one.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// How often each strikes the real processes.
+        #[arg(long, default_value_t = 10)]
+        rounds: u64,
+        /// What is written and when it strikes, with real processes. Drawn and printed without.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Every real S3 client against a fresh cluster.
     Clients {
         /// Small sizes only.
@@ -110,6 +126,7 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Mutants { budget } => check::mutants(budget),
         Command::Chaos { minutes, seed } => end_to_end::chaos(minutes, seed),
+        Command::Headline { seeds, from, rounds, seed } => end_to_end::headline(seeds, from, rounds, seed),
         Command::Clients { quick, only } => end_to_end::clients(quick, only.as_deref()),
         Command::EndToEnd { full } => end_to_end::tests(full),
         Command::Demo => end_to_end::demo(),

@@ -247,7 +247,13 @@ impl Disk {
     ///
     /// # Errors
     /// When there is no such node.
-    pub fn set_attributes(&mut self, ino: Ino, mode: Option<u16>, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
+    pub fn set_attributes(
+        &mut self,
+        ino: Ino,
+        mode: Option<u16>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    ) -> Result<(), Errno> {
         let node = self.names.get(ino).ok_or(Errno::NOENT)?;
         let (mode, uid, gid) = (mode.unwrap_or(node.mode), uid.unwrap_or(node.uid), gid.unwrap_or(node.gid));
         if (mode, uid, gid) != (node.mode, node.uid, node.gid) {
@@ -373,7 +379,8 @@ impl Disk {
 
     /// Throws the bytes of a file away of which neither a name nor the memory of one is left.
     fn collect(&mut self, ino: Ino) {
-        let in_journal = self.journal.iter().any(|(_, op)| matches!(op, Op::Create { ino: created, .. } if *created == ino));
+        let in_journal =
+            self.journal.iter().any(|(_, op)| matches!(op, Op::Create { ino: created, .. } if *created == ino));
         if self.names.get(ino).is_some() || self.durable.get(ino).is_some() || in_journal {
             return;
         }

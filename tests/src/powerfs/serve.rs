@@ -203,7 +203,15 @@ macro_rules! refuse {
 }
 
 refuse!(
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyAttr,
+    ReplyCreate,
+    ReplyData,
+    ReplyDirectory,
+    ReplyEmpty,
+    ReplyEntry,
+    ReplyLseek,
+    ReplyOpen,
+    ReplyStatfs,
     ReplyWrite
 );
 
@@ -513,7 +521,14 @@ impl Filesystem for Server {
                 let small = |number: u64| u32::try_from(number).unwrap_or(4096);
                 let (block, fragment) = (small(stat.f_bsize), small(stat.f_frsize));
                 reply.statfs(
-                    stat.f_blocks, stat.f_bfree, stat.f_bavail, stat.f_files, stat.f_ffree, block, 255, fragment,
+                    stat.f_blocks,
+                    stat.f_bfree,
+                    stat.f_bavail,
+                    stat.f_files,
+                    stat.f_ffree,
+                    block,
+                    255,
+                    fragment,
                 );
             }
             Err(error) => reply.error(errno(error)),
