@@ -218,6 +218,12 @@ impl Field {
         Ok(self.cluster.kill9_all().await?)
     }
 
+    /// Whether the hosts lie on [`Ground::Power`].
+    #[must_use]
+    pub fn loses_power(&self) -> bool {
+        self.grid.is_some()
+    }
+
     /// Takes the power away from all hosts at one moment, with everything that was not synced; [`Field::power_on`] brings
     /// back what is left.
     ///

@@ -43,8 +43,8 @@ pub fn tests(full: bool) -> anyhow::Result<()> {
     step("end-to-end tests", &mut command)
 }
 
-/// The chaos test alone, for `minutes`.
-pub fn chaos(minutes: f64, seed: Option<u64>) -> anyhow::Result<()> {
+/// The chaos test alone, for `minutes`; with `power` on file systems that lose what was not synced.
+pub fn chaos(minutes: f64, seed: Option<u64>, power: bool) -> anyhow::Result<()> {
     let binary = binary()?;
     let mut command = cargo(&["test", "--locked", "--package", "holdfast-tests", "--test", "chaos", "--"]);
     command
@@ -53,6 +53,9 @@ pub fn chaos(minutes: f64, seed: Option<u64>) -> anyhow::Result<()> {
         .env("HOLDFAST_CHAOS_SECONDS", (minutes * 60.0).round().to_string());
     if let Some(seed) = seed {
         command.env("HOLDFAST_SEED", seed.to_string());
+    }
+    if power {
+        command.env("HOLDFAST_CHAOS_POWER", "1");
     }
     let outcome = step("chaos", &mut command);
     sweep();

@@ -68,6 +68,9 @@ enum Command {
         /// How long faults are dealt.
         #[arg(long, default_value_t = 5.0)]
         minutes: f64,
+        /// All hosts on file systems that lose what was not synced when the power fails; without the full file system.
+        #[arg(long)]
+        power: bool,
         /// Which faults in which order, and what is written. Drawn and printed without.
         #[arg(long)]
         seed: Option<u64>,
@@ -125,7 +128,7 @@ fn main() -> anyhow::Result<()> {
             check::simulation(seeds, from, &rest)
         }
         Command::Mutants { budget } => check::mutants(budget),
-        Command::Chaos { minutes, seed } => end_to_end::chaos(minutes, seed),
+        Command::Chaos { minutes, seed, power } => end_to_end::chaos(minutes, seed, power),
         Command::Headline { seeds, from, rounds, seed } => end_to_end::headline(seeds, from, rounds, seed),
         Command::Clients { quick, only } => end_to_end::clients(quick, only.as_deref()),
         Command::EndToEnd { full } => end_to_end::tests(full),
