@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -106,10 +106,6 @@ impl Disk {
 
     fn file(&self, ino: Ino) -> Result<&FileData, Errno> {
         self.files.get(&ino).ok_or(Errno::STALE)
-    }
-
-    fn file_mut(&mut self, ino: Ino) -> Result<&mut FileData, Errno> {
-        self.files.get_mut(&ino).ok_or(Errno::STALE)
     }
 
     /// Does something to the bytes of a file and keeps count of what is not synced.
