@@ -8,6 +8,7 @@ pub mod content;
 pub mod fabric;
 pub mod field;
 pub mod history;
+pub mod keys;
 pub mod ledger;
 pub mod linear;
 pub mod load;

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use crate::fabric::Fabric;
 use crate::field::{CLIENT, Field, OSDS};
 use crate::history::Summary;
+use crate::keys::Keys;
 use crate::load::{Counters, Load};
 use crate::watch::Watch;
 
@@ -49,6 +50,8 @@ pub struct Running {
     pub load: Load,
     /// Counters, and what was added.
     pub counters: Counters,
+    /// Keys that the monitors make and remove.
+    pub keys: Keys,
     /// What compares the status with the facts.
     pub watch: Watch,
     workers: Vec<JoinHandle<anyhow::Result<()>>>,
@@ -73,9 +76,11 @@ impl Running {
         for id in 0..COUNTING {
             workers.push(tokio::spawn(counters.clone().client(seed.wrapping_add(id))));
         }
+        let keys = Keys::new(monitor_session(layout)?);
+        workers.push(tokio::spawn(keys.clone().client()));
         let watch = Watch::new(monitor_session(layout)?, field.away.clone());
         let watching = tokio::spawn(watch.clone().run());
-        Ok(Running { load, counters, watch, workers, watching })
+        Ok(Running { load, counters, keys, watch, workers, watching })
     }
 
     /// Waits for a worker to end, which it does only with a finding.
@@ -95,6 +100,7 @@ impl Running {
     pub async fn stop(&mut self) -> anyhow::Result<()> {
         self.load.stop();
         self.counters.stop();
+        self.keys.stop();
         for outcome in try_join_all(self.workers.drain(..)).await? {
             outcome?;
         }
@@ -118,6 +124,7 @@ impl Running {
     pub async fn check_all(&self, field: &Field, random: &mut SmallRng, clean: Duration) -> anyhow::Result<Summary> {
         let keys = self.load.read_all(LAST_READER).await.context("after it all")?;
         let (added, uncertain) = self.counters.check().await.context("after it all")?;
+        let commands = self.keys.check().await.context("after it all")?;
         let away = DaemonName::osd(random.random_range(0..OSDS));
         field.kill(away).await?;
         self.load.read_all(LAST_READER + 1).await.with_context(|| format!("without {away}"))?;
@@ -126,7 +133,7 @@ impl Running {
         let summary = self.load.history.summary();
         println!(
             "   {} writes acknowledged and {} of unknown outcome, {} reads, {keys} keys; counters: {added} additions \
-             acknowledged, {uncertain} unknown; slowest answer {} ms",
+             acknowledged, {uncertain} unknown; {commands} commands acknowledged by the monitors; slowest answer {} ms",
             summary.acknowledged,
             summary.unknown,
             summary.reads,

@@ -22,6 +22,9 @@ const ANSWERED_LIMIT: Duration = Duration::from_secs(60);
 const TOO_SOON: f64 = 0.3;
 /// The power fails at a moment within this, then.
 const MOMENT: Duration = Duration::from_secs(3);
+/// After how many power losses it fails once more while the daemons start, and within what time.
+const TWICE: f64 = 0.3;
+const WHILE_STARTING: Duration = Duration::from_millis(1500);
 
 /// So many power losses, then everything is checked.
 pub async fn run(fabric: Arc<Fabric>, rounds: u64, seed: u64) -> anyhow::Result<()> {
@@ -85,12 +88,22 @@ async fn one(
     }
     tokio::time::sleep(MOMENT.mul_f64(random.random_range(0.0..1.0))).await;
     let answered = answered.load(Ordering::Relaxed) - before;
-    let lost = field.lose_power().await?;
+    let mut lost = field.lose_power().await?;
+    let mut twice = String::new();
+    if random.random_bool(TWICE) {
+        let moment = WHILE_STARTING.mul_f64(random.random_range(0.0..1.0));
+        // Whether all serve by then or not.
+        if let Ok(started) = tokio::time::timeout(moment, field.power_on()).await {
+            started?;
+        }
+        lost.add(field.lose_power().await?);
+        twice = format!("again after {moment:.2?}, ");
+    }
     let since = Instant::now();
     field.power_on().await?;
     let serving = since.elapsed();
     let mut words = format!(
-        "{answered} operations after the one before; {} pages dropped, {} kept, {} torn, {} names undone; all serve after \
+        "{answered} operations after the one before; {twice}{} pages dropped, {} kept, {} torn, {} names undone; all serve after \
          {serving:.2?}",
         lost.dropped, lost.survived, lost.torn, lost.operations
     );
