@@ -218,6 +218,21 @@ impl Field {
         Ok(self.cluster.kill9_all().await?)
     }
 
+    /// What each daemon's file system has lost so far, in words; how many syncs there were.
+    #[must_use]
+    pub fn losses(&self) -> String {
+        let Some(grid) = &self.grid else { return String::new() };
+        let words = grid.lost().map(|(at, lost)| {
+            let name = at.file_name().unwrap_or_default().to_string_lossy();
+            format!(
+                "{name}: {} dropped, {} kept, {} torn, {} names",
+                lost.dropped, lost.survived, lost.torn, lost.operations
+            )
+        });
+        let (syncs, written_out) = grid.counts();
+        format!("{}; {syncs} syncs, {written_out} pages written out", words.collect::<Vec<_>>().join("; "))
+    }
+
     /// Whether the hosts lie on [`Ground::Power`].
     #[must_use]
     pub fn loses_power(&self) -> bool {

@@ -66,6 +66,7 @@ struct Mount {
     at: PathBuf,
     shared: Arc<Shared>,
     session: Option<BackgroundSession>,
+    lost: Lost,
 }
 
 impl Mount {
@@ -121,7 +122,7 @@ impl Grid {
         std::fs::create_dir_all(backing)?;
         let random = SmallRng::from_rng(&mut self.random);
         let shared = Shared::start(backing, self.switch.clone(), sync_time, random);
-        let mut mount = Mount { at: at.to_path_buf(), shared, session: None };
+        let mut mount = Mount { at: at.to_path_buf(), shared, session: None, lost: Lost::default() };
         mount.mount()?;
         self.mounts.push(mount);
         Ok(())
@@ -150,11 +151,18 @@ impl Grid {
         let mut lost = Lost::default();
         for mount in &mut self.mounts {
             mount.unmount()?;
-            lost.add(mount.shared.disk.lock().lose(&mut self.random)?);
+            let of_this = mount.shared.disk.lock().lose(&mut self.random)?;
+            mount.lost.add(of_this);
+            lost.add(of_this);
         }
         *self.switch.write() = Stage::On;
         self.mounts.iter_mut().try_for_each(Mount::mount)?;
         Ok(lost)
+    }
+
+    /// What each file system has lost so far, by where it is mounted.
+    pub fn lost(&self) -> impl Iterator<Item = (&Path, Lost)> {
+        self.mounts.iter().map(|mount| (mount.at.as_path(), mount.lost))
     }
 
     /// Syncs that were asked for, and pages that were written out without one.

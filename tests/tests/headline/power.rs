@@ -65,6 +65,7 @@ pub async fn run(fabric: Arc<Fabric>, rounds: u64, seed: u64) -> anyhow::Result<
     findings.extend(running.watch.record.lock().findings.clone());
     ensure!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
     ensure!(total.dropped > 0, "nothing was unsynced when the power failed: no test");
+    println!("   {}", field.losses());
     field.end().await?;
     println!(
         "headline power, real processes: {rounds} power losses of all hosts, {} unsynced pages dropped, {} kept, {} torn, \
