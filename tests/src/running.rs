@@ -22,6 +22,8 @@ use crate::watch::Watch;
 /// Clients of the gateway, and clients that count by the native library.
 const CLIENTS: u64 = 6;
 const COUNTING: u64 = 3;
+/// Writes and additions that must have been acknowledged at all. A small dose on a busy machine has a few hundred.
+const ENOUGH: u64 = 30;
 /// Client number of the last reads.
 const LAST_READER: u64 = 1000;
 
@@ -139,7 +141,7 @@ impl Running {
             summary.reads,
             self.load.slowest_ms.load(Ordering::Relaxed)
         );
-        ensure!(summary.acknowledged > 100 && added > 10, "hardly anything was acknowledged: no test");
+        ensure!(summary.acknowledged > ENOUGH && added > ENOUGH, "hardly anything was acknowledged: no test");
         Ok(summary)
     }
 }

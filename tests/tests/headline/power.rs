@@ -15,7 +15,7 @@ use rand::{Rng as _, SeedableRng as _};
 use crate::{BUCKET, CLEAN_LIMIT};
 
 /// Answers that each round must have had before the power fails.
-const ANSWERED_MIN: u64 = 20;
+const ANSWERED_MIN: u64 = 60;
 /// They must come within this.
 const ANSWERED_LIMIT: Duration = Duration::from_secs(60);
 /// How many rounds begin before everything is clean after the one before: what is being recovered loses power, too.
