@@ -584,6 +584,11 @@ impl Pg {
     /// Lets an answer out.
     fn answer(&mut self, held: Held, step: &mut Step<'_>) {
         let Held { queued, outcome, logged } = held;
+        if !logged && self.readable_until(step) <= step.now && !on(Mutant::AnswerNotJudged) {
+            // It may show what another primary has replaced: it does not leave, and so is not to be remembered. (What is
+            // judged too late only later was true after its request had come: a resend may be told it.)
+            return self.refuse(&queued, RefusedReason::Busy, step);
+        }
         if !logged && queued.request.is_write() && !on(Mutant::UnloggedForgotten) {
             self.clients.remember(queued.request.id, &outcome);
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use holdfast_map::ClusterMap;
 use holdfast_pg::{Granted, Input};
 use holdfast_types::{Incarnation, OsdId, Timestamp};
+use holdfast_wire::{ClientOutcome, ObjectOp};
 
 use crate::world::{A, B, C, PG, World};
 
@@ -44,8 +45,34 @@ fn a_read_waits_for_the_leases_of_all_members_and_a_write_does_not() {
 }
 
 #[test]
-fn the_lease_of_a_silent_primary_is_waited_for() {
+fn a_failure_that_was_found_without_a_lease_is_not_remembered() {
     let mut world = World::new();
+    world.write(b"value");
+    let create =
+        || vec![ObjectOp::AssertAbsent, ObjectOp::WriteFull { data: bytes::Bytes::from_static(b"newer").into() }];
+    // For all that A can know, it was replaced, and the object has been removed since.
+    world.nodes.get_mut(&A).unwrap().disk.leases.insert(C, Timestamp::ZERO);
+    for _ in 0..2 {
+        let outcome = world.ask_of(A, 2, 7, create());
+        assert!(!matches!(outcome, Some(ClientOutcome::Failed { .. } | ClientOutcome::Done { .. })), "{outcome:?}");
+    }
+    let mark = |map: &mut ClusterMap, up: bool| {
+        let epoch = map.epoch;
+        let info = map.osds.get_mut(&A).unwrap();
+        (info.up, info.up_from) = (up, if up { epoch } else { info.up_from });
+    };
+    world.publish(|map| mark(map, false));
+    let outcome = world.ask_of(B, 3, 1, vec![ObjectOp::Remove]);
+    assert!(matches!(outcome, Some(ClientOutcome::Done { .. })), "{outcome:?}");
+    world.publish(|map| mark(map, true));
+    world.nodes.get_mut(&A).unwrap().disk.leases.clear();
+    let outcome = world.ask_of(A, 2, 7, create());
+    assert!(matches!(outcome, Some(ClientOutcome::Done { .. })), "{outcome:?}");
+}
+
+#[test]
+fn the_lease_of_a_silent_primary_is_waited_for() {
+    let mut world = quick();
     world.write(b"value");
     grant_to_a(&mut world, &[B, C]);
     silence_a(&mut world);
