@@ -239,6 +239,11 @@ impl Active {
             })
     }
 
+    /// Whether another acting set has been asked for, in which another leads.
+    pub fn asks_for_another(&self) -> bool {
+        self.better_acting.is_some()
+    }
+
     /// Everything is where it should be, as far as copies go.
     pub fn all_copied(&self) -> bool {
         self.peers.values().all(|peer| peer.missing.is_empty() && peer.cursor.is_complete())
