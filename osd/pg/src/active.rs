@@ -299,6 +299,10 @@ impl Pg {
         if !self.is_primary() || self.map.pg_of(self.id.pool, &request.object) != Some(self.id) {
             return refuse(RefusedReason::WrongPrimary, self, step);
         }
+        if request.is_write() && request.epoch < self.leads_since {
+            // C4: an earlier primary may have answered it, without leaving a trace. Who waits for it sends it again.
+            return refuse(RefusedReason::WrongPrimary, self, step);
+        }
         if self.map.is_blocklisted(request.id.client, request.id.incarnation) {
             return refuse(RefusedReason::Blocklisted, self, step);
         }

@@ -264,9 +264,14 @@ impl Group {
 
     /// Has a client send a request, all before which are answered; the answer goes to the request's number.
     pub fn send(&mut self, client: u64, tid: u64, object: &str, ops: Vec<ObjectOp>) {
+        self.send_of(self.map.epoch, client, tid, object, ops);
+    }
+
+    /// The same, by a client that has a certain map.
+    pub fn send_of(&mut self, epoch: Epoch, client: u64, tid: u64, object: &str, ops: Vec<ObjectOp>) {
         let request = ClientRequest {
             id: RequestId { client: ClientId(client), incarnation: Incarnation(1), tid },
-            epoch: self.map.epoch,
+            epoch,
             pg: PG,
             object: name(object),
             ops,
