@@ -34,6 +34,7 @@ use holdfast_map::ClusterMap;
 use holdfast_types::{Epoch, Incarnation, OsdId, Timestamp};
 use holdfast_wire::peer::{HeldLease, Notice};
 
+use crate::intervals;
 use crate::mutants::{Mutant, on};
 use crate::peering::Phase;
 use crate::pg::{Pg, Role, Step};
@@ -176,9 +177,10 @@ impl Pg {
         (end > step.now).then_some(end)
     }
 
-    /// Whether `osd` was a member under a primary that may still run and has not answered.
+    /// Whether `osd` was a member under a primary that may still run and has not answered. Whoever led before the last
+    /// activation is of no concern: that one has waited for all of its leases.
     fn may_have_granted_to_an_absent(&self, osd: OsdId, answered: impl Fn(OsdId) -> bool) -> bool {
-        self.history.past.iter().filter(|past| past.maybe_rw && past.acting.contains(&osd)).any(|past| {
+        intervals::needed(&self.history).filter(|past| past.acting.contains(&osd)).any(|past| {
             let Some(primary) = past.acting.first().filter(|primary| !answered(**primary)) else { return false };
             // A run that began after the interval is not the one that led it.
             let info = self.map.osds.get(primary);

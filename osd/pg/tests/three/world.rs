@@ -35,6 +35,8 @@ pub struct World {
     wishes: Vec<(OsdId, Output)>,
     replies: Vec<ClientReply>,
     pub now: Timestamp,
+    /// How long each of the 20 rounds takes in which everything settles.
+    pub round: Duration,
     tid: u64,
 }
 
@@ -71,6 +73,7 @@ impl World {
             wishes: Vec::new(),
             replies: Vec::new(),
             now: Timestamp::ZERO,
+            round: Duration::from_secs(2),
             tid: 0,
         };
         world.publish(|map| {
@@ -172,7 +175,7 @@ impl World {
                     });
                 }
             }
-            self.now = self.now + Duration::from_secs(2);
+            self.now = self.now + self.round;
             for osd in [A, B, C] {
                 if self.nodes[&osd].running {
                     self.step(osd, Input::Tick);
