@@ -862,7 +862,7 @@ impl Pg {
         }
         // Placement that has found no room for all copies must not cost one that there is: the members that serve stay, and
         // when they are as many as there shall be, nothing is left to do before a map places all (`active+clean+remapped`).
-        let placed = is_up_set || up.len() < acting_len;
+        let placed = is_up_set || up.len() < acting_len.min(size);
         if !placed {
             if active.asked_acting_at.is_none_or(|at| step.now.since(at) >= ASK_AGAIN) {
                 active.asked_acting_at = Some(step.now);
