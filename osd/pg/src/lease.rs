@@ -42,8 +42,9 @@ use crate::pg::{Pg, Role, Step};
 /// How long a lease holds for who asked, from the moment of asking: 0.8 of the silence after which an OSD is reported.
 /// So it has ended when a silent primary is replaced.
 pub const LEASE: Duration = Duration::from_secs(4);
-/// How long it holds for who granted it: clocks may differ in rate by a twentieth.
-pub const LEASE_GRANTED: Duration = Duration::from_millis(4_200);
+/// How long it holds for who granted it: the clocks of any two hosts may differ in rate by less than a fifth. A clock that is
+/// set right by slewing runs up to a twelfth too fast or too slow (chrony's default), so two differ by up to 13/11.
+pub const LEASE_GRANTED: Duration = Duration::from_millis(4_800);
 /// What waits for a lease looks again after this long: heartbeats come each second, and at once to a new peer.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
