@@ -290,6 +290,9 @@ impl Pg {
         }
         if request.epoch > self.map.epoch {
             step.out.push(Output::NeedMap { at_least: request.epoch });
+            if self.may_not_wait(&queued, step) {
+                return refuse(RefusedReason::Busy, self, step);
+            }
             self.clients.push_early(queued);
             return;
         }
@@ -307,18 +310,26 @@ impl Pg {
             return refuse(RefusedReason::Blocklisted, self, step);
         }
         let key = ObjectKey::of(&request.object);
-        match &self.role {
-            Role::Active(active) if active.writeable => {}
-            _ => {
-                let replaced = self.clients.push_waiting(queued);
-                return self.answer_replaced(replaced, step);
-            }
+        let serves = matches!(&self.role, Role::Active(active) if active.writeable);
+        let waits = !serves || self.clients.is_blocked(&key);
+        if waits && self.may_not_wait(&queued, step) {
+            return refuse(RefusedReason::Busy, self, step);
         }
-        if self.clients.is_blocked(&key) {
+        if !serves {
+            let replaced = self.clients.push_waiting(queued);
+            return self.answer_replaced(replaced, step);
+        }
+        if waits {
             let replaced = self.clients.push_blocked(key, queued);
             return self.answer_replaced(replaced, step);
         }
         self.try_or_block(key, queued, step);
+    }
+
+    /// Whether as much waits on this OSD as may: its memory for requests is for those that can be served, too.
+    fn may_not_wait(&self, queued: &Queued, step: &Step<'_>) -> bool {
+        let waiting = step.store.client_bytes_waiting();
+        waiting > 0 && waiting.saturating_add(queued.bytes()) > self.limits.client_bytes_waiting_max
     }
 
     /// A resend has taken the place of an earlier sending, for which nobody waits any more: it is answered only so that
@@ -332,6 +343,7 @@ impl Pg {
     fn try_or_block(&mut self, key: ObjectKey, queued: Queued, step: &mut Step<'_>) {
         match self.try_request(&key, queued, step) {
             Tried::Done => {}
+            Tried::Wait(queued) if self.may_not_wait(&queued, step) => self.refuse(&queued, RefusedReason::Busy, step),
             Tried::Wait(queued) => self.clients.put_back(key, queued),
             Tried::NextStep(queued) => {
                 self.clients.put_back(key.clone(), queued);

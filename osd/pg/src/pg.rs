@@ -380,6 +380,12 @@ impl Pg {
         self.map.epoch
     }
 
+    /// Bytes of clients' requests that wait here.
+    #[must_use]
+    pub fn client_bytes(&self) -> u64 {
+        self.clients.bytes()
+    }
+
     /// The acting set of that map, primary first.
     #[must_use]
     pub fn acting(&self) -> &[OsdId] {

@@ -134,6 +134,19 @@ fn waiting_requests_are_bounded_in_bytes() {
 }
 
 #[test]
+fn what_waits_elsewhere_on_the_osd_lets_nothing_more_wait_and_all_else_be_served() {
+    let mut group = stopped(Limits::default());
+    group.nodes[0].store.client_bytes_waiting = Limits::default().client_bytes_waiting_max;
+    group.send(1, 1, "o", full_write(10));
+    group.run();
+    assert_eq!(group.answer(1), Some(ClientOutcome::Refused(RefusedReason::Busy)));
+    let mut group = Group::of(3, 3, Limits::default());
+    group.nodes[0].store.client_bytes_waiting = Limits::default().client_bytes_waiting_max;
+    group.write("o");
+    assert_eq!(size(&mut group, "o"), 30);
+}
+
+#[test]
 fn requests_of_clients_that_are_gone_are_not_executed() {
     let mut group = stopped(short_log());
     for client in 1..=4 {
