@@ -78,12 +78,14 @@ impl Known {
 
     /// As told by a notice that came just now: the time that was left when it was sent counts from here.
     fn told(notice: &Notice, now: Timestamp) -> Known {
+        // No lease has more left than it had at first, whatever is said.
+        let left = |ms| Duration::from_millis(ms).min(LEASE_GRANTED);
         let leases = notice.leases.iter().flatten().map(|lease| Granted {
             to: lease.primary,
             incarnation: lease.incarnation,
-            until: now + Duration::from_millis(lease.left_ms),
+            until: now + left(lease.left_ms),
         });
-        let forgotten = Duration::from_millis(notice.leases_forgotten_ms.unwrap_or(0));
+        let forgotten = notice.leases_forgotten_ms.map_or(Duration::ZERO, left);
         Known { leases: leases.collect(), forgotten_until: now + forgotten }
     }
 }
