@@ -330,7 +330,7 @@ impl Pg {
                 false => missing(osd) == 0,
             };
             let mut others = self.members.up.iter().chain(&self.members.acting);
-            first = others.find(|osd| whole(osd) && may_lead(osd)).copied().unwrap_or(first);
+            first = others.find(|osd| whole(osd) && is_near(osd) && may_lead(osd)).copied().unwrap_or(first);
         }
         // Somebody must be filled, and that one cannot say with what.
         let lists = |osd: &OsdId| {
