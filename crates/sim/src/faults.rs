@@ -308,6 +308,7 @@ impl World {
         let damage = node.disk.crash(rng, power);
         node.generation += 1;
         node.paused_until = Timestamp::ZERO;
+        node.unperformed.clear();
         self.syncing.remove(&osd);
         if !running {
             return; // its restart is under way

@@ -1,7 +1,7 @@
 //! An OSD: placement groups over a disk, in one run of a process. The simulator's counterpart of the `osd` shell: the same
 //! store, the same translation, the same way to take copies up; only threads and sockets are events here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use holdfast_map::{ClusterMap, PgMembers};
@@ -50,6 +50,8 @@ pub(crate) struct Node {
     pub powered: bool,
     /// The process does nothing before this time.
     pub paused_until: Timestamp,
+    /// What it stopped before: it goes on with this, whatever has come in meanwhile.
+    pub unperformed: VecDeque<(PgId, Outbox)>,
     pub space: PeerSpace,
     /// Placement groups of which the store refused a transaction in this run.
     pub stopped: BTreeSet<PgId>,
@@ -88,6 +90,7 @@ impl Node {
             report_due: false,
             powered: true,
             paused_until: Timestamp::ZERO,
+            unperformed: VecDeque::new(),
             space: PeerSpace::default(),
             stopped: BTreeSet::new(),
             early: Vec::new(),

@@ -107,7 +107,8 @@ impl World {
             }
             if self.stops_before(osd, &output) {
                 let rest = std::iter::once(output).chain(outbox).collect();
-                return self.schedule(Duration::ZERO, Event::Perform { osd, run, pg, outbox: rest });
+                self.node(osd).unperformed.push_front((pg, rest));
+                return self.schedule(Duration::ZERO, Event::Perform { osd });
             }
             if self.config.trace {
                 self.trace(&format!("{osd} {pg} -> {output:?}"));
