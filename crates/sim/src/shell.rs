@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_osd::parts::MapStep;
+use holdfast_osd::parts::{MapStep, leave_known};
 use holdfast_pg::{Input, Outbox, Output, ReplyTo, Slot, answer_without_copy};
 use holdfast_store::SubmitError;
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId};
@@ -121,6 +121,24 @@ impl World {
                         self.not_taken(osd, &error);
                     }
                 },
+                Output::Split { txn, mut ops, mut children } => {
+                    leave_known(self.node(osd).disk.engine(), &mut ops, &mut children);
+                    match self.node(osd).disk.submit(run, pg, txn, ops) {
+                        Ok(()) => {
+                            self.schedule_commit(osd);
+                            self.counts.add(FaultKind::CopySplit, 1);
+                            for child in children {
+                                let child_id = child.id();
+                                self.node(osd).pgs.insert(child_id, child);
+                                self.step(osd, child_id, Input::Tick);
+                            }
+                        }
+                        Err(error) => {
+                            self.node(osd).stopped.insert(pg);
+                            self.not_taken(osd, &error);
+                        }
+                    }
+                }
                 Output::Send { to, message } => self.send(osd, to, &message),
                 Output::Reply { reply_to, reply, valid_until } => {
                     self.reply_leaves(osd, pg, reply_to, reply, valid_until);
