@@ -1032,7 +1032,7 @@ mod tests {
         map.osds.insert(OsdId(0), info);
         map.crush.insert_device(OsdId(0), 0x1_0000, None, &[("host", "h"), ("root", "default")]).expect("a place");
         let step = MapStep::new(Arc::new(map));
-        let mut shard = Shard::new(0, shared.clone(), step.clone(), BTreeMap::new());
+        let mut shard = Shard::new(0, shared.clone(), step.clone(), BTreeMap::new(), BTreeSet::new());
         shard.advance_map(&step);
         assert_eq!(shard.pgs.len(), 16);
         let max = shared.limits.client_bytes_waiting_max;
