@@ -75,10 +75,28 @@ fn check_object(seen: &[Seen<'_>]) -> Result<(), String> {
             Act::ReadCounter => check_counter_read(one, &mutations)?,
             Act::ReadList => check_list_read(one, &mutations)?,
             Act::Increment => check_increment(one, &mutations)?,
-            Act::Write { .. } | Act::Remove | Act::Append => {}
+            Act::Write { if_version: Some(expected) } => check_failed(one, &mutations, |found| found != expected)?,
+            Act::Remove => check_failed(one, &mutations, |found| found == LogVersion::ZERO)?,
+            Act::Write { if_version: None } | Act::Append => {}
         }
     }
     Ok(())
+}
+
+/// What failed by its condition did so in a state that there was between question and answer. `fails`: whether it does in the
+/// state that this version made, zero for no object.
+fn check_failed(one: &Seen<'_>, mutations: &[Mutation<'_>], fails: impl Fn(LogVersion) -> bool) -> Result<(), String> {
+    if !matches!(one.outcome, ClientOutcome::Failed { .. }) {
+        return Ok(());
+    }
+    let justified = (0..=mutations.len()).any(|done| {
+        let last = done.checked_sub(1).and_then(|last| mutations.get(last));
+        let begins = last.is_none_or(|last| last.operation.invoked <= one.at);
+        let lasts = mutations.get(done).is_none_or(|next| next.completed >= one.operation.invoked);
+        let existing = last.filter(|last| last.operation.act != Act::Remove);
+        begins && lasts && fails(existing.map_or(LogVersion::ZERO, |last| last.version))
+    });
+    if justified { Ok(()) } else { Err(format!("D2: {} failed by what was not so any more", one.operation.id)) }
 }
 
 /// Versions are unique, agree with real time, and conditions held.
