@@ -998,8 +998,8 @@ mod tests {
         unanswered.abort();
     }
 
-    #[test]
-    fn what_placement_groups_cannot_serve_leaves_memory_for_what_others_can() {
+    #[tokio::test]
+    async fn what_placement_groups_cannot_serve_leaves_memory_for_what_others_can() {
         let directory = tempfile::tempdir().expect("a directory");
         let (shards, _inboxes) = Shards::new(1);
         let shared = shared(directory.path(), &shards, STALL_GRACE);
