@@ -88,6 +88,8 @@ pub(crate) struct Names {
     registers: Vec<ObjectName>,
     counters: Vec<ObjectName>,
     lists: Vec<ObjectName>,
+    /// What the sessions that fence each other write.
+    pub volumes: Vec<ObjectName>,
 }
 
 impl Names {
@@ -98,7 +100,7 @@ impl Names {
             let names = (0..10_000).filter_map(|number| ObjectName::new(format!("{kind}-{number}")).ok());
             names.filter(used).take(config.objects as usize).collect()
         };
-        Names { registers: some("register"), counters: some("counter"), lists: some("list") }
+        Names { registers: some("register"), counters: some("counter"), lists: some("list"), volumes: some("volume") }
     }
 }
 
@@ -164,7 +166,9 @@ impl Client {
         let names = Arc::clone(&self.names);
         let number = rng.random_range(0..config.objects) as usize;
         let name = |kind: &[ObjectName]| kind[number].clone();
-        let (object, act) = match rng.random_range(0..100) {
+        let roll = rng.random_range(0..100);
+        let (object, act) = match roll {
+            48..82 if config.removes => (name(&names.registers), Act::Remove),
             0..30 => (name(&names.registers), Act::Write { if_version: None }),
             30..38 => {
                 let object = name(&names.registers);

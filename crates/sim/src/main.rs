@@ -5,6 +5,8 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
+#[cfg(feature = "mutants")]
+use holdfast_sim::Catch;
 use holdfast_sim::{Config, Summary, campaign};
 
 /// A campaign ends after so many violations of one world: they are mostly the same one.
@@ -67,17 +69,29 @@ fn mutants(mut words: impl Iterator<Item = String>) -> Result<ExitCode, String> 
     }
     // Broken assertions are what is looked for; each would print a backtrace.
     std::panic::set_hook(Box::new(|_| {}));
-    let hunt = holdfast_sim::hunt(budget, threads, only.as_deref(), |mutant, catch, text| match catch {
-        Some(catch) => {
-            println!("{mutant:?}: {} in {} seeds ({}): {text:.200}", catch.checker, catch.seeds, catch.world)
+    let hunt = holdfast_sim::hunt(budget, threads, only.as_deref(), |row| {
+        let said = |catch: &Catch| {
+            let text = catch.text.lines().next().unwrap_or_default();
+            format!("{:?} in {} seeds ({}, {}): {text:.160}", catch.noticed, catch.seeds, catch.world, catch.seed)
+        };
+        match (&row.catch, &row.without) {
+            (None, _) => println!("{:?}: NOT CAUGHT", row.mutant),
+            (Some(first), None) => println!("{:?}: {}; without {}: NOT CAUGHT", row.mutant, said(first), first.first),
+            (Some(first), Some(then)) => {
+                println!("{:?}: {}; without {}: {}", row.mutant, said(first), first.first, said(then))
+            }
         }
-        None => println!("{mutant:?}: NOT CAUGHT"),
     });
     if let Some(path) = table {
         std::fs::write(&path, hunt.to_string()).map_err(|error| format!("cannot write {path}: {error}"))?;
     }
-    println!("{} mutants, {} not caught", hunt.rows.len(), hunt.escaped().len());
-    Ok(if hunt.escaped().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let (escaped, needless) = (hunt.escaped(), hunt.needless());
+    println!("{} mutants; not caught: {escaped:?}; checkers that none needs: {needless:?}", hunt.rows.len());
+    Ok(if escaped.is_empty() && (needless.is_empty() || only.is_some()) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn main() -> ExitCode {

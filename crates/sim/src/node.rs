@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use holdfast_map::{ClusterMap, PgMembers};
 use holdfast_osd::parts::{
@@ -44,6 +45,12 @@ pub(crate) struct Node {
     pub powered: bool,
     /// The process does nothing before this time.
     pub paused_until: Timestamp,
+    /// Its disk does nothing before this time.
+    pub stuck_until: Timestamp,
+    /// Whether its disk has failed a write or a sync: it is not used again.
+    pub disk_failed: bool,
+    /// By how many parts in a thousand its clock is too fast.
+    pub skew_permille: i64,
     pub space: PeerSpace,
     /// Placement groups of which the store refused a transaction in this run.
     pub stopped: BTreeSet<PgId>,
@@ -78,6 +85,9 @@ impl Node {
             report_due: false,
             powered: true,
             paused_until: Timestamp::ZERO,
+            stuck_until: Timestamp::ZERO,
+            disk_failed: false,
+            skew_permille: 0,
             space: PeerSpace::default(),
             stopped: BTreeSet::new(),
             early: Vec::new(),
@@ -94,9 +104,22 @@ impl Node {
         self.step.map.epoch
     }
 
+    /// What this machine's clock shows.
+    pub fn clock(&self, now: Timestamp) -> Timestamp {
+        let nanos = i128::from(now.as_nanos()) * i128::from(1_000 + self.skew_permille) / 1_000;
+        Timestamp::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
+    /// How long it takes until this machine's clock has gone on by so much.
+    pub fn takes(&self, by_clock: Duration) -> Duration {
+        let rate = u32::try_from(1_000 + self.skew_permille).unwrap_or(1_000).max(1);
+        if self.skew_permille == 0 { by_clock } else { by_clock * 1_000 / rate + Duration::from_micros(1) }
+    }
+
     /// Gives one input to one placement group.
     pub fn step_pg(&mut self, now: Timestamp, pg: PgId, input: Input) -> Outbox {
         let mut outbox = Outbox::new();
+        let now = self.clock(now);
         if let Some(core) = self.pgs.get_mut(&pg) {
             let view = Local::new(self.disk.engine(), pg, &self.space);
             core.step(now, input, &view, &mut outbox);

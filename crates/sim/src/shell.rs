@@ -13,12 +13,15 @@ use holdfast_wire::peer::{PeerBody, PeerMessage};
 use holdfast_wire::{ClientRequest, Kind};
 use rand::Rng;
 
+use crate::config::REPLAY_MAX;
 use crate::faults::FaultKind;
 use crate::monitor::Monitor;
 use crate::world::{Event, World};
 
 /// Every so many messages one is sent through the codec.
 const CODEC_EVERY: u64 = 16;
+/// Time between two power cuts at an activation, so that something happens meanwhile.
+const ACTIVATION_CUT_GAP: Duration = Duration::from_secs(25);
 /// Messages and requests that wait for a map.
 const EARLY_MAX: usize = 1024;
 /// Pause before the monitors are told of a run again, when no map showed it.
@@ -30,6 +33,15 @@ impl World {
     // ---- inputs ----
 
     pub(crate) fn peer(&mut self, to: OsdId, from: OsdId, from_run: Incarnation, message: PeerMessage) {
+        let cut = self.faults.cuts_after_activation;
+        let used = message.pg.seed < self.config.pgs_used && self.now.since(self.last_cut) >= ACTIVATION_CUT_GAP;
+        if cut > 0.0 && used && matches!(message.body, PeerBody::ActivateAck(_)) && self.rng.random_bool(cut) {
+            self.last_cut = self.now;
+            let after = Duration::from_millis(self.rng.random_range(0..400));
+            // More often than not the primary: it may be the only one that has what is newest.
+            let away = if self.rng.random_bool(0.6) { to } else { from };
+            self.schedule(after, Event::CutAll { away });
+        }
         if let PeerBody::RepOpAck { full, .. } = &message.body {
             self.node(to).space.note(from, full.unwrap_or(false));
         }
@@ -133,8 +145,11 @@ impl World {
                     self.schedule(after, Event::MapArrives { osd });
                 }
                 Output::Wake { at } => {
-                    self.node(osd).wakes.insert(pg, at);
-                    self.schedule(at.since(self.now), Event::Wake { osd, run, pg, at });
+                    let now = self.now;
+                    let node = self.node(osd);
+                    node.wakes.insert(pg, at);
+                    let after = node.takes(at.since(node.clock(now)));
+                    self.schedule(after, Event::Wake { osd, run, pg, at });
                 }
                 Output::Reserve(slot) => {
                     if self.node(osd).slots.reserve(slot, pg) {
@@ -166,7 +181,7 @@ impl World {
     }
 
     fn send(&mut self, from: OsdId, to: OsdId, message: &PeerMessage) {
-        if self.cut_off.contains(&from) || self.cut_off.contains(&to) || to.0 as usize >= self.nodes.len() {
+        if self.is_cut(from, to) || to.0 as usize >= self.nodes.len() {
             return;
         }
         self.messages += 1;
@@ -179,7 +194,13 @@ impl World {
             }
         }
         let (run, from_run) = (self.node(to).incarnation, self.node(from).incarnation);
-        for after in self.arrivals() {
+        let mut arrivals = self.arrivals();
+        if self.faults.replays > 0.0 && self.rng.random_bool(self.faults.replays) {
+            self.counts.add(FaultKind::MessageReplayed, 1);
+            let most = u64::try_from(REPLAY_MAX.as_millis()).unwrap_or(u64::MAX);
+            arrivals.push(Duration::from_millis(self.rng.random_range(100..most)));
+        }
+        for after in arrivals {
             let message = Box::new(message.clone());
             self.schedule(after, Event::Peer { to, run, from, from_run, message });
         }
@@ -222,6 +243,10 @@ impl World {
     pub(crate) fn commit(&mut self, osd: OsdId, generation: u64) {
         if self.node(osd).generation != generation {
             return;
+        }
+        let stuck = self.node(osd).stuck_until.since(self.now);
+        if !stuck.is_zero() {
+            return self.schedule(stuck, Event::Commit { osd, generation });
         }
         self.syncing.remove(&osd);
         let run = self.node(osd).incarnation;
@@ -352,6 +377,10 @@ impl World {
     }
 
     fn start(&mut self, osd: OsdId) -> Result<(), String> {
+        if std::mem::take(&mut self.node(osd).disk_failed) {
+            self.counts.add(FaultKind::DiskGivenUp, 1);
+            self.node(osd).give_up_disk()?;
+        }
         match self.node(osd).disk.open() {
             Ok(lost) => self.counts.add(FaultKind::TransactionLost, lost),
             Err(error) if error.copy_is_lost() && self.node(osd).disk.flips > 0 => {

@@ -20,6 +20,8 @@ const MON_TICK: Duration = Duration::from_millis(200);
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 /// Changes gather for this long.
 const REPORT_GATHER: Duration = Duration::from_millis(30);
+/// Entries of a log beyond twice the limit at which writes are refused: those that were let in together.
+const LOG_SLACK: usize = 64;
 /// What a look at an address that does not answer takes.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -49,8 +51,10 @@ impl World {
         if !self.is_run(osd, run) {
             return;
         }
-        self.schedule(HEARTBEAT_INTERVAL, Event::BeatTick { osd, run });
-        let now = self.now;
+        let at = self.now;
+        let now = self.node(osd).clock(at);
+        let interval = self.node(osd).takes(HEARTBEAT_INTERVAL);
+        self.schedule(interval, Event::BeatTick { osd, run });
         let node = self.node(osd);
         let up = node.step.map.osds.iter().filter(|(other, info)| info.up && **other != osd);
         let peers: BTreeMap<OsdId, Incarnation> = up.map(|(other, info)| (*other, info.incarnation)).collect();
@@ -80,7 +84,7 @@ impl World {
     }
 
     fn beat(&mut self, beat: Beat) {
-        if !self.cut_off.contains(&beat.from) && !self.cut_off.contains(&beat.to) {
+        if !self.is_cut(beat.from, beat.to) {
             for after in self.arrivals() {
                 self.schedule(after, Event::Beat(beat));
             }
@@ -89,10 +93,11 @@ impl World {
 
     pub(crate) fn beat_arrives(&mut self, beat: Beat) {
         let Beat { from, from_run, to, to_run, epoch, full } = beat;
-        if !self.is_run(to, to_run) || self.cut_off.contains(&to) || self.cut_off.contains(&from) {
+        if !self.is_run(to, to_run) || self.is_cut(from, to) {
             return;
         }
-        let now = self.now;
+        let at = self.now;
+        let now = self.node(to).clock(at);
         if let Some(full) = full {
             let node = self.node(to);
             node.space.note(from, full);
@@ -157,6 +162,7 @@ impl World {
         } else {
             self.node(osd).report_due = false;
         }
+        self.check_bounds(osd);
         let node = self.node(osd);
         let pgs = node.pgs.values().filter(|pg| pg.is_primary()).map(holdfast_pg::Pg::report).collect();
         let report = OsdReport {
@@ -170,6 +176,21 @@ impl World {
             copies_lost: Some(node.copies_lost).filter(|lost| *lost > 0),
         };
         self.tell_monitors(osd, MonCommand::Report(report));
+    }
+
+    /// M1: logs and what is remembered of requests are bounded.
+    fn check_bounds(&mut self, osd: OsdId) {
+        let limits = self.config.limits;
+        let entries_max = 2 * limits.log_entries_max + LOG_SLACK;
+        // Trimming drops a few more than it adds, so a log that was just trimmed may be above the bound by what it held.
+        let dups_max = limits.dups_max + 2 * entries_max;
+        for (pg, core) in &self.node(osd).pgs {
+            let (entries, dups) = core.log_sizes();
+            if entries > entries_max || dups > dups_max {
+                self.violation = Some(format!("M1: {osd} holds {entries} entries and {dups} dups of {pg}"));
+                return;
+            }
+        }
     }
 
     pub(crate) fn report_soon(&mut self, osd: OsdId) {

@@ -15,20 +15,27 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::check;
+use crate::checker::Checker;
 use crate::client::{Client, Names, Operation, WhenFull};
 use crate::config::{Config, Faults};
 use crate::faults::{FAULT_TICK, FaultCounts, FaultKind};
+use crate::fence::Fencing;
 use crate::monitor::Monitor;
 use crate::node::Node;
 use crate::watch::Beat;
 
-/// How long a client waits for an answer before it sends again.
-const PATIENCE: Duration = Duration::from_millis(1_500);
 /// Longest time that a healed cluster may take to be clean and to have answered everything.
 const SETTLE_MAX: Duration = Duration::from_secs(300);
 
+/// What is gone stays so until the run is over.
+const NEVER: Duration = Duration::from_secs(100_000);
+/// Longest time until an OSD that is gone is out: ten minutes by default, and the time until it is noticed.
+const OUT_MAX: Duration = Duration::from_secs(660);
+
 /// Far more events than any run needs: one that makes more goes in circles.
 const EVENTS_MAX: u64 = 5_000_000;
+/// Far more events than any moment needs.
+const AT_ONCE_MAX: u64 = 100_000;
 
 /// What a run did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -61,6 +68,16 @@ pub struct Violation {
     pub seed: u64,
     /// What is wrong; begins with the id of the invariant.
     pub violation: String,
+    /// All checkers that noticed something in this run, in their order.
+    pub noticed: Vec<Checker>,
+}
+
+impl Violation {
+    pub(crate) fn new(seed: u64, violations: Vec<String>) -> Violation {
+        let noticed: BTreeSet<Checker> = violations.iter().map(|violation| Checker::of(violation)).collect();
+        let violation = violations.into_iter().next().unwrap_or_default();
+        Violation { seed, violation, noticed: noticed.into_iter().collect() }
+    }
 }
 
 #[derive(Debug)]
@@ -152,9 +169,14 @@ pub(crate) enum Event {
     RoomBack {
         osd: OsdId,
     },
+    OneWayHealed,
+    CutAll {
+        away: OsdId,
+    },
     ClientTick {
         client: usize,
     },
+    FenceTick,
     FaultTick,
 }
 
@@ -192,17 +214,27 @@ pub(crate) struct World {
     events: BinaryHeap<Reverse<Scheduled>>,
     scheduled: u64,
     handled: u64,
+    /// Events since time has passed.
+    at_once: u64,
     hash: u64,
     pub messages: u64,
     pub monitor: Monitor,
     pub nodes: Vec<Node>,
     pub cut_off: BTreeSet<OsdId>,
+    /// From whom to whom nothing gets through, though it does the other way.
+    pub one_way: BTreeSet<(OsdId, OsdId)>,
+    /// When all OSDs lost power at an activation last.
+    pub last_cut: Timestamp,
     /// OSDs whose next commit is under way.
     pub syncing: BTreeSet<OsdId>,
     /// The OSD whose disk rots, if one does.
     pub rot_victim: OsdId,
     pub clients: Vec<Client>,
     pub history: Vec<Operation>,
+    /// The sessions that fence each other, if there are any.
+    pub fencing: Option<Fencing>,
+    /// An OSD that does not come back.
+    pub gone: Option<OsdId>,
     pub counts: FaultCounts,
     pub cleaned: u64,
     pub copies_scrubbed: u64,
@@ -218,8 +250,8 @@ pub(crate) struct World {
 /// # Errors
 /// The first [`Violation`].
 pub fn run(seed: u64, config: &Config) -> Result<Report, Violation> {
-    let ran = World::new(seed, *config).and_then(World::run);
-    ran.map_err(|violation| Violation { seed, violation })
+    let ran = World::new(seed, *config).map_err(|error| vec![error]).and_then(World::run);
+    ran.map_err(|violations| Violation::new(seed, violations))
 }
 
 impl World {
@@ -241,17 +273,23 @@ impl World {
             events: BinaryHeap::new(),
             scheduled: 0,
             handled: 0,
+            at_once: 0,
             hash: 0xcbf2_9ce4_8422_2325,
             messages: 0,
             monitor,
             nodes: nodes?,
             cut_off: BTreeSet::new(),
+            one_way: BTreeSet::new(),
+            last_cut: Timestamp::ZERO,
             syncing: BTreeSet::new(),
             rot_victim: OsdId(u32::try_from(seed % u64::from(config.osds)).unwrap_or(0)),
             clients: (0..config.clients)
                 .map(|id| Client::new(u64::from(id) + 1, Arc::clone(&names), when_full))
                 .collect(),
             history: Vec::new(),
+            fencing: (config.faults.fences_per_second > 0.0)
+                .then(|| Fencing::new(config.clients, names.volumes.clone())),
+            gone: None,
             counts: FaultCounts::default(),
             cleaned: 0,
             copies_scrubbed: 0,
@@ -262,12 +300,60 @@ impl World {
         })
     }
 
-    fn run(mut self) -> Result<Report, String> {
+    /// Runs to the end; gives all that the checkers noticed there, or what ended the run before.
+    fn run(mut self) -> Result<Report, Vec<String>> {
+        let settled = match self.run_phases() {
+            // The run cannot go on; whoever looks for this does not.
+            Err(violation) if self.is_off(&violation) => return Ok(self.into_report(0)),
+            ran => ran.map_err(|violation| vec![violation])?,
+        };
+        let mut violations: Vec<String> = self.check_copies().err().into_iter().collect();
+        violations.extend(self.monitor.check_replay().err());
+        violations.retain(|violation| !self.is_off(violation));
+        let partitions =
+            [FaultKind::OneWay, FaultKind::CutOff, FaultKind::MapDelayed, FaultKind::Paused, FaultKind::MonitorsGone];
+        let partitioned = partitions.iter().any(|kind| self.counts.of(*kind) > 0);
+        let checked = check::check(&self.history, partitioned, settled, self.config.off);
+        violations.extend(checked.violations);
+        if violations.is_empty() { Ok(self.into_report(checked.stale_reads)) } else { Err(violations) }
+    }
+
+    /// Whether the checker that found this does not look.
+    fn is_off(&self, violation: &str) -> bool {
+        self.config.off == Some(Checker::of(violation))
+    }
+
+    fn into_report(self, stale_reads: u64) -> Report {
+        Report {
+            hash: self.hash,
+            operations: self.history.len() as u64,
+            events: self.handled,
+            simulated_ms: self.now.as_nanos() / 1_000_000,
+            epochs: self.monitor.map().epoch.0,
+            cleaned: self.cleaned,
+            stale_reads,
+            faults: self.counts,
+            copies_scrubbed: self.copies_scrubbed,
+        }
+    }
+
+    /// Faults under load, healing, settling. Gives when all was settled.
+    fn run_phases(&mut self) -> Result<Timestamp, String> {
         for osd in 0..self.config.osds {
             self.schedule(Duration::ZERO, Event::Restart { osd: OsdId(osd) });
         }
         for client in 0..self.clients.len() {
             self.schedule(Duration::from_millis(1), Event::ClientTick { client });
+        }
+        let skew = (self.faults.clock_skew * 1_000.0) as i64;
+        if skew > 0 {
+            for node in &mut self.nodes {
+                node.skew_permille = self.rng.random_range(-skew..=skew);
+                self.counts.add(FaultKind::ClockSkewed, u64::from(node.skew_permille != 0));
+            }
+        }
+        if self.fencing.is_some() {
+            self.schedule(Duration::from_millis(1), Event::FenceTick);
         }
         self.schedule(FAULT_TICK, Event::FaultTick);
         self.schedule(Duration::from_millis(200), Event::MonTick);
@@ -292,32 +378,27 @@ impl World {
             }
             self.settle()?;
             if self.clients.iter().map(|client| client.refused_full).sum::<u64>() > before {
-                return Err(format!("L2: a write was refused after everything was deleted: {}", self.explain()));
+                let violation = format!("L2: a write was refused after everything was deleted: {}", self.explain());
+                if !self.is_off(&violation) {
+                    return Err(violation);
+                }
             }
         }
-        self.scrub_all()?;
+        if self.config.leaves {
+            self.lose_for_good()?;
+        }
+        if let Err(violation) = self.scrub_all()
+            && !self.is_off(&violation)
+        {
+            return Err(violation);
+        }
         let settled = self.now;
         let tids = self.clients[0].read_all(self.now, &mut self.history);
         for tid in tids {
             self.send_request(0, tid);
         }
         self.settle()?;
-        self.check_copies()?;
-        self.monitor.check_replay()?;
-        let partitions = [FaultKind::CutOff, FaultKind::MapDelayed, FaultKind::Paused, FaultKind::MonitorsGone];
-        let partitioned = partitions.iter().any(|kind| self.counts.of(*kind) > 0);
-        let checked = check::check(&self.history, partitioned, settled)?;
-        Ok(Report {
-            hash: self.hash,
-            operations: self.history.len() as u64,
-            events: self.handled,
-            simulated_ms: self.now.as_nanos() / 1_000_000,
-            epochs: self.monitor.map().epoch.0,
-            cleaned: self.cleaned,
-            stale_reads: checked.stale_reads,
-            faults: self.counts,
-            copies_scrubbed: self.copies_scrubbed,
-        })
+        Ok(settled)
     }
 
     pub(crate) fn run_until(&mut self, end: Timestamp) -> Result<(), String> {
@@ -326,14 +407,20 @@ impl World {
                 break;
             }
             let Some(Reverse(next)) = self.events.pop() else { break };
+            self.at_once = if next.at > self.now { 0 } else { self.at_once + 1 };
             self.now = next.at;
             self.handled += 1;
-            if self.handled > EVENTS_MAX {
-                return Err(format!("T0: {EVENTS_MAX} events, and no end"));
+            if self.handled > EVENTS_MAX || self.at_once > AT_ONCE_MAX {
+                return Err(format!(
+                    "T0: {} events, {} of them at {}, and no end",
+                    self.handled, self.at_once, self.now
+                ));
             }
             self.mix(next.at.as_nanos() ^ next.number.rotate_left(32));
             self.handle(next.event);
-            if let Some(violation) = self.violation.take() {
+            if let Some(violation) = self.violation.take()
+                && !self.is_off(&violation)
+            {
                 return Err(violation);
             }
         }
@@ -362,6 +449,11 @@ impl World {
 
     pub(crate) fn is_run(&self, osd: OsdId, run: Incarnation) -> bool {
         self.nodes.get(osd.0 as usize).is_some_and(|node| node.running && node.incarnation == run)
+    }
+
+    /// Whether nothing gets from one OSD to another.
+    pub(crate) fn is_cut(&self, from: OsdId, to: OsdId) -> bool {
+        self.cut_off.contains(&from) || self.cut_off.contains(&to) || self.one_way.contains(&(from, to))
     }
 
     pub(crate) fn delay(&mut self) -> Duration {
@@ -415,7 +507,7 @@ impl World {
         }
         match event {
             Event::Peer { to, run, from, from_run, message } => {
-                if self.is_run(to, run) && !self.cut_off.contains(&to) && !self.cut_off.contains(&from) {
+                if self.is_run(to, run) && !self.is_cut(from, to) {
                     self.peer(to, from, from_run, *message);
                 }
             }
@@ -464,6 +556,9 @@ impl World {
             }
             Event::ClientTick { client } => self.client_tick(client),
             Event::RoomBack { osd } => self.room_back(osd),
+            Event::OneWayHealed => self.one_way.clear(),
+            Event::CutAll { away } => self.cut_all(away),
+            Event::FenceTick => self.fence_tick(),
             Event::FaultTick => self.fault_tick(),
         }
     }
@@ -500,7 +595,7 @@ impl World {
         let pause = self.rng.random_range(low.as_micros() as u64..=high.as_micros().max(1_001) as u64);
         self.schedule(Duration::from_micros(pause), Event::ClientTick { client });
         let now = self.now;
-        let late = self.clients[client].late(now, PATIENCE);
+        let late = self.clients[client].late(now, self.config.patience);
         if !late.is_empty() {
             let newest = self.monitor.map().epoch;
             self.clients[client].epoch = newest;
@@ -528,6 +623,9 @@ impl World {
 
     fn replied(&mut self, client: usize, reply: ClientReply) {
         self.mix(reply.id.tid ^ reply.epoch.0 << 32);
+        if client == self.clients.len() {
+            return self.session_replied(&reply);
+        }
         let (tid, now) = (reply.id.tid, self.now);
         let again = matches!(reply.outcome, holdfast_wire::ClientOutcome::Refused(_));
         if let Err(violation) = self.clients[client].answered(reply, now, &mut self.history) {
@@ -545,9 +643,10 @@ impl World {
         self.working = false;
         self.faults = Faults { delay_max: Duration::from_millis(2), ..Faults::NONE };
         self.cut_off.clear();
+        self.one_way.clear();
         self.monitors_gone_until = Timestamp::ZERO;
         for node in &mut self.nodes {
-            (node.lags_until, node.paused_until) = (Timestamp::ZERO, Timestamp::ZERO);
+            (node.lags_until, node.paused_until, node.stuck_until) = Default::default();
         }
         for osd in 0..self.config.osds {
             self.restart(OsdId(osd));
@@ -575,11 +674,28 @@ impl World {
             let next = self.now + Duration::from_millis(500);
             self.run_until(next)?;
             let answered = self.clients.iter().all(|client| client.outstanding() == 0);
-            if answered && self.nodes.iter().all(|node| node.booted) && self.all_clean() && self.strays().is_empty() {
+            let fenced = self.fencing.as_ref().is_none_or(Fencing::is_settled);
+            let booted = self.nodes.iter().all(|node| node.booted || self.gone == Some(node.id));
+            if answered && fenced && booted && self.all_clean() && self.strays().is_empty() {
                 return Ok(());
             }
         }
-        Err(format!("L1: not settled after {SETTLE_MAX:?}: {}", self.explain()))
+        let violation = format!("L1: not settled after {SETTLE_MAX:?}: {}", self.explain());
+        if self.is_off(&violation) { Ok(()) } else { Err(violation) }
+    }
+
+    /// One OSD ends for good. In time it goes out, and all is clean without it.
+    fn lose_for_good(&mut self) -> Result<(), String> {
+        let osd = self.rot_victim;
+        self.gone = Some(osd);
+        self.crash_for(osd, true, Some(NEVER));
+        self.run_until(self.now + OUT_MAX)?;
+        if self.monitor.map().osds.get(&osd).is_some_and(|info| info.in_cluster) {
+            let violation = format!("L1: {osd} has been gone for {OUT_MAX:?} and is not out");
+            return if self.is_off(&violation) { Ok(()) } else { Err(violation) };
+        }
+        self.counts.add(FaultKind::WentOut, 1);
+        self.settle()
     }
 
     fn strays(&self) -> Vec<String> {

@@ -30,6 +30,7 @@ use holdfast_types::{ClientId, Incarnation, LogVersion, RequestId};
 use holdfast_wire::peer::{LogEntry, SessionMemory};
 
 use crate::api::Limits;
+use crate::mutants::{Mutant, on};
 
 /// What the log knows of a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -290,6 +291,7 @@ impl Log {
         let sessions_max = limits.log_trim_batch + limits.log_trim_batch / 8 + 1;
         while (self.dups.len() > limits.dups_max || self.dups_bytes > limits.dups_bytes_max)
             && changed.len() < sessions_max
+            && !on(Mutant::DupsUntrimmed)
         {
             let Some(dup) = self.dups.pop_front() else { break };
             self.dups_bytes -= entry_bytes(&dup);
