@@ -813,10 +813,14 @@ impl Pg {
         let up: Vec<OsdId> = self.members.up.clone();
         let (is_up_set, epoch) = (self.members.acting == up, self.map.epoch);
         let full_size = up.len() == self.interval.size as usize;
+        let acting_count = self.members.acting.len();
         let Some(active) = self.active() else { return };
         let all_copied = active.all_copied() || on(Mutant::CleanTooEarly);
         if !whole || !all_copied || active.backfill.is_some() || !active.recovery.is_settled() {
             return;
+        }
+        if !is_up_set && up.len() < acting_count {
+            return; // the next peering would ask for the same members again; a map with a full up set ends this
         }
         if !is_up_set {
             if !up.is_empty() && active.asked_acting_at.is_none_or(|at| step.now.since(at) >= ASK_AGAIN) {
