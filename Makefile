@@ -31,7 +31,7 @@ bench: client-tools build ## measure this cluster beside the raw device and loop
 clients: client-tools build ## every real S3 client, all sizes
 	$(WITH) cargo xtask clients
 
-chaos: build ## kill -9 under load with a checker, two minutes and more
+chaos: client-tools build ## five minutes of kills, pauses, lost packets, full and failing disks, with checkers (root)
 	$(WITH) cargo xtask chaos
 
 clean: ## remove build products, not the RocksDB archive

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use holdfast_client::{Client, ClientConfig, Pool};
-use holdfast_devcluster::{DevCluster, Restart, Settings, Wishes};
+use holdfast_devcluster::{DevCluster, Launcher, Restart, Settings, Wishes};
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
@@ -102,9 +102,10 @@ pub async fn cluster(plan: &Plan, run: u32, each: &mut impl FnMut(Record)) -> an
     let settings = Settings {
         binary: plan.binary.clone(),
         dir: dir.path().to_path_buf(),
-        wishes: Wishes { mons: Some(1), osds: Some(OSDS), s3: None, capacity_bytes: Some(CAPACITY_BYTES) },
+        wishes: Wishes { mons: Some(1), osds: Some(OSDS), capacity_bytes: Some(CAPACITY_BYTES), ..Wishes::default() },
         restart: Restart::Never,
         environment: Vec::new(),
+        launcher: Launcher::default(),
     };
     let cluster = DevCluster::start(settings).await.context("the cluster does not start")?;
     let outcome = on_cluster(&cluster, plan, &cells, run, each).await;

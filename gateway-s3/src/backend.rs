@@ -262,6 +262,9 @@ pub trait Blobs: Send + Sync + 'static {
 
     /// Deletes stripes `0..stripes`, whether they exist or not.
     async fn delete(&self, blob: BlobId, stripes: u32) -> Result<(), BackendError>;
+
+    /// Whether room runs out: writes are refused for want of it, or soon will be.
+    async fn is_short_of_room(&self) -> Result<bool, BackendError>;
 }
 
 /// What an access key stands for.

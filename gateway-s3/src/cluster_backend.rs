@@ -31,11 +31,13 @@ pub struct Pools {
     pub index: String,
     /// Of blobs.
     pub data: String,
+    /// Copies in those that this gateway has to make; `None`: three.
+    pub copies: Option<u32>,
 }
 
 impl Default for Pools {
     fn default() -> Pools {
-        Pools { index: S3_INDEX_POOL.name.to_owned(), data: S3_DATA_POOL.name.to_owned() }
+        Pools { index: S3_INDEX_POOL.name.to_owned(), data: S3_DATA_POOL.name.to_owned(), copies: None }
     }
 }
 
@@ -45,11 +47,18 @@ pub enum ConnectError {
     /// The cluster.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// A pool made now would have no place for its copies.
-    #[error("pool {pool} cannot be made: the cluster has no storage daemon yet")]
-    NoOsds {
+    /// A pool made now would keep fewer copies, for ever.
+    #[error(
+        "pool {pool} is not made yet: the cluster has {osds} storage daemons, and its {copies} copies need as many; for \
+         fewer copies set `pool_size` in this gateway's file, or `holdfast pool create`"
+    )]
+    TooFewOsds {
         /// Its name.
         pool: String,
+        /// How many there are.
+        osds: u32,
+        /// Copies that it is to have.
+        copies: u32,
     },
     /// The monitors answered something else.
     #[error("the monitors' answer about pool {pool} makes no sense")]
@@ -72,29 +81,39 @@ pub async fn connect(client: Client) -> Result<Arc<Backend>, ConnectError> {
 /// # Errors
 /// [`ConnectError`].
 pub async fn connect_with(client: Client, pools: &Pools, keys_fresh: Duration) -> Result<Arc<Backend>, ConnectError> {
-    let (index, data) =
-        tokio::try_join!(pool(&client, &pools.index, &S3_INDEX_POOL), pool(&client, &pools.data, &S3_DATA_POOL),)?;
+    let (index, data) = tokio::try_join!(
+        pool(&client, pools, &pools.index, &S3_INDEX_POOL),
+        pool(&client, pools, &pools.data, &S3_DATA_POOL)
+    )?;
+    let blobs = blobs::PoolBlobs::new(data, client.clone());
     let keys = keys::ClusterKeys::new(client.cluster(), client);
     Ok(Arc::new(Backend {
         tables: Arc::new(tables::KvTables::new(index)),
-        blobs: Arc::new(blobs::PoolBlobs::new(data)),
+        blobs: Arc::new(blobs),
         keys: Arc::new(keys::KeyCache::new(keys, keys_fresh)),
     }))
 }
 
+/// Copies of a pool that a gateway makes.
+const COPIES: u32 = 3;
+
 /// The pool, made if it is not there.
-async fn pool(client: &Client, name: &str, standard: &StandardPool) -> Result<Pool, ConnectError> {
+async fn pool(client: &Client, pools: &Pools, name: &str, standard: &StandardPool) -> Result<Pool, ConnectError> {
     match client.pool(name).await {
         Err(ClientError::PoolNotFound { .. }) => {}
         found => return Ok(found?),
     }
-    // A pool keeps the number of copies that its maker could place: with no daemon that would be one, for ever.
+    // A pool keeps the number of copies that its maker asks for: those of the daemons that have come so far would do for
+    // the first minute only.
+    let copies = pools.copies.unwrap_or(COPIES);
     match client.mon_command(MonCommand::Status).await? {
-        MonReply::Status(status) if status.osds > 0 => {}
-        MonReply::Status(_) => return Err(ConnectError::NoOsds { pool: name.to_owned() }),
+        MonReply::Status(status) if status.osds >= copies => {}
+        MonReply::Status(status) => {
+            return Err(ConnectError::TooFewOsds { pool: name.to_owned(), osds: status.osds, copies });
+        }
         _ => return Err(ConnectError::Unexpected { pool: name.to_owned() }),
     }
-    match client.mon_command(standard.create_as(name)).await {
+    match client.mon_command(standard.create_as(name, Some(copies))).await {
         // Somebody else made it, and perhaps otherwise: it is the pool of that name.
         Ok(MonReply::Pool { .. }) | Err(ClientError::Mon(MonError::Exists { .. })) => {}
         Ok(_) => return Err(ConnectError::Unexpected { pool: name.to_owned() }),

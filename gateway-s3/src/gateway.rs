@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::backend::{Backend, BackendError, TableId};
 use crate::budget::{Budget, COPIES_MAX, RESERVED_BYTES};
@@ -99,6 +99,8 @@ pub struct Gateway {
     pub(crate) document_budget: Budget,
     pub(crate) listing_budget: Budget,
     pub(crate) copies: Semaphore,
+    /// Told when a request was refused because the cluster is full.
+    pub(crate) refused_for_room: Notify,
     buckets: Mutex<HashMap<String, (Arc<Bucket>, u64)>>,
 }
 
@@ -112,6 +114,7 @@ impl Gateway {
             document_budget: Budget::new(config.document_budget_bytes),
             listing_budget: Budget::new(config.listing_budget_bytes),
             copies: Semaphore::new(COPIES_MAX),
+            refused_for_room: Notify::new(),
             buckets: Mutex::new(HashMap::new()),
             config,
             backend,

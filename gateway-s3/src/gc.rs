@@ -12,6 +12,9 @@
 //! global table. When the note is old enough, all of their blobs are deleted, that is noted, then the table purged, then the
 //! note removed. A table that cannot be found before its blobs are noted as deleted keeps its note.
 //!
+//! When room runs out, garbage that was an object is deleted soon after, and rounds follow each other closely: who deletes
+//! to make room gets it. What is being written, and tables, keep the whole minimum age.
+//!
 //! Rounds of several gateways do not disturb each other: every step may be done twice. What cannot be collected does not
 //! keep the rest from it.
 
@@ -40,6 +43,13 @@ const PAGE_ROWS: usize = 256;
 /// Rows that are worked on at a time: space comes back in step with fast deleters, and requests hardly notice.
 const ROWS_AT_A_TIME: usize = 8;
 
+/// Pause between rounds while room is short.
+const PRESSED_EVERY: Duration = Duration::from_secs(5);
+/// Age at which what was an object is deleted while room is short, for who has just begun to read it.
+const PRESSED_AGE_MS: u64 = 10_000;
+/// How slowly it may be read then, in bytes for each millisecond: 4 MB/s.
+const PRESSED_READ_BYTES_PER_MS: u64 = 4_000;
+
 /// What one round did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Round {
@@ -47,23 +57,39 @@ pub struct Round {
     pub rows: u64,
     /// Blobs that were deleted.
     pub blobs: u64,
+    /// Room was short when it began.
+    pub is_pressed: bool,
 }
 
 impl Round {
     fn add(&mut self, other: Round) {
         self.rows += other.rows;
         self.blobs += other.blobs;
+        self.is_pressed |= other.is_pressed;
     }
 }
 
-/// Runs rounds until `stop`.
+/// Runs rounds until `stop`: one `every`, more of them while room is short.
 pub async fn run(gateway: &Gateway, every: Duration, stop: CancellationToken) {
+    let mut is_pressed = false;
+    let closely = PRESSED_EVERY.min(every);
     loop {
+        let pause = async {
+            tokio::time::sleep(closely).await;
+            if !is_pressed {
+                tokio::select! {
+                    () = tokio::time::sleep(every.saturating_sub(closely)) => {}
+                    () = gateway.refused_for_room.notified() => {}
+                }
+            }
+        };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(every) => {}
+            () = pause => {}
         }
-        match round(gateway).await {
+        // Who cannot be asked has not said that there is room again.
+        is_pressed = gateway.backend.blobs.is_short_of_room().await.unwrap_or(is_pressed);
+        match collect(gateway, is_pressed).await {
             Ok(Round { rows: 0, .. }) => {}
             Ok(done) => tracing::debug!(rows = done.rows, blobs = done.blobs, "garbage collected"),
             Err(error) => tracing::warn!(%error, "a round of the collector was cut short"),
@@ -73,7 +99,12 @@ pub async fn run(gateway: &Gateway, every: Duration, stop: CancellationToken) {
 
 /// Looks at every bucket once.
 pub async fn round(gateway: &Gateway) -> S3Result<Round> {
-    let mut done = Round::default();
+    let is_pressed = gateway.backend.blobs.is_short_of_room().await.unwrap_or(false);
+    collect(gateway, is_pressed).await
+}
+
+async fn collect(gateway: &Gateway, is_pressed: bool) -> S3Result<Round> {
+    let mut done = Round { is_pressed, ..Round::default() };
     let mut failures = Failures::default();
     let mut range = ScanRange { space: space::BUCKETS, start: Vec::new(), end: None };
     loop {
@@ -234,6 +265,7 @@ async fn blobs_of_dropped(gateway: &Gateway, table: TableId, space: u8, done: &m
 
 async fn table(gateway: &Gateway, table: TableId, done: &mut Round) -> S3Result<()> {
     let mut failures = Failures::default();
+    let is_pressed = done.is_pressed;
     let mut range = ScanRange { space: space::GC, start: Vec::new(), end: None };
     loop {
         let page =
@@ -242,7 +274,7 @@ async fn table(gateway: &Gateway, table: TableId, done: &mut Round) -> S3Result<
             .map(|(key, value)| async move {
                 let row = GcRow::from_bytes(&value)?;
                 let age_ms = gateway.clock.now_ms().saturating_sub(row.since_ms);
-                if age_ms < min_age_ms(gateway, &row) {
+                if age_ms < min_age_ms(gateway, &row, is_pressed) {
                     return Ok(Round::default());
                 }
                 collect_row(gateway, table, key, value, row).await
@@ -261,10 +293,12 @@ async fn table(gateway: &Gateway, table: TableId, done: &mut Round) -> S3Result<
 }
 
 /// The age at which garbage is deleted: once more the minimum for each GiB, so that whoever began to read it when it was
-/// an object can end at 1.2 MB/s.
-fn min_age_ms(gateway: &Gateway, row: &GcRow) -> u64 {
+/// an object can end at 1.2 MB/s. While room is short, not even the minimum: a reader that began just before the object
+/// went and reads slowly must fail, lest all who want to write do. What may still become an object is never taken early.
+fn min_age_ms(gateway: &Gateway, row: &GcRow, is_pressed: bool) -> u64 {
     let bytes = row.blobs.iter().fold(0u64, |sum, blob| sum.saturating_add(blob.bytes));
-    gateway.config.gc_min_age_ms().saturating_mul(1 + (bytes >> 30))
+    let usual = gateway.config.gc_min_age_ms().saturating_mul(1 + (bytes >> 30));
+    if is_pressed && !row.intent { usual.min(PRESSED_AGE_MS + bytes / PRESSED_READ_BYTES_PER_MS) } else { usual }
 }
 
 async fn collect_row(gateway: &Gateway, table: TableId, key: Vec<u8>, value: Bytes, row: GcRow) -> S3Result<Round> {

@@ -199,6 +199,9 @@ pub async fn handle(gateway: &Arc<Gateway>, request: Request) -> Response {
             tracing::debug!(%request_id, path = %raw_path, %error, "refused");
             let mut response = error.into_response(head, &raw_path, &request_id);
             // A client that waits for `100 Continue` reads this reply instead; then the connection is closed.
+            if response.status() == StatusCode::INSUFFICIENT_STORAGE {
+                gateway.refused_for_room.notify_one();
+            }
             let ended = http_body::Body::is_end_stream(&body);
             if waits_for_100 || (!ended && !drain(&mut body, DRAIN_BYTES_MAX).await) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -5,17 +5,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_mon_state::{Change, Command, Op, Outcome};
+use holdfast_net::mon_api::MESSAGE_BYTES_MAX;
 use holdfast_wire::mon::{MonCommand, MonError, MonReply};
+use openraft::Instant;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 
-use crate::machine::{AppliedState, unix_ms};
-use crate::raft::{Consensus, ConsensusError};
+use crate::host::{AsyncRuntime, Host};
+use crate::machine::AppliedState;
+use crate::raft::{APPEND_ENTRIES_MAX, Consensus, ConsensusError};
 
 /// Changes that wait at most; then callers wait.
 const QUEUE_MAX: usize = 1_024;
 /// Changes of one log entry.
 const BATCH_MAX: usize = 256;
+/// Bytes at which a log entry takes no further change: entries are sent to the other monitors within a second.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a change that is asked for. The largest are the wishes of one OSD for thousands of placement groups.
+const REQUEST_BYTES_MAX: usize = 256 << 10;
+const _: () = assert!(
+    (BATCH_BYTES_MAX + REQUEST_BYTES_MAX) * APPEND_ENTRIES_MAX + (1 << 20) <= MESSAGE_BYTES_MAX,
+    "the entries of one append fit a message"
+);
 /// How long an entry of nothing but `up_thru` and `pg_temp` waits for more of them: after a failure every primary asks
 /// within milliseconds.
 const LINGER: Duration = Duration::from_millis(20);
@@ -24,6 +34,7 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(3);
 
 struct Waiting {
     op: Op,
+    bytes: usize,
     answer: oneshot::Sender<Result<MonReply, ConsensusError>>,
 }
 
@@ -39,29 +50,42 @@ fn can_wait(change: &Change) -> bool {
 
 impl Batcher {
     /// A batcher, and the work that someone must run for it.
-    pub(crate) fn new(consensus: Arc<Consensus<AppliedState>>) -> (Batcher, impl Future<Output = ()>) {
+    pub(crate) fn new<H: Host>(
+        consensus: Arc<Consensus<AppliedState<H>, H>>,
+        state: Arc<AppliedState<H>>,
+    ) -> (Batcher, impl Future<Output = ()> + Send) {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-        (Batcher { queue }, run(consensus, waiting))
+        (Batcher { queue }, run(consensus, state, waiting))
     }
 
     /// Has a change committed; answers what the state machine made of it.
     pub(crate) async fn propose(&self, op: Op) -> Result<MonReply, ConsensusError> {
+        let bytes = minicbor::to_vec(&op).map_or(usize::MAX, |encoded| encoded.len());
+        if bytes > REQUEST_BYTES_MAX && matches!(op.change, Change::Request(_)) {
+            let reason = format!("a change of {bytes} bytes; {REQUEST_BYTES_MAX} are the most");
+            return Ok(MonReply::Failed(MonError::Invalid { reason }));
+        }
         let (answer, answered) = oneshot::channel();
         let stopped = || ConsensusError::Stopped { detail: "the monitor is shutting down".into() };
-        self.queue.send(Waiting { op, answer }).await.map_err(|_| stopped())?;
+        self.queue.send(Waiting { op, bytes, answer }).await.map_err(|_| stopped())?;
         answered.await.map_err(|_| stopped())?
     }
 }
 
-async fn run(consensus: Arc<Consensus<AppliedState>>, mut queue: mpsc::Receiver<Waiting>) {
+async fn run<H: Host>(
+    consensus: Arc<Consensus<AppliedState<H>, H>>,
+    state: Arc<AppliedState<H>>,
+    mut queue: mpsc::Receiver<Waiting>,
+) {
     while let Some(first) = queue.recv().await {
-        let deadline = Instant::now() + LINGER;
+        let deadline = <H::Runtime as AsyncRuntime>::Instant::now() + LINGER;
         let mut batch = vec![first];
-        while batch.len() < BATCH_MAX {
+        let bytes = |batch: &[Waiting]| batch.iter().fold(0usize, |sum, waiting| sum.saturating_add(waiting.bytes));
+        while batch.len() < BATCH_MAX && bytes(&batch) < BATCH_BYTES_MAX {
             match queue.try_recv() {
                 Ok(next) => batch.push(next),
                 Err(_) if batch.iter().all(|waiting| can_wait(&waiting.op.change)) => {
-                    match tokio::time::timeout_at(deadline, queue.recv()).await {
+                    match H::Runtime::timeout_at(deadline, queue.recv()).await {
                         Ok(Some(next)) => batch.push(next),
                         Ok(None) | Err(_) => break,
                     }
@@ -70,7 +94,7 @@ async fn run(consensus: Arc<Consensus<AppliedState>>, mut queue: mpsc::Receiver<
             }
         }
         let (ops, answers): (Vec<Op>, Vec<_>) = batch.into_iter().map(|waiting| (waiting.op, waiting.answer)).unzip();
-        let result = commit(&consensus, ops).await;
+        let result = commit(&consensus, &state, ops).await;
         for (index, answer) in answers.into_iter().enumerate() {
             let reply = match &result {
                 Ok(outcome) => Ok(outcome.replies.get(index).cloned().unwrap_or_else(missing)),
@@ -85,9 +109,13 @@ fn missing() -> MonReply {
     MonReply::Failed(MonError::Invalid { reason: "the monitors' log has a command of another release".into() })
 }
 
-async fn commit(consensus: &Consensus<AppliedState>, ops: Vec<Op>) -> Result<Outcome, ConsensusError> {
-    let command = Command { at_unix_ms: unix_ms(), ops };
-    let committed = tokio::time::timeout(COMMIT_TIMEOUT, consensus.propose(command.encode())).await;
+async fn commit<H: Host>(
+    consensus: &Consensus<AppliedState<H>, H>,
+    state: &AppliedState<H>,
+    ops: Vec<Op>,
+) -> Result<Outcome, ConsensusError> {
+    let command = Command { at_unix_ms: H::unix_ms(), ops, seen: Some(state.mark()) };
+    let committed = H::Runtime::timeout(COMMIT_TIMEOUT, consensus.propose(command.encode())).await;
     let outcome = committed.unwrap_or(Err(ConsensusError::NoQuorum))?;
     Outcome::decode(&outcome).map_err(|error| ConsensusError::Stopped { detail: error.to_string() })
 }

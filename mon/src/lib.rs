@@ -2,6 +2,7 @@
 //!
 //! - [`run`] starts one monitor and returns its [`Handle`]; several run side by side in one process.
 //! - [`raft`] is the consensus, the only module that knows the Raft library.
+//! - [`member`] is a monitor without its sockets, on any [`host`]: the system, or the simulator's.
 //! - `service` answers, `server` accepts, `batcher` gathers changes into log entries, `machine` holds the applied state.
 //!
 //! What it guarantees: an answered change is durable at a majority; a question's answer shows all that was committed
@@ -10,7 +11,10 @@
 
 mod batcher;
 mod config;
+pub mod host;
 mod machine;
+pub mod member;
+pub mod mutants;
 mod peers;
 pub mod raft;
 mod server;
@@ -18,7 +22,6 @@ mod service;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use holdfast_map::ClusterMap;
 use holdfast_types::{Epoch, MonId};
@@ -29,21 +32,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 pub use config::{Listen, MonConfig, RunError};
-use machine::AppliedState;
-use raft::{Consensus, Leadership, Seat};
-use service::{Service, Shared};
-
-/// How long a leader that shuts down waits for another one to take over.
-const HAND_OVER: Duration = Duration::from_millis(500);
-/// A monitor that answered this lately can take over.
-const CAN_TAKE_OVER: Duration = Duration::from_millis(500);
+use member::Member;
+use raft::{Leadership, Seat};
+use service::Shared;
 
 /// A running monitor.
 pub struct Handle {
     id: MonId,
     address: SocketAddr,
-    state: Arc<AppliedState>,
-    consensus: Arc<Consensus<AppliedState>>,
+    member: Arc<Member>,
     stop: CancellationToken,
     killed: CancellationToken,
     running: JoinHandle<Result<(), RunError>>,
@@ -61,7 +58,6 @@ pub async fn run(config: MonConfig, shutdown: CancellationToken) -> Result<Handl
     let address = listener
         .local_addr()
         .map_err(|source| RunError::Listen { address: "the socket that was handed over".into(), source })?;
-    let state = Arc::new(AppliedState::new(config.cluster));
     let peers = peers::Peers::new(config.cluster, config.id, &config.members)?;
     let seat = Seat {
         id: config.id,
@@ -70,36 +66,23 @@ pub async fn run(config: MonConfig, shutdown: CancellationToken) -> Result<Handl
         directory: &config.data,
         bootstrap: config.bootstrap,
     };
-    let consensus = Arc::new(Consensus::start(seat, Arc::clone(&state), Arc::new(peers)).await?);
-    let (batcher, batching) = batcher::Batcher::new(Arc::clone(&consensus));
     let stop = shutdown.child_token();
-    let service = Arc::new(Service {
-        cluster: config.cluster,
-        id: config.id,
-        members: config.members,
-        state: Arc::clone(&state),
-        consensus: Arc::clone(&consensus),
-        batcher,
-        leader: parking_lot::Mutex::new(None),
-        probing: parking_lot::Mutex::default(),
-        stop: stop.clone(),
-    });
+    let member: Arc<Member> = Arc::new(Member::start(seat, Arc::new(peers), stop.clone()).await?);
     info!(mon = %config.id, cluster = %config.cluster, %address, "monitor started");
-    let batching = tokio::spawn(batching);
-    let leading = tokio::spawn(Arc::clone(&service).lead());
     let serving_stop = CancellationToken::new();
-    let serving = tokio::spawn(server::serve(listener, Arc::new(Shared(Arc::clone(&service))), serving_stop.clone()));
+    let serving =
+        tokio::spawn(server::serve(listener, Arc::new(Shared(Arc::clone(member.service()))), serving_stop.clone()));
     let killed = CancellationToken::new();
     let running = tokio::spawn({
-        let (stop, killed, consensus) = (stop.clone(), killed.clone(), Arc::clone(&consensus));
+        let (stop, killed, member) = (stop.clone(), killed.clone(), Arc::clone(&member));
         async move {
             let mut end = Ok(());
             tokio::select! {
-                () = stop.cancelled() => hand_over(&consensus).await,
-                () = killed.cancelled() => service.stop.cancel(),
-                reason = consensus.stopped() => {
-                    error!(mon = %service.id, %reason, "this monitor takes no part any more and ends");
-                    service.stop.cancel();
+                () = stop.cancelled() => member.hand_over().await,
+                () = killed.cancelled() => stop.cancel(),
+                reason = member.stopped() => {
+                    error!(mon = %member.id(), %reason, "this monitor takes no part any more and ends");
+                    stop.cancel();
                     end = Err(RunError::Stopped { reason });
                 }
             }
@@ -108,14 +91,12 @@ pub async fn run(config: MonConfig, shutdown: CancellationToken) -> Result<Handl
                 serving.abort();
             }
             let _ = serving.await;
-            leading.abort();
-            batching.abort();
-            consensus.shutdown().await;
-            info!(mon = %service.id, "monitor stopped");
+            member.end().await;
+            info!(mon = %member.id(), "monitor stopped");
             end
         }
     });
-    Ok(Handle { id: config.id, address, state, consensus, stop, killed, running })
+    Ok(Handle { id: config.id, address, member, stop, killed, running })
 }
 
 async fn listen(listen: Listen) -> Result<TcpListener, RunError> {
@@ -127,17 +108,6 @@ async fn listen(listen: Listen) -> Result<TcpListener, RunError> {
             let taken = socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket));
             taken.map_err(|source| RunError::Listen { address: "the socket that was handed over".into(), source })
         }
-    }
-}
-
-/// Lets another monitor lead, so that a planned stop costs no election timeout.
-async fn hand_over(consensus: &Consensus<AppliedState>) {
-    let mut leadership = consensus.leadership();
-    let Leadership { leader, is_self: true, .. } = *leadership.borrow() else { return };
-    let other = consensus.answering(CAN_TAKE_OVER).into_iter().find(|mon| Some(*mon) != leader);
-    if let Some(other) = other {
-        consensus.step_down(other).await;
-        let _ = tokio::time::timeout(HAND_OVER, leadership.wait_for(|now| !now.is_self)).await;
     }
 }
 
@@ -157,13 +127,13 @@ impl Handle {
     /// Who leads, as far as this monitor knows.
     #[must_use]
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
-        self.consensus.leadership()
+        self.member.leadership()
     }
 
     /// The maps that this monitor has applied: the newest, and each one after it.
     #[must_use]
     pub fn maps(&self) -> watch::Receiver<Arc<ClusterMap>> {
-        self.state.maps()
+        self.member.maps()
     }
 
     /// Returns when the monitor is part of a quorum that serves: there is a leader, and the first map.
@@ -201,31 +171,82 @@ impl Handle {
 mod tests {
     use std::collections::BTreeMap;
 
+    use std::time::Duration;
+
     use holdfast_types::ClusterId;
 
     use super::*;
+    use crate::host::{Host as _, Production};
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_monitor_whose_disk_fails_ends_with_an_error() {
-        let directory = tempfile::tempdir().expect("a directory");
+    async fn alone(directory: &std::path::Path) -> Handle {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = socket.local_addr().expect("bound").to_string();
         let config = MonConfig {
             id: MonId(0),
             cluster: ClusterId([1; 16]),
-            data: directory.path().to_owned(),
+            data: directory.to_owned(),
             listen: Listen::Bound(socket),
             members: BTreeMap::from([(MonId(0), address)]),
             bootstrap: true,
         };
         let mon = run(config, CancellationToken::new()).await.expect("it starts");
         mon.ready().await;
-        let consensus = Arc::clone(&mon.consensus);
+        mon
+    }
+
+    async fn end_of(mon: Handle) -> String {
+        let end = tokio::time::timeout(Duration::from_secs(10), mon.join()).await.expect("it does not live on");
+        let Err(RunError::Stopped { reason }) = end else { panic!("{end:?}") };
+        reason
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_monitor_that_does_not_understand_a_command_applies_nothing_after_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mon = alone(directory.path()).await;
+        let member = Arc::clone(&mon.member);
+        let (consensus, state) = (Arc::clone(&member.service().consensus), Arc::clone(&member.service().state));
+        let epoch = state.map().epoch;
+        assert!(consensus.propose(vec![200, 1, 2]).await.is_err());
+        let later = holdfast_mon_state::Change::Flags(holdfast_map::ClusterFlags { full: true, near_full: true });
+        let op = holdfast_mon_state::Op { id: None, change: later };
+        let later = holdfast_mon_state::Command { at_unix_ms: Production::unix_ms(), ops: vec![op], seen: None };
+        assert!(consensus.propose(later.encode()).await.is_err());
+        drop((consensus, member));
+        let reason = end_of(mon).await;
+        assert!(reason.contains("does not understand command"), "{reason}");
+        assert_eq!(state.map().epoch, epoch);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_monitor_whose_map_is_not_the_one_of_its_leader_applies_nothing_more() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mon = alone(directory.path()).await;
+        let member = Arc::clone(&mon.member);
+        let consensus = Arc::clone(&member.service().consensus);
+        let mut mark = member.service().state.mark();
+        let seen = |mark, at_unix_ms| holdfast_mon_state::Command { at_unix_ms, ops: Vec::new(), seen: Some(mark) };
+        let now = Production::unix_ms();
+        assert!(consensus.propose(seen(mark, now).encode()).await.is_ok());
+        mark.checksum ^= 1;
+        let past = now - 2 * machine::COMPARED_MS;
+        assert!(consensus.propose(seen(mark, past).encode()).await.is_ok(), "whoever said that is gone");
+        assert!(consensus.propose(seen(mark, now).encode()).await.is_err());
+        drop((consensus, member));
+        let reason = end_of(mon).await;
+        assert!(reason.contains("checksum"), "{reason}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_monitor_whose_disk_fails_ends_with_an_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mon = alone(directory.path()).await;
+        let member = Arc::clone(&mon.member);
+        let consensus = Arc::clone(&member.service().consensus);
         consensus.break_disk();
         let refused = consensus.propose(Vec::new()).await;
         assert!(refused.is_err(), "an entry that is not durable was answered");
-        drop(consensus);
-        let end = tokio::time::timeout(Duration::from_secs(10), mon.join()).await.expect("it does not live on");
-        assert!(matches!(&end, Err(RunError::Stopped { .. })), "{end:?}");
+        drop((consensus, member));
+        end_of(mon).await;
     }
 }

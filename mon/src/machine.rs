@@ -1,44 +1,63 @@
 //! The applied state: `mon/state` behind a lock, and the newest map for all who wait for it.
 
 use std::collections::VecDeque;
+use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use holdfast_map::ClusterMap;
 use holdfast_mon_state::leader::Scene;
-use holdfast_mon_state::{Command, Outcome, STATE_BYTES_MAX, State};
+use holdfast_mon_state::{Command, Diverged, MapMark, PastMap, STATE_BYTES_MAX, State};
 use holdfast_net::mon_api::MESSAGE_BYTES_MAX;
 use holdfast_types::{ClusterId, Epoch};
 use holdfast_wire::mon::{MapUpdate, MonCommand, MonError, MonReply};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
+use crate::host::{Host, Production};
 use crate::raft::Machine;
 
 const _: () = assert!(STATE_BYTES_MAX + (64 << 10) <= MESSAGE_BYTES_MAX, "a snapshot reaches a monitor that is behind");
 
 /// The replicated state of this monitor.
-pub(crate) struct AppliedState {
+pub(crate) struct AppliedState<H: Host = Production> {
     cluster: ClusterId,
     state: RwLock<State>,
     newest: watch::Sender<Arc<ClusterMap>>,
     recent: Mutex<VecDeque<Arc<ClusterMap>>>,
+    host: PhantomData<H>,
 }
 
-/// The wall clock, in Unix milliseconds.
-pub(crate) fn unix_ms() -> u64 {
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
+/// A committed command was not applied. The log goes on behind it, so this monitor takes no part any more.
+#[derive(Debug, thiserror::Error)]
+enum NotApplied {
+    #[error(
+        "this release does not understand command {index} of the monitors' log: bring this monitor to the release of \
+         the one that leads"
+    )]
+    Foreign {
+        index: u64,
+        #[source]
+        source: minicbor::decode::Error,
+    },
+    #[error(
+        "at command {index}, {diverged}: one of the two is wrong. If the other monitors end with the same checksums, it is \
+         the one that leads. Stop the wrong one, empty its data directory and start it: it learns all from the others"
+    )]
+    Diverged { index: u64, diverged: Diverged },
 }
+
+/// The maps of a command's proposer and of whoever applies it are compared if it was proposed so lately: a monitor that
+/// was wrong, and has been emptied since, must not be met again in the log by those who start.
+pub(crate) const COMPARED_MS: u64 = 60_000;
 
 /// Maps that are kept for the leader's memory, which looks several times a second and should miss none.
 const RECENT_MAX: usize = 32;
 
-impl AppliedState {
-    pub(crate) fn new(cluster: ClusterId) -> AppliedState {
+impl<H: Host> AppliedState<H> {
+    pub(crate) fn new(cluster: ClusterId) -> AppliedState<H> {
         let state = State::new(cluster);
         let newest = watch::Sender::new(Arc::clone(state.map()));
-        AppliedState { cluster, state: RwLock::new(state), newest, recent: Mutex::default() }
+        AppliedState { cluster, state: RwLock::new(state), newest, recent: Mutex::default(), host: PhantomData }
     }
 
     /// The newest map that this monitor has applied, and each one after it.
@@ -56,13 +75,24 @@ impl AppliedState {
         recent.iter().filter(|map| map.epoch > seen).cloned().collect()
     }
 
+    /// What a proposal says of the newest map.
+    pub(crate) fn mark(&self) -> MapMark {
+        self.state.read().mark()
+    }
+
     /// What a leader decides from, now.
     pub(crate) fn scene(&self) -> Scene {
-        self.state.read().scene(unix_ms())
+        self.state.read().scene(H::unix_ms())
     }
 
     pub(crate) fn answer(&self, question: &MonCommand) -> Option<MonReply> {
-        self.state.read().answer(question)
+        let MonCommand::GetFullMap { epoch } = question else { return self.state.read().answer(question) };
+        // Commands and all other questions would wait while an old map is put together.
+        let past = self.state.read().map_at(*epoch);
+        Some(match past.and_then(PastMap::build) {
+            Some(map) => MonReply::Maps(MapUpdate { full: Some(map.encode_full().into()), increments: Vec::new() }),
+            None => MonReply::Failed(MonError::NotFound { what: "map".into(), name: epoch.to_string() }),
+        })
     }
 
     /// What a holder of `after` lacks, and the epoch that it then has.
@@ -94,24 +124,23 @@ impl AppliedState {
     }
 }
 
-impl Machine for AppliedState {
-    fn apply(&self, index: u64, command: &[u8]) -> Vec<u8> {
+impl<H: Host> Machine for AppliedState<H> {
+    fn apply(&self, index: u64, command: &[u8]) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+        // Skipping it would make another map of the same epoch here than at those who understand it.
+        let bytes = command;
+        let command = Command::decode(bytes).map_err(|source| NotApplied::Foreign { index, source })?;
         let mut state = self.state.write();
-        let outcome = match Command::decode(command) {
-            Ok(command) => state.apply(index, &command),
-            // The same everywhere: an older release in a mixed quorum must not be able to diverge silently.
-            Err(error) => {
-                tracing::error!(index, %error, "a committed command cannot be understood by this release");
-                let reason = format!("command {index} cannot be understood: {error}");
-                Outcome { epoch: state.map().epoch, replies: vec![MonReply::Failed(MonError::Invalid { reason })] }
-            }
-        };
+        if H::unix_ms().abs_diff(command.at_unix_ms) < COMPARED_MS {
+            state.check(&command).map_err(|diverged| NotApplied::Diverged { index, diverged })?;
+        }
+        let outcome = state.apply(index, &command);
+        H::applied(index, bytes, state.map().epoch);
         self.publish(state.map());
-        outcome.encode()
+        Ok(outcome.encode())
     }
 
     fn no_op(&self) -> Vec<u8> {
-        Command { at_unix_ms: 0, ops: Vec::new() }.encode()
+        Command::default().encode()
     }
 
     fn snapshot(&self) -> Vec<u8> {

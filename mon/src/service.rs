@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use futures::Stream;
 use holdfast_map::ClusterMap;
-use holdfast_mon_state::leader::{Due, Leader, ProbeResult, Quorum, Scene, Verdict};
+use holdfast_mon_state::leader::{Due, Leader, Quorum, Scene, Verdict};
 use holdfast_mon_state::{Change, Op, SPLIT_OPTION};
 use holdfast_net::mon_api::{Monitor, RaftBytes, check_cluster};
 use holdfast_types::{ClusterId, Incarnation, MonId, OsdId, RequestId, Timestamp};
 use holdfast_wire::mon::{FailureKind, MapUpdate, MonCommand, MonError, MonReply, MonRequest, Secret, Subscribe};
+use openraft::Instant as _;
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -24,13 +24,13 @@ use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
 use crate::batcher::Batcher;
+use crate::host::{AsyncRuntime, Host, Production, spawn};
 use crate::machine::AppliedState;
+use crate::mutants::{Mutant, on};
 use crate::raft::{Consensus, ConsensusError};
 
 /// How long a question waits for a majority to confirm the leader.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
-/// Connecting to an OSD that is reported; on a refused connection the answer comes at once.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A monitor that heard nothing of the quorum for this long ends its subscriptions, so that subscribers go elsewhere.
 const OUT_OF_TOUCH: Duration = Duration::from_secs(4);
 /// How often that is looked at.
@@ -43,24 +43,16 @@ const TICK: Duration = Duration::from_millis(200);
 const SUBSCRIBER_QUEUE: usize = 2;
 
 /// The service of one monitor.
-pub(crate) struct Service {
+pub(crate) struct Service<H: Host = Production> {
     pub(crate) cluster: ClusterId,
     pub(crate) id: MonId,
     pub(crate) members: BTreeMap<MonId, String>,
-    pub(crate) state: Arc<AppliedState>,
-    pub(crate) consensus: Arc<Consensus<AppliedState>>,
+    pub(crate) state: Arc<AppliedState<H>>,
+    pub(crate) consensus: Arc<Consensus<AppliedState<H>, H>>,
     pub(crate) batcher: Batcher,
     pub(crate) leader: Mutex<Option<Leader>>,
     pub(crate) probing: Mutex<BTreeSet<(OsdId, Incarnation)>>,
     pub(crate) stop: CancellationToken,
-}
-
-/// Now, on the clock that never goes back and counts suspend.
-pub(crate) fn now() -> Timestamp {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
-    Timestamp::from_nanos(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
 
 /// Whether a resend must find the first answer: everything but what daemons repeat anyway.
@@ -76,12 +68,12 @@ fn is_once(command: &MonCommand) -> bool {
     )
 }
 
-impl Service {
+impl<H: Host> Service<H> {
     /// Runs `work` on the leader's memory and the newest map, or answers who leads.
     fn leading<T>(&self, work: impl FnOnce(&mut Leader, &ClusterMap, Timestamp) -> T) -> Result<T, MonError> {
         let mut leader = self.leader.lock();
         let Some(leader) = leader.as_mut() else { return Err(self.not_leader()) };
-        let (map, now) = (self.state.map(), now());
+        let (map, now) = (self.state.map(), H::now());
         self.catch_up(leader, &map, now);
         Ok(work(leader, &map, now))
     }
@@ -90,7 +82,7 @@ impl Service {
     fn deciding<T>(&self, work: impl FnOnce(&mut Leader, &Scene, Timestamp) -> T) -> Result<T, MonError> {
         let mut leader = self.leader.lock();
         let Some(leader) = leader.as_mut() else { return Err(self.not_leader()) };
-        let (scene, now) = (self.state.scene(), now());
+        let (scene, now) = (self.state.scene(), H::now());
         self.catch_up(leader, &scene.map, now);
         Ok(work(leader, &scene, now))
     }
@@ -130,7 +122,7 @@ impl Service {
         MonReply::Done { epoch: self.state.map().epoch }
     }
 
-    async fn handle(self: &Arc<Self>, request: MonRequest) -> Result<MonReply, MonError> {
+    pub(crate) async fn handle(self: &Arc<Self>, request: MonRequest) -> Result<MonReply, MonError> {
         let MonRequest { id, command } = request;
         match command {
             MonCommand::GetMaps { .. } | MonCommand::GetFullMap { .. } => {
@@ -162,11 +154,13 @@ impl Service {
                 self.leading(|_, _, _| ())?;
                 let access_key = match access_key {
                     Some(access_key) => access_key,
-                    None => random_text(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", 20)?,
+                    None => random_text::<H>(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", 20)?,
                 };
                 let secret_key = match secret_key {
                     Some(secret) => secret,
-                    None => Secret(random_text(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", 40)?),
+                    None => {
+                        Secret(random_text::<H>(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", 40)?)
+                    }
                 };
                 let command = MonCommand::KeyNew { name, access_key: Some(access_key), secret_key: Some(secret_key) };
                 Ok(self.propose(Some(id), Change::Request(command)).await)
@@ -189,6 +183,11 @@ impl Service {
                 let reason = format!("{name} cannot be set: the OSDs of this release cannot split placement groups");
                 Err(MonError::Invalid { reason })
             }
+            // What was asked before and done finds the OSD gone: the log then gives the same answer again.
+            MonCommand::OsdRemove(osd) => {
+                self.leading(|leader, map, now| leader.may_remove(now, map, osd))??;
+                Ok(self.propose(Some(id), Change::Request(command)).await)
+            }
             MonCommand::OsdRegister { .. }
             | MonCommand::OsdBoot { .. }
             | MonCommand::OsdStopping { .. }
@@ -196,11 +195,12 @@ impl Service {
             | MonCommand::PgTemp { .. }
             | MonCommand::PoolCreate { .. }
             | MonCommand::PoolDelete { .. }
+            | MonCommand::PoolSet { .. }
             | MonCommand::OsdOut(_)
             | MonCommand::OsdIn(_)
             | MonCommand::OsdDown(_)
             | MonCommand::OsdReweight { .. }
-            | MonCommand::OsdRemove(_)
+            | MonCommand::OsdLost { .. }
             | MonCommand::OsdRelease(_)
             | MonCommand::FullRatios { .. }
             | MonCommand::Scrub { .. }
@@ -210,7 +210,7 @@ impl Service {
             | MonCommand::ConfigSet { .. }
             | MonCommand::ConfigRollback { .. } => {
                 self.leading(|_, _, _| ())?;
-                let id = is_once(&command).then_some(id);
+                let id = (is_once(&command) && !on(Mutant::ResendAppliedTwice)).then_some(id);
                 Ok(self.propose(id, Change::Request(command)).await)
             }
         }
@@ -218,7 +218,7 @@ impl Service {
 
     async fn question(&self, question: &MonCommand) -> Result<MonReply, MonError> {
         self.leading(|_, _, _| ())?;
-        match tokio::time::timeout(READ_TIMEOUT, self.consensus.read_barrier()).await {
+        match H::Runtime::timeout(READ_TIMEOUT, self.consensus.read_barrier()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(self.consensus_error(&error)),
             Err(_) => return Err(MonError::Unavailable),
@@ -248,8 +248,17 @@ impl Service {
                 Err(MonError::Stale { reason: format!("{target} is not up in that run, or {reporter} is not up") })
             }
             (Verdict::Propose(change), _) => {
-                info!(osd = %target, %incarnation, "marked down: silent, as reported by its peers");
-                Ok(self.propose(None, change).await)
+                match self.propose(None, change).await {
+                    // Others were marked down at the same moment: as if it had been held back before.
+                    MonReply::Failed(MonError::Unsafe { reason }) => {
+                        info!(osd = %target, %incarnation, reason, "silent, and not marked down");
+                        Ok(self.done())
+                    }
+                    reply => {
+                        info!(osd = %target, %incarnation, ?reply, "silent, as reported by its peers");
+                        Ok(reply)
+                    }
+                }
             }
             (Verdict::Probe, Some(address)) => {
                 self.start_probe(target, incarnation, address);
@@ -265,8 +274,8 @@ impl Service {
             return;
         }
         let service = Arc::clone(self);
-        tokio::spawn(async move {
-            let result = probe(&address).await;
+        spawn::<H, _>(async move {
+            let result = H::probe(address.clone()).await;
             service.probing.lock().remove(&(osd, incarnation));
             let change = service.leading(|leader, map, now| leader.on_probe(now, map, osd, incarnation, result));
             if let Ok(Some(change)) = change {
@@ -281,8 +290,7 @@ impl Service {
     /// Follows who leads, and does a leader's duties while it is this monitor.
     pub(crate) async fn lead(self: Arc<Self>) {
         let mut leadership = self.consensus.leadership();
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut tick = <H::Runtime as AsyncRuntime>::Instant::now();
         let mut leading_term = None;
         loop {
             let now_led = *leadership.borrow_and_update();
@@ -294,9 +302,9 @@ impl Service {
             } else if leading_term != Some(now_led.term) {
                 *self.leader.lock() = None;
                 // What earlier leaders committed must be applied before anything is decided.
-                let caught_up = tokio::time::timeout(READ_TIMEOUT, self.consensus.read_barrier()).await;
+                let caught_up = H::Runtime::timeout(READ_TIMEOUT, self.consensus.read_barrier()).await;
                 if let Ok(Ok(())) = caught_up {
-                    *self.leader.lock() = Some(Leader::new(now(), &self.state.map()));
+                    *self.leader.lock() = Some(Leader::new(H::now(), &self.state.map()));
                     leading_term = Some(now_led.term);
                     info!(term = now_led.term, epoch = %self.state.map().epoch, "leads");
                     self.publish_members().await;
@@ -304,17 +312,18 @@ impl Service {
             } else {
                 self.duties().await;
             }
-            let wait = async {
-                if now_led.is_self && leading_term.is_none() {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                } else {
-                    tick.tick().await;
-                }
+            let now = <H::Runtime as AsyncRuntime>::Instant::now();
+            let wait = if now_led.is_self && leading_term.is_none() {
+                now + Duration::from_millis(5)
+            } else {
+                tick = if tick > now { tick } else { now + TICK };
+                tick
             };
             tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return,
                 changed = leadership.changed() => if changed.is_err() { return },
-                () = wait => {}
+                () = H::Runtime::sleep_until(wait) => {}
             }
         }
     }
@@ -342,21 +351,13 @@ impl Service {
     }
 }
 
-async fn probe(address: &str) -> ProbeResult {
-    match tokio::time::timeout(PROBE_TIMEOUT, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => ProbeResult::Connected,
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => ProbeResult::Refused,
-        Ok(Err(_)) | Err(_) => ProbeResult::NoAnswer,
-    }
-}
-
 /// `length` characters of `alphabet`, from the system's random source, without bias.
-fn random_text(alphabet: &[u8], length: usize) -> Result<String, MonError> {
+fn random_text<H: Host>(alphabet: &[u8], length: usize) -> Result<String, MonError> {
     let mut text = String::with_capacity(length);
     let fair = 256 - 256 % alphabet.len();
     let mut bytes = [0u8; 64];
     while text.len() < length {
-        getrandom::fill(&mut bytes)
+        H::random(&mut bytes)
             .map_err(|error| MonError::Invalid { reason: format!("no random bytes from the system: {error}") })?;
         let chosen = bytes.iter().map(|byte| usize::from(*byte)).filter(|byte| *byte < fair);
         text.extend(chosen.filter_map(|byte| alphabet.get(byte % alphabet.len())).map(|byte| char::from(*byte)));

@@ -20,12 +20,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Ledger(Mutex<Vec<Vec<u8>>>, AtomicUsize);
 
 impl Machine for Ledger {
-    fn apply(&self, _: u64, command: &[u8]) -> Vec<u8> {
+    fn apply(&self, _: u64, command: &[u8]) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
         let mut ledger = self.0.lock();
         if !command.is_empty() {
             ledger.push(command.to_vec());
         }
-        ledger.len().to_be_bytes().to_vec()
+        Ok(ledger.len().to_be_bytes().to_vec())
     }
 
     fn no_op(&self) -> Vec<u8> {
@@ -279,7 +279,7 @@ async fn a_directory_opens_as_nobody_else() {
     let wires = Wires { from: MonId(1), reachable: Directory::default(), cut: Arc::default() };
     let (id, directory) = (MonId(1), quorum.disk(MonId(0)));
     let seat = Seat { id, cluster: CLUSTER, members: &other, directory: &directory, bootstrap: false };
-    let error = Consensus::start(seat, Arc::new(Ledger::default()), Arc::new(wires)).await.err().unwrap();
+    let error = <Consensus<Ledger>>::start(seat, Arc::new(Ledger::default()), Arc::new(wires)).await.err().unwrap();
     assert!(error.to_string().contains("belongs to mon.0"), "{error}");
     quorum.end().await;
 }

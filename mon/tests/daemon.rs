@@ -384,10 +384,42 @@ async fn garbage_closes_its_connection_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_that_has_stopped_without_a_word_costs_a_hurried_caller_no_answer() {
+    // Three times as long as the first attempt at a monitor, and less than the longest one.
+    const HURRY: Duration = Duration::from_millis(2900);
+    let quorum = Quorum::start(1).await;
+    // The kernel takes connections for it, as for a process that is stopped; nobody reads them.
+    let stopped = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addresses = [stopped.local_addr().unwrap().to_string()].into_iter().chain(quorum.members.values().cloned());
+    let addresses: Vec<String> = addresses.collect();
+    let session = MonSession::new(CLUSTER, &addresses, ClientId(1), Incarnation(1)).unwrap();
+    let answer = session.execute_within(MonCommand::Status, HURRY).await;
+    assert!(matches!(answer, Ok(MonReply::Status(_))), "{answer:?}");
+    // From now on the one that answers is asked first.
+    let answer = session.execute_within(MonCommand::Status, HURRY / 3).await;
+    assert!(matches!(answer, Ok(MonReply::Status(_))), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_of_another_cluster_is_refused() {
     let quorum = Quorum::start(1).await;
     let addresses: Vec<String> = quorum.members.values().cloned().collect();
     let stranger = MonSession::new(ClusterId([1; 16]), &addresses, ClientId(1), Incarnation(1)).unwrap();
     let refused = stranger.execute(MonCommand::KeyList).await.unwrap_err();
     assert!(refused.to_string().contains("serves cluster"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_no_follower_could_take_is_refused() {
+    let quorum = Quorum::start(3).await;
+    let session = quorum.session(1);
+    let large = |bytes: usize| MonCommand::ServiceRegister {
+        name: "n".repeat(bytes),
+        kind: "s3".into(),
+        address: "127.0.0.1:1".into(),
+        incarnation: Incarnation(1),
+    };
+    let refused = ask(&session, large(300 << 10)).await;
+    assert!(matches!(&refused, Err(MonError::Invalid { reason }) if reason.contains("bytes; ")), "{refused:?}");
+    ask(&session, large(100)).await.unwrap();
 }

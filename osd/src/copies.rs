@@ -6,9 +6,10 @@ use std::sync::Arc;
 use holdfast_map::ClusterMap;
 use holdfast_pg::{Limits, LoadError, Pg, ReadError};
 use holdfast_store::{Device, Engine, Index};
-use holdfast_types::{ClusterId, Epoch, Incarnation, OsdId, PgId, PoolId};
+use holdfast_types::{ClusterId, Epoch, Incarnation, OsdId, PgId, PoolId, Timestamp};
 
 use crate::daemon::OsdError;
+use crate::leases::Leases;
 use crate::local::{Local, pg_of, stored_maps};
 use crate::space::PeerSpace;
 
@@ -48,9 +49,9 @@ impl CaughtUp {
 /// The oldest epoch that a copy on this disk was left at; `None` without one. A copy whose epoch cannot be read is not taken
 /// up, and needs none.
 pub(crate) fn least_epoch<D: Device, I: Index>(engine: &Engine<D, I>) -> Option<Epoch> {
-    let space = PeerSpace::default();
+    let (space, leases) = (PeerSpace::default(), Leases::new(Timestamp::ZERO));
     let pgs = engine.collections().into_iter().filter_map(pg_of);
-    pgs.filter_map(|pg| Pg::stored_epoch(&Local::new(engine, pg, &space)).ok().flatten()).min()
+    pgs.filter_map(|pg| Pg::stored_epoch(&Local::new(engine, pg, &space, &leases)).ok().flatten()).min()
 }
 
 /// The kept maps from the one on that the oldest copy was left at. Each map costs the placement of all placement groups, at
@@ -106,9 +107,9 @@ pub fn take_up<D: Device, I: Index>(
     limits: Limits,
 ) -> Result<TakenUp, (PgId, LoadError)> {
     let mut taken = TakenUp::default();
-    let space = PeerSpace::default();
+    let (space, leases) = (PeerSpace::default(), Leases::new(Timestamp::ZERO));
     for pg in engine.collections().into_iter().filter_map(pg_of) {
-        let view = Local::new(engine, pg, &space);
+        let view = Local::new(engine, pg, &space, &leases);
         let load = || {
             let map = maps.from(Pg::stored_epoch(&view)?.unwrap_or(Epoch::ZERO)).clone();
             Pg::load(pg, whoami, incarnation, map, limits, &view)

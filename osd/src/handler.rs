@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use holdfast_net::{ConnectError, Connection, Handler, Message, Permit, Target};
-use holdfast_types::{Incarnation, OsdId};
+use holdfast_types::{Epoch, Incarnation, OsdId};
 use holdfast_wire::frame::{GoodbyeReason, PeerIdentity};
 use holdfast_wire::mon::MapUpdate;
 use holdfast_wire::peer::{Heartbeat, MapShare, PeerMessage};
@@ -13,7 +13,8 @@ use tokio::sync::mpsc::{Sender, UnboundedSender};
 use tracing::warn;
 
 use crate::barrier::BarrierWait;
-use crate::shard::{ClientArrival, Event, Question, Shards};
+use crate::leases::Leases;
+use crate::shard::{ClientArrival, Event, Question, Shards, now};
 
 /// Something that the failure detector must know at once.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +28,7 @@ pub(crate) struct OsdHandler {
     pub(crate) shards: Shards,
     pub(crate) signs: UnboundedSender<Sign>,
     pub(crate) maps: Sender<MapUpdate>,
+    pub(crate) leases: Arc<Leases>,
 }
 
 impl OsdHandler {
@@ -93,9 +95,12 @@ impl Handler for OsdHandler {
             }
             Some(Kind::Heartbeat) => {
                 let Some(heartbeat) = Self::decode::<Heartbeat>(from, &message) else { return };
+                if let Some((osd, incarnation)) = Self::osd_of(from) {
+                    self.leases.grant(now(), osd, incarnation);
+                }
                 // It goes through all shards' threads: while one is stuck the daemon is silent, though the process lives.
                 let (connection, request_id) = (from.clone(), message.request_id);
-                self.shards.ask(0, Question { connection, request_id, heartbeat, permit });
+                self.shards.ask(0, Question { connection, request_id, heartbeat, permit, epoch: Epoch::ZERO });
             }
             Some(Kind::MapShare) => {
                 if Self::osd_of(from).is_none() {

@@ -18,6 +18,7 @@ mod daemon;
 mod handler;
 mod heartbeat;
 mod identity;
+mod leases;
 mod local;
 mod lost;
 mod maps;
@@ -36,6 +37,7 @@ pub use daemon::{OsdError, OsdHandle, start};
 pub mod parts {
     pub use crate::copies::{CaughtUp, TakenUp, needed_maps, take_up};
     pub use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
+    pub use crate::leases::{EARLY_HEARTBEAT, EarlyBeats, Leases};
     pub use crate::local::{
         Local, OWN as OWN_COLLECTION, collection_of, map_transactions, own_collection, pg_of, stored_maps,
         to_transaction,

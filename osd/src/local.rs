@@ -4,11 +4,12 @@
 
 use bytes::Bytes;
 use holdfast_map::ClusterMap;
-use holdfast_pg::{LocalObjects, ObjectKey, ReadError, RowsPage, StoreOp};
+use holdfast_pg::{Granted, LocalObjects, ObjectKey, ReadError, RowsPage, StoreOp};
 use holdfast_store::{CollectionId, Device, Engine, Index, ReadError as StoreReadError, Transaction, TxOp};
-use holdfast_types::{Epoch, OsdId, PgId, PoolId};
+use holdfast_types::{Epoch, Incarnation, OsdId, PgId, PoolId, Timestamp};
 use holdfast_wire::{Blob, Effect, Row};
 
+use crate::leases::Leases;
 use crate::space::{self, PeerSpace};
 
 /// The collection of the daemon itself; pool 0 does not exist.
@@ -151,13 +152,14 @@ pub struct Local<'a, D, I> {
     engine: &'a Engine<D, I>,
     collection: CollectionId,
     peers: &'a PeerSpace,
+    leases: &'a Leases,
 }
 
 impl<'a, D: Device, I: Index> Local<'a, D, I> {
-    /// The collection of `pg` in the store; `peers` says who else has room.
+    /// The collection of `pg` in the store; `peers` says who else has room, `leases` what may be read.
     #[must_use]
-    pub fn new(engine: &'a Engine<D, I>, pg: PgId, peers: &'a PeerSpace) -> Local<'a, D, I> {
-        Local { engine, collection: collection_of(pg), peers }
+    pub fn new(engine: &'a Engine<D, I>, pg: PgId, peers: &'a PeerSpace, leases: &'a Leases) -> Local<'a, D, I> {
+        Local { engine, collection: collection_of(pg), peers, leases }
     }
 }
 
@@ -253,6 +255,18 @@ impl<D: Device, I: Index> LocalObjects for Local<'_, D, I> {
 
     fn peer_has_room(&self, osd: OsdId) -> bool {
         self.peers.has_room(osd)
+    }
+
+    fn lease_from(&self, osd: OsdId, incarnation: Incarnation, epoch: Epoch) -> Timestamp {
+        self.leases.from(osd, incarnation, epoch)
+    }
+
+    fn leases_granted(&self) -> Vec<Granted> {
+        self.leases.granted()
+    }
+
+    fn leases_forgotten_until(&self) -> Timestamp {
+        self.leases.forgotten_until()
     }
 }
 

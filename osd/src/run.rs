@@ -7,9 +7,9 @@ use std::time::Duration;
 use holdfast_map::ClusterMap;
 use holdfast_net::mon_session::MonSession;
 use holdfast_net::{Endpoint, Handler, Listener, LocalIdentity, NetConfig};
-use holdfast_pg::{Limits, Pg};
+use holdfast_pg::{EPOCHS_AHEAD_MAX, Limits, Pg};
 use holdfast_store::SubmitError;
-use holdfast_types::{Epoch, Incarnation, PgId};
+use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
 use holdfast_wire::Kind;
 use holdfast_wire::frame::PeerIdentity;
 use holdfast_wire::mon::{FailureKind, MapUpdate, MonCommand, MonReply};
@@ -23,6 +23,7 @@ use crate::copies::CaughtUp;
 use crate::daemon::{Base, OsdError, ask_maps, hangs};
 use crate::handler::{OsdHandler, Sign};
 use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
+use crate::leases::{EARLY_HEARTBEAT, EarlyBeats, Leases};
 use crate::local::map_transactions;
 use crate::maps::{MapUpdateError, Maps};
 use crate::monitors::{self, Wishes};
@@ -155,6 +156,7 @@ pub(crate) async fn run(
     let (signs, signs_seen) = mpsc::unbounded_channel();
     let (updates, updates_seen) = mpsc::channel(UPDATES_MAX);
     let report_due = Arc::new(Notify::new());
+    let leases = Arc::new(Leases::new(now()));
     let shared = Arc::new(Shared {
         osd: base.id,
         incarnation,
@@ -169,10 +171,12 @@ pub(crate) async fn run(
         lost_now: base.lost_now,
         stall_grace: STALL_GRACE,
         space: PeerSpace::default(),
+        leases: leases.clone(),
         fatal,
         report_due: report_due.clone(),
     });
-    let handler: Arc<dyn Handler> = Arc::new(OsdHandler { shards: shards.clone(), signs, maps: updates.clone() });
+    let handler: Arc<dyn Handler> =
+        Arc::new(OsdHandler { shards: shards.clone(), signs, maps: updates.clone(), leases: leases.clone() });
     let (start, newest) = (maps.start.clone(), maps.newest().clone());
     let run = Arc::new(Run {
         shared: shared.clone(),
@@ -216,12 +220,14 @@ pub(crate) async fn run(
     let end = loop {
         tokio::select! {
             () = base.stop.cancelled() => {
+                leases.give_up();
                 say_stopping(base, incarnation).await;
                 break Ok(RunEnd::Stopped);
             }
             Some(fatal) = fatal_seen.recv() => match fatal {
                 Fatal::Store(detail) => break Err(OsdError::StoreFailed { detail }),
                 Fatal::NotTaken(detail) => {
+                    leases.give_up();
                     say_stopping(base, incarnation).await;
                     break Ok(RunEnd::NotTaken { detail });
                 }
@@ -240,6 +246,8 @@ pub(crate) async fn run(
             }
         }
     };
+    // The next run's boot says that this one reads nothing any more.
+    leases.give_up();
     stop.cancel();
     for index in 0..shards.count() {
         shards.send_to(index, Event::Stop);
@@ -453,20 +461,28 @@ async fn watch_peers(
     stop: CancellationToken,
 ) {
     let mut table = HeartbeatTable::default();
-    let (answers, mut answers_seen) = mpsc::unbounded_channel::<HeartbeatReply>();
+    let (answers, mut answers_seen) = mpsc::unbounded_channel::<Answer>();
     let mut beat = tokio::time::interval(HEARTBEAT_INTERVAL);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut early_beats, mut early) = (EarlyBeats::default(), tokio::time::interval(EARLY_HEARTBEAT));
+    early.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = beat.tick() => {
                 table.watch(now(), &run.shared.peers.watched());
-                send_heartbeats(&run, &answers);
+                send_heartbeats(&run, &answers, run.shared.peers.watched().into_keys());
                 for verdict in table.overdue(now()) {
                     report_verdict(&session, &run, verdict);
                 }
             }
-            Some(reply) = answers_seen.recv() => {
+            // Nobody waits a whole interval for the first lease of a peer's new run, or of this one's.
+            _ = early.tick() => {
+                let due = early_beats.due(now(), &run.shared.peers.watched(), &run.shared.leases);
+                send_heartbeats(&run, &answers, due);
+            }
+            Some(Answer { asked, reply }) = answers_seen.recv() => {
+                run.shared.leases.got(reply.from, reply.incarnation, reply.epoch, asked);
                 run.shared.space.note(reply.from, reply.full.unwrap_or(false));
                 if let Some(verdict) = table.answered(now(), reply.from, reply.incarnation) {
                     report_verdict(&session, &run, verdict);
@@ -486,19 +502,27 @@ async fn watch_peers(
     }
 }
 
-fn send_heartbeats(run: &Arc<Run>, answers: &mpsc::UnboundedSender<HeartbeatReply>) {
+/// An answered heartbeat.
+struct Answer {
+    /// When it was sent.
+    asked: Timestamp,
+    reply: HeartbeatReply,
+}
+
+fn send_heartbeats(run: &Arc<Run>, answers: &mpsc::UnboundedSender<Answer>, to: impl IntoIterator<Item = OsdId>) {
+    let asked = now();
     let heartbeat = Heartbeat {
         from: run.shared.osd,
         incarnation: run.shared.incarnation,
         epoch: run.newest.borrow().epoch,
-        stamp: now().as_nanos(),
+        stamp: asked.as_nanos(),
     };
-    for osd in run.shared.peers.watched().into_keys() {
+    for osd in to {
         let (peers, answers) = (run.shared.peers.clone(), answers.clone());
         tokio::spawn(async move {
-            // Given up after the grace: at most five are under way for one peer.
+            // Given up after the grace: at most five are under way for one peer, and the early ones.
             if let Some(reply) = peers.heartbeat(osd, &heartbeat, HEARTBEAT_GRACE).await {
-                let _ = answers.send(reply);
+                let _ = answers.send(Answer { asked, reply });
             }
         });
     }
@@ -508,7 +532,9 @@ fn send_heartbeats(run: &Arc<Run>, answers: &mpsc::UnboundedSender<HeartbeatRepl
 fn share_maps(run: &Run, reply: &HeartbeatReply) {
     let maps = run.maps.lock();
     let mine = maps.current().epoch;
-    if reply.epoch > mine {
+    if reply.epoch.0 > mine.0.saturating_add(EPOCHS_AHEAD_MAX) {
+        debug!(from = %reply.from, epoch = %reply.epoch, "a peer speaks of a map far ahead");
+    } else if reply.epoch > mine {
         run.shared.wishes.want_map(reply.epoch);
     } else if reply.epoch < mine
         && let Some(increments) = maps.after(reply.epoch)

@@ -14,10 +14,12 @@ use std::time::Duration;
 
 use holdfast_map::{ClusterMap, PgMembers};
 use holdfast_net::{Connection, Permit};
-use holdfast_pg::{Input, Limits, Outbox, Output, Pg, ReplyTo, Slot, StoreOp, TxnId, answer_without_copy};
+use holdfast_pg::{
+    EPOCHS_AHEAD_MAX, Input, Limits, Outbox, Output, Pg, ReplyTo, Slot, StoreOp, TxnId, answer_without_copy,
+};
 use holdfast_store::{Store, SubmitError};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
-use holdfast_wire::mon::PgReport;
+use holdfast_wire::mon::{PgReport, PgTempWish};
 use holdfast_wire::peer::{Heartbeat, HeartbeatReply, PeerBody, PeerMessage};
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, Kind, RefusedReason};
 use tokio::sync::oneshot;
@@ -27,6 +29,7 @@ use crate::answers::{respond, respond_client};
 use crate::barrier::BarrierWait;
 use crate::counters::Counters;
 use crate::heartbeat::HEARTBEAT_GRACE;
+use crate::leases::Leases;
 use crate::local::{Local, collection_of, to_transaction};
 use crate::monitors::Wishes;
 use crate::peers::{Held, Outbound, Peers};
@@ -38,9 +41,6 @@ use crate::space::{self, PeerSpace};
 pub(crate) const STALL_GRACE: Duration = Duration::from_secs(3 * HEARTBEAT_GRACE.as_secs());
 /// Longest wait of the thread for its next event; it then looks for clients that went away.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
-/// A request that names a map further ahead than this is refused: no client is so much better informed than an OSD that
-/// lives, and what waits for a map that never comes would wait for ever.
-const EPOCHS_AHEAD_MAX: u64 = 4_096;
 /// Requests of clients with a newer map than this daemon's that may wait for that map. Each holds a permit.
 const WAITING_FOR_MAP_MAX: usize = 4096;
 /// Barriers that may wait for a map. Each holds a permit.
@@ -128,6 +128,8 @@ pub(crate) struct Question {
     pub(crate) request_id: u64,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) permit: Permit,
+    /// The newest that a shard had when this came by (`leases`).
+    pub(crate) epoch: Epoch,
 }
 
 /// What is for one shard.
@@ -217,6 +219,8 @@ pub(crate) struct Shared {
     pub(crate) fatal: tokio::sync::mpsc::UnboundedSender<Fatal>,
     /// Who has no room.
     pub(crate) space: PeerSpace,
+    /// Read leases, given and got.
+    pub(crate) leases: Arc<Leases>,
     /// Told when a report to the monitors is due.
     pub(crate) report_due: Arc<tokio::sync::Notify>,
 }
@@ -232,6 +236,7 @@ pub(crate) enum Fatal {
 }
 
 struct Pending {
+    pg: PgId,
     connection: Arc<Connection>,
     request_id: u64,
     _permit: Permit,
@@ -316,12 +321,26 @@ impl Shard {
                 self.step_pg(pg, Input::Durable(txn));
             }
             if now().since(self.looked_for_lost_clients) >= IDLE_WAIT {
-                // Nobody waits on a closed connection: its requests' memory is given back.
                 self.looked_for_lost_clients = now();
-                self.replies.retain(|_, pending| !pending.connection.is_closed());
+                self.drop_lost_clients();
                 self.barriers.retain(|barrier| !barrier.is_given_up());
                 self.waiting_for_map.retain(|arrival| !arrival.connection.is_closed());
             }
+        }
+    }
+
+    /// Nobody waits on a closed connection: its requests' memory is given back.
+    fn drop_lost_clients(&mut self) {
+        let mut gone = BTreeMap::<PgId, Vec<ReplyTo>>::new();
+        self.replies.retain(|number, pending| {
+            let closed = pending.connection.is_closed();
+            if closed {
+                gone.entry(pending.pg).or_default().push(ReplyTo(*number));
+            }
+            !closed
+        });
+        for (pg, gone) in gone {
+            self.step_pg(pg, Input::ClientsGone(gone));
         }
     }
 
@@ -369,7 +388,8 @@ impl Shard {
 
     /// Answers the heartbeats that wait, or passes them on.
     fn answer(&mut self, inbox: &Inbox) {
-        for question in inbox.questions.try_iter() {
+        for mut question in inbox.questions.try_iter() {
+            question.epoch = question.epoch.max(self.step.map.epoch);
             if self.index + 1 < self.shared.shards.count() {
                 self.shared.shards.ask(self.index + 1, question);
                 continue;
@@ -382,7 +402,7 @@ impl Shard {
             let reply = HeartbeatReply {
                 from: *osd,
                 incarnation: *incarnation,
-                epoch: self.step.map.epoch,
+                epoch: question.epoch,
                 stamp: question.heartbeat.stamp,
                 full: (!space::has_room(self.shared.store.engine(), 0)).then_some(true),
             };
@@ -452,6 +472,10 @@ impl Shard {
 
     fn peer(&mut self, from: OsdId, incarnation: Incarnation, message: PeerMessage) {
         let pg = message.pg;
+        if message.epoch.0 > self.step.map.epoch.0.saturating_add(EPOCHS_AHEAD_MAX) {
+            debug!(%pg, %from, epoch = %message.epoch, "message of a map far ahead dropped");
+            return;
+        }
         if !self.pgs.contains_key(&pg) {
             if message.epoch > self.step.map.epoch {
                 self.shared.wishes.want_map(message.epoch);
@@ -504,7 +528,7 @@ impl Shard {
         self.next_reply += 1;
         let number = self.next_reply;
         let ClientArrival { connection, request_id, request, permit } = arrival;
-        self.replies.insert(number, Pending { connection, request_id, _permit: permit });
+        self.replies.insert(number, Pending { pg, connection, request_id, _permit: permit });
         self.step_pg(pg, Input::Client { reply_to: ReplyTo(number), request });
     }
 
@@ -572,7 +596,7 @@ impl Shard {
             return;
         }
         let Some(pg) = self.pgs.get_mut(&id) else { return };
-        let view = Local::new(self.shared.store.engine(), id, &self.shared.space);
+        let view = Local::new(self.shared.store.engine(), id, &self.shared.space, &self.shared.leases);
         pg.step(now(), input, &view, &mut self.outbox);
         let mut last_sent: Option<(Arc<PeerMessage>, Option<Outbound>)> = None;
         for output in std::mem::take(&mut self.outbox) {
@@ -605,13 +629,20 @@ impl Shard {
         match output {
             Output::Submit { txn, ops } => self.submit(pg, txn, ops),
             Output::Send { to, message } => self.send(to, Outbound::new(Kind::Peer, &*message).as_ref()),
-            Output::Reply { reply_to, reply } => {
+            Output::Reply { reply_to, mut reply, valid_until } => {
+                if valid_until.is_some_and(|until| now() >= until) {
+                    reply.outcome = ClientOutcome::Refused(RefusedReason::Busy);
+                }
                 if let Some(pending) = self.replies.remove(&reply_to.0) {
                     respond_client(&pending.connection, pending.request_id, &reply, &mut self.held);
                 }
             }
             Output::AskUpThru { at_least } => self.shared.wishes.want_up_thru(at_least),
-            Output::AskPgTemp { want } => self.shared.wishes.want_pg_temp(pg, want),
+            Output::AskPgTemp { want } => {
+                if let Some(seen) = self.pgs.get(&pg).map(|pg| pg.acting().to_vec()) {
+                    self.shared.wishes.want_pg_temp(PgTempWish { pg, acting: want, seen: Some(seen) });
+                }
+            }
             Output::NeedMap { at_least } => self.shared.wishes.want_map(at_least),
             Output::Reserve(slot) => {
                 if self.shared.slots.reserve(slot, pg) {
@@ -723,6 +754,7 @@ mod tests {
             stall_grace,
             fatal: tokio::sync::mpsc::unbounded_channel().0,
             space: PeerSpace::default(),
+            leases: Arc::new(Leases::new(now())),
             report_due: Arc::default(),
         })
     }
@@ -740,7 +772,8 @@ mod tests {
         fn on_message(&self, from: &Arc<Connection>, message: Message, permit: Permit) {
             let heartbeat = decode(message.kind, &message.body, &message.payload()).expect("a heartbeat");
             let (connection, request_id) = (from.clone(), message.request_id);
-            self.0.send(Question { connection, request_id, heartbeat, permit }).expect("the test listens");
+            let epoch = Epoch::ZERO;
+            self.0.send(Question { connection, request_id, heartbeat, permit, epoch }).expect("the test listens");
         }
     }
 

@@ -5,6 +5,13 @@
 //! "refused" from "perhaps done", which is the difference that a checker lives from.
 
 pub mod content;
+pub mod fabric;
+pub mod field;
+pub mod history;
 pub mod ledger;
+pub mod linear;
+pub mod load;
 pub mod s3;
+pub mod stalls;
+pub mod watch;
 pub mod world;

@@ -5,6 +5,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use hmac::{Hmac, Mac as _};
 use http::{Method, Request, StatusCode};
@@ -14,6 +16,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use md5::Md5;
 use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use quick_xml::events::Event;
@@ -130,7 +133,8 @@ impl S3 {
     /// # Errors
     /// [`S3Error`].
     pub async fn compare(&self, bucket: &str, key: &str, content: Content) -> Result<bool, S3Error> {
-        let (mut connection, reply) = self.send(Method::GET, bucket, key, &[], none()).await?;
+        let request = self.signed(&Method::GET, bucket, key, &[], none()).map_err(unknown)?;
+        let (mut connection, reply) = self.send(request).await?;
         let mut body = succeeded(reply).await?;
         let (mut at, mut equal) = (0u64, true);
         while let Some(frame) = body.frame().await {
@@ -149,6 +153,37 @@ impl S3 {
     /// [`S3Error`].
     pub async fn delete(&self, bucket: &str, key: &str) -> Result<(), S3Error> {
         self.call(Method::DELETE, bucket, key, &[], none()).await.map(|_| ())
+    }
+
+    /// Deletes objects by one request: the keys that were not deleted, each with S3's code.
+    ///
+    /// # Errors
+    /// [`S3Error`], when the whole request failed.
+    pub async fn delete_many(&self, bucket: &str, keys: &[String]) -> Result<Vec<(String, String)>, S3Error> {
+        let objects = keys.iter().map(|key| format!("<Object><Key>{}</Key></Object>", quick_xml::escape::escape(key)));
+        let document = format!("<Delete><Quiet>true</Quiet>{}</Delete>", objects.collect::<String>());
+        let digest = BASE64_STANDARD.encode(Md5::digest(&document));
+        let body = Full::new(Bytes::from(document)).boxed();
+        let mut request = self.signed(&Method::POST, bucket, "", &[("delete", "")], body).map_err(unknown)?;
+        request.headers_mut().insert("content-md5", digest.parse().map_err(unknown)?);
+        let reply = self.answer_within(REQUEST_LIMIT, request).await?;
+        let (mut failed, mut current) = (Vec::new(), String::new());
+        for (name, text) in elements(&reply)? {
+            match name.as_str() {
+                "Key" => current = text,
+                "Code" => failed.push((current.clone(), text)),
+                _ => {}
+            }
+        }
+        Ok(failed)
+    }
+
+    /// Deletes an empty bucket.
+    ///
+    /// # Errors
+    /// [`S3Error`].
+    pub async fn delete_bucket(&self, bucket: &str) -> Result<(), S3Error> {
+        self.call(Method::DELETE, bucket, "", &[], none()).await.map(|_| ())
     }
 
     /// All keys below a prefix, page by page. Fails when they are out of order or one comes twice.
@@ -194,8 +229,13 @@ impl S3 {
         query: &[(&str, &str)],
         body: RequestBody,
     ) -> Result<Bytes, S3Error> {
+        let request = self.signed(&method, bucket, key, query, body).map_err(unknown)?;
+        self.answer_within(limit, request).await
+    }
+
+    async fn answer_within(&self, limit: Duration, request: Request<RequestBody>) -> Result<Bytes, S3Error> {
         let whole = async {
-            let (mut connection, reply) = self.send(method, bucket, key, query, body).await?;
+            let (mut connection, reply) = self.send(request).await?;
             let body = succeeded(reply).await;
             let bytes = match body {
                 Ok(body) => Ok(body.collect().await.map_err(unknown)?.to_bytes()),
@@ -209,14 +249,9 @@ impl S3 {
 
     async fn send(
         &self,
-        method: Method,
-        bucket: &str,
-        key: &str,
-        query: &[(&str, &str)],
-        body: RequestBody,
+        request: Request<RequestBody>,
     ) -> Result<(Option<SendRequest<RequestBody>>, http::Response<Incoming>), S3Error> {
         let mut connection = self.connection().await?;
-        let request = self.signed(&method, bucket, key, query, body).map_err(unknown)?;
         let reply = connection.send_request(request).await.map_err(unknown)?;
         Ok((Some(connection), reply))
     }
@@ -286,7 +321,7 @@ impl S3 {
                 "authorization",
                 format!("AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders={SIGNED}, Signature={signature}"),
             );
-        if *method == Method::PUT {
+        if *method == Method::PUT || *method == Method::POST {
             request = request.header("content-length", length);
         }
         request.body(body)
@@ -310,7 +345,8 @@ async fn succeeded(reply: http::Response<Incoming>) -> Result<Incoming, S3Error>
     }
     let text = body.collect().await.map_err(unknown)?.to_bytes();
     let code = element(&text, "Code").unwrap_or_default();
-    if parts.status.is_server_error() {
+    // A full cluster is no server's fault: it refuses, and nothing has happened.
+    if parts.status.is_server_error() && parts.status != StatusCode::INSUFFICIENT_STORAGE {
         let message = element(&text, "Message").unwrap_or_default();
         return Err(unknown(format!("{} {code}: {message}", parts.status.as_u16())));
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use holdfast_devcluster::{DaemonName, DevCluster, Restart, Settings, Wishes};
+use holdfast_devcluster::{DaemonName, DevCluster, Launcher, Restart, Settings, Wishes};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use tempfile::TempDir;
@@ -69,13 +69,22 @@ impl World {
     /// # Errors
     /// When it does not come up.
     pub async fn start(mons: u32, osds: u32) -> anyhow::Result<World> {
+        World::start_as(Wishes { mons: Some(mons), osds: Some(osds), ..Wishes::default() }).await
+    }
+
+    /// [`World::start`], with more to say on the cluster's shape.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn start_as(wishes: Wishes) -> anyhow::Result<World> {
         let dir = tempfile::Builder::new().prefix("holdfast-test-").tempdir()?;
         let settings = Settings {
             binary: binary(),
             dir: dir.path().to_path_buf(),
-            wishes: Wishes { mons: Some(mons), osds: Some(osds), ..Wishes::default() },
+            wishes,
             restart: Restart::Never,
             environment: Vec::new(),
+            launcher: Launcher::default(),
         };
         let cluster = DevCluster::start(settings).await;
         let cluster = cluster.inspect_err(|_| println!("   its logs are kept in {}", dir.path().display()));

@@ -11,6 +11,9 @@ const END_TO_END: [&str; 1] = ["holdfast-tests"];
 /// Seeds of each world of the simulator that every check runs: 420 runs, about a minute.
 const SIM_SEEDS: u64 = 60;
 
+/// Seeds of the monitors' simulator that every check runs: less than a minute.
+const MONITOR_SEEDS: u64 = 60;
+
 /// All steps; `fast` leaves out what needs the release binary.
 pub fn all(fast: bool) -> anyhow::Result<()> {
     println!("\n== layers");
@@ -25,6 +28,7 @@ pub fn all(fast: bool) -> anyhow::Result<()> {
     )?;
     unit_tests()?;
     simulation(SIM_SEEDS, 0, &[])?;
+    monitors(MONITOR_SEEDS, 0, &[])?;
     if !fast {
         end_to_end::tests(false)?;
         end_to_end::clients(true, None)?;
@@ -60,4 +64,12 @@ pub fn simulation(seeds: u64, from: u64, rest: &[&str]) -> anyhow::Result<()> {
     let mut command = cargo(&["run", "--quiet", "--release", "--locked", "--package", "holdfast-sim", "--"]);
     command.args(["--seeds", &seeds, "--from", &from]).args(rest);
     step("simulation", &mut command).context("a line above names the seed that failed, and how to replay it")
+}
+
+/// Runs `seeds` seeds of the monitors' simulator from `from` on, optimised: most of the time is the Raft library's.
+pub fn monitors(seeds: u64, from: u64, rest: &[String]) -> anyhow::Result<()> {
+    let (seeds, from) = (seeds.to_string(), from.to_string());
+    let mut command = cargo(&["run", "--quiet", "--release", "--locked", "--package", "holdfast-mon-sim", "--"]);
+    step("simulation of the monitors", command.args(["--seeds", &seeds, "--from", &from]).args(rest))
+        .context("the lines above name the seeds that failed")
 }

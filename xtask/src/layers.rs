@@ -48,7 +48,7 @@ const LAYERS: &[Layer] = &[
 ];
 
 /// These stand on top: they may use everything, and nothing may use them.
-const TOP: &[&str] = &["cli", "sim", "tests", "bench", "xtask"];
+const TOP: &[&str] = &["cli", "sim", "mon-sim", "tests", "bench", "xtask"];
 
 /// Not to be found beneath a pure crate.
 const FORBIDDEN_BENEATH_PURE: &[&str] =

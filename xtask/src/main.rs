@@ -50,11 +50,27 @@ enum Command {
         #[arg(long, default_value_t = 40)]
         budget: u64,
     },
-    /// Load with a checker while processes get kill -9.
+    /// Runs seeds of the simulator of the monitors; what follows is passed on.
+    SimMonitors {
+        /// How many.
+        #[arg(long, default_value_t = 100)]
+        seeds: u64,
+        /// The first one.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// See `cargo xtask sim-monitors -- --help`.
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
+    /// Load with checkers while processes, network, disks and clocks are broken; needs root. From five minutes on every
+    /// kind of fault is dealt and the stalls of writes are measured.
     Chaos {
-        /// How long the load runs.
-        #[arg(long, default_value_t = 2.0)]
+        /// How long faults are dealt.
+        #[arg(long, default_value_t = 5.0)]
         minutes: f64,
+        /// Which faults in which order, and what is written. Drawn and printed without.
+        #[arg(long)]
+        seed: Option<u64>,
     },
     /// Every real S3 client against a fresh cluster.
     Clients {
@@ -86,13 +102,14 @@ fn main() -> anyhow::Result<()> {
         Command::Check { fast } => check::all(fast),
         Command::Layers => layers::check(),
         Command::Files => files::report(),
+        Command::SimMonitors { seeds, from, rest } => check::monitors(seeds, from, &rest),
         Command::Sim { seeds, from, world, trace } => {
             let mut rest: Vec<&str> = world.iter().flat_map(|world| ["--world", world]).collect();
             rest.extend(trace.then_some("--trace"));
             check::simulation(seeds, from, &rest)
         }
         Command::Mutants { budget } => check::mutants(budget),
-        Command::Chaos { minutes } => end_to_end::chaos(minutes),
+        Command::Chaos { minutes, seed } => end_to_end::chaos(minutes, seed),
         Command::Clients { quick, only } => end_to_end::clients(quick, only.as_deref()),
         Command::EndToEnd { full } => end_to_end::tests(full),
         Command::Demo => end_to_end::demo(),

@@ -178,8 +178,17 @@ pub enum OsdVerb {
     /// Fences: clients that somebody else took over from, and that get nothing done any more.
     #[command(subcommand)]
     Blocklist(BlocklistVerb),
-    /// Forget one that is down, out and empty.
+    /// Forget one that is down and out. Refused while anything may be on its disk only.
     Rm {
+        /// Which, such as osd.3 or 3.
+        osd: OsdId,
+        /// Its name once more, such as osd.3.
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
+    },
+    /// Give up what only this one has, because its disk is gone for good: nobody waits for it any more. The newest
+    /// acknowledged writes may be lost by that.
+    Lost {
         /// Which, such as osd.3 or 3.
         osd: OsdId,
         /// Its name once more, such as osd.3.
@@ -282,6 +291,20 @@ pub enum PoolVerb {
         /// Expected part of the cluster's data, in percent.
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
         share_percent: Option<u32>,
+    },
+    /// Change a pool. Data moves by itself.
+    Set {
+        /// Its name.
+        name: String,
+        /// Copies. With more than before, the fewest to serve with stay as they are until they are raised, too.
+        #[arg(long, required_unless_present_any = ["min_size", "failure_domain"])]
+        size: Option<u32>,
+        /// Fewest copies to serve with. Raise it when all is clean: what has fewer copies is not served.
+        #[arg(long)]
+        min_size: Option<u32>,
+        /// What no two copies share: `host`, `rack`, `osd`.
+        #[arg(long)]
+        failure_domain: Option<String>,
     },
     /// Delete a pool and all that is in it.
     Rm {

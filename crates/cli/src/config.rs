@@ -116,6 +116,9 @@ pub struct S3File {
     /// The pool of object data.
     #[serde(default = "default_data_pool")]
     pub data_pool: String,
+    /// Copies in those pools, if this gateway has to make them; three without, and it waits for as many OSDs.
+    #[serde(default)]
+    pub pool_size: Option<u32>,
 }
 
 fn default_region() -> String {

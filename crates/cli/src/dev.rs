@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use holdfast_devcluster::{
-    ClusterDir, Credentials, DevCluster, Layout, READY_MARK, Restart, Settings, Wishes, write_config_files,
+    ClusterDir, Credentials, DevCluster, Launcher, Layout, READY_MARK, Restart, Settings, Wishes, write_config_files,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -57,7 +57,7 @@ fn open(data: &DataArg) -> Result<(ClusterDir, Layout), Failure> {
 
 fn wishes(args: &UpArgs) -> Wishes {
     let capacity_bytes = args.capacity.map(|capacity| capacity.0);
-    Wishes { mons: args.mons, osds: args.osds, s3: args.s3, capacity_bytes }
+    Wishes { mons: args.mons, osds: args.osds, s3: args.s3, capacity_bytes, hosts: None }
 }
 
 fn up(common: &Common, args: &UpArgs) -> Result<(), Failure> {
@@ -113,6 +113,7 @@ async fn up_processes(common: &Common, args: &UpArgs, since: Instant, stop: Canc
         wishes: wishes(args),
         restart: if args.no_restart { Restart::Never } else { Restart::Always },
         environment: Vec::new(),
+        launcher: Launcher::default(),
     };
     let cluster = tokio::select! {
         cluster = DevCluster::start(settings) => cluster.map_err(fail)?,

@@ -62,6 +62,13 @@ pub fn osd(common: &Common, verb: OsdVerb) -> Result<(), Failure> {
             let value = change(common, &format!("remove {osd}"), MonCommand::OsdRemove(osd))?;
             print_change(common, &value, &format!("{osd} is forgotten"))
         }
+        OsdVerb::Lost { osd, confirm } => {
+            let action = format!("give up what only {osd} has");
+            confirmed(&action, &osd.to_string(), confirm.as_deref())?;
+            let command = MonCommand::OsdLost { osd, confirm: osd.to_string() };
+            let value = change(common, &action, command)?;
+            print_change(common, &value, &format!("{osd} is lost: nobody waits for it any more"))
+        }
     }
 }
 
@@ -270,6 +277,15 @@ pub fn pool(common: &Common, verb: PoolVerb) -> Result<(), Failure> {
             let MonReply::Pool { id, epoch } = ask(common, &what, command)? else { return Err(unexpected(&what)) };
             let value = json!({ "name": name, "id": id, "epoch": epoch });
             print(common.output, &value, || format!("pool {name} has id {id}\n"))
+        }
+        PoolVerb::Set { name, size, min_size, failure_domain } => {
+            let command = MonCommand::PoolSet { name: name.clone(), size, min_size, failure_domain };
+            let value = change(common, &format!("change pool {name}"), command)?;
+            print_change(
+                common,
+                &value,
+                &format!("pool {name} is changed; `holdfast pg ls --unclean` shows what moves"),
+            )
         }
         PoolVerb::Rm { name, confirm } => {
             let what = format!("delete pool {name} and all that is in it");

@@ -102,7 +102,7 @@ pub async fn start_s3(file: S3File, stop: CancellationToken) -> Result<Role, Fai
         monitors: file.monitors,
         advertise: file.advertise,
         name: file.name,
-        pools: Pools { index: file.index_pool, data: file.data_pool },
+        pools: Pools { index: file.index_pool, data: file.data_pool, copies: file.pool_size },
         keys_fresh: KEYS_FRESH,
         gateway,
     };

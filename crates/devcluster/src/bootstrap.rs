@@ -35,7 +35,7 @@ pub fn monitor_session(layout: &Layout) -> Result<MonSession, DevError> {
 pub async fn bootstrap(session: &MonSession, credentials: &Credentials) -> Result<(), DevError> {
     for pool in [S3_INDEX_POOL, S3_DATA_POOL] {
         let what = format!("make pool {}", pool.name);
-        match session.execute_within(pool.create_as(pool.name), FIRST_ANSWER_LIMIT).await? {
+        match session.execute_within(pool.create_as(pool.name, None), FIRST_ANSWER_LIMIT).await? {
             MonReply::Pool { .. } => {}
             MonReply::Failed(source) => return Err(DevError::Refused { what, source }),
             _ => return Err(DevError::Unexpected { what }),

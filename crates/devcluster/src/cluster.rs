@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use crate::bootstrap::{bootstrap, monitor_session};
 use crate::config_files::write_config_files;
 use crate::credentials::Credentials;
-use crate::daemon::{DaemonName, Role};
+use crate::daemon::{DaemonName, Launcher, Role};
 use crate::directory::{ClusterDir, DirLock};
 use crate::error::DevError;
 use crate::layout::{Layout, Wishes};
@@ -33,6 +33,8 @@ pub struct Settings {
     pub restart: Restart,
     /// Further environment of the daemons.
     pub environment: Vec<(String, String)>,
+    /// In what the daemons are started.
+    pub launcher: Launcher,
 }
 
 /// A running cluster of processes. Dropping it ends them.
@@ -58,7 +60,8 @@ impl DevCluster {
         let credentials = Credentials::open_or_create(&dir)?;
         write_config_files(&dir, &layout)?;
         let daemons = layout.daemons();
-        let supervisor = Supervisor::new(settings.binary, &dir, &daemons, settings.restart, settings.environment);
+        let Settings { binary, restart, environment, launcher, .. } = settings;
+        let supervisor = Supervisor::launching(binary, &dir, &daemons, restart, environment, launcher);
         let session = monitor_session(&layout)?;
         let mut cluster = DevCluster { dir, layout, credentials, supervisor, session, _lock: lock };
         cluster.start_all().await?;
@@ -116,6 +119,22 @@ impl DevCluster {
     /// [`DevError::Ended`] when it ends first.
     pub async fn start_daemon(&self, daemon: DaemonName) -> Result<(), DevError> {
         self.supervisor.start(daemon).await
+    }
+
+    /// Adds an OSD to the running cluster, starts it, and waits until it serves. Moving data there is the cluster's own
+    /// affair.
+    ///
+    /// # Errors
+    /// [`DevError::Impossible`] when there are [`OSDS_MAX`](crate::OSDS_MAX) already, and as [`DevCluster::start_daemon`].
+    pub async fn add_osd(&mut self, capacity_bytes: Option<u64>) -> Result<DaemonName, DevError> {
+        let count = u32::try_from(self.layout.osds.len()).unwrap_or(u32::MAX);
+        let wishes = Wishes { osds: Some(count.saturating_add(1)), capacity_bytes, ..Wishes::default() };
+        self.layout = Layout::open_or_create(&self.dir, &wishes)?;
+        write_config_files(&self.dir, &self.layout)?;
+        let added = DaemonName::osd(u64::from(count));
+        self.supervisor.add(added);
+        self.supervisor.start(added).await?;
+        Ok(added)
     }
 
     /// Kills one daemon and starts it again.

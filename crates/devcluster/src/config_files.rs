@@ -58,7 +58,8 @@ fn mon(dir: &ClusterDir, layout: &Layout, daemon: DaemonName) -> Result<String, 
 fn osd(dir: &ClusterDir, layout: &Layout, daemon: DaemonName) -> Result<String, DevError> {
     let place = layout.place(daemon)?;
     let index = usize::try_from(daemon.id).unwrap_or(usize::MAX);
-    let capacity_bytes = layout.osds.get(index).map(|osd| osd.capacity_bytes).ok_or(DevError::NoDaemon { daemon })?;
+    let osd = layout.osds.get(index).ok_or(DevError::NoDaemon { daemon })?;
+    let capacity_bytes = osd.capacity_bytes;
     Ok(format!(
         "# A storage daemon: holdfast osd --config {}\n# The id that a new disk would like; afterwards the disk knows it.\nid = {}\n\
          cluster = \"{}\"\nmonitors = {}\ndata = {}\nlisten = \"{}\"\nadmin = \"{}\"\n\n\
@@ -72,7 +73,7 @@ fn osd(dir: &ClusterDir, layout: &Layout, daemon: DaemonName) -> Result<String, 
         quoted(&data(dir, daemon)),
         place.address,
         place.admin,
-        host_name(),
+        osd.host.clone().unwrap_or_else(host_name),
     ))
 }
 

@@ -1,9 +1,11 @@
 //! One daemon as a child process: how it is started and how it says that it serves.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
@@ -87,6 +89,32 @@ impl fmt::Display for DaemonName {
     }
 }
 
+/// What a daemon's command line is put behind: programs that make an environment, such as a network namespace, and then
+/// *become* the daemon (`exec`), so that the process started is the daemon's.
+#[derive(Clone, Default)]
+pub struct Launcher(Option<Arc<dyn Fn(DaemonName) -> Vec<OsString> + Send + Sync>>);
+
+impl Launcher {
+    /// Asked at every start of a daemon: program and arguments before the daemon's own; none: started directly.
+    pub fn new(prefix: impl Fn(DaemonName) -> Vec<OsString> + Send + Sync + 'static) -> Launcher {
+        Launcher(Some(Arc::new(prefix)))
+    }
+
+    fn command(&self, binary: &Path, daemon: DaemonName) -> Command {
+        let prefix = self.0.as_ref().map(|prefix| prefix(daemon)).unwrap_or_default();
+        let Some((program, arguments)) = prefix.split_first() else { return Command::new(binary) };
+        let mut command = Command::new(program);
+        command.args(arguments).arg(binary);
+        command
+    }
+}
+
+impl fmt::Debug for Launcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Launcher(…)" } else { "Launcher(none)" })
+    }
+}
+
 /// A daemon that was started: its process, and its word that it serves (an error when it ends without).
 pub(crate) struct Started {
     pub child: Child,
@@ -102,11 +130,13 @@ pub(crate) fn start(
     dir: &ClusterDir,
     daemon: DaemonName,
     environment: &[(String, String)],
+    launcher: &Launcher,
 ) -> Result<Started, DevError> {
     let log = dir.log_of(daemon);
     let stderr = OpenOptions::new().create(true).append(true).open(&log).map_err(DevError::file("open", &log))?;
     let forms = daemon.role == Role::Mon && Layout::open(dir).is_ok_and(|layout| !layout.bootstrapped);
-    let mut child = Command::new(binary)
+    let mut child = launcher
+        .command(binary, daemon)
         .arg(daemon.role.command())
         .args(forms.then_some("--bootstrap"))
         .arg("--config")

@@ -33,6 +33,49 @@ pub struct Wishes {
     pub s3: Option<SocketAddr>,
     /// Size of the OSDs' device files in bytes, for OSDs that are new.
     pub capacity_bytes: Option<u64>,
+    /// Hosts with addresses of their own, at first start; without, all daemons share the loopback address and this
+    /// machine's name.
+    pub hosts: Option<Hosts>,
+}
+
+/// A host that daemons stand on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Its name in the CRUSH map.
+    pub name: String,
+    /// Its address. Nothing but this cluster may listen there: ports are not drawn but numbered.
+    pub address: IpAddr,
+}
+
+/// Where the daemons of a cluster stand, when each host has a network of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hosts {
+    /// By the id of the monitor; as many as there are to be.
+    pub mons: Vec<Host>,
+    /// By the id of the OSD; as many as there are to be.
+    pub osds: Vec<Host>,
+    /// The gateway's.
+    pub s3: Host,
+}
+
+/// First port of the daemons on hosts of their own; each has two, by role and id.
+const HOST_PORT: u16 = 7000;
+
+impl Hosts {
+    fn place(host: &Host, slot: usize) -> Place {
+        let slot = u16::try_from(slot).unwrap_or(u16::MAX / 4).saturating_mul(2);
+        let port = HOST_PORT.saturating_add(slot);
+        let at = |port| SocketAddr::new(host.address, port);
+        Place { address: at(port), admin: at(port.saturating_add(1)) }
+    }
+
+    /// Monitors, OSDs, gateway: where they listen. Slots differ for all, so that any of them can share a host.
+    fn places(&self) -> (Vec<Place>, Vec<Place>, Place) {
+        let mons: Vec<Place> = self.mons.iter().enumerate().map(|(id, host)| Hosts::place(host, 1 + id)).collect();
+        let first = 1 + mons.len();
+        let osds = self.osds.iter().enumerate().map(|(id, host)| Hosts::place(host, first + id)).collect();
+        (mons, osds, Hosts::place(&self.s3, 0))
+    }
 }
 
 /// Where a daemon listens.
@@ -55,6 +98,9 @@ pub struct OsdPlace {
     pub admin: SocketAddr,
     /// Size of its device file, in bytes.
     pub capacity_bytes: u64,
+    /// Its host in the CRUSH map; this machine without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
 }
 
 /// A cluster on one machine.
@@ -166,6 +212,11 @@ impl Layout {
             .map_err(|error| DevError::file("draw", "a cluster id")(std::io::Error::other(error)))?;
         let mons = usize::try_from(wishes.mons.unwrap_or(1)).unwrap_or(1);
         let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let (region, cluster) = ("us-east-1".to_owned(), ClusterId(cluster));
+        if let Some(hosts) = &wishes.hosts {
+            let (mons, _, s3) = hosts.places();
+            return Ok(Layout { version: VERSION, cluster, region, bootstrapped: false, s3, mons, osds: Vec::new() });
+        }
         let mut ports = ports::free(localhost, 2 * mons + 2)?.into_iter();
         let mut next = || ports.next().ok_or(DevError::NoPort { host: localhost.to_string(), attempts: 0 });
         let s3_drawn = next()?;
@@ -174,8 +225,6 @@ impl Layout {
         for _ in 0..mons {
             places.push(Place { address: next()?, admin: next()? });
         }
-        let region = "us-east-1".to_owned();
-        let cluster = ClusterId(cluster);
         Ok(Layout { version: VERSION, cluster, region, bootstrapped: false, s3, mons: places, osds: Vec::new() })
     }
 
@@ -183,22 +232,33 @@ impl Layout {
     fn grow(&mut self, dir: &ClusterDir, wishes: &Wishes) -> Result<(), DevError> {
         let wanted = match wishes.osds {
             Some(wanted) => usize::try_from(wanted).unwrap_or(0),
-            None if self.osds.is_empty() => 3,
+            None if self.osds.is_empty() => wishes.hosts.as_ref().map_or(3, |hosts| hosts.osds.len()),
             None => self.osds.len(),
         };
         let added = wanted.saturating_sub(self.osds.len());
+        let capacity_bytes = match wishes.capacity_bytes {
+            Some(bytes) => bytes,
+            None => default_capacity(dir, wanted)?,
+        };
+        if let Some(hosts) = wishes.hosts.as_ref().filter(|_| self.osds.is_empty()) {
+            let (_, places, _) = hosts.places();
+            let named = places.into_iter().zip(&hosts.osds);
+            self.osds.extend(named.map(|(Place { address, admin }, host)| OsdPlace {
+                address,
+                admin,
+                capacity_bytes,
+                host: Some(host.name.clone()),
+            }));
+            return Ok(());
+        }
         // Daemons that are not started yet hold no port: what the layout has given must not be given again.
         let places = self.mons.iter().chain([&self.s3]).flat_map(|place| [place.address, place.admin]);
         let given: Vec<_> = places.chain(self.osds.iter().flat_map(|osd| [osd.address, osd.admin])).collect();
         let mut ports = ports::free(IpAddr::V4(Ipv4Addr::LOCALHOST), 2 * added + given.len())?;
         ports.retain(|port| !given.contains(port));
         ports.truncate(2 * added);
-        let capacity_bytes = match wishes.capacity_bytes {
-            Some(bytes) => bytes,
-            None => default_capacity(dir, wanted)?,
-        };
         for pair in ports.chunks_exact(2) {
-            self.osds.push(OsdPlace { address: pair[0], admin: pair[1], capacity_bytes });
+            self.osds.push(OsdPlace { address: pair[0], admin: pair[1], capacity_bytes, host: None });
         }
         if let Some(s3) = wishes.s3 {
             self.s3.address = s3;

@@ -21,7 +21,7 @@ use rustix::process::Signal;
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::daemon::{DaemonName, Started, start};
+use crate::daemon::{DaemonName, Launcher, Started, start};
 use crate::directory::{ClusterDir, tail};
 use crate::error::DevError;
 use crate::process::ProcessIdentity;
@@ -85,6 +85,7 @@ struct Supervised {
 
 /// The daemons of one directory. Dropping it ends them all.
 pub struct Supervisor {
+    shared: Arc<Shared>,
     daemons: BTreeMap<DaemonName, Supervised>,
 }
 
@@ -98,9 +99,27 @@ impl Supervisor {
         restart: Restart,
         environment: Vec<(String, String)>,
     ) -> Supervisor {
-        let shared = Arc::new(Shared { binary, dir: dir.clone(), restart, environment });
+        Supervisor::launching(binary, dir, daemons, restart, environment, Launcher::default())
+    }
+
+    /// [`Supervisor::new`], with what the daemons are started in.
+    #[must_use]
+    pub fn launching(
+        binary: PathBuf,
+        dir: &ClusterDir,
+        daemons: &[DaemonName],
+        restart: Restart,
+        environment: Vec<(String, String)>,
+        launcher: Launcher,
+    ) -> Supervisor {
+        let shared = Arc::new(Shared { binary, dir: dir.clone(), restart, environment, launcher });
         let daemons = daemons.iter().map(|daemon| (*daemon, supervise(shared.clone(), *daemon))).collect();
-        Supervisor { daemons }
+        Supervisor { shared, daemons }
+    }
+
+    /// Takes charge of one more; does not start it.
+    pub fn add(&mut self, daemon: DaemonName) {
+        self.daemons.entry(daemon).or_insert_with(|| supervise(self.shared.clone(), daemon));
     }
 
     fn of(&self, daemon: DaemonName) -> Result<&Supervised, DevError> {
@@ -176,6 +195,7 @@ struct Shared {
     dir: ClusterDir,
     restart: Restart,
     environment: Vec<(String, String)>,
+    launcher: Launcher,
 }
 
 fn supervise(shared: Arc<Shared>, daemon: DaemonName) -> Supervised {
@@ -255,7 +275,8 @@ impl Keeper {
         mut asked: Option<oneshot::Sender<Result<(), DevError>>>,
         inbox: &mut mpsc::Receiver<Order>,
     ) -> End {
-        let started = start(&self.shared.binary, &self.shared.dir, self.daemon, &self.shared.environment);
+        let Shared { binary, dir, environment, launcher, .. } = &*self.shared;
+        let started = start(binary, dir, self.daemon, environment, launcher);
         let Started { mut child, stdin: _stdin, mut ready } = match started {
             Ok(started) => started,
             Err(error) => {

@@ -155,8 +155,41 @@ async fn a_full_cluster_takes_what_is_to_free_space_and_nothing_that_replaces() 
         assert_eq!(table.get(&RowKey::new(1, key(number))).await.unwrap(), None);
         table.batch_freeing(&key(number), &[], &[Mutation::Delete { row: RowKey::new(9, key(number)) }]).await.unwrap();
     }
-    objects.pool.lock().full = false;
     tables.drop_if_empty(&id(), &[1, 9]).await.unwrap();
+    assert_eq!(table.get(&RowKey::new(1, key(1))).await, Err(KvError::TableGone), "it is dropped, full as it is");
+    tables.purge(&id()).await.unwrap();
+    assert!(objects.pool.lock().objects.is_empty());
+}
+
+/// A group that stands still for a split would otherwise do so until there is room, which its rows do not give.
+#[tokio::test]
+async fn a_split_that_was_under_way_when_the_cluster_got_full_keeps_nothing_from_being_deleted() {
+    let mut cut_short = 0;
+    for vectors in 0..200 {
+        let objects = MemoryObjects::default();
+        let (tables, table) = table(&objects, small()).await;
+        let from = objects.pool.lock().ops_count();
+        objects.pool.lock().full_after = Some(from + vectors);
+        let mut written = Vec::new();
+        for number in 0..40 {
+            match table.batch(&key(number), &[], &[put(number, "value")]).await {
+                Ok(_) => written.push(number),
+                Err(error) => assert_eq!(error, BatchError::Kv(KvError::ClusterFull)),
+            }
+        }
+        cut_short += usize::from(written.len() < 40);
+        // Another process, which knows nothing of what was under way.
+        let tables_anew = Tables::new(objects.clone(), small());
+        let anew = tables_anew.table(id(), Affinity::S3);
+        for number in &written {
+            let delete = Mutation::Delete { row: RowKey::new(1, key(*number)) };
+            let seen = Condition { row: RowKey::new(1, key(*number)), require: Require::Present };
+            anew.batch_freeing(&key(*number), &[seen], &[delete]).await.unwrap();
+        }
+        tables.drop_if_empty(&id(), &[1]).await.unwrap();
+        tables.purge(&id()).await.unwrap();
+    }
+    assert!(cut_short > 40, "{cut_short}");
 }
 
 #[tokio::test]

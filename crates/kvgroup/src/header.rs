@@ -289,6 +289,13 @@ pub(crate) trait Record: Encode<()> + for<'b> Decode<'b, ()> {
         ]
     }
 
+    /// [`Record::set`] for [`Shared::change_freeing`](crate::shell::Shared::change_freeing): what is to free space must
+    /// delete something.
+    fn replace(&self) -> [ObjectOp; 3] {
+        let [header, version] = self.set();
+        [ObjectOp::RemoveAttr { name: HEADER_ATTR.to_vec() }, header, version]
+    }
+
     /// Reads it from its two attributes.
     fn parse(object: &ObjectName, header: &[u8], version: &[u8]) -> Result<Self, KvError> {
         let corrupt = |reason| KvError::Corrupt { object: object.clone(), reason };

@@ -10,7 +10,7 @@
 //! | or 3' | root | `Dropping` v+1 → `Open` v+2, by anyone: that attempt is over for ever, its groups are thawed by whoever meets them |
 //!
 //! Both 3 and 3' are conditional on v+1, so one of them happens. A step 2 that comes late freezes a group for an
-//! attempt that is over; it is thawed. Rows of spaces that need not be empty stay readable until the purge.
+//! attempt that is over; it is thawed. A full cluster takes all of these steps: dropping is deleting. Rows of spaces that need not be empty stay readable until the purge.
 
 use futures::StreamExt;
 use holdfast_wire::{Blob, ObjectOp, Row};
@@ -244,8 +244,8 @@ impl<O: Objects> Tables<O> {
                 .filter(|_| !sabotage::breaks(Sabotage::DropIgnoresRows))
                 .map(|space| ObjectOp::AssertRowRangeEmpty { start: vec![*space], end: Some(space_end(*space)) }),
         );
-        ops.extend(frozen.set());
-        self.shared.change(&id.group_object(group.id), ops).await
+        ops.extend(frozen.replace());
+        self.shared.change_freeing(&id.group_object(group.id), ops).await
     }
 
     /// A page of the rows that a dropped table still holds, such as work left for a garbage collector.

@@ -181,8 +181,8 @@ impl<O: Objects> Shared<O> {
     ) -> Result<Change, KvError> {
         let Some(next) = root.with_state(state) else { return Ok(Change::Lost) };
         let mut ops = vec![assert_version(root.version)];
-        ops.extend(next.set());
-        self.change(&table.root_object(), ops).await
+        ops.extend(next.replace());
+        self.change_freeing(&table.root_object(), ops).await
     }
 
     /// Opens a group again that an undone attempt to drop the table froze. Right only after the root was seen to have
@@ -190,8 +190,8 @@ impl<O: Objects> Shared<O> {
     pub async fn thaw(&self, table: &TableId, group: &KnownGroup) -> Result<(), KvError> {
         if let Some(thawed) = group.header.thawed() {
             let mut ops = vec![assert_version(group.header.version)];
-            ops.extend(thawed.set());
-            self.change(&table.group_object(group.id), ops).await?;
+            ops.extend(thawed.replace());
+            self.change_freeing(&table.group_object(group.id), ops).await?;
         }
         Ok(())
     }

@@ -115,18 +115,14 @@ impl<O: Objects> Shared<O> {
 
     /// Executes a vector that begins with an assert of the object's version, or its absence.
     pub async fn change(&self, object: &ObjectName, ops: Vec<ObjectOp>) -> Result<Change, KvError> {
-        match self.objects.operate(object, ops).await {
-            Ok(_) => Ok(Change::Done),
-            Err(ObjectsError::OutcomeUnknown) => Ok(Change::Unknown),
-            Err(ObjectsError::Op { error: OpError::NotFound, .. }) => Ok(Change::Lost),
-            Err(ObjectsError::Op { index: 0, error: OpError::AssertFailed { .. } | OpError::Exists }) => {
-                Ok(Change::Lost)
-            }
-            Err(ObjectsError::Op { index, error: error @ OpError::AssertFailed { .. } }) => {
-                Ok(Change::Failed { index, error })
-            }
-            Err(error) => Err(kv_error(object, error)),
-        }
+        changed(object, self.objects.operate(object, ops).await)
+    }
+
+    /// [`Shared::change`], for what a full cluster must take, lest nothing can be deleted any more: the steps of a drop,
+    /// and those of a split from the second on, while rows stand still. It must delete something.
+    pub async fn change_freeing(&self, object: &ObjectName, ops: Vec<ObjectOp>) -> Result<Change, KvError> {
+        debug_assert!(ops.iter().any(ObjectOp::frees_space));
+        changed(object, self.objects.operate_freeing(object, ops).await)
     }
 
     /// Reads a group's record and estimated weight. `None`: it does not exist.
@@ -212,6 +208,20 @@ fn record<R: Record>(object: &ObjectName, operated: &Operated) -> Result<Option<
             object: object.clone(),
             reason: "half of a record, or an answer to another question",
         }),
+    }
+}
+
+/// What a vector came to that begins with an assert.
+fn changed(object: &ObjectName, outcome: Result<Operated, ObjectsError>) -> Result<Change, KvError> {
+    match outcome {
+        Ok(_) => Ok(Change::Done),
+        Err(ObjectsError::OutcomeUnknown) => Ok(Change::Unknown),
+        Err(ObjectsError::Op { error: OpError::NotFound, .. }) => Ok(Change::Lost),
+        Err(ObjectsError::Op { index: 0, error: OpError::AssertFailed { .. } | OpError::Exists }) => Ok(Change::Lost),
+        Err(ObjectsError::Op { index, error: error @ OpError::AssertFailed { .. } }) => {
+            Ok(Change::Failed { index, error })
+        }
+        Err(error) => Err(kv_error(object, error)),
     }
 }
 

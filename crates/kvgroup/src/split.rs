@@ -8,6 +8,9 @@
 //! | 4 cut | G | version n+1 → `Open` up to mid, n+2; delete rows ≥ mid | **committed**: N holds the rows |
 //! | 5 open | N | version 1 → `Open`, 2 | N serves |
 //!
+//! A full cluster takes no first step, and all others: a group that stands still must not do so until there is room, because
+//! its rows could not be deleted to make some. So all but the first also delete something, if only what they put.
+//!
 //! Every step is conditional on a version that exists once, and repeating it with the same condition does nothing or
 //! the same. Any number of processes may be at any steps, stop between them, or have a step take effect late.
 
@@ -181,7 +184,7 @@ impl<O: Objects> Shared<O> {
     async fn create_child(&self, table: &TableId, frozen: &KnownGroup, new: GroupId) -> Result<Step, KvError> {
         let Some(child) = frozen.header.child(frozen.id) else { return Ok(Step::Overtaken) };
         let mut ops = vec![ObjectOp::Create { exclusive: true }];
-        ops.extend(child.set());
+        ops.extend(child.replace());
         self.change_surely(table, new, ops).await.map(|_| Step::Done)
     }
 
@@ -225,7 +228,8 @@ impl<O: Objects> Shared<O> {
         }
         let counted = i64::try_from(weight).unwrap_or(i64::MAX).to_le_bytes();
         let estimate = Row { key: WEIGHT_ROW.to_vec(), value: Blob(Bytes::copy_from_slice(&counted)) };
-        let ops = vec![assert_version(1), ObjectOp::PutRows { rows: vec![estimate] }];
+        let fresh = ObjectOp::DeleteRows { keys: vec![WEIGHT_ROW.to_vec().into()] };
+        let ops = vec![assert_version(1), fresh, ObjectOp::PutRows { rows: vec![estimate] }];
         match self.change_surely(table, new, ops).await? {
             Step::Done => Ok(Some((spaces, weight))),
             Step::Overtaken => Ok(None),
@@ -254,7 +258,9 @@ impl<O: Objects> Shared<O> {
                 false => assert_version(1),
                 true => ObjectOp::AssertExists,
             };
-            let put = vec![building, ObjectOp::PutRows { rows: rows.to_vec() }];
+            // Deleted and put, because what is to free space must delete something.
+            let anew = ObjectOp::DeleteRows { keys: vec![last.key.clone().into()] };
+            let put = vec![building, anew, ObjectOp::PutRows { rows: rows.to_vec() }];
             if self.change_surely(table, new, put).await? == Step::Overtaken {
                 return Ok(None);
             }
@@ -290,10 +296,11 @@ impl<O: Objects> Shared<O> {
             let ops = vec![
                 assert_version(root.version),
                 ObjectOp::AssertRow { key: row_key.clone(), condition: RowCondition::Absent },
+                ObjectOp::DeleteRows { keys: vec![row_key.clone().into()] }, // there is none: for the sake of the next
                 ObjectOp::PutRows { rows: vec![row] },
                 ObjectOp::AddRow { key: GROUP_COUNT_ROW.to_vec(), delta: 1 },
             ];
-            match self.change(&object, ops).await? {
+            match self.change_freeing(&object, ops).await? {
                 Change::Done => return Ok(()),
                 Change::Lost | Change::Unknown => {}
                 Change::Failed { error: OpError::AssertFailed { current: Some(present) }, .. } => {
@@ -318,7 +325,7 @@ impl<O: Objects> Shared<O> {
     ) -> Result<Step, KvError> {
         let Some(cut) = frozen.header.cut() else { return Ok(Step::Overtaken) };
         let mut ops = vec![assert_version(frozen.header.version)];
-        ops.extend(cut.set());
+        ops.extend(cut.replace());
         ops.extend(
             spaces
                 .iter()
@@ -337,7 +344,7 @@ impl<O: Objects> Shared<O> {
     pub async fn open_child(&self, table: &TableId, child: &KnownGroup) -> Result<(), KvError> {
         let Some(opened) = child.header.opened() else { return Ok(()) };
         let mut ops = vec![assert_version(child.header.version)];
-        ops.extend(opened.set());
+        ops.extend(opened.replace());
         self.change_surely(table, child.id, ops).await.map(|_| ())
     }
 
@@ -346,7 +353,7 @@ impl<O: Objects> Shared<O> {
     async fn change_surely(&self, table: &TableId, group: GroupId, ops: Vec<ObjectOp>) -> Result<Step, KvError> {
         let object = table.group_object(group);
         for _ in 0..UNKNOWN_MAX {
-            match self.change(&object, ops.clone()).await? {
+            match self.change_freeing(&object, ops.clone()).await? {
                 Change::Done => return Ok(Step::Done),
                 Change::Lost => return Ok(Step::Overtaken),
                 Change::Failed { .. } => {

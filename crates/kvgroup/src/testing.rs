@@ -30,6 +30,8 @@ pub struct MemoryPool {
     pub objects: BTreeMap<ObjectName, MemoryObject>,
     /// It takes what frees space, and no other writes.
     pub full: bool,
+    /// It is full after so many op vectors.
+    pub full_after: Option<u64>,
     ops_count: u64,
 }
 
@@ -61,7 +63,8 @@ impl MemoryPool {
             true => writes.any(ObjectOp::frees_space),
             false => writes.all(ObjectOp::frees_space),
         };
-        if self.full && !frees { Err(ObjectsError::Full) } else { Ok(()) }
+        let full = self.full || self.full_after.is_some_and(|after| self.ops_count >= after);
+        if full && !frees { Err(ObjectsError::Full) } else { Ok(()) }
     }
 
     /// How many op vectors were executed.

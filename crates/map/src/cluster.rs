@@ -163,8 +163,8 @@ pub struct OsdInfo {
     /// Epoch of the map that last marked it down; zero when it never was.
     #[n(8)]
     pub down_at: Epoch,
-    /// Set when the process of `incarnation` is known to have ended (refused connection confirmed by the monitor, or a
-    /// newer boot): it cannot serve a stale read.
+    /// Set when the process of `incarnation` is known to have ended (refused connection confirmed by the monitor), or has
+    /// said that it stops, after which it reads nothing any more: it cannot serve a stale read.
     #[n(9)]
     pub dead_epoch: Epoch,
     /// Epoch of the map that gave the id to this disk, whose store was blank then: what was kept under the id in an

@@ -16,8 +16,12 @@ use crate::mon_api::{MESSAGE_BYTES_MAX, MonitorClient, stamp};
 
 /// How long a command is tried when the caller names no deadline: several elections.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(15);
-/// One attempt at one monitor. A commit takes milliseconds; a monitor that takes longer has no quorum or is gone.
+/// Longest attempt at one monitor. A commit takes milliseconds; a monitor that takes longer has no quorum or is gone.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+/// An attempt of the first round; doubles up to [`ATTEMPT_TIMEOUT`]. A monitor that has stopped without closing its
+/// connections must not cost a report that another one waits for: a resend carries the same id, so asking too soon is
+/// never wrong.
+const PATIENCE_MIN: Duration = Duration::from_secs(1);
 /// Connecting to one monitor.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after the first round over all monitors without an answer; doubles up to [`PAUSE_MAX`].
@@ -62,7 +66,7 @@ struct Inner {
     incarnation: Incarnation,
     next_tid: AtomicU64,
     addresses: Mutex<Vec<String>>,
-    /// Index of the monitor that answered last.
+    /// Index of the monitor that answered last, or of the one after that when it answers no more.
     preferred: AtomicUsize,
     channels: Mutex<BTreeMap<String, MonitorClient<Channel>>>,
 }
@@ -143,10 +147,10 @@ impl MonSession {
         let id = RequestId { client: self.inner.client, incarnation: self.inner.incarnation, tid };
         let request = MonRequest { id, command };
         let started = Instant::now();
-        let mut pause = PAUSE_MIN;
+        let (mut pause, mut patience) = (PAUSE_MIN, PATIENCE_MIN);
         let mut last = "none was reachable".to_owned();
         loop {
-            match self.round(&request, started + limit, &mut last).await? {
+            match self.round(&request, started + limit, patience, &mut last).await? {
                 Some(reply) => return Ok(reply),
                 None if started.elapsed() + pause < limit => tokio::time::sleep(pause).await,
                 None => {
@@ -155,14 +159,16 @@ impl MonSession {
                 }
             }
             pause = (pause * 2).min(PAUSE_MAX);
+            patience = (patience * 2).min(ATTEMPT_TIMEOUT);
         }
     }
 
-    /// Asks each monitor once, following hints to the leader first.
+    /// Asks each monitor once, following hints to the leader first; not to one that gave no answer in this round.
     async fn round(
         &self,
         request: &MonRequest,
         deadline: Instant,
+        patience: Duration,
         last: &mut String,
     ) -> Result<Option<MonReply>, MonSessionError> {
         let addresses = self.inner.addresses.lock().clone();
@@ -172,15 +178,16 @@ impl MonSession {
         queue.reverse();
         // Each monitor is asked at most twice in a round: by turn, and by a hint.
         let mut attempts = addresses.len() * 2;
+        let mut silent: Vec<String> = Vec::new();
         while let Some(address) = queue.pop() {
             if attempts == 0 || Instant::now() >= deadline {
                 return Ok(None);
             }
             attempts -= 1;
-            match self.attempt(&address, request, deadline).await {
+            match self.attempt(&address, request, deadline, patience).await {
                 Ok(MonReply::Failed(MonError::NotLeader { leader })) => {
                     *last = format!("{address} does not lead");
-                    if let Some(leader) = leader.filter(|leader| *leader != address) {
+                    if let Some(leader) = leader.filter(|leader| *leader != address && !silent.contains(leader)) {
                         queue.retain(|other| *other != leader);
                         queue.push(leader);
                     }
@@ -195,17 +202,35 @@ impl MonSession {
                 Err(status) if matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument) => {
                     return Err(MonSessionError::Refused { address, reason: status.message().to_owned() });
                 }
-                Err(status) => *last = format!("{address}: {}", describe(&status)),
+                Err(status) => {
+                    *last = format!("{address}: {}", describe(&status));
+                    self.pass_over(&addresses, &address);
+                    silent.push(address);
+                }
             }
         }
         Ok(None)
     }
 
-    async fn attempt(&self, address: &str, request: &MonRequest, deadline: Instant) -> Result<MonReply, Status> {
+    /// The next command begins with another monitor than this one, which gave no answer.
+    fn pass_over(&self, addresses: &[String], silent: &str) {
+        let Some(index) = addresses.iter().position(|known| known == silent) else { return };
+        let next = (index + 1) % addresses.len();
+        // Only if nobody has found a better one meanwhile.
+        let _ = self.inner.preferred.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    async fn attempt(
+        &self,
+        address: &str,
+        request: &MonRequest,
+        deadline: Instant,
+        patience: Duration,
+    ) -> Result<MonReply, Status> {
         let mut client = self.channel(address)?;
         let mut call = Request::new(request.clone());
         stamp(&mut call, self.inner.cluster);
-        let wait = ATTEMPT_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
+        let wait = patience.min(deadline.saturating_duration_since(Instant::now()));
         let answer = tokio::time::timeout(wait, client.execute(call)).await;
         answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))).map(tonic::Response::into_inner)
     }

@@ -17,8 +17,8 @@ pub struct Summary {
     pub simulated_ms: u64,
     /// Client operations answered.
     pub operations: u64,
-    /// Reads that showed a replaced value (see [`Report::stale_reads`]).
-    pub stale_reads: u64,
+    /// Read leases granted.
+    pub leases_granted: u64,
     /// Segments that the stores cleaned.
     pub cleaned: u64,
     /// Copies that scrubs found bad and had repaired.
@@ -43,7 +43,7 @@ impl Summary {
         self.seeds += other.seeds;
         self.simulated_ms += other.simulated_ms;
         self.operations += other.operations;
-        self.stale_reads += other.stale_reads;
+        self.leases_granted += other.leases_granted;
         self.cleaned += other.cleaned;
         self.copies_scrubbed += other.copies_scrubbed;
         self.faults.add_all(&other.faults);
@@ -56,7 +56,7 @@ impl Summary {
         self.copies_scrubbed += report.copies_scrubbed;
         self.simulated_ms += report.simulated_ms;
         self.operations += report.operations;
-        self.stale_reads += report.stale_reads;
+        self.leases_granted += report.leases_granted;
         self.faults.add_all(&report.faults);
     }
 }
@@ -65,13 +65,13 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} seeds, {:.2} simulated hours, {} operations, {} stale reads across partitions, {} segments cleaned, \
+            "{} seeds, {:.2} simulated hours, {} operations, {} leases granted, {} segments cleaned, \
              {} copies repaired by scrubs; {}; \
              {} violations",
             self.seeds,
             self.simulated_ms as f64 / 3_600_000.0,
             self.operations,
-            self.stale_reads,
+            self.leases_granted,
             self.cleaned,
             self.copies_scrubbed,
             self.faults,

@@ -11,26 +11,18 @@ use holdfast_wire::{ClientOutcome, OpError, RefusedReason};
 use crate::checker::Checker;
 use crate::client::{Act, Operation, counter_value, list_values, register_value};
 
-/// What the checkers found out beside violations.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Checked {
-    /// Reads that showed a value already replaced: possible across a partition until leases exist.
-    pub stale_reads: u64,
-    /// From here on everything was settled: no read may be stale any more.
-    settled: Timestamp,
+/// What the checkers found out.
+#[derive(Debug, Default)]
+struct Checked {
     /// A checker that does not look.
     off: Option<Checker>,
     /// All that is wrong, by object where it is of one.
-    pub violations: Vec<String>,
+    violations: Vec<String>,
 }
 
 impl Checked {
     fn stale(&mut self, read: &Seen<'_>) {
-        if read.operation.invoked >= self.settled {
-            self.note(format!("D2: {} shows less than what was acknowledged", read.operation.id));
-        } else {
-            self.stale_reads += 1;
-        }
+        self.note(format!("D2: {} shows less than what was acknowledged before it was asked", read.operation.id));
     }
 
     fn note(&mut self, violation: String) {
@@ -54,15 +46,10 @@ struct Mutation<'a> {
     completed: Timestamp,
 }
 
-/// Checks the whole history. Everything must have been answered. Reads may be stale, if at all, only before `settled`.
-/// `off` names a checker that is not to look.
-pub(crate) fn check(
-    history: &[Operation],
-    stale_reads_allowed: bool,
-    settled: Timestamp,
-    off: Option<Checker>,
-) -> Checked {
-    let mut checked = Checked { settled, off, ..Checked::default() };
+/// Checks the whole history, in which everything must have been answered: all that is wrong. `off` names a checker that is
+/// not to look.
+pub(crate) fn check(history: &[Operation], off: Option<Checker>) -> Vec<String> {
+    let mut checked = Checked { off, ..Checked::default() };
     let mut by_object: BTreeMap<&ObjectName, Vec<Seen<'_>>> = BTreeMap::new();
     for operation in history {
         let (id, act, object) = (operation.id, operation.act, &operation.object);
@@ -89,11 +76,7 @@ pub(crate) fn check(
             }
         }
     }
-    if checked.stale_reads > 0 && !stale_reads_allowed {
-        let stale = checked.stale_reads;
-        checked.note(format!("D2: {stale} stale reads without a partition"));
-    }
-    checked
+    checked.violations
 }
 
 /// All that was done to an object, for whoever reads the violation.

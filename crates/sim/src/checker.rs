@@ -9,6 +9,8 @@ pub enum Checker {
     D1,
     /// Operations on one object have one order that agrees with real time.
     D2,
+    /// No answer shows what had been replaced when it left.
+    H2,
     /// What was acknowledged took effect exactly once.
     E1,
     /// All members hold the same.
@@ -33,9 +35,10 @@ pub enum Checker {
 
 impl Checker {
     /// Those that are to be proved needed, one by one. [`Checker::Parts`] is attacked by the unit tests of those parts.
-    pub const PROVED: [Checker; 11] = [
+    pub const PROVED: [Checker; 12] = [
         Checker::D1,
         Checker::D2,
+        Checker::H2,
         Checker::E1,
         Checker::S2,
         Checker::L1,
@@ -56,6 +59,7 @@ impl Checker {
         match text.split(": ").next().unwrap_or_default() {
             "D1" => Checker::D1,
             "D2" => Checker::D2,
+            "H2" => Checker::H2,
             "E1" => Checker::E1,
             "S2" => Checker::S2,
             "L1" => Checker::L1,

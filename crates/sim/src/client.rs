@@ -74,6 +74,8 @@ pub(crate) struct Client {
     pub epoch: Epoch,
     names: Arc<Names>,
     when_full: WhenFull,
+    /// Whether it changes nothing under faults.
+    reads_only: bool,
     /// Times that a full cluster refused a write.
     pub refused_full: u64,
     next_tid: u64,
@@ -144,9 +146,10 @@ pub(crate) fn list_values(results: &[OpResult]) -> Result<Vec<u64>, String> {
 }
 
 impl Client {
-    pub fn new(id: u64, names: Arc<Names>, when_full: WhenFull) -> Client {
+    pub fn new(id: u64, names: Arc<Names>, when_full: WhenFull, reads_only: bool) -> Client {
         Client {
             id: ClientId(id),
+            reads_only,
             epoch: Epoch(1),
             names,
             when_full,
@@ -155,6 +158,12 @@ impl Client {
             outstanding: BTreeMap::new(),
             seen: BTreeMap::new(),
         }
+    }
+
+    /// The object of a request without an answer, and what is done to it.
+    pub fn asked(&self, tid: u64, history: &[Operation]) -> Option<(ObjectName, Act)> {
+        let operation = history.get(self.outstanding.get(&tid)?.operation)?;
+        Some((operation.object.clone(), operation.act))
     }
 
     pub fn outstanding(&self) -> usize {
@@ -166,8 +175,9 @@ impl Client {
         let names = Arc::clone(&self.names);
         let number = rng.random_range(0..config.objects) as usize;
         let name = |kind: &[ObjectName]| kind[number].clone();
-        let roll = rng.random_range(0..100);
-        let (object, act) = match roll {
+        let choice = if self.reads_only { rng.random_range(48..66) } else { rng.random_range(0..100) };
+        let (object, act) = match choice {
+            65 if self.reads_only => (name(&names.counters), Act::ReadCounter),
             48..82 if config.removes => (name(&names.registers), Act::Remove),
             0..30 => (name(&names.registers), Act::Write { if_version: None }),
             30..38 => {

@@ -46,6 +46,14 @@ pub struct Faults {
     pub flips_per_second: f64,
     /// Sectors, per second, that cannot be read any more: always on the same OSD's disk, in the bytes of its objects.
     pub bad_sectors_per_second: f64,
+    /// OSDs cut off from all others and from monitors, but not from clients, per second.
+    pub served_cuts_per_second: f64,
+    /// OSDs, per second, that others do not hear, or that do not hear others; clients reach them.
+    pub one_way_cuts_per_second: f64,
+    /// OSD processes, per second, stopped for a while just before they answer a read.
+    pub pauses_at_answers_per_second: f64,
+    /// Probability that a client that gets no answer does not learn of newer maps then.
+    pub client_map_lag: f64,
     /// OSD processes stopped for a while, per second.
     pub pauses_per_second: f64,
     /// Changes of the monitors' leader, per second.
@@ -55,8 +63,6 @@ pub struct Faults {
     /// OSDs, per second, whose disk is filled by something else for a while: up to where clients' writes are not let in any
     /// more, or to where recovery is not, either.
     pub cramps_per_second: f64,
-    /// By how much the OSDs' clocks run too fast or too slow, at most: 0.05 is 5 %.
-    pub clock_skew: f64,
     /// Disks, per second, that do nothing for up to ten seconds.
     pub stuck_per_second: f64,
     /// Disks, per second, that fail a write or a sync: such a disk is never used again, and its OSD begins anew on an empty one.
@@ -76,7 +82,6 @@ impl Faults {
         replays: 0.0,
         cuts_after_activation: 0.0,
         one_way_per_second: 0.0,
-        clock_skew: 0.0,
         stuck_per_second: 0.0,
         disk_failures_per_second: 0.0,
         fences_per_second: 0.0,
@@ -92,6 +97,10 @@ impl Faults {
         bad_sectors_per_second: 0.0,
         cramps_per_second: 0.0,
         pauses_per_second: 0.0,
+        served_cuts_per_second: 0.0,
+        one_way_cuts_per_second: 0.0,
+        pauses_at_answers_per_second: 0.0,
+        client_map_lag: 0.0,
         leader_changes_per_second: 0.0,
         monitor_outages_per_second: 0.0,
         slow_sync: 0.0,
@@ -111,6 +120,10 @@ pub struct Config {
     pub min_size: u32,
     /// Clients.
     pub clients: u32,
+    /// The last so many of them only read.
+    pub readers: u32,
+    /// Whether the clocks of OSDs run at different rates, by up to nearly a twentieth.
+    pub skewed_clocks: bool,
     /// Requests that each client has under way at most.
     pub depth: u32,
     /// Objects of each kind.
@@ -155,6 +168,7 @@ impl Config {
             ("rot", Config::rot()),
             ("gaps", Config::gaps()),
             ("scrub", Config::scrub()),
+            ("leases", Config::leases()),
             ("full", Config::full()),
             ("cramped", Config::cramped()),
             ("loss", Config::loss()),
@@ -176,6 +190,8 @@ impl Config {
             size: 3,
             min_size: 2,
             clients: 3,
+            readers: 0,
+            skewed_clocks: false,
             depth: 3,
             objects: 4,
             duration: Duration::from_secs(5),
@@ -230,6 +246,41 @@ impl Config {
         let storm = Config::storm();
         let faults = Faults { cramps_per_second: 0.4, remaps_per_second: 0.1, ..storm.faults };
         Config { faults, ..storm }
+    }
+
+    /// OSDs lose each other while clients reach them, in one direction or both, processes stop in the middle of an answer,
+    /// clocks run at different rates, and clients are slow to learn who leads: whoever was replaced must show nothing old.
+    #[must_use]
+    pub fn leases() -> Config {
+        let faults = Faults {
+            loss: 0.01,
+            duplication: 0.01,
+            delay_max: Duration::from_millis(20),
+            kills_per_second: 0.05,
+            power_cuts_per_second: 0.03,
+            downtime_max: Duration::from_secs(6),
+            remaps_per_second: 0.03,
+            pauses_per_second: 0.02,
+            served_cuts_per_second: 0.1,
+            one_way_cuts_per_second: 0.1,
+            pauses_at_answers_per_second: 0.1,
+            client_map_lag: 0.95,
+            ..Faults::NONE
+        };
+        let (duration, pause) = (Duration::from_secs(60), Duration::from_millis(50));
+        let (clients, readers, depth, objects) = (4, 2, 12, 6);
+        Config {
+            osds: 4,
+            clients,
+            readers,
+            depth,
+            objects,
+            skewed_clocks: true,
+            duration,
+            pause,
+            faults,
+            ..Config::storm()
+        }
     }
 
     /// Clients write more than the disks hold, while processes and machines fail; at the end they delete.
@@ -359,7 +410,6 @@ impl Config {
             duplication: 0.02,
             replays: 0.02,
             one_way_per_second: 0.08,
-            clock_skew: 0.05,
             stuck_per_second: 0.08,
             disk_failures_per_second: 0.4,
             bad_sectors_per_second: 0.5,
@@ -368,7 +418,7 @@ impl Config {
             delay_max: Duration::from_millis(20),
             ..Faults::NONE
         };
-        Config { osds: 4, pgs_used: 2, faults, duration: Duration::from_secs(60), ..storm }
+        Config { osds: 4, pgs_used: 2, faults, duration: Duration::from_secs(60), skewed_clocks: true, ..storm }
     }
 
     /// Sessions are fenced while they write, and go on sending, while maps are late and members come and go.
@@ -439,7 +489,6 @@ impl Config {
                 replays: 0.0,
                 cuts_after_activation: 0.0,
                 one_way_per_second: 0.0,
-                clock_skew: 0.0,
                 stuck_per_second: 0.0,
                 disk_failures_per_second: 0.0,
                 fences_per_second: 0.0,
@@ -455,6 +504,10 @@ impl Config {
                 bad_sectors_per_second: 0.0,
                 cramps_per_second: 0.0,
                 pauses_per_second: 0.03,
+                served_cuts_per_second: 0.0,
+                one_way_cuts_per_second: 0.0,
+                pauses_at_answers_per_second: 0.0,
+                client_map_lag: 0.0,
                 leader_changes_per_second: 0.03,
                 monitor_outages_per_second: 0.015,
                 slow_sync: 0.3,

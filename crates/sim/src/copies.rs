@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use holdfast_osd::parts::{Local, PeerSpace};
+use holdfast_osd::parts::{Leases, Local, PeerSpace};
 use holdfast_pg::{LocalObjects, ObjectKey, ReadError};
-use holdfast_types::{OsdId, PgId};
+use holdfast_types::{OsdId, PgId, Timestamp};
 use holdfast_wire::Row;
 
 use crate::node::Node;
@@ -36,8 +36,8 @@ fn readable<T>(read: Result<T, ReadError>) -> Result<Option<T>, ReadError> {
 type Copies = BTreeMap<ObjectKey, ObjectCopy>;
 
 fn read_copy(node: &Node, pg: PgId) -> Result<Copies, ReadError> {
-    let space = PeerSpace::default();
-    let view = Local::new(node.disk.engine(), pg, &space);
+    let (space, leases) = (PeerSpace::default(), Leases::new(Timestamp::ZERO));
+    let view = Local::new(node.disk.engine(), pg, &space, &leases);
     let mut copies = Copies::new();
     for key in view.list_objects(None, usize::MAX)? {
         let data = readable(view.read(&key, 0, u64::MAX))?;

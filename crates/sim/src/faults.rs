@@ -9,6 +9,7 @@ use holdfast_wire::mon::MonCommand;
 use rand::Rng;
 
 use crate::config::{Config, Faults};
+use crate::cuts::Cut;
 use crate::world::{Event, World};
 
 /// How often faults are drawn.
@@ -38,11 +39,16 @@ pub enum FaultKind {
     MonitorChanged,
     MonitorsGone,
     Paused,
+    CutOffButServed,
+    OneWay,
+    PausedAnswering,
+    AnswerTooLate,
+    LeaseWaitedOut,
     ClusterFull,
     Cramped,
     MessageReplayed,
     ActivationCut,
-    OneWay,
+    LinkCut,
     ClockSkewed,
     DiskStuck,
     DiskFailed,
@@ -74,11 +80,16 @@ impl fmt::Display for FaultKind {
             FaultKind::MonitorChanged => "monitor leaders changed",
             FaultKind::MonitorsGone => "outages of the monitors",
             FaultKind::Paused => "processes paused",
+            FaultKind::CutOffButServed => "OSDs cut off but for clients",
+            FaultKind::OneWay => "OSDs deaf or mute",
+            FaultKind::PausedAnswering => "processes paused before an answer",
+            FaultKind::AnswerTooLate => "answers whose lease had ended",
+            FaultKind::LeaseWaitedOut => "leases of former primaries waited for",
             FaultKind::ClusterFull => "writes refused for want of room",
             FaultKind::Cramped => "disks filled for a while",
             FaultKind::MessageReplayed => "messages replayed",
             FaultKind::ActivationCut => "power cuts of all OSDs at an activation",
-            FaultKind::OneWay => "one-way partitions",
+            FaultKind::LinkCut => "links open in one direction only",
             FaultKind::ClockSkewed => "clocks at a wrong rate",
             FaultKind::DiskStuck => "disks stuck",
             FaultKind::DiskFailed => "writes and syncs failed",
@@ -129,6 +140,7 @@ impl Config {
         let mut planned = self.faults.planned();
         planned.extend(self.fills.then_some(FaultKind::ClusterFull));
         planned.extend(self.leaves.then_some(FaultKind::WentOut));
+        planned.extend(self.skewed_clocks.then_some(FaultKind::ClockSkewed));
         planned
     }
 }
@@ -154,14 +166,18 @@ impl Faults {
             (self.map_lags_per_second, F::MapDelayed),
             (self.map_lags_per_second, F::MapSkipped),
             (self.pauses_per_second, F::Paused),
+            (self.served_cuts_per_second, F::CutOffButServed),
+            (self.served_cuts_per_second, F::LeaseWaitedOut),
+            (self.one_way_cuts_per_second, F::OneWay),
+            (self.pauses_at_answers_per_second, F::PausedAnswering),
+            (self.pauses_at_answers_per_second, F::AnswerTooLate),
             (self.leader_changes_per_second, F::MonitorChanged),
             (self.monitor_outages_per_second, F::MonitorsGone),
             (self.cramps_per_second, F::Cramped),
             (self.cramps_per_second, F::ClusterFull),
             (self.replays, F::MessageReplayed),
             (self.cuts_after_activation, F::ActivationCut),
-            (self.one_way_per_second, F::OneWay),
-            (self.clock_skew, F::ClockSkewed),
+            (self.one_way_per_second, F::LinkCut),
             (self.stuck_per_second, F::DiskStuck),
             (self.disk_failures_per_second, F::DiskFailed),
             (self.bad_sectors_per_second, F::SectorUnreadable),
@@ -189,8 +205,10 @@ impl World {
         let (flip, lag) = (strikes(faults.flips_per_second), strikes(faults.map_lags_per_second));
         let (pause, leader) = (strikes(faults.pauses_per_second), strikes(faults.leader_changes_per_second));
         let (outage, cramp) = (strikes(faults.monitor_outages_per_second), strikes(faults.cramps_per_second));
-        let (one_way, stuck) = (strikes(faults.one_way_per_second), strikes(faults.stuck_per_second));
+        let (link, stuck) = (strikes(faults.one_way_per_second), strikes(faults.stuck_per_second));
         let (fail, spoil) = (strikes(faults.disk_failures_per_second), strikes(faults.bad_sectors_per_second));
+        let (served, one_way) = (strikes(faults.served_cuts_per_second), strikes(faults.one_way_cuts_per_second));
+        let pause_answering = strikes(faults.pauses_at_answers_per_second);
         let victim = OsdId(self.rng.random_range(0..self.config.osds));
         // One disk rots, and it is the only one that ever stops meanwhile: two faults at once may lose the last copy.
         let rotting = faults.flips_per_second > 0.0;
@@ -206,7 +224,14 @@ impl World {
             self.crash(crashing, false);
         }
         if cut && self.cut_off.is_empty() {
-            self.cut_off(victim);
+            self.cut_off(victim, Cut::Whole);
+        }
+        if served && self.cut_off.is_empty() {
+            self.cut_off(victim, Cut::FromCluster);
+        }
+        if one_way && self.cut_off.is_empty() {
+            let cut = if self.rng.random_bool(0.5) { Cut::Deaf } else { Cut::Mute };
+            self.cut_off(victim, cut);
         }
         if remap {
             self.remap(victim);
@@ -220,6 +245,9 @@ impl World {
         if pause {
             self.pause(victim);
         }
+        if pause_answering {
+            self.node(victim).pauses_at_answer = true;
+        }
         if leader {
             self.change_leader();
         }
@@ -229,7 +257,7 @@ impl World {
         if cramp {
             self.cramp(victim);
         }
-        if one_way {
+        if link {
             self.cut_one_way(victim);
         }
         if stuck {
@@ -251,7 +279,7 @@ impl World {
         if !self.one_way.is_empty() {
             return;
         }
-        self.counts.add(FaultKind::OneWay, 1);
+        self.counts.add(FaultKind::LinkCut, 1);
         let (deaf, only) = (self.rng.random_bool(0.5), self.rng.random_bool(0.3));
         let others = (0..self.config.osds).map(OsdId).filter(|osd| *osd != victim);
         let ways = others.map(|other| if deaf { (other, victim) } else { (victim, other) });
@@ -308,13 +336,6 @@ impl World {
         }
     }
 
-    fn cut_off(&mut self, victim: OsdId) {
-        self.counts.add(FaultKind::CutOff, 1);
-        self.cut_off.insert(victim);
-        let healed = self.rng.random_range(100..16_000);
-        self.schedule(Duration::from_millis(healed), Event::Reconnect { osd: victim });
-    }
-
     fn remap(&mut self, victim: OsdId) {
         let inside = self.monitor.map().osds.values().filter(|info| info.in_cluster).count();
         let is_in = self.monitor.map().osds.get(&victim).is_some_and(|info| info.in_cluster);
@@ -353,8 +374,7 @@ impl World {
         let now = self.now;
         if self.node(victim).running && self.node(victim).paused_until <= now {
             self.counts.add(FaultKind::Paused, 1);
-            let length = Duration::from_millis(self.rng.random_range(100..15_000));
-            self.node(victim).paused_until = now + length;
+            self.pause_now(victim);
         }
     }
 

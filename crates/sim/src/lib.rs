@@ -14,11 +14,13 @@ mod checker;
 mod client;
 mod config;
 mod copies;
+mod cuts;
 mod disk;
 mod faults;
 mod fence;
 #[cfg(feature = "mutants")]
 mod hunt;
+mod leases;
 mod monitor;
 mod node;
 mod scrub;

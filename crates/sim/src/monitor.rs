@@ -80,7 +80,7 @@ impl Monitor {
     pub fn commit(&mut self, now: Timestamp, changes: Vec<Change>) -> Result<Outcome, String> {
         let at_unix_ms = unix_ms(now);
         let ops = changes.into_iter().map(|change| Op { id: None, change }).collect();
-        let encoded = Command { at_unix_ms, ops }.encode();
+        let encoded = Command { at_unix_ms, ops, seen: Some(self.state.mark()) }.encode();
         let command = Command::decode(&encoded).map_err(|error| format!("Q6: a command cannot be decoded: {error}"))?;
         self.log.push(encoded);
         let before = Arc::clone(self.state.map());

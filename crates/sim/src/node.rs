@@ -3,11 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use holdfast_map::{ClusterMap, PgMembers};
 use holdfast_osd::parts::{
-    CaughtUp, HeartbeatTable, Local, MapStep, PeerSpace, Slots, collection_of, needed_maps, take_up,
+    CaughtUp, EarlyBeats, HeartbeatTable, Leases, Local, MapStep, PeerSpace, Slots, collection_of, needed_maps, take_up,
 };
 use holdfast_pg::{Input, Limits, Outbox, Pg};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
@@ -39,6 +38,12 @@ pub(crate) struct Node {
     pub wakes: BTreeMap<PgId, Timestamp>,
     pub slots: Slots,
     pub heartbeats: HeartbeatTable,
+    pub leases: Leases,
+    pub early_beats: EarlyBeats,
+    /// What its clock counts while a thousand units pass.
+    pub clock_rate: u64,
+    /// Whether the process is to stop before it answers a read the next time.
+    pub pauses_at_answer: bool,
     /// Whether a report is on its way.
     pub report_due: bool,
     /// Whether its machine has power, so that connections are refused when no process listens.
@@ -49,8 +54,6 @@ pub(crate) struct Node {
     pub stuck_until: Timestamp,
     /// Whether its disk has failed a write or a sync: it is not used again.
     pub disk_failed: bool,
-    /// By how many parts in a thousand its clock is too fast.
-    pub skew_permille: i64,
     pub space: PeerSpace,
     /// Placement groups of which the store refused a transaction in this run.
     pub stopped: BTreeSet<PgId>,
@@ -67,7 +70,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub fn new(id: OsdId, limits: Limits, segments: u32) -> Result<Node, String> {
+    pub fn new(id: OsdId, limits: Limits, segments: u32, clock_rate: u64) -> Result<Node, String> {
         Ok(Node {
             id,
             incarnation: Incarnation(0),
@@ -82,12 +85,15 @@ impl Node {
             wakes: BTreeMap::new(),
             slots: Slots::default(),
             heartbeats: HeartbeatTable::default(),
+            leases: Leases::new(Timestamp::ZERO),
+            early_beats: EarlyBeats::default(),
+            clock_rate,
+            pauses_at_answer: false,
             report_due: false,
             powered: true,
             paused_until: Timestamp::ZERO,
             stuck_until: Timestamp::ZERO,
             disk_failed: false,
-            skew_permille: 0,
             space: PeerSpace::default(),
             stopped: BTreeSet::new(),
             early: Vec::new(),
@@ -104,25 +110,33 @@ impl Node {
         self.step.map.epoch
     }
 
-    /// What this machine's clock shows.
+    /// What its clock shows.
     pub fn clock(&self, now: Timestamp) -> Timestamp {
-        let nanos = i128::from(now.as_nanos()) * i128::from(1_000 + self.skew_permille) / 1_000;
-        Timestamp::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+        scaled(now, self.clock_rate, RATE)
     }
 
-    /// How long it takes until this machine's clock has gone on by so much.
-    pub fn takes(&self, by_clock: Duration) -> Duration {
-        let rate = u32::try_from(1_000 + self.skew_permille).unwrap_or(1_000).max(1);
-        if self.skew_permille == 0 { by_clock } else { by_clock * 1_000 / rate + Duration::from_micros(1) }
+    /// When its clock shows this.
+    pub fn until(&self, at: Timestamp) -> Timestamp {
+        let earliest = scaled(at, RATE, self.clock_rate);
+        if self.clock(earliest) < at { Timestamp::from_nanos(earliest.as_nanos() + 1) } else { earliest }
+    }
+
+    /// The other OSDs that are up, by its map.
+    pub fn up_peers(&self) -> BTreeMap<OsdId, Incarnation> {
+        let up = self.step.map.osds.iter().filter(|(osd, info)| info.up && **osd != self.id);
+        up.map(|(osd, info)| (*osd, info.incarnation)).collect()
+    }
+
+    pub fn waits_for_lease(&self, pg: PgId) -> bool {
+        self.pgs.get(&pg).is_some_and(Pg::waits_for_lease)
     }
 
     /// Gives one input to one placement group.
     pub fn step_pg(&mut self, now: Timestamp, pg: PgId, input: Input) -> Outbox {
-        let mut outbox = Outbox::new();
-        let now = self.clock(now);
+        let (mut outbox, local) = (Outbox::new(), self.clock(now));
         if let Some(core) = self.pgs.get_mut(&pg) {
-            let view = Local::new(self.disk.engine(), pg, &self.space);
-            core.step(now, input, &view, &mut outbox);
+            let view = Local::new(self.disk.engine(), pg, &self.space, &self.leases);
+            core.step(local, input, &view, &mut outbox);
         }
         outbox
     }
@@ -166,7 +180,12 @@ impl Node {
     }
 
     /// Starts a run from the disk. Gives the maps that are to be fed, in order, and the newest epoch that it has kept.
-    pub fn begin(&mut self, incarnation: Incarnation, monitor: &Monitor) -> Result<(Vec<Arc<MapStep>>, Epoch), String> {
+    pub fn begin(
+        &mut self,
+        incarnation: Incarnation,
+        monitor: &Monitor,
+        now: Timestamp,
+    ) -> Result<(Vec<Arc<MapStep>>, Epoch), String> {
         self.incarnation = incarnation;
         (self.running, self.booted, self.powered) = (true, false, true);
         self.pgs.clear();
@@ -175,6 +194,8 @@ impl Node {
         self.early.clear();
         self.waiting.clear();
         (self.heartbeats, self.report_due) = (HeartbeatTable::default(), false);
+        (self.leases, self.early_beats) = (Leases::new(self.clock(now)), EarlyBeats::default());
+        self.pauses_at_answer = false;
         (self.slots, self.space) = (Slots::default(), PeerSpace::default());
         let held = needed_maps(self.disk.engine(), CLUSTER).map_err(|error| format!("N0: {}: {error}", self.id))?;
         let known = |map: &Arc<ClusterMap>| {
@@ -214,6 +235,14 @@ impl Node {
         let epoch = if skips { newest } else { self.epoch().next() };
         monitor.step(epoch).cloned()
     }
+}
+
+/// The rate of a clock that runs right.
+pub(crate) const RATE: u64 = 1_000;
+
+fn scaled(time: Timestamp, by: u64, of: u64) -> Timestamp {
+    let nanos = u128::from(time.as_nanos()) * u128::from(by) / u128::from(of);
+    Timestamp::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
 fn is_member(members: &PgMembers, osd: OsdId) -> bool {

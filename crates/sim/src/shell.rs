@@ -101,17 +101,25 @@ impl World {
                 input => self.trace(&format!("{osd} {pg} <- {input:?}")),
             }
         }
+        let waited = self.node(osd).waits_for_lease(pg);
         let outbox = self.node(osd).step_pg(now, pg, input);
+        let waits = !waited && self.node(osd).waits_for_lease(pg);
+        self.counts.add(FaultKind::LeaseWaitedOut, u64::from(waits));
         self.perform(osd, pg, outbox);
     }
 
     // ---- outputs ----
 
-    fn perform(&mut self, osd: OsdId, pg: PgId, outbox: Outbox) {
+    pub(crate) fn perform(&mut self, osd: OsdId, pg: PgId, outbox: Outbox) {
         let run = self.node(osd).incarnation;
-        for output in outbox {
+        let mut outbox = outbox.into_iter();
+        while let Some(output) = outbox.next() {
             if !self.is_run(osd, run) || self.node(osd).stopped.contains(&pg) {
                 return;
+            }
+            if self.stops_before(osd, &output) {
+                let rest = std::iter::once(output).chain(outbox).collect();
+                return self.schedule(Duration::ZERO, Event::Perform { osd, run, pg, outbox: rest });
             }
             if self.config.trace {
                 self.trace(&format!("{osd} {pg} -> {output:?}"));
@@ -125,19 +133,15 @@ impl World {
                     }
                 },
                 Output::Send { to, message } => self.send(osd, to, &message),
-                Output::Reply { reply_to, reply } => {
-                    let client = usize::try_from(reply_to.0).unwrap_or(usize::MAX);
-                    if !self.cut_off.contains(&osd) {
-                        for after in self.arrivals() {
-                            self.schedule(after, Event::Reply { client, reply: Box::new(reply.clone()) });
-                        }
-                    }
+                Output::Reply { reply_to, reply, valid_until } => {
+                    self.reply_leaves(osd, pg, reply_to, reply, valid_until);
                 }
                 Output::AskUpThru { at_least } => {
                     self.tell_monitors(osd, MonCommand::UpThru { osd, incarnation: run, at_least });
                 }
                 Output::AskPgTemp { want } => {
-                    let wishes = vec![PgTempWish { pg, acting: want }];
+                    let seen = self.node(osd).pgs.get(&pg).map(|core| core.acting().to_vec());
+                    let wishes = vec![PgTempWish { pg, acting: want, seen }];
                     self.tell_monitors(osd, MonCommand::PgTemp { osd, incarnation: run, wishes });
                 }
                 Output::NeedMap { .. } => {
@@ -145,10 +149,8 @@ impl World {
                     self.schedule(after, Event::MapArrives { osd });
                 }
                 Output::Wake { at } => {
-                    let now = self.now;
-                    let node = self.node(osd);
-                    node.wakes.insert(pg, at);
-                    let after = node.takes(at.since(node.clock(now)));
+                    self.node(osd).wakes.insert(pg, at);
+                    let after = self.node(osd).until(at).since(self.now);
                     self.schedule(after, Event::Wake { osd, run, pg, at });
                 }
                 Output::Reserve(slot) => {
@@ -181,7 +183,7 @@ impl World {
     }
 
     fn send(&mut self, from: OsdId, to: OsdId, message: &PeerMessage) {
-        if self.is_cut(from, to) || to.0 as usize >= self.nodes.len() {
+        if !self.reaches(from, to) || to.0 as usize >= self.nodes.len() {
             return;
         }
         self.messages += 1;
@@ -292,7 +294,7 @@ impl World {
     // ---- maps ----
 
     pub(crate) fn map_arrives(&mut self, osd: OsdId) {
-        if !self.node(osd).running || self.cut_off.contains(&osd) || self.monitors_are_gone() {
+        if !self.node(osd).running || !self.hears(osd) || self.monitors_are_gone() {
             return; // they come with the monitors, or with the connection
         }
         let late = self.node(osd).lags_until.since(self.now);
@@ -366,7 +368,7 @@ impl World {
         if self.node(osd).running {
             return;
         }
-        if self.cut_off.contains(&osd) || self.monitors_are_gone() {
+        if !self.is_connected(osd) || self.monitors_are_gone() {
             // Without the monitors' maps no copy can be taken up.
             self.schedule(BOOT_REPEAT, Event::Restart { osd });
             return;
@@ -390,9 +392,10 @@ impl World {
             Err(error) => return Err(format!("N1: {osd} cannot open its store: {error}")),
         }
         let run = Incarnation(self.node(osd).incarnation.0 + 1);
+        let now = self.now;
         let (nodes, monitor) = (&mut self.nodes, &self.monitor);
         let Some(node) = nodes.get_mut(osd.0 as usize) else { return Ok(()) };
-        let (steps, kept) = node.begin(run, monitor)?;
+        let (steps, kept) = node.begin(run, monitor, now)?;
         for step in steps {
             if self.is_run(osd, run) {
                 self.feed(osd, &step, step.map.epoch > kept);
@@ -408,7 +411,7 @@ impl World {
         let shown = self.node(osd).step.map.osds.get(&osd).is_some_and(|info| info.incarnation == run);
         if self.is_run(osd, run) && !shown {
             self.schedule(BOOT_REPEAT, Event::Boot { osd, run });
-            if !self.cut_off.contains(&osd) {
+            if self.is_heard(osd) {
                 self.monitors_hear(Monitor::boot(osd, run));
             }
         }

@@ -1,13 +1,12 @@
 //! Who is alive: heartbeats among OSDs, reports to the monitors, what the leader makes of them. The tables and the judgement
 //! are production code (`HeartbeatTable` of the daemon, `Leader` of the monitors); messages and looks at addresses are events.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use holdfast_mon_state::Change;
 use holdfast_mon_state::leader::{Due, ProbeResult, Verdict as LeaderVerdict};
 use holdfast_osd::parts::{HEARTBEAT_INTERVAL, Verdict, has_room, usage};
-use holdfast_types::{Epoch, Incarnation, OsdId};
+use holdfast_types::{Epoch, Incarnation, OsdId, Timestamp};
 use holdfast_wire::mon::{FailureKind, MonCommand, OsdReport};
 use rand::Rng;
 
@@ -33,6 +32,8 @@ pub(crate) struct Beat {
     pub to: OsdId,
     pub to_run: Incarnation,
     pub epoch: Epoch,
+    /// When it was asked, by the asker's clock.
+    pub asked: Timestamp,
     /// In an answer: whether the sender has no room.
     pub full: Option<bool>,
 }
@@ -44,6 +45,7 @@ impl World {
     pub(crate) fn begin_watching(&mut self, osd: OsdId, run: Incarnation) {
         let phase = Duration::from_millis(self.rng.random_range(0..1_000));
         self.schedule(phase, Event::BeatTick { osd, run });
+        self.schedule(Duration::ZERO, Event::EarlyTick { osd, run });
         self.schedule(Duration::from_millis(5), Event::Report { osd, run, repeats: true });
     }
 
@@ -51,40 +53,42 @@ impl World {
         if !self.is_run(osd, run) {
             return;
         }
-        let at = self.now;
-        let now = self.node(osd).clock(at);
-        let interval = self.node(osd).takes(HEARTBEAT_INTERVAL);
-        self.schedule(interval, Event::BeatTick { osd, run });
+        self.schedule(HEARTBEAT_INTERVAL, Event::BeatTick { osd, run });
+        let now = self.now;
         let node = self.node(osd);
-        let up = node.step.map.osds.iter().filter(|(other, info)| info.up && **other != osd);
-        let peers: BTreeMap<OsdId, Incarnation> = up.map(|(other, info)| (*other, info.incarnation)).collect();
-        let epoch = node.epoch();
-        node.heartbeats.watch(now, &peers);
-        let verdicts = node.heartbeats.overdue(now);
+        let (local, peers) = (node.clock(now), node.up_peers());
+        node.heartbeats.watch(local, &peers);
+        let verdicts = node.heartbeats.overdue(local);
         for (to, to_run) in peers {
-            if self.is_refused(osd, to) {
-                self.schedule(
-                    Duration::from_millis(1),
-                    Event::Refused { reporter: osd, run, target: to, target_run: to_run },
-                );
-            } else {
-                self.beat(Beat { from: osd, from_run: run, to, to_run, epoch, full: None });
-            }
+            self.ask(osd, to, to_run);
         }
         for verdict in verdicts {
             self.report_verdict(osd, verdict);
         }
     }
 
+    /// Sends a heartbeat.
+    pub(crate) fn ask(&mut self, osd: OsdId, to: OsdId, to_run: Incarnation) {
+        let now = self.now;
+        let node = self.node(osd);
+        let (run, epoch, asked) = (node.incarnation, node.epoch(), node.clock(now));
+        if self.is_refused(osd, to) {
+            let refused = Event::Refused { reporter: osd, run, target: to, target_run: to_run };
+            self.schedule(Duration::from_millis(1), refused);
+        } else {
+            self.beat(Beat { from: osd, from_run: run, to, to_run, epoch, asked, full: None });
+        }
+    }
+
     /// Whether the machine of an OSD answers that nothing listens there.
     fn is_refused(&self, from: OsdId, to: OsdId) -> bool {
-        let reachable = !self.cut_off.contains(&from) && !self.cut_off.contains(&to);
+        let reachable = self.is_connected(from) && self.is_connected(to);
         let node = self.nodes.get(to.0 as usize);
         reachable && node.is_some_and(|node| node.powered && !node.running)
     }
 
     fn beat(&mut self, beat: Beat) {
-        if !self.is_cut(beat.from, beat.to) {
+        if self.reaches(beat.from, beat.to) {
             for after in self.arrivals() {
                 self.schedule(after, Event::Beat(beat));
             }
@@ -92,16 +96,17 @@ impl World {
     }
 
     pub(crate) fn beat_arrives(&mut self, beat: Beat) {
-        let Beat { from, from_run, to, to_run, epoch, full } = beat;
-        if !self.is_run(to, to_run) || self.is_cut(from, to) {
+        let Beat { from, from_run, to, to_run, epoch, asked, full } = beat;
+        if !self.is_run(to, to_run) || !self.reaches(from, to) {
             return;
         }
-        let at = self.now;
-        let now = self.node(to).clock(at);
+        let now = self.now;
         if let Some(full) = full {
             let node = self.node(to);
             node.space.note(from, full);
-            let verdict = node.heartbeats.answered(now, from, from_run);
+            node.leases.got(from, from_run, epoch, asked);
+            let verdict = node.heartbeats.answered(node.clock(now), from, from_run);
+            self.leases_granted += 1;
             if let Some(verdict) = verdict {
                 self.report_verdict(to, verdict);
             }
@@ -113,9 +118,10 @@ impl World {
             }
         } else {
             let node = self.node(to);
+            node.leases.grant(node.clock(now), from, from_run);
             let full = Some(!has_room(node.disk.engine(), 0));
             let epoch = node.epoch();
-            self.beat(Beat { from: to, from_run: to_run, to: from, to_run: from_run, epoch, full });
+            self.beat(Beat { from: to, from_run: to_run, to: from, to_run: from_run, epoch, asked, full });
         }
     }
 
@@ -245,7 +251,7 @@ impl World {
             return;
         }
         let node = &self.nodes[osd.0 as usize];
-        let silent = self.cut_off.contains(&osd) || !node.powered;
+        let silent = !self.is_connected(osd) || !node.powered;
         let (after, result) = match (silent, node.running) {
             (true, _) => (PROBE_TIMEOUT, ProbeResult::NoAnswer),
             (false, true) => (self.delay(), ProbeResult::Connected),

@@ -27,6 +27,11 @@ fn acknowledged_writes_survive_kills_of_single_osds() {
 }
 
 #[test]
+fn nobody_who_was_replaced_shows_what_is_old() {
+    run_all(20, &Config::leases());
+}
+
+#[test]
 fn acknowledged_writes_survive_everything_at_once() {
     run_all(20, &Config::storm());
 }

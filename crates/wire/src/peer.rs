@@ -201,6 +201,9 @@ pub struct PgInfo {
     /// that its OSD was a member of.
     #[n(7)]
     pub lost: Option<bool>,
+    /// Bytes of the complete copy that was here before this one, which is not complete yet, takes its place.
+    #[n(8)]
+    pub replaces_bytes: Option<u64>,
 }
 
 impl PgInfo {
@@ -216,6 +219,7 @@ impl PgInfo {
             objects: 0,
             bytes: 0,
             lost: None,
+            replaces_bytes: None,
         }
     }
 }
@@ -263,7 +267,7 @@ pub struct PastInterval {
 }
 
 /// [`PeerBody::Notice`].
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 #[cbor(map)]
 pub struct Notice {
     /// The copy; `None` when the sender has none.
@@ -281,6 +285,27 @@ pub struct Notice {
     /// Set when the sender has no room for what the copy misses: others, who have it, should lead.
     #[n(4)]
     pub cramped: Option<bool>,
+    /// What earlier primaries' leases still had when this was sent (`osd/pg`, `lease`).
+    #[n(5)]
+    pub leases: Option<Vec<HeldLease>>,
+    /// Milliseconds for which the sender, which has just started, may have granted leases that it does not know of.
+    #[n(6)]
+    pub leases_forgotten_ms: Option<u64>,
+}
+
+/// What a primary's read lease still has, by who granted it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct HeldLease {
+    /// The primary.
+    #[n(0)]
+    pub primary: OsdId,
+    /// Its run.
+    #[n(1)]
+    pub incarnation: Incarnation,
+    /// Milliseconds until it ends, at most.
+    #[n(2)]
+    pub left_ms: u64,
 }
 
 /// Whether a log entry changed an object or removed it.
@@ -625,6 +650,9 @@ pub struct BackfillProgress {
     /// Pushes with a smaller [`Push::transfer`] are late duplicates.
     #[n(1)]
     pub transfer_floor: u64,
+    /// Objects up to there that nobody could give so far: the target lacks them from now on.
+    #[n(2)]
+    pub lacking: Option<Vec<MissingItem>>,
 }
 
 /// OSD → OSD, once each heartbeat interval, over the connection that carries data.

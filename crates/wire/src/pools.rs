@@ -21,12 +21,12 @@ pub const S3_DATA_POOL: StandardPool = StandardPool { name: "s3-data", applicati
 const _: () = assert!(S3_INDEX_POOL.share_percent + S3_DATA_POOL.share_percent <= 100, "shares of one cluster");
 
 impl StandardPool {
-    /// The command that makes it, under this name.
+    /// The command that makes it, under this name, with so many copies; `None`: as many as usual, or as there are disks.
     #[must_use]
-    pub fn create_as(&self, name: &str) -> MonCommand {
+    pub fn create_as(&self, name: &str, size: Option<u32>) -> MonCommand {
         MonCommand::PoolCreate {
             name: name.to_owned(),
-            size: None,
+            size,
             min_size: None,
             application: self.application.to_owned(),
             failure_domain: None,

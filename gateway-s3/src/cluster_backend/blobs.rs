@@ -3,8 +3,9 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use holdfast_client::{BlobName, OperateError, Pool};
+use holdfast_client::{BlobName, Client, OperateError, Pool};
 use holdfast_types::ObjectName;
+use holdfast_wire::mon::{MonCommand, MonReply};
 
 use super::{failed, unavailable};
 use crate::backend::{BackendError, BlobId, Blobs};
@@ -12,15 +13,19 @@ use crate::row::unique_id;
 
 /// Stripes of a blob that are deleted at one time.
 const REMOVALS_MAX: usize = 16;
+/// The monitors' words for a storage daemon that has, or will soon have, no room for writes. One that is only nearly full
+/// may stay so for months.
+const SHORT_OF_ROOM: [&str; 2] = ["OSD_FULL", "OSD_BACKFILL_FULL"];
 
 /// Objects of the data pool.
 pub(super) struct PoolBlobs {
     pool: Pool,
+    client: Client,
 }
 
 impl PoolBlobs {
-    pub fn new(pool: Pool) -> PoolBlobs {
-        PoolBlobs { pool }
+    pub fn new(pool: Pool, client: Client) -> PoolBlobs {
+        PoolBlobs { pool, client }
     }
 }
 
@@ -81,5 +86,15 @@ impl Blobs for PoolBlobs {
             }
         };
         stream::iter(0..stripes).map(Ok).try_for_each_concurrent(REMOVALS_MAX, remove).await
+    }
+
+    /// Asked of the monitors: this gateway's own map may be from before, when nothing was refused to it.
+    async fn is_short_of_room(&self) -> Result<bool, BackendError> {
+        match self.client.mon_command(MonCommand::Status).await.map_err(unavailable)? {
+            MonReply::Status(status) => {
+                Ok(status.checks.iter().any(|check| SHORT_OF_ROOM.contains(&check.code.as_str())))
+            }
+            _ => Err(BackendError::Corrupt { what: "answer to a status" }),
+        }
     }
 }

@@ -379,6 +379,11 @@ impl Blobs for Memory {
         }
         Ok(())
     }
+
+    async fn is_short_of_room(&self) -> Result<bool, BackendError> {
+        self.up()?;
+        Ok(self.full.load(Ordering::SeqCst))
+    }
 }
 
 #[async_trait]

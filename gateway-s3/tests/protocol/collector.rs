@@ -1,5 +1,7 @@
 //! Space is given back, and only when nothing refers to it.
 
+use std::sync::atomic::Ordering::SeqCst;
+
 use axum::body::Body;
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -104,6 +106,40 @@ async fn a_slow_upload_keeps_its_intent_young() {
             .body
             == data
     );
+}
+
+/// Who deletes to make room waits for seconds, not for the age at which garbage is safe from slow readers.
+#[tokio::test]
+async fn while_room_is_short_what_was_deleted_is_collected_soon_and_what_is_being_written_is_not() {
+    let world = World::with_bucket().await;
+    for key in ["a", "b"] {
+        world.put(&format!("/bkt/{key}"), &pattern(50_000)).await.ok();
+    }
+    let data = pattern(9 << 20);
+    let (body, go) = slow_body(data.clone());
+    let put = world.raw("PUT", "/bkt/slow", put_head(&world, data.len()), body);
+    let left = || (world.memory.stripes(), world.memory.rows(b'g'));
+    let collect = async {
+        while world.memory.stripes() < 3 {
+            tokio::task::yield_now().await;
+        }
+        world.delete("/bkt/a").await.ok();
+        world.clock.advance_ms(30_000);
+        round(&world.gateway).await.unwrap();
+        assert_eq!(left(), (3, 2), "there is room, so readers have time");
+        world.memory.full.store(true, SeqCst);
+        world.delete("/bkt/b").await.ok();
+        world.clock.advance_ms(5_000);
+        round(&world.gateway).await.unwrap();
+        assert_eq!(left(), (2, 2), "readers of what was deleted just now have some time still");
+        world.clock.advance_ms(10_000);
+        round(&world.gateway).await.unwrap();
+        assert_eq!(left(), (1, 1), "what is being written is left");
+        world.memory.full.store(false, SeqCst);
+        go.send(()).unwrap();
+    };
+    let (reply, ()) = tokio::join!(put, collect);
+    reply.ok();
 }
 
 #[tokio::test]

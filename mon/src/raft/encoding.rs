@@ -15,6 +15,7 @@ use openraft::vote::RaftLeaderId;
 use openraft::{BasicNode, EntryPayload};
 
 use super::types;
+use crate::host::Host;
 use holdfast_types::ClusterId;
 
 /// `(term, node, index)` of a log entry.
@@ -268,10 +269,17 @@ impl AppendRequest {
     pub(super) fn term(&self) -> u64 {
         self.vote.term
     }
+
+    /// The index up to which the leader knows entries to be committed; `None` while it has committed none of its own, and
+    /// so may not know of those that others committed last.
+    pub(super) fn committed(&self) -> Option<u64> {
+        let own = |id: &StoredLogId| (id.term, id.node) == (self.vote.term, self.vote.node);
+        self.committed.filter(own).map(|id| id.index)
+    }
 }
 
-impl From<&AppendEntriesRequest<types::TypeConfig>> for AppendRequest {
-    fn from(request: &AppendEntriesRequest<types::TypeConfig>) -> AppendRequest {
+impl<H: Host> From<&AppendEntriesRequest<types::TypeConfig<H>>> for AppendRequest {
+    fn from(request: &AppendEntriesRequest<types::TypeConfig<H>>) -> AppendRequest {
         AppendRequest {
             vote: (&request.vote).into(),
             previous: request.prev_log_id.as_ref().map(Into::into),
@@ -281,7 +289,7 @@ impl From<&AppendEntriesRequest<types::TypeConfig>> for AppendRequest {
     }
 }
 
-impl TryFrom<AppendRequest> for AppendEntriesRequest<types::TypeConfig> {
+impl<H: Host> TryFrom<AppendRequest> for AppendEntriesRequest<types::TypeConfig<H>> {
     type Error = io::Error;
 
     fn try_from(request: AppendRequest) -> io::Result<Self> {
@@ -307,8 +315,8 @@ pub(super) enum AppendReply {
     HigherVote(#[n(0)] StoredVote),
 }
 
-impl From<&AppendEntriesResponse<types::TypeConfig>> for AppendReply {
-    fn from(reply: &AppendEntriesResponse<types::TypeConfig>) -> AppendReply {
+impl<H: Host> From<&AppendEntriesResponse<types::TypeConfig<H>>> for AppendReply {
+    fn from(reply: &AppendEntriesResponse<types::TypeConfig<H>>) -> AppendReply {
         match reply {
             AppendEntriesResponse::Success => AppendReply::Success,
             AppendEntriesResponse::PartialSuccess(id) => AppendReply::Partial(id.as_ref().map(Into::into)),
@@ -318,7 +326,7 @@ impl From<&AppendEntriesResponse<types::TypeConfig>> for AppendReply {
     }
 }
 
-impl From<AppendReply> for AppendEntriesResponse<types::TypeConfig> {
+impl<H: Host> From<AppendReply> for AppendEntriesResponse<types::TypeConfig<H>> {
     fn from(reply: AppendReply) -> Self {
         match reply {
             AppendReply::Success => AppendEntriesResponse::Success,
@@ -340,8 +348,8 @@ pub(super) struct BallotRequest {
     transfer: bool,
 }
 
-impl From<&VoteRequest<types::TypeConfig>> for BallotRequest {
-    fn from(request: &VoteRequest<types::TypeConfig>) -> BallotRequest {
+impl<H: Host> From<&VoteRequest<types::TypeConfig<H>>> for BallotRequest {
+    fn from(request: &VoteRequest<types::TypeConfig<H>>) -> BallotRequest {
         BallotRequest {
             vote: (&request.vote).into(),
             last: request.last_log_id.as_ref().map(Into::into),
@@ -350,7 +358,7 @@ impl From<&VoteRequest<types::TypeConfig>> for BallotRequest {
     }
 }
 
-impl From<BallotRequest> for VoteRequest<types::TypeConfig> {
+impl<H: Host> From<BallotRequest> for VoteRequest<types::TypeConfig<H>> {
     fn from(request: BallotRequest) -> Self {
         VoteRequest {
             vote: request.vote.into(),
@@ -360,19 +368,19 @@ impl From<BallotRequest> for VoteRequest<types::TypeConfig> {
     }
 }
 
-pub(super) fn vote_reply(reply: &VoteResponse<types::TypeConfig>) -> PeerReply {
+pub(super) fn vote_reply<H: Host>(reply: &VoteResponse<types::TypeConfig<H>>) -> PeerReply {
     PeerReply::Vote((&reply.vote).into(), reply.vote_granted, reply.last_log_id.as_ref().map(Into::into))
 }
 
-pub(super) fn vote_response(
+pub(super) fn vote_response<H: Host>(
     vote: StoredVote,
     granted: bool,
     last: Option<StoredLogId>,
-) -> VoteResponse<types::TypeConfig> {
+) -> VoteResponse<types::TypeConfig<H>> {
     VoteResponse { vote: vote.into(), vote_granted: granted, last_log_id: last.map(Into::into) }
 }
 
-pub(super) fn transfer_request(request: &TransferLeaderRequest<types::TypeConfig>) -> PeerRequest {
+pub(super) fn transfer_request<H: Host>(request: &TransferLeaderRequest<types::TypeConfig<H>>) -> PeerRequest {
     PeerRequest::Transfer(request.from_leader().into(), *request.to_node_id(), request.last_log_id().map(Into::into))
 }
 
@@ -387,8 +395,8 @@ pub(super) enum TransferReply {
     LogNotFlushed(#[n(0)] Option<StoredLogId>, #[n(1)] Option<StoredLogId>),
 }
 
-impl From<&Result<(), TransferLeaderError<types::TypeConfig>>> for TransferReply {
-    fn from(reply: &Result<(), TransferLeaderError<types::TypeConfig>>) -> TransferReply {
+impl<H: Host> From<&Result<(), TransferLeaderError<types::TypeConfig<H>>>> for TransferReply {
+    fn from(reply: &Result<(), TransferLeaderError<types::TypeConfig<H>>>) -> TransferReply {
         match reply {
             Ok(()) => TransferReply::Done,
             Err(TransferLeaderError::VoteChanged { expected, actual }) => {
@@ -401,7 +409,7 @@ impl From<&Result<(), TransferLeaderError<types::TypeConfig>>> for TransferReply
     }
 }
 
-impl From<TransferReply> for Result<(), TransferLeaderError<types::TypeConfig>> {
+impl<H: Host> From<TransferReply> for Result<(), TransferLeaderError<types::TypeConfig<H>>> {
     fn from(reply: TransferReply) -> Self {
         match reply {
             TransferReply::Done => Ok(()),

@@ -21,11 +21,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use holdfast_types::{ClusterId, MonId};
-use openraft::Raft;
 use openraft::async_runtime::WatchReceiver;
+use openraft::{Instant as _, Raft};
 use parking_lot::Mutex;
 
 use super::encoding::{PeerReply, PeerRequest};
@@ -33,7 +33,9 @@ use super::log::Storage;
 use super::machine::AppliedState;
 use super::network::Peer;
 use super::types::TypeConfig;
-use super::{Machine, Transport};
+use super::{Instant, Machine, Transport};
+use crate::host::{AsyncRuntime, Host};
+use crate::mutants::{Mutant, on};
 
 /// How long a leader is given to commit the entry.
 pub(super) const COMMIT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -61,6 +63,7 @@ impl Gate {
     pub(super) fn may_vote(&self) -> Result<(), String> {
         match *self.0.lock() {
             Standing::Full => Ok(()),
+            Standing::Silent | Standing::Following { .. } if on(Mutant::VoteWithoutMemory) => Ok(()),
             Standing::Silent | Standing::Following { .. } => {
                 Err("it has no memory of its earlier votes, and gives none until it has caught up".to_owned())
             }
@@ -80,17 +83,17 @@ impl Gate {
 }
 
 /// A monitor that joins.
-pub(super) struct Joining<T, M: Machine> {
+pub(super) struct Joining<T, M: Machine, H: Host> {
     pub(super) id: MonId,
     pub(super) cluster: ClusterId,
     pub(super) members: BTreeMap<MonId, String>,
     pub(super) transport: Arc<T>,
-    pub(super) raft: Raft<TypeConfig, AppliedState<M>>,
-    pub(super) storage: Storage,
+    pub(super) raft: Raft<TypeConfig<H>, AppliedState<M, H>>,
+    pub(super) storage: Storage<H>,
     pub(super) gate: Arc<Gate>,
 }
 
-impl<T: Transport, M: Machine> Joining<T, M> {
+impl<T: Transport, M: Machine, H: Host> Joining<T, M, H> {
     /// Asks until a leader lets this monitor in, catches up, and makes it a voter again.
     pub(super) async fn run(self) {
         tracing::warn!(mon = %self.id, "no memory of the cluster here: this monitor is silent until the others let it in");
@@ -114,7 +117,7 @@ impl<T: Transport, M: Machine> Joining<T, M> {
 
     /// Term and index of the entry that a leader committed for this monitor.
     async fn ask(&self) -> (u64, u64) {
-        let mut said = Instant::now();
+        let mut said = Instant::<H>::now();
         loop {
             let mut answers = Vec::new();
             for to in self.members.keys().filter(|to| **to != self.id) {
@@ -126,7 +129,7 @@ impl<T: Transport, M: Machine> Joining<T, M> {
                 }
             }
             if said.elapsed() >= SAY_EVERY {
-                said = Instant::now();
+                said = Instant::<H>::now();
                 tracing::warn!(
                     mon = %self.id,
                     answers = %answers.join("; "),
@@ -135,7 +138,7 @@ impl<T: Transport, M: Machine> Joining<T, M> {
                      directory (is it mounted?), bring that back or wait for the others"
                 );
             }
-            tokio::time::sleep(ASK_EVERY).await;
+            H::Runtime::sleep(ASK_EVERY).await;
         }
     }
 }

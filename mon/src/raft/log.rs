@@ -24,16 +24,18 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
-use rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::encoding::{StoredEntry, StoredLogId, StoredSnapshot, StoredVote, decode, encode};
+use super::kv::{Kv, Write};
 use super::types::{Entry, LogId, TypeConfig, Vote};
+use crate::host::{Host, spawn};
+use crate::mutants::{Mutant, on};
 
 const KEY_VOTE: &[u8] = b"m/vote";
 const KEY_COMMITTED: &[u8] = b"m/committed";
@@ -48,9 +50,6 @@ const ENTRIES_END: &[u8] = b"l0"; // '0' follows '/': the first key after all en
 /// memory only in theory.
 const SYNC_QUEUE_MAX: usize = 1024;
 
-/// Size of RocksDB's write buffer: the whole monitor state is a few MiB.
-const WRITE_BUFFER_BYTES: usize = 8 << 20;
-
 fn entry_key(index: u64) -> [u8; 10] {
     let mut key = [0; 10];
     key[..2].copy_from_slice(ENTRY_PREFIX);
@@ -58,24 +57,16 @@ fn entry_key(index: u64) -> [u8; 10] {
     key
 }
 
-fn failed(error: rocksdb::Error) -> io::Error {
-    io::Error::other(error)
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
-}
-
 /// The database of one monitor. Cheap to clone; all clones are one.
 #[derive(Clone)]
-pub(super) struct Storage {
-    db: Arc<Database>,
-    sync: mpsc::SyncSender<IOFlushed<TypeConfig>>,
+pub(super) struct Storage<H: Host> {
+    db: Arc<Database<H>>,
+    sync: mpsc::Sender<IOFlushed<TypeConfig<H>>>,
 }
 
 /// The open database. Fields drop in this order: `closed` tells only after the directory's lock is gone.
-struct Database {
-    db: DB,
+struct Database<H: Host> {
+    kv: H::Kv,
     /// Held from the look at the stored snapshot until the new one is in its place.
     snapshot: Mutex<()>,
     #[cfg(test)]
@@ -83,7 +74,7 @@ struct Database {
     closed: watch::Sender<()>,
 }
 
-impl Database {
+impl<H: Host> Database<H> {
     /// Fails when a test has broken the disk.
     fn check(&self) -> io::Result<()> {
         #[cfg(test)]
@@ -92,14 +83,6 @@ impl Database {
         }
         let _ = self;
         Ok(())
-    }
-}
-
-impl std::ops::Deref for Database {
-    type Target = DB;
-
-    fn deref(&self) -> &DB {
-        &self.db
     }
 }
 
@@ -125,37 +108,23 @@ impl Watch {
     }
 }
 
-impl Storage {
+impl<H: Host> Storage<H> {
     /// Opens or creates the database in `directory`.
-    pub(super) fn open(directory: &Path) -> io::Result<Storage> {
-        Storage::open_with(&Storage::options(), directory)
+    pub(super) fn open(directory: &Path) -> io::Result<Storage<H>> {
+        H::Kv::open(directory).map(Storage::over)
     }
 
-    fn options() -> Options {
-        let mut options = Options::default();
-        options.create_if_missing(true);
-        options.set_write_buffer_size(WRITE_BUFFER_BYTES);
-        options.set_max_total_wal_size(4 * WRITE_BUFFER_BYTES as u64);
-        options.set_max_open_files(64);
-        options.set_keep_log_file_num(2);
-        // Damage before the tail is damage: refuse to start rather than forget votes or entries.
-        options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
-        options
-    }
-
-    fn open_with(options: &Options, directory: &Path) -> io::Result<Storage> {
-        let db = DB::open(options, directory).map_err(failed)?;
+    fn over(kv: H::Kv) -> Storage<H> {
         let db = Arc::new(Database {
-            db,
+            kv,
             snapshot: Mutex::new(()),
             #[cfg(test)]
             broken: Arc::default(),
             closed: watch::Sender::new(()),
         });
-        let (sync, waiting) = mpsc::sync_channel(SYNC_QUEUE_MAX);
-        let syncing = Arc::clone(&db);
-        std::thread::Builder::new().name("raft-sync".into()).spawn(move || sync_loop(&syncing, &waiting))?;
-        Ok(Storage { db, sync })
+        let (sync, waiting) = mpsc::channel(SYNC_QUEUE_MAX);
+        spawn::<H, _>(sync_loop(Arc::clone(&db), waiting));
+        Storage { db, sync }
     }
 
     /// Tells whether the database is still open.
@@ -168,19 +137,14 @@ impl Storage {
     }
 
     fn get<T: for<'b> minicbor::Decode<'b, ()>>(&self, key: &[u8]) -> io::Result<Option<T>> {
-        match self.db.get_pinned(key).map_err(failed)? {
-            Some(bytes) => decode(&bytes).map(Some),
-            None => Ok(None),
-        }
+        self.db.kv.get(key)?.map(|bytes| decode(&bytes)).transpose()
     }
 
-    async fn put_durably(&self, key: &'static [u8], value: Vec<u8>) -> io::Result<()> {
+    async fn write_durably(&self, change: Write) -> io::Result<()> {
         let db = Arc::clone(&self.db);
-        blocking(move || {
-            let mut durable = WriteOptions::default();
-            durable.set_sync(true);
+        H::blocking(move || {
             db.check()?;
-            db.put_opt(key, value, &durable).map_err(failed)
+            db.kv.write(vec![change], true)
         })
         .await
     }
@@ -188,7 +152,7 @@ impl Storage {
     /// Whether this database holds nothing that a voter must remember.
     pub(super) fn is_blank(&self) -> io::Result<bool> {
         for key in [KEY_VOTE, KEY_COMMITTED, KEY_PURGED, KEY_SNAPSHOT] {
-            if self.db.get_pinned(key).map_err(failed)?.is_some() {
+            if self.db.kv.get(key)?.is_some() {
                 return Ok(false);
             }
         }
@@ -197,21 +161,13 @@ impl Storage {
 
     /// Whether this monitor began without memory and has not caught up yet.
     pub(super) fn joining(&self) -> io::Result<bool> {
-        Ok(self.db.get_pinned(KEY_JOINING).map_err(failed)?.is_some())
+        Ok(self.db.kv.get(KEY_JOINING)?.is_some())
     }
 
     /// See [`Self::joining`]; durable.
     pub(super) async fn set_joining(&self, joining: bool) -> io::Result<()> {
-        if joining {
-            return self.put_durably(KEY_JOINING, Vec::new()).await;
-        }
-        let db = Arc::clone(&self.db);
-        blocking(move || {
-            let mut durable = WriteOptions::default();
-            durable.set_sync(true);
-            db.delete_opt(KEY_JOINING, &durable).map_err(failed)
-        })
-        .await
+        let key = KEY_JOINING.to_vec();
+        self.write_durably(if joining { Write::Put(key, Vec::new()) } else { Write::Delete(key) }).await
     }
 
     /// Whether the log was purged beyond what the snapshot holds: what is missing then cannot be applied.
@@ -230,12 +186,12 @@ impl Storage {
 
     /// The bytes that name whose database this is, as [`Self::save_identity`] wrote them.
     pub(super) fn identity(&self) -> io::Result<Option<Vec<u8>>> {
-        self.db.get(KEY_IDENTITY).map_err(failed)
+        self.db.kv.get(KEY_IDENTITY)
     }
 
     /// Durably names whose database this is.
     pub(super) async fn save_identity(&self, identity: Vec<u8>) -> io::Result<()> {
-        self.put_durably(KEY_IDENTITY, identity).await
+        self.write_durably(Write::Put(KEY_IDENTITY.to_vec(), identity)).await
     }
 
     /// The current snapshot.
@@ -246,30 +202,24 @@ impl Storage {
     /// Replaces the snapshot, durably, unless the stored one holds more.
     pub(super) async fn save_snapshot(&self, snapshot: &StoredSnapshot) -> io::Result<()> {
         let (storage, last, value) = (self.clone(), snapshot.meta.last(), encode(snapshot));
-        blocking(move || {
+        H::blocking(move || {
             let _turn = storage.db.snapshot.lock();
             let stored = storage.snapshot()?.and_then(|stored| stored.meta.last());
             if stored > last {
                 tracing::info!(?stored, ?last, "an older snapshot does not replace the newer one");
                 return Ok(());
             }
-            let mut durable = WriteOptions::default();
-            durable.set_sync(true);
-            storage.db.put_opt(KEY_SNAPSHOT, value, &durable).map_err(failed)
+            storage.db.kv.write(vec![Write::Put(KEY_SNAPSHOT.to_vec(), value)], true)
         })
         .await
     }
 
     /// Entries of `from..until`, without a hole. Only entries that were purged may be missing at the front.
     fn entries(&self, from: u64, until: Option<u64>) -> io::Result<Vec<Entry>> {
-        let mut read = ReadOptions::default();
         let end = until.map_or_else(|| ENTRIES_END.to_vec(), |until| entry_key(until).to_vec());
-        read.set_iterate_upper_bound(end);
-        let start = entry_key(from);
         let mut entries: Vec<Entry> = Vec::new();
-        for item in self.db.iterator_opt(IteratorMode::From(&start, Direction::Forward), read) {
-            let (_, value) = item.map_err(failed)?;
-            let entry: Entry = decode::<StoredEntry>(&value)?.try_into()?;
+        self.db.kv.scan(&entry_key(from), &end, |value| {
+            let entry: Entry = decode::<StoredEntry>(value)?.try_into()?;
             let wanted = match entries.last() {
                 Some(previous) => previous.log_id.index + 1,
                 None if entry.log_id.index == from => from,
@@ -282,7 +232,8 @@ impl Storage {
                 ));
             }
             entries.push(entry);
-        }
+            Ok(())
+        })?;
         Ok(entries)
     }
 
@@ -291,12 +242,8 @@ impl Storage {
     }
 
     fn last_entry(&self) -> io::Result<Option<LogId>> {
-        let mut read = ReadOptions::default();
-        read.set_iterate_lower_bound(ENTRY_PREFIX);
-        let mut newest_first = self.db.iterator_opt(IteratorMode::From(ENTRIES_END, Direction::Reverse), read);
-        match newest_first.next() {
-            Some(item) => {
-                let (_, value) = item.map_err(failed)?;
+        match self.db.kv.last(ENTRY_PREFIX, ENTRIES_END)? {
+            Some(value) => {
                 let entry: Entry = decode::<StoredEntry>(&value)?.try_into()?;
                 Ok(Some(entry.log_id))
             }
@@ -306,11 +253,20 @@ impl Storage {
 }
 
 /// Makes appended entries durable and says so: one sync for all that wait.
-fn sync_loop(db: &Database, waiting: &mpsc::Receiver<IOFlushed<TypeConfig>>) {
-    while let Ok(first) = waiting.recv() {
+async fn sync_loop<H: Host>(db: Arc<Database<H>>, mut waiting: mpsc::Receiver<IOFlushed<TypeConfig<H>>>) {
+    while let Some(first) = waiting.recv().await {
         let mut batch = vec![first];
-        batch.extend(waiting.try_iter().take(SYNC_QUEUE_MAX));
-        match db.check().and_then(|()| db.flush_wal(true).map_err(failed)) {
+        while batch.len() < SYNC_QUEUE_MAX
+            && let Ok(next) = waiting.try_recv()
+        {
+            batch.push(next);
+        }
+        let syncing = Arc::clone(&db);
+        let synced = H::blocking(move || {
+            syncing.check()?;
+            if on(Mutant::AnswerBeforeSync) { Ok(()) } else { syncing.kv.sync() }
+        });
+        match synced.await {
             Ok(()) => batch.into_iter().for_each(|done| done.io_completed(Ok(()))),
             Err(error) => {
                 tracing::error!(%error, "raft log cannot be made durable; this monitor stops taking part");
@@ -322,7 +278,7 @@ fn sync_loop(db: &Database, waiting: &mpsc::Receiver<IOFlushed<TypeConfig>>) {
     }
 }
 
-impl RaftLogReader<TypeConfig> for Storage {
+impl<H: Host> RaftLogReader<TypeConfig<H>> for Storage<H> {
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
         &mut self,
         range: RB,
@@ -348,29 +304,34 @@ impl RaftLogReader<TypeConfig> for Storage {
     }
 }
 
-impl RaftLogStorage<TypeConfig> for Storage {
-    type LogReader = Storage;
+impl<H: Host> RaftLogStorage<TypeConfig<H>> for Storage<H> {
+    type LogReader = Storage<H>;
 
-    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig<H>>> {
         let last_purged_log_id = self.purged()?;
         let last_log_id = self.last_entry()?.or(last_purged_log_id);
         Ok(LogState { last_purged_log_id, last_log_id })
     }
 
-    async fn get_log_reader(&mut self) -> Storage {
+    async fn get_log_reader(&mut self) -> Storage<H> {
         self.clone()
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        self.put_durably(KEY_VOTE, encode(&StoredVote::from(vote))).await
+        let vote = Write::Put(KEY_VOTE.to_vec(), encode(&StoredVote::from(vote)));
+        if on(Mutant::VoteNotSynced) {
+            return self.db.kv.write(vec![vote], false);
+        }
+        self.write_durably(vote).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         // Not synced: it only spares the next start from asking the quorum what is committed.
-        match committed {
-            Some(id) => self.db.put(KEY_COMMITTED, encode(&StoredLogId::from(&id))).map_err(failed),
-            None => self.db.delete(KEY_COMMITTED).map_err(failed),
-        }
+        let hint = match committed {
+            Some(id) => Write::Put(KEY_COMMITTED.to_vec(), encode(&StoredLogId::from(&id))),
+            None => Write::Delete(KEY_COMMITTED.to_vec()),
+        };
+        self.db.kv.write(vec![hint], false)
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
@@ -378,40 +339,31 @@ impl RaftLogStorage<TypeConfig> for Storage {
         Ok(committed)
     }
 
-    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig<H>>) -> io::Result<()>
     where
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let mut batch = WriteBatch::default();
-        for entry in entries {
-            batch.put(entry_key(entry.log_id.index), encode(&StoredEntry::from(&entry)));
-        }
-        self.db.write(batch).map_err(failed)?;
+        let entries = entries.into_iter();
+        let batch = entries
+            .map(|entry| Write::Put(entry_key(entry.log_id.index).to_vec(), encode(&StoredEntry::from(&entry))))
+            .collect();
+        self.db.kv.write(batch, false)?;
         // The queue can only be full when the disk has stalled; then waiting here is the back-pressure.
-        match self.sync.try_send(callback) {
-            Ok(()) => Ok(()),
-            Err(mpsc::TrySendError::Full(callback)) => {
-                let sync = self.sync.clone();
-                blocking(move || sync.send(callback).map_err(io::Error::other)).await
-            }
-            Err(error @ mpsc::TrySendError::Disconnected(_)) => Err(io::Error::other(error.to_string())),
-        }
+        self.sync.send(callback).await.map_err(|error| io::Error::other(error.to_string()))
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
         let from = last_log_id.map_or(0, |id| id.index + 1);
-        let mut batch = WriteBatch::default();
-        batch.delete_range(entry_key(from).as_slice(), ENTRIES_END);
+        let from = if on(Mutant::TruncateOneTooMany) { from.saturating_sub(1) } else { from };
         // Not synced: a truncated tail that comes back after a power cut is a tail that was never committed.
-        self.db.write(batch).map_err(failed)
+        self.db.kv.write(vec![Write::DeleteRange(entry_key(from).to_vec(), ENTRIES_END.to_vec())], false)
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
-        let mut batch = WriteBatch::default();
-        batch.put(KEY_PURGED, encode(&StoredLogId::from(&log_id)));
-        batch.delete_range(entry_key(0).as_slice(), entry_key(log_id.index + 1).as_slice());
-        self.db.write(batch).map_err(failed)
+        let purged = Write::Put(KEY_PURGED.to_vec(), encode(&StoredLogId::from(&log_id)));
+        let entries = Write::DeleteRange(entry_key(0).to_vec(), entry_key(log_id.index + 1).to_vec());
+        self.db.kv.write(vec![purged, entries], false)
     }
 }
 
@@ -424,8 +376,13 @@ mod tests {
     use rocksdb::statistics::Ticker;
 
     use super::super::encoding::StoredMeta;
+    use super::super::kv::Rocks;
     use super::super::types::{LeaderId, Proposal, SnapshotMeta, StoredMembership};
     use super::*;
+    use crate::host::Production;
+
+    type Storage = super::Storage<Production>;
+    type TypeConfig = super::TypeConfig<Production>;
 
     fn entry(term: u64, index: u64) -> Entry {
         let log_id = LogId { leader_id: LeaderId { term, node_id: 1 }, index };
@@ -441,9 +398,9 @@ mod tests {
     #[tokio::test]
     async fn votes_and_entries_are_synced_before_they_are_answered() {
         let directory = tempfile::tempdir().unwrap();
-        let mut options = Storage::options();
+        let mut options = Rocks::options();
         options.enable_statistics();
-        let mut storage = Storage::open_with(&options, directory.path()).unwrap();
+        let mut storage = Storage::over(Rocks::open_with(&options, directory.path()).unwrap());
         let syncs = || options.get_ticker_count(Ticker::WalFileSynced);
         for index in 0..10 {
             let before = syncs();
@@ -479,7 +436,7 @@ mod tests {
         assert_eq!(indexes(storage.try_get_log_entries(7..9).await.unwrap()), [7, 8]);
         assert_eq!(indexes(storage.try_get_log_entries(7..=9).await.unwrap()), [7, 8, 9]);
         assert!(storage.try_get_log_entries(9..9).await.unwrap().is_empty());
-        storage.db.delete(entry_key(10)).unwrap();
+        storage.db.kv.write(vec![Write::Delete(entry_key(10).to_vec())], false).unwrap();
         assert!(storage.try_get_log_entries(..).await.is_err(), "a hole is an error");
         assert!(storage.try_get_log_entries(10..13).await.is_err(), "at the front, too");
         assert_eq!(indexes(storage.try_get_log_entries(3..7).await.unwrap()), [5, 6], "what was purged is no hole");

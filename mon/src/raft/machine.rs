@@ -15,24 +15,26 @@ use super::Machine;
 use super::encoding::{StoredMeta, StoredSnapshot};
 use super::log::Storage;
 use super::types::{Applied, LogId, SnapshotMeta, StateSnapshot, StoredMembership, TypeConfig};
+use crate::host::Host;
+use crate::mutants::{Mutant, on};
 
 /// The library's view of a [`Machine`].
-pub(super) struct AppliedState<M> {
+pub(super) struct AppliedState<M, H: Host> {
     machine: Arc<M>,
-    storage: Storage,
+    storage: Storage<H>,
     last_applied: Option<LogId>,
     membership: StoredMembership,
 }
 
-impl<M: Machine> AppliedState<M> {
-    pub(super) fn new(machine: Arc<M>, storage: Storage) -> AppliedState<M> {
+impl<M: Machine, H: Host> AppliedState<M, H> {
+    pub(super) fn new(machine: Arc<M>, storage: Storage<H>) -> AppliedState<M, H> {
         AppliedState { machine, storage, last_applied: None, membership: StoredMembership::default() }
     }
 }
 
-impl<M: Machine> RaftStateMachine<TypeConfig> for AppliedState<M> {
+impl<M: Machine, H: Host> RaftStateMachine<TypeConfig<H>> for AppliedState<M, H> {
     type SnapshotData = Vec<u8>;
-    type SnapshotBuilder = Builder;
+    type SnapshotBuilder = Builder<H>;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
         Ok((self.last_applied, self.membership.clone()))
@@ -40,7 +42,7 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for AppliedState<M> {
 
     async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
     where
-        Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+        Strm: Stream<Item = io::Result<EntryResponder<TypeConfig<H>>>> + Unpin + OptionalSend,
     {
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
@@ -52,7 +54,7 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for AppliedState<M> {
             }
             let answer = match entry.payload {
                 EntryPayload::Blank => Vec::new(),
-                EntryPayload::Normal(command) => self.machine.apply(index, &command.0),
+                EntryPayload::Normal(command) => self.machine.apply(index, &command.0).map_err(io::Error::other)?,
                 EntryPayload::Membership(membership) => {
                     self.membership = StoredMembership::new(Some(entry.log_id), membership);
                     Vec::new()
@@ -66,7 +68,7 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for AppliedState<M> {
         Ok(())
     }
 
-    async fn get_snapshot_builder(&mut self) -> Builder {
+    async fn get_snapshot_builder(&mut self) -> Builder<H> {
         Builder {
             meta: SnapshotMeta { last_log_id: self.last_applied, last_membership: self.membership.clone() },
             state: self.machine.snapshot(),
@@ -81,7 +83,9 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for AppliedState<M> {
             .save_snapshot(&StoredSnapshot { meta: StoredMeta::from(meta), state: ByteVec::from(state) })
             .await?;
         self.last_applied = meta.last_log_id;
-        self.membership = meta.last_membership.clone();
+        if !on(Mutant::SnapshotWithoutMembership) {
+            self.membership = meta.last_membership.clone();
+        }
         Ok(())
     }
 
@@ -94,13 +98,13 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for AppliedState<M> {
 }
 
 /// The state at one moment, on its way to disk.
-pub(super) struct Builder {
+pub(super) struct Builder<H: Host> {
     meta: SnapshotMeta,
     state: Vec<u8>,
-    storage: Storage,
+    storage: Storage<H>,
 }
 
-impl RaftSnapshotBuilder<TypeConfig> for Builder {
+impl<H: Host> RaftSnapshotBuilder<TypeConfig<H>> for Builder<H> {
     type SnapshotData = Vec<u8>;
 
     async fn build_snapshot(&mut self) -> io::Result<StateSnapshot> {

@@ -1,6 +1,6 @@
 //! Consensus: an ordered, durable log of commands over a few monitors, and one [`Machine`] that applies them.
 //!
-//! This module is all that knows the Raft library (openraft). In go bytes ([`Consensus::propose`],
+//! This module is all that knows the Raft library (openraft), but for its runtime trait (`host`). In go bytes ([`Consensus::propose`],
 //! [`Consensus::answer_peer`]), out come bytes, and who leads ([`Consensus::leadership`]).
 //!
 //! Invariants:
@@ -15,6 +15,7 @@
 
 mod encoding;
 mod join;
+mod kv;
 mod log;
 mod machine;
 mod network;
@@ -25,7 +26,7 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use holdfast_types::{ClusterId, MonId};
 use minicbor::{Decode, Encode};
@@ -34,10 +35,17 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
 use openraft::{BasicNode, Config, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
+use crate::host::{AsyncRuntime, Host, LogLimits, Production, spawn};
+use crate::mutants::{Mutant, on};
 use encoding::{PeerEnvelope, PeerReply, PeerRequest, TransferReply, decode, encode};
+pub use kv::{Kv, Rocks, Write};
 use machine::AppliedState;
 use types::{Proposal, TypeConfig};
+
+/// A moment on the clock of the runtime.
+type Instant<H> = <<H as Host>::Runtime as AsyncRuntime>::Instant;
 
 /// How often a leader shows that it lives.
 const HEARTBEAT: Duration = Duration::from_millis(100);
@@ -51,15 +59,16 @@ const ELECTION_MAX: Duration = Duration::from_millis(550);
 /// How long a shutdown waits for the database to be let go.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Entries between two snapshots. A start re-applies at most about this many (microseconds each).
-const SNAPSHOT_EVERY: u64 = 2_000;
-/// Entries kept behind a snapshot, for followers that were away shortly.
-const ENTRIES_KEPT: u64 = 500;
+/// Entries that are sent to a monitor at once: whatever they carry, they must fit a message.
+pub(crate) const APPEND_ENTRIES_MAX: usize = 32;
 
 /// Applies committed commands. Must be deterministic: every monitor applies the same and must reach the same state.
 pub trait Machine: Send + Sync + 'static {
     /// Applies the command at `index` and says what came of it.
-    fn apply(&self, index: u64, command: &[u8]) -> Vec<u8>;
+    ///
+    /// # Errors
+    /// When this monitor cannot apply what the others can: the state is unchanged, and it takes no part any more.
+    fn apply(&self, index: u64, command: &[u8]) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>>;
     /// A command that changes nothing.
     fn no_op(&self) -> Vec<u8>;
     /// The whole state, encoded.
@@ -192,21 +201,43 @@ struct Identity {
 }
 
 /// One monitor's part in the consensus.
-pub struct Consensus<M: Machine> {
+pub struct Consensus<M: Machine, H: Host = Production> {
     id: MonId,
     cluster: ClusterId,
-    raft: Raft<TypeConfig, AppliedState<M>>,
+    raft: Raft<TypeConfig<H>, AppliedState<M, H>>,
     leadership: watch::Receiver<Leadership>,
-    follow: tokio::task::JoinHandle<()>,
+    /// Ends the tasks beside the library's.
+    end: CancellationToken,
     database: log::Watch,
     gate: Arc<join::Gate>,
-    join: Option<tokio::task::JoinHandle<()>>,
     no_op: Vec<u8>,
-    /// When a leader last reached this monitor.
-    heard: parking_lot::Mutex<Option<Instant>>,
+    heard: parking_lot::Mutex<Heard<Instant<H>>>,
 }
 
-impl<M: Machine> Consensus<M> {
+/// What a follower knows of how far behind it is.
+#[derive(Debug, Clone, Copy)]
+struct Heard<I> {
+    /// All that the leader knew to be committed at this time has been applied here.
+    current: Option<I>,
+    /// A time at which the leader was heard, and what it knew to be committed then.
+    next: Option<(I, u64)>,
+}
+
+impl<I: Copy> Heard<I> {
+    /// The leader is heard, with its commit, while this monitor has applied so much.
+    fn hear(&mut self, now: I, committed: u64, applied: Option<u64>) {
+        match self.next {
+            Some((at, awaited)) if Some(awaited) <= applied => {
+                self.current = Some(at);
+                self.next = Some((now, committed));
+            }
+            Some(_) => {}
+            None => self.next = Some((now, committed)),
+        }
+    }
+}
+
+impl<M: Machine, H: Host> Consensus<M, H> {
     /// Opens the log in `directory` and takes part. With `bootstrap`, and an empty directory, it forms the cluster of
     /// `members` (address by id), as each of them must that one time; later the stored membership counts. Without, an
     /// empty directory is one whose content was lost: this monitor waits until the others let it in.
@@ -217,11 +248,11 @@ impl<M: Machine> Consensus<M> {
         Seat { id, cluster, members, directory, bootstrap }: Seat<'_>,
         machine: Arc<M>,
         transport: Arc<T>,
-    ) -> Result<Consensus<M>, StartError> {
+    ) -> Result<Consensus<M, H>, StartError> {
         if !members.contains_key(&id) {
             return Err(StartError::NotAMember { id });
         }
-        let storage = log::Storage::open(directory)?;
+        let storage = log::Storage::<H>::open(directory)?;
         claim(&storage, id, cluster).await?;
         storage.check_purged()?;
         let joining = match (storage.is_blank()?, bootstrap) {
@@ -237,7 +268,7 @@ impl<M: Machine> Consensus<M> {
             (false, _) => storage.joining()?,
         };
         let (database, no_op) = (storage.watch(), machine.no_op());
-        let config = Arc::new(config(&cluster)?);
+        let config = Arc::new(config(&cluster, H::log_limits())?);
         let applied = AppliedState::new(machine, storage.clone());
         let peers = network::Peers { cluster, transport: Arc::clone(&transport) };
         let raft = Raft::new(id.0, config, peers, storage.clone(), applied)
@@ -252,13 +283,14 @@ impl<M: Machine> Consensus<M> {
             }
         }
         let gate = Arc::new(join::Gate::new(joining));
-        let join = joining.then(|| {
+        let end = CancellationToken::new();
+        if joining {
             let (raft, storage, gate) = (raft.clone(), storage.clone(), Arc::clone(&gate));
             let joining = join::Joining { id, cluster, members: members.clone(), transport, raft, storage, gate };
-            tokio::spawn(joining.run())
-        });
+            spawn::<H, _>(end.clone().run_until_cancelled_owned(joining.run()));
+        }
         let (tx, leadership) = watch::channel(leadership_of(&raft, id));
-        let follow = tokio::spawn(follow_leadership(raft.clone(), id, tx));
+        spawn::<H, _>(end.clone().run_until_cancelled_owned(follow_leadership(raft.clone(), id, tx)));
         // Alone, nobody else could lead: do not wait for the first tick.
         if members.len() == 1 {
             raft.trigger().elect(false).await.map_err(|error| StartError::Consensus { detail: error.to_string() })?;
@@ -268,18 +300,17 @@ impl<M: Machine> Consensus<M> {
             cluster,
             raft,
             leadership,
-            follow,
+            end,
             database,
             gate,
-            join,
             no_op,
-            heard: parking_lot::Mutex::default(),
+            heard: parking_lot::Mutex::new(Heard { current: None, next: None }),
         })
     }
 
     /// Returns, with the reason, when this monitor takes no part any more: its disk failed, or it was shut down. Only a
     /// new start helps.
-    pub fn stopped(&self) -> impl Future<Output = String> + Send + use<M> {
+    pub fn stopped(&self) -> impl Future<Output = String> + Send + use<M, H> {
         let mut metrics = self.raft.metrics();
         async move {
             loop {
@@ -327,7 +358,11 @@ impl<M: Machine> Consensus<M> {
     /// [`ConsensusError::NotLeader`] when another monitor leads, [`ConsensusError::NoQuorum`] when no majority
     /// confirms that this one still does.
     pub async fn read_barrier(&self) -> Result<(), ConsensusError> {
-        match self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
+        if on(Mutant::ReadWithoutBarrier) && self.leadership.borrow().is_self {
+            return Ok(());
+        }
+        let policy = if on(Mutant::LeaseRead) { ReadPolicy::LeaseRead } else { ReadPolicy::ReadIndex };
+        match self.raft.ensure_linearizable(policy).await {
             Ok(_) => Ok(()),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
                 Err(ConsensusError::NotLeader { leader: forward.leader_id.map(MonId) })
@@ -337,7 +372,8 @@ impl<M: Machine> Consensus<M> {
         }
     }
 
-    /// Whether this monitor leads and a majority has confirmed it, or it heard a leader, within `limit`.
+    /// Whether this monitor leads and a majority has confirmed it, or it holds all that a leader knew to be committed,
+    /// within `limit`.
     #[must_use]
     pub fn in_touch(&self, limit: Duration) -> bool {
         if self.leadership.borrow().is_self {
@@ -350,7 +386,7 @@ impl<M: Machine> Consensus<M> {
             let acknowledged = metrics.last_quorum_acked;
             return acknowledged.is_none_or(|at| at.elapsed() < limit);
         }
-        self.heard.lock().is_some_and(|at| at.elapsed() < limit)
+        self.heard.lock().current.is_some_and(|at| at.elapsed() < limit)
     }
 
     /// The monitors that answered this leader's heartbeats within `limit`, itself included.
@@ -386,10 +422,14 @@ impl<M: Machine> Consensus<M> {
         }
         match envelope.request {
             PeerRequest::Append(request) => {
+                let committed = request.committed();
                 let request = request.try_into().map_err(|error: io::Error| error.to_string())?;
                 let reply = self.raft.append_entries(request).await.map_err(|error| error.to_string())?;
-                if !matches!(reply, openraft::raft::AppendEntriesResponse::HigherVote(_)) {
-                    *self.heard.lock() = Some(Instant::now());
+                if !matches!(reply, openraft::raft::AppendEntriesResponse::HigherVote(_))
+                    && let Some(committed) = committed
+                {
+                    let applied = self.raft.data_metrics().borrow_watched().last_applied.map(|last| last.index);
+                    self.heard.lock().hear(Instant::<H>::now(), committed, applied);
                 }
                 Ok(PeerReply::Append((&reply).into()))
             }
@@ -432,11 +472,38 @@ impl<M: Machine> Consensus<M> {
             Err(error) => return Err(error.to_string()),
         }
         let write = self.raft.client_write(Proposal(self.no_op.clone()));
-        match tokio::time::timeout(join::COMMIT_TIMEOUT, write).await {
+        match H::Runtime::timeout(join::COMMIT_TIMEOUT, write).await {
             Ok(Ok(done)) => Ok(PeerReply::Joined(done.log_id.leader_id.term, done.log_id.index)),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("no majority of the other monitors answers".to_owned()),
         }
+    }
+
+    /// Makes `voters` the monitors that decide, one joint step at a time; those that are new first catch up as learners
+    /// while the present ones decide. Only the leader can.
+    ///
+    /// # Errors
+    /// [`ConsensusError`]; unless it is [`ConsensusError::NotLeader`], the change may be half done, and the same call
+    /// completes it.
+    pub async fn change_voters(&self, voters: &BTreeMap<MonId, String>) -> Result<(), ConsensusError> {
+        let refused = |error: RaftError<TypeConfig<H>, ClientWriteError<TypeConfig<H>>>| match error {
+            RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+                ConsensusError::NotLeader { leader: forward.leader_id.map(MonId) }
+            }
+            RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => ConsensusError::OutcomeUnknown,
+            error => ConsensusError::Stopped { detail: error.to_string() },
+        };
+        let known: BTreeSet<u64> = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.membership().nodes().map(|(id, _)| *id).collect()
+        };
+        for (id, address) in voters.iter().filter(|(id, _)| !known.contains(&id.0)) {
+            self.raft.add_learner(id.0, BasicNode { addr: address.clone() }, true).await.map_err(refused)?;
+        }
+        let ids: BTreeSet<u64> = voters.keys().map(|id| id.0).collect();
+        self.raft.change_membership(ids, false).await.map_err(refused)?;
+        Ok(())
     }
 
     /// Hands leadership to another monitor, so that a planned stop costs no election timeout.
@@ -455,33 +522,34 @@ impl<M: Machine> Consensus<M> {
 
     /// Stops taking part and gives the data directory free. What was answered stays durable with or without this.
     pub async fn shutdown(&self) {
-        self.follow.abort();
-        if let Some(join) = &self.join {
-            join.abort();
-        }
+        self.end.cancel();
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "consensus did not stop in order");
         }
         // The library's tasks end one by one.
-        if tokio::time::timeout(CLOSE_TIMEOUT, self.database.closed()).await.is_err() {
+        if H::Runtime::timeout(CLOSE_TIMEOUT, self.database.closed()).await.is_err() {
             tracing::warn!("the monitor's database is still open");
         }
     }
 }
 
-fn config(cluster: &ClusterId) -> Result<Config, StartError> {
+fn config(cluster: &ClusterId, limits: LogLimits) -> Result<Config, StartError> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Config {
         cluster_name: cluster.to_string(),
         heartbeat_interval: millis(HEARTBEAT),
         election_timeout_min: millis(ELECTION_MIN),
         election_timeout_max: millis(ELECTION_MAX),
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
-        max_in_snapshot_log_to_keep: ENTRIES_KEPT,
-        replication_lag_threshold: 2 * SNAPSHOT_EVERY,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(limits.snapshot_every),
+        max_payload_entries: APPEND_ENTRIES_MAX as u64,
+        max_in_snapshot_log_to_keep: limits.kept,
+        replication_lag_threshold: 2 * limits.snapshot_every,
         install_snapshot_timeout: 20_000,
         backoff: "50ms 100ms 200ms ...500ms".to_owned(),
         enable_pre_vote: Some(true),
+        // A leader that restarts may have lost what it had not synced, while a majority of the others holds it: in the same
+        // term it would give the same places to other entries, and read without what was committed. So it asks for votes.
+        enable_leader_restore: Some(on(Mutant::LeaderRestored)),
         api_channel_size: Some(4_096),
         notification_channel_size: Some(4_096),
         ..Config::default()
@@ -490,7 +558,7 @@ fn config(cluster: &ClusterId) -> Result<Config, StartError> {
     .map_err(|error| StartError::Consensus { detail: error.to_string() })
 }
 
-async fn claim(storage: &log::Storage, id: MonId, cluster: ClusterId) -> Result<(), StartError> {
+async fn claim<H: Host>(storage: &log::Storage<H>, id: MonId, cluster: ClusterId) -> Result<(), StartError> {
     match storage.identity()? {
         None => Ok(storage.save_identity(encode(&Identity { cluster, id })).await?),
         Some(bytes) => {
@@ -504,7 +572,7 @@ async fn claim(storage: &log::Storage, id: MonId, cluster: ClusterId) -> Result<
     }
 }
 
-fn leadership_of<M: Machine>(raft: &Raft<TypeConfig, AppliedState<M>>, id: MonId) -> Leadership {
+fn leadership_of<M: Machine, H: Host>(raft: &Raft<TypeConfig<H>, AppliedState<M, H>>, id: MonId) -> Leadership {
     let metrics = raft.server_metrics();
     let metrics = metrics.borrow_watched();
     let leader = metrics.current_leader.map(MonId);
@@ -515,8 +583,8 @@ fn leadership_of<M: Machine>(raft: &Raft<TypeConfig, AppliedState<M>>, id: MonId
     }
 }
 
-async fn follow_leadership<M: Machine>(
-    raft: Raft<TypeConfig, AppliedState<M>>,
+async fn follow_leadership<M: Machine, H: Host>(
+    raft: Raft<TypeConfig<H>, AppliedState<M, H>>,
     id: MonId,
     tx: watch::Sender<Leadership>,
 ) {

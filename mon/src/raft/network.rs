@@ -20,6 +20,7 @@ use super::encoding::{
 };
 use super::types::{StateSnapshot, TypeConfig, Vote};
 use super::{Transport, TransportError};
+use crate::host::Host;
 
 /// No answer to an append within this long means that the peer is slow or gone. The library's own limit (one heartbeat
 /// interval) is shorter than one slow sync of a busy disk, and a second copy of the same append helps nobody.
@@ -34,7 +35,7 @@ pub(super) struct Peers<T> {
     pub(super) transport: Arc<T>,
 }
 
-impl<T: Transport> RaftNetworkFactory<TypeConfig> for Peers<T> {
+impl<T: Transport, H: Host> RaftNetworkFactory<TypeConfig<H>> for Peers<T> {
     type Network = Peer<T>;
 
     async fn new_client(&mut self, target: u64, _: &BasicNode) -> Peer<T> {
@@ -58,7 +59,7 @@ pub(super) enum CallError {
     Failed(String),
 }
 
-impl From<CallError> for RPCError<TypeConfig> {
+impl<H: Host> From<CallError> for RPCError<TypeConfig<H>> {
     fn from(error: CallError) -> Self {
         match error {
             CallError::Unreachable(error) => RPCError::Unreachable(Unreachable::new(&error)),
@@ -67,7 +68,7 @@ impl From<CallError> for RPCError<TypeConfig> {
     }
 }
 
-impl From<CallError> for StreamingError<TypeConfig> {
+impl<H: Host> From<CallError> for StreamingError<TypeConfig<H>> {
     fn from(error: CallError) -> Self {
         match error {
             CallError::Unreachable(error) => StreamingError::Unreachable(Unreachable::new(&error)),
@@ -101,14 +102,14 @@ fn unexpected() -> CallError {
     CallError::Failed("the peer answered another question".to_owned())
 }
 
-impl<T: Transport> RaftNetworkV2<TypeConfig> for Peer<T> {
+impl<T: Transport, H: Host> RaftNetworkV2<TypeConfig<H>> for Peer<T> {
     type SnapshotData = Vec<u8>;
 
     async fn append_entries(
         &mut self,
-        rpc: AppendEntriesRequest<TypeConfig>,
+        rpc: AppendEntriesRequest<TypeConfig<H>>,
         _: RPCOption,
-    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+    ) -> Result<AppendEntriesResponse<TypeConfig<H>>, RPCError<TypeConfig<H>>> {
         match self.call(PeerRequest::Append((&rpc).into()), APPEND_TIMEOUT).await? {
             PeerReply::Append(reply) => Ok(reply.into()),
             _ => Err(unexpected().into()),
@@ -117,9 +118,9 @@ impl<T: Transport> RaftNetworkV2<TypeConfig> for Peer<T> {
 
     async fn vote(
         &mut self,
-        rpc: VoteRequest<TypeConfig>,
+        rpc: VoteRequest<TypeConfig<H>>,
         option: RPCOption,
-    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+    ) -> Result<VoteResponse<TypeConfig<H>>, RPCError<TypeConfig<H>>> {
         match self.call(PeerRequest::Vote((&rpc).into()), option.hard_ttl()).await? {
             PeerReply::Vote(vote, granted, last) => Ok(vote_response(vote, granted, last)),
             _ => Err(unexpected().into()),
@@ -128,9 +129,9 @@ impl<T: Transport> RaftNetworkV2<TypeConfig> for Peer<T> {
 
     async fn pre_vote(
         &mut self,
-        rpc: VoteRequest<TypeConfig>,
+        rpc: VoteRequest<TypeConfig<H>>,
         option: RPCOption,
-    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+    ) -> Result<VoteResponse<TypeConfig<H>>, RPCError<TypeConfig<H>>> {
         match self.call(PeerRequest::PreVote((&rpc).into()), option.hard_ttl()).await? {
             PeerReply::Vote(vote, granted, last) => Ok(vote_response(vote, granted, last)),
             _ => Err(unexpected().into()),
@@ -143,10 +144,11 @@ impl<T: Transport> RaftNetworkV2<TypeConfig> for Peer<T> {
         snapshot: StateSnapshot,
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _: RPCOption,
-    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+    ) -> Result<SnapshotResponse<TypeConfig<H>>, StreamingError<TypeConfig<H>>> {
         let stored = StoredSnapshot { meta: StoredMeta::from(&snapshot.meta), state: ByteVec::from(snapshot.snapshot) };
         let sent = self.call(PeerRequest::Snapshot((&vote).into(), stored), SNAPSHOT_TIMEOUT);
         let reply = tokio::select! {
+            biased;
             reply = sent => reply?,
             closed = cancel => return Err(closed.into()),
         };
@@ -158,9 +160,9 @@ impl<T: Transport> RaftNetworkV2<TypeConfig> for Peer<T> {
 
     async fn transfer_leader(
         &mut self,
-        request: TransferLeaderRequest<TypeConfig>,
+        request: TransferLeaderRequest<TypeConfig<H>>,
         option: RPCOption,
-    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+    ) -> Result<TransferLeaderResponse<TypeConfig<H>>, RPCError<TypeConfig<H>>> {
         match self.call(transfer_request(&request), option.hard_ttl()).await? {
             PeerReply::Transfer(reply) => Ok(reply.into()),
             _ => Err(unexpected().into()),

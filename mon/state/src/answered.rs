@@ -1,8 +1,9 @@
 //! Which requests have been answered, so that a resend changes nothing.
 //!
-//! Bounded: the last [`REPLIES_PER_CLIENT`] of each of the last [`CLIENTS_MAX`] clients. A client sends its requests
-//! one after the other, so a resend older than that does not happen.
+//! Bounded: the last [`REPLIES_PER_CLIENT`] of each of the last [`CLIENTS_MAX`] clients. What is older than that, or of an
+//! earlier run of its client, may have been applied and forgotten: it is refused, however late it comes in.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 
 use holdfast_types::{ClientId, Incarnation, RequestId};
@@ -28,6 +29,20 @@ struct Session {
     /// When it was last used: the newest clock value wins a place.
     #[n(2)]
     used: u64,
+    /// The highest number whose answer was forgotten.
+    #[n(3)]
+    forgotten: Option<u64>,
+}
+
+/// What is known of a request that comes in.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Known {
+    /// It has not been applied.
+    New,
+    /// It has, with this answer.
+    Answered(MonReply),
+    /// Perhaps it has: its client has since moved on.
+    Past,
 }
 
 /// The answers that are remembered.
@@ -41,10 +56,18 @@ pub(crate) struct Answered {
 }
 
 impl Answered {
-    /// The answer that this request got.
-    pub(crate) fn get(&self, id: RequestId) -> Option<&MonReply> {
-        let session = self.sessions.get(&id.client).filter(|session| session.incarnation == id.incarnation)?;
-        session.replies.iter().find(|(tid, _)| *tid == id.tid).map(|(_, reply)| reply)
+    /// Whether this request has been applied.
+    pub(crate) fn look_up(&self, id: RequestId) -> Known {
+        let Some(session) = self.sessions.get(&id.client) else { return Known::New };
+        match id.incarnation.cmp(&session.incarnation) {
+            Ordering::Less => Known::Past,
+            Ordering::Greater => Known::New,
+            Ordering::Equal => match session.replies.iter().find(|(tid, _)| *tid == id.tid) {
+                Some((_, reply)) => Known::Answered(reply.clone()),
+                None if session.forgotten.is_some_and(|forgotten| id.tid <= forgotten) => Known::Past,
+                None => Known::New,
+            },
+        }
     }
 
     /// Remembers the answer of a request.
@@ -54,15 +77,17 @@ impl Answered {
             return;
         }
         self.clock += 1;
-        let fresh = Session { incarnation: id.incarnation, replies: VecDeque::new(), used: 0 };
+        let fresh = Session { incarnation: id.incarnation, replies: VecDeque::new(), used: 0, forgotten: None };
         let session = self.sessions.entry(id.client).or_insert_with(|| fresh.clone());
         if session.incarnation != id.incarnation {
             *session = fresh;
         }
         session.used = self.clock;
         session.replies.push_back((id.tid, reply));
-        if session.replies.len() > REPLIES_PER_CLIENT {
-            session.replies.pop_front();
+        if session.replies.len() > REPLIES_PER_CLIENT
+            && let Some((tid, _)) = session.replies.pop_front()
+        {
+            session.forgotten = session.forgotten.max(Some(tid));
         }
         if self.sessions.len() > CLIENTS_MAX {
             let oldest = self.sessions.iter().min_by_key(|(_, session)| session.used).map(|(client, _)| *client);
@@ -70,5 +95,43 @@ impl Answered {
                 self.sessions.remove(&oldest);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_types::Epoch;
+
+    use super::*;
+
+    fn id(incarnation: u64, tid: u64) -> RequestId {
+        RequestId { client: ClientId(7), incarnation: Incarnation(incarnation), tid }
+    }
+
+    fn done(epoch: u64) -> MonReply {
+        MonReply::Done { epoch: Epoch(epoch) }
+    }
+
+    #[test]
+    fn what_was_applied_and_forgotten_is_not_taken_for_new() {
+        let mut answered = Answered::default();
+        for tid in 1..=20 {
+            assert_eq!(answered.look_up(id(1, tid)), Known::New);
+            answered.put(id(1, tid), done(tid));
+        }
+        assert_eq!(answered.look_up(id(1, 20)), Known::Answered(done(20)));
+        assert_eq!(answered.look_up(id(1, 5)), Known::Answered(done(5)));
+        assert_eq!(answered.look_up(id(1, 4)), Known::Past, "its answer has been forgotten");
+        assert_eq!(answered.look_up(id(1, 21)), Known::New);
+    }
+
+    #[test]
+    fn a_late_request_of_an_earlier_run_neither_counts_nor_ends_the_later_run() {
+        let mut answered = Answered::default();
+        answered.put(id(1, 9), done(1));
+        assert_eq!(answered.look_up(id(2, 1)), Known::New);
+        answered.put(id(2, 1), done(2));
+        assert_eq!(answered.look_up(id(1, 9)), Known::Past);
+        assert_eq!(answered.look_up(id(2, 1)), Known::Answered(done(2)));
     }
 }

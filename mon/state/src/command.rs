@@ -17,6 +17,21 @@ pub struct Command {
     /// The changes, in order. Each is all or nothing by itself.
     #[n(1)]
     pub ops: Vec<Op>,
+    /// The newest map at the proposer. Who has another map of that epoch must not apply anything more.
+    #[n(2)]
+    pub seen: Option<MapMark>,
+}
+
+/// Which map, and what is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct MapMark {
+    /// Which.
+    #[n(0)]
+    pub epoch: Epoch,
+    /// [`holdfast_map::ClusterMap::checksum`].
+    #[n(1)]
+    pub checksum: u32,
 }
 
 /// One change.

@@ -25,7 +25,8 @@ mod scrubs;
 mod state;
 mod words;
 
-pub use command::{Change, Command, Op, Outcome};
+pub use command::{Change, Command, MapMark, Op, Outcome};
 pub use hierarchy::crush_weight;
+pub use maps::PastMap;
 pub use notes::{DownReason, HoldOff, OsdNote, OutReason};
-pub use state::{RestoreError, SPLIT_OPTION, STATE_BYTES_MAX, State};
+pub use state::{Diverged, RestoreError, SPLIT_OPTION, STATE_BYTES_MAX, State};

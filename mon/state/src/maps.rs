@@ -87,14 +87,35 @@ impl Maps {
         update
     }
 
-    /// The map of exactly this epoch, if it is kept.
-    pub(crate) fn at(&self, epoch: Epoch) -> Option<ClusterMap> {
+    /// What the map of exactly this epoch is made of, if it is kept.
+    pub(crate) fn at(&self, epoch: Epoch) -> Option<PastMap> {
         let newest = self.increments.keys().next_back().copied().unwrap_or(self.base.epoch);
         if epoch < self.base.epoch || epoch > newest {
             return None;
         }
-        let mut map = self.base.clone();
-        for encoded in self.increments.range(..=epoch).map(|(_, encoded)| encoded) {
+        let increments = self.increments.range(..=epoch).map(|(_, encoded)| encoded.clone()).collect();
+        Some(PastMap { base: self.base.clone(), increments })
+    }
+}
+
+/// A map of the past, still to be put together: that takes a clone and a checksum for each epoch, and is done where it
+/// keeps nobody waiting.
+#[derive(Debug, Clone)]
+pub struct PastMap {
+    base: ClusterMap,
+    increments: Vec<Vec<u8>>,
+}
+
+impl PastMap {
+    pub(crate) fn of(map: ClusterMap) -> PastMap {
+        PastMap { base: map, increments: Vec::new() }
+    }
+
+    /// The map.
+    #[must_use]
+    pub fn build(self) -> Option<ClusterMap> {
+        let mut map = self.base;
+        for encoded in &self.increments {
             map = map.apply(&Increment::decode(encoded).ok()?).ok()?;
         }
         Some(map)

@@ -9,6 +9,7 @@ use holdfast_types::{DiskUuid, Epoch, Incarnation, OsdId};
 use holdfast_wire::mon::{LocationStep, MonError, PgTempWish};
 
 use crate::hierarchy;
+use crate::leader::failures::may_lose;
 use crate::notes::{DownReason, OsdNote, OsdNotes, OutReason};
 
 /// An id that a disk asks for may leave a gap of at most this many: ids are not given again, so a slip must not use
@@ -149,6 +150,8 @@ pub(crate) fn stopping(
     let info = running(map, osd, incarnation)?;
     info.up = false;
     info.down_at = epoch;
+    // It gave up its leases before it said so.
+    info.dead_epoch = epoch;
     notes.entry(osd).or_default().note_down(at_ms, DownReason::Stopped);
     Ok(())
 }
@@ -162,6 +165,13 @@ pub(crate) fn mark_down(
     dead: bool,
 ) -> Result<(), MonError> {
     let epoch = map.epoch;
+    running(map, osd, incarnation)?;
+    // Here, with the markdowns of the same moment counted: all who are silent are reported within milliseconds.
+    if !dead && !may_lose(map, osd) {
+        let reason =
+            format!("with {osd} too, so many OSDs would be down for silence that it is more likely the network");
+        return Err(MonError::Unsafe { reason });
+    }
     let info = running(map, osd, incarnation)?;
     info.up = false;
     info.down_at = epoch;
@@ -226,6 +236,21 @@ pub(crate) fn reweight(map: &mut ClusterMap, osd: OsdId, weight: u32) -> Result<
     Ok(())
 }
 
+/// Gives up what only this OSD has: it is forgotten, and nobody waits for it any more.
+pub(crate) fn lose(map: &mut ClusterMap, notes: &mut OsdNotes, osd: OsdId, confirm: &str) -> Result<(), MonError> {
+    if confirm != osd.to_string() {
+        let reason = format!("{osd} must be named a second time: what only it has is lost with it");
+        return Err(MonError::Unsafe { reason });
+    }
+    let info = map.osds.get_mut(&osd).ok_or_else(|| no_such_osd(osd))?;
+    if info.up {
+        return Err(MonError::Unsafe { reason: format!("{osd} is up: its disk is not lost") });
+    }
+    info.in_cluster = false;
+    remove(map, notes, osd)
+}
+
+/// Forgets one that nothing needs, as the leader has made sure.
 pub(crate) fn remove(map: &mut ClusterMap, notes: &mut OsdNotes, osd: OsdId) -> Result<(), MonError> {
     let info = map.osds.get(&osd).ok_or_else(|| no_such_osd(osd))?;
     if info.up || info.in_cluster {
@@ -256,6 +281,7 @@ pub(crate) fn up_thru(
     Ok(())
 }
 
+/// What primaries wish for the acting sets of their placement groups.
 pub(crate) fn pg_temp(
     map: &mut ClusterMap,
     osd: OsdId,
@@ -267,6 +293,10 @@ pub(crate) fn pg_temp(
         if map.pools.get(&wish.pg.pool).is_none_or(|pool| wish.pg.seed >= pool.pg_num) {
             return Err(MonError::NotFound { what: "placement group".into(), name: wish.pg.to_string() });
         }
+        let several = |member: &OsdId| wish.acting.iter().filter(|other| *other == member).count() > 1;
+        if let Some(member) = wish.acting.iter().find(|member| several(member)) {
+            return Err(MonError::Invalid { reason: format!("{member} is named twice for {}", wish.pg) });
+        }
         if wish.acting.len() > PG_TEMP_MEMBERS_MAX {
             return Err(MonError::Invalid { reason: format!("{} members for {}", wish.acting.len(), wish.pg) });
         }
@@ -275,6 +305,11 @@ pub(crate) fn pg_temp(
         }
     }
     for wish in wishes {
+        // One of a primary that is none any more, or of an interval that is over, would cost the present one its peering.
+        let present = map.members(wish.pg).acting;
+        if present.first() != Some(&osd) || wish.seen.as_ref().is_some_and(|seen| *seen != present) {
+            continue;
+        }
         if wish.acting.is_empty() {
             map.pg_temp.remove(&wish.pg);
         } else {

@@ -1,4 +1,4 @@
-//! Making and deleting pools.
+//! Making, changing and deleting pools.
 
 use holdfast_map::{ClusterMap, Pool, PoolKind, pg_num_for};
 use holdfast_types::PoolId;
@@ -23,6 +23,22 @@ pub(crate) struct NewPool<'a> {
     pub(crate) application: &'a str,
     pub(crate) failure_domain: Option<&'a str>,
     pub(crate) share_percent: Option<u32>,
+}
+
+/// What a pool is to be from now on. What is `None` stays.
+pub(crate) struct Wanted<'a> {
+    pub(crate) size: Option<u32>,
+    pub(crate) min_size: Option<u32>,
+    pub(crate) failure_domain: Option<&'a str>,
+}
+
+fn check_sizes(size: u32, min_size: u32) -> Result<(), MonError> {
+    if size == 0 || size > SIZE_MAX || min_size == 0 || min_size > size {
+        return Err(invalid(format!(
+            "size {size} with min_size {min_size}: size is 1 to {SIZE_MAX}, min_size 1 to size"
+        )));
+    }
+    Ok(())
 }
 
 fn invalid(reason: impl Into<String>) -> MonError {
@@ -55,11 +71,7 @@ pub(crate) fn create(map: &mut ClusterMap, new: &NewPool<'_>) -> Result<PoolId, 
         (None, None) => SIZE_DEFAULT.min(osds).max(1),
     };
     let min_size = new.min_size.unwrap_or(size / 2 + 1);
-    if size == 0 || size > SIZE_MAX || min_size == 0 || min_size > size {
-        return Err(invalid(format!(
-            "size {size} with min_size {min_size}: size is 1 to {SIZE_MAX}, min_size 1 to size"
-        )));
-    }
+    check_sizes(size, min_size)?;
     let domain = new.failure_domain.unwrap_or(if hosts >= size { "host" } else { "osd" });
     let rule = hierarchy::rule_for(&mut map.crush, domain)?;
     let pool = Pool {
@@ -74,6 +86,27 @@ pub(crate) fn create(map: &mut ClusterMap, new: &NewPool<'_>) -> Result<PoolId, 
     map.next_pool = PoolId(id.0 + 1);
     map.pools.insert(id, pool);
     Ok(id)
+}
+
+/// Changes a pool. With more copies than before, `min_size` stays unless it is named, too: raised at the same moment, it
+/// would keep all that has only the old copies from being served until the new ones are made.
+pub(crate) fn set(map: &mut ClusterMap, name: &str, wanted: &Wanted<'_>) -> Result<(), MonError> {
+    let Some((id, pool)) = map.pool_by_name(name) else {
+        return Err(MonError::NotFound { what: "pool".into(), name: name.to_owned() });
+    };
+    let size = wanted.size.unwrap_or(pool.size());
+    let kept = if pool.min_size() <= size { pool.min_size() } else { size / 2 + 1 };
+    let min_size = wanted.min_size.unwrap_or(kept);
+    check_sizes(size, min_size)?;
+    let rule = match wanted.failure_domain {
+        Some(kind) => Some(hierarchy::rule_for(&mut map.crush, kind)?),
+        None => None,
+    };
+    if let Some(pool) = map.pools.get_mut(&id) {
+        pool.kind = PoolKind::Replicated { size, min_size };
+        pool.rule = rule.unwrap_or(pool.rule);
+    }
+    Ok(())
 }
 
 /// The part of all data that the pool is expected to hold: as its maker says, else as much as each other pool.

@@ -1,5 +1,6 @@
 //! The replicated state and its one transition.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use holdfast_map::{
@@ -11,12 +12,12 @@ use holdfast_wire::mon::{KeyInfo, MapUpdate, MonCommand, MonError, MonReply, Poo
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
-use crate::answered::{ANSWERED_BYTES_MAX, Answered};
-use crate::command::{Change, Command, Outcome, seal, unseal};
+use crate::answered::{ANSWERED_BYTES_MAX, Answered, Known};
+use crate::command::{Change, Command, MapMark, Outcome, seal, unseal};
 use crate::config::{ConfigStore, HISTORY_BYTES_MAX, OPTIONS_BYTES_MAX};
 use crate::keys::{KEYS_BYTES_MAX, KeyStore};
 use crate::leader::Scene;
-use crate::maps::{INCREMENT_BYTES_MAX, Maps};
+use crate::maps::{INCREMENT_BYTES_MAX, Maps, PastMap};
 use crate::notes::OsdNotes;
 use crate::{hierarchy, osds, pools, scrubs};
 
@@ -59,10 +60,24 @@ pub enum RestoreError {
     },
 }
 
+/// Two monitors have different maps of one epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("map {epoch} has checksum {ours:#010x} here and {theirs:#010x} at the monitor that leads")]
+pub struct Diverged {
+    /// Of both.
+    pub epoch: Epoch,
+    /// Here.
+    pub ours: u32,
+    /// At the proposer of a command.
+    pub theirs: u32,
+}
+
 /// All that the monitors agree on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct State {
     map: Arc<ClusterMap>,
+    /// Of `map`.
+    checksum: u32,
     maps: Maps,
     notes: OsdNotes,
     keys: KeyStore,
@@ -101,6 +116,8 @@ enum Answer {
 /// Whether an op was applied by this command or is a resend.
 enum Pending {
     Before(MonReply),
+    /// As the op at this place of the same command.
+    Again(usize),
     Now(Option<RequestId>, Result<Answer, MonError>),
 }
 
@@ -122,12 +139,32 @@ impl State {
         let map = ClusterMap::empty(cluster);
         State {
             maps: Maps::new(map.clone()),
+            checksum: map.checksum(),
             map: Arc::new(map),
             notes: OsdNotes::new(),
             keys: KeyStore::default(),
             config: ConfigStore::default(),
             answered: Answered::default(),
         }
+    }
+
+    /// Whether this is the state that the proposer of a command had, as far as the newest map tells.
+    ///
+    /// # Errors
+    /// [`Diverged`]: of this monitor and the proposer one must apply nothing more.
+    pub fn check(&self, command: &Command) -> Result<(), Diverged> {
+        match command.seen {
+            Some(MapMark { epoch, checksum: theirs }) if epoch == self.map.epoch && theirs != self.checksum => {
+                Err(Diverged { epoch, ours: self.checksum, theirs })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What a proposer says of its newest map.
+    #[must_use]
+    pub fn mark(&self) -> MapMark {
+        MapMark { epoch: self.map.epoch, checksum: self.checksum }
     }
 
     /// Applies one committed command: at most one new map.
@@ -137,10 +174,25 @@ impl State {
         draft.epoch = newest.next();
         let mut trim = None;
         let mut answers = Vec::with_capacity(command.ops.len());
-        for op in &command.ops {
-            if let Some(reply) = op.id.and_then(|id| self.answered.get(id)) {
-                answers.push(Pending::Before(reply.clone()));
+        let mut first = BTreeMap::new();
+        for (place, op) in command.ops.iter().enumerate() {
+            if let Some(place) = op.id.and_then(|id| first.get(&id).copied()) {
+                answers.push(Pending::Again(place));
                 continue;
+            }
+            first.extend(op.id.map(|id| (id, place)));
+            match op.id.map(|id| (id, self.answered.look_up(id))) {
+                None | Some((_, Known::New)) => {}
+                Some((_, Known::Answered(reply))) => {
+                    answers.push(Pending::Before(reply));
+                    continue;
+                }
+                Some((id, Known::Past)) => {
+                    let reason =
+                        format!("request {id} comes late: its sender has moved on, and it may have been applied");
+                    answers.push(Pending::Before(MonReply::Failed(MonError::Stale { reason })));
+                    continue;
+                }
             }
             let answer = match &op.change {
                 Change::TrimMaps(epoch) => {
@@ -161,10 +213,11 @@ impl State {
             self.maps.trim(epoch.min(newest), &self.map);
         }
         let epoch = self.map.epoch;
-        let mut replies = Vec::with_capacity(answers.len());
+        let mut replies: Vec<MonReply> = Vec::with_capacity(answers.len());
         for answer in answers {
             let (id, reply) = match answer {
                 Pending::Before(reply) => (None, reply),
+                Pending::Again(place) => (None, replies.get(place).cloned().unwrap_or(MonReply::Done { epoch })),
                 Pending::Now(id, Ok(answer)) => (id, answer.into_reply(epoch)),
                 Pending::Now(id, Err(error)) => (id, MonReply::Failed(error)),
             };
@@ -184,7 +237,9 @@ impl State {
             return;
         }
         draft.epoch = next;
-        self.maps.push(&Increment::between(&self.map, &draft), &draft);
+        let increment = Increment::between(&self.map, &draft);
+        self.checksum = increment.checksum;
+        self.maps.push(&increment, &draft);
         self.map = Arc::new(draft);
     }
 
@@ -282,12 +337,18 @@ impl State {
                 };
                 return Ok(Answer::Pool(pools::create(map, &pool)?));
             }
+            MonCommand::PoolSet { name, size, min_size, failure_domain } => {
+                let wanted =
+                    pools::Wanted { size: *size, min_size: *min_size, failure_domain: failure_domain.as_deref() };
+                pools::set(map, name, &wanted)?;
+            }
             MonCommand::PoolDelete { name, confirm } => pools::delete(map, name, confirm)?,
             MonCommand::OsdOut(osd) => osds::set_out(map, notes, *osd, true)?,
             MonCommand::OsdIn(osd) => osds::set_in(map, notes, *osd)?,
             MonCommand::OsdDown(osd) => osds::down(map, notes, at_ms, *osd)?,
             MonCommand::OsdReweight { osd, weight } => osds::reweight(map, *osd, *weight)?,
             MonCommand::OsdRemove(osd) => osds::remove(map, notes, *osd)?,
+            MonCommand::OsdLost { osd, confirm } => osds::lose(map, notes, *osd, confirm)?,
             MonCommand::OsdRelease(osd) => osds::release(map, notes, at_ms, *osd)?,
             MonCommand::FullRatios { near_full, backfill_full, full, failsafe } => {
                 let then = map.ratios;
@@ -306,10 +367,16 @@ impl State {
                     return Err(MonError::Invalid { reason });
                 }
                 map.ratios = ratios;
+                // A level that was reached by the old ratio ends well below where it begins: it must be judged anew, not
+                // as the past of the new one. The flags stay until all have been.
+                let up: Vec<OsdId> = map.osds.iter().filter(|(_, info)| info.up).map(|(osd, _)| *osd).collect();
+                map.space.retain(|osd, _| up.binary_search(osd).is_err());
             }
             MonCommand::Scrub { target, kind } => scrubs::wish(map, *target, *kind)?,
             MonCommand::BlocklistAdd { client, incarnation } => {
                 if !map.is_blocklisted(*client, *incarnation) {
+                    // It holds for the earlier runs, too: their own entries say nothing more.
+                    map.blocklist.retain(|entry| entry.client != *client);
                     if map.blocklist.len() >= BLOCKLIST_MAX {
                         let reason =
                             format!("{BLOCKLIST_MAX} sessions are fenced already; remove fences that are over");
@@ -370,8 +437,8 @@ impl State {
 
     /// The map of exactly this epoch, if it is kept.
     #[must_use]
-    pub fn map_at(&self, epoch: Epoch) -> Option<ClusterMap> {
-        if epoch == self.map.epoch { Some(ClusterMap::clone(&self.map)) } else { self.maps.at(epoch) }
+    pub fn map_at(&self, epoch: Epoch) -> Option<PastMap> {
+        if epoch == self.map.epoch { Some(PastMap::of(ClusterMap::clone(&self.map))) } else { self.maps.at(epoch) }
     }
 
     /// What a leader decides from at this moment of the wall clock.
@@ -406,10 +473,6 @@ impl State {
             MonCommand::ConfigLog => Some(MonReply::ConfigHistory(self.config.history().cloned().collect())),
             MonCommand::PoolList => Some(MonReply::Pools(self.pool_rows())),
             MonCommand::GetMaps { after } => Some(MonReply::Maps(self.maps_since(*after))),
-            MonCommand::GetFullMap { epoch } => Some(match self.map_at(*epoch) {
-                Some(map) => MonReply::Maps(MapUpdate { full: Some(map.encode_full().into()), increments: Vec::new() }),
-                None => not_found("map", &epoch.to_string()),
-            }),
             _ => None,
         }
     }
@@ -462,7 +525,7 @@ impl State {
         if epoch != map.epoch {
             return Err(RestoreError::Gap { epoch });
         }
-        Ok(State { map: Arc::new(map), maps, notes, keys, config, answered })
+        Ok(State { checksum: map.checksum(), map: Arc::new(map), maps, notes, keys, config, answered })
     }
 }
 

@@ -33,7 +33,7 @@ impl Cluster {
 
     fn batch(&mut self, ops: Vec<Op>) -> Vec<MonReply> {
         self.index += 1;
-        let command = Command { at_unix_ms: self.at_unix_ms, ops };
+        let command = Command { at_unix_ms: self.at_unix_ms, ops, seen: None };
         let command = Command::decode(&command.encode()).unwrap();
         self.state.apply(self.index, &command).replies
     }
@@ -250,6 +250,20 @@ fn a_resend_is_answered_alike_and_not_applied_again() {
     assert!(cluster.map().pools.is_empty());
 }
 
+/// Simulator of the monitors, seed 47: a client had asked the leader again while an entry was being committed.
+#[test]
+fn a_request_and_its_resend_in_one_batch_are_one() {
+    let mut cluster = Cluster::with_osds(3, 1);
+    cluster.ask(pool("data", None)).unwrap();
+    let id = RequestId { client: ClientId(7), incarnation: Incarnation(1), tid: 1 };
+    let delete = MonCommand::PoolDelete { name: "data".into(), confirm: "data".into() };
+    let op = Op { id: Some(id), change: Change::Request(delete) };
+    let replies = cluster.batch(vec![op.clone(), op.clone()]);
+    let done = MonReply::Done { epoch: cluster.map().epoch };
+    assert_eq!(replies, [done.clone(), done.clone()]);
+    assert_eq!(cluster.batch(vec![op]), [done]);
+}
+
 #[test]
 fn a_pool_gets_what_the_cluster_can_give() {
     // OSDs, per host, size asked → size, min_size, failure domain
@@ -300,25 +314,31 @@ fn a_temporary_acting_set_lasts_until_placement_agrees_or_nobody_is_left() {
     let pg = PgId { pool: PoolId(1), seed: 0 };
     let up = cluster.map().members(pg).up;
     let spare = (0..4).map(OsdId).find(|osd| !up.contains(osd)).unwrap();
-    let wish = |acting: Vec<OsdId>| MonCommand::PgTemp {
-        osd: up[0],
-        incarnation: Incarnation(100 + u64::from(up[0].0)),
-        wishes: vec![PgTempWish { pg, acting }],
+    let wish = |osd: OsdId, acting: Vec<OsdId>, seen: Option<Vec<OsdId>>| MonCommand::PgTemp {
+        osd,
+        incarnation: Incarnation(100 + u64::from(osd.0)),
+        wishes: vec![PgTempWish { pg, acting, seen }],
     };
-    cluster.ask(wish(vec![spare, up[0]])).unwrap();
+    let twice = cluster.ask(wish(up[0], vec![up[0], up[0]], None));
+    assert!(matches!(twice, Err(MonError::Invalid { .. })), "{twice:?}");
+    cluster.ask(wish(up[1], vec![spare], None)).unwrap();
+    assert!(cluster.map().pg_temp.is_empty(), "only the primary decides");
+    cluster.ask(wish(up[0], vec![spare, up[0]], Some(up.clone()))).unwrap();
     assert_eq!(cluster.map().members(pg).acting, vec![spare, up[0]]);
+    cluster.ask(wish(spare, vec![spare, up[1]], Some(up.clone()))).unwrap();
+    assert_eq!(cluster.map().members(pg).acting, vec![spare, up[0]], "a wish of an interval that is over");
     let epoch = cluster.map().epoch;
-    cluster.ask(wish(up.clone())).unwrap();
+    cluster.ask(wish(spare, up.clone(), Some(vec![spare, up[0]]))).unwrap();
     assert!(cluster.map().pg_temp.is_empty());
     assert_eq!(cluster.map().epoch, epoch.next());
-    cluster.ask(wish(vec![spare])).unwrap();
+    cluster.ask(wish(up[0], vec![spare], None)).unwrap();
     let incarnation = Incarnation(100 + u64::from(spare.0));
     cluster.change(Change::MarkDown { osd: spare, incarnation, dead: true });
     assert!(cluster.map().pg_temp.is_empty(), "nobody of it is left");
     let other = MonCommand::PgTemp {
         osd: up[0],
         incarnation: Incarnation(100 + u64::from(up[0].0)),
-        wishes: vec![PgTempWish { pg: PgId { pool: PoolId(9), seed: 0 }, acting: vec![] }],
+        wishes: vec![PgTempWish { pg: PgId { pool: PoolId(9), seed: 0 }, acting: vec![], seen: None }],
     };
     assert!(matches!(cluster.ask(other), Err(MonError::NotFound { .. })));
 }
@@ -379,7 +399,7 @@ fn a_state_comes_back_from_its_bytes_with_all_its_maps() {
     let restored = State::decode(&cluster.state.encode()).unwrap();
     assert_eq!(restored, cluster.state);
     for epoch in 1..=cluster.map().epoch.0 {
-        assert_eq!(restored.map_at(Epoch(epoch)).unwrap().epoch, Epoch(epoch));
+        assert_eq!(restored.map_at(Epoch(epoch)).unwrap().build().unwrap().epoch, Epoch(epoch));
     }
     let bytes = cluster.state.encode();
     for cut in [0, 1, bytes.len() / 2, bytes.len() - 1] {
@@ -399,7 +419,7 @@ fn trimmed_maps_are_gone_and_a_late_holder_gets_a_full_one() {
     let update = cluster.state.maps_since(Epoch(4));
     assert_eq!((update.full, update.increments.len() as u64), (None, newest.0 - 4));
     cluster.change(Change::TrimMaps(Epoch(1_000)));
-    assert_eq!(cluster.state.map_at(newest).unwrap().epoch, newest, "the newest is always kept");
+    assert_eq!(cluster.state.map_at(newest).unwrap().build().unwrap().epoch, newest, "the newest is always kept");
 }
 
 /// Random changes, most of them sensible.
@@ -428,7 +448,8 @@ fn any_change() -> impl Strategy<Value = Change> {
                 incarnation: Incarnation(100 + run),
                 wishes: vec![PgTempWish {
                     pg: PgId { pool: PoolId(pool), seed },
-                    acting: acting.into_iter().map(OsdId).collect()
+                    acting: acting.into_iter().map(OsdId).collect(),
+                    seen: None,
                 }],
             })
         ),
@@ -495,4 +516,66 @@ proptest! {
         prop_assert_eq!(&State::decode(&cluster.state.encode()).unwrap(), &cluster.state);
         prop_assert_eq!(cluster.state, twin.state);
     }
+}
+
+#[test]
+fn a_resend_in_the_batch_of_its_first_attempt_changes_nothing_more() {
+    let mut cluster = Cluster::with_osds(1, 1);
+    let id = RequestId { client: ClientId(7), incarnation: Incarnation(1), tid: 1 };
+    let key = |access: &str| {
+        let (access_key, secret) = (Some(access.to_owned()), Some(Secret("secret-of-user".to_owned())));
+        let change = Change::Request(MonCommand::KeyNew { name: "user".into(), access_key, secret_key: secret });
+        Op { id: Some(id), change }
+    };
+    // Sent again, each attempt has another generated key.
+    let command = Command { at_unix_ms: 1, ops: vec![key("first-key"), key("second-key")], seen: None };
+    let replies = cluster.state.apply(1, &command).replies;
+    assert!(matches!(&replies[0], MonReply::Key(key) if key.access_key == "first-key"), "{replies:?}");
+    assert_eq!(replies[0], replies[1]);
+}
+
+#[test]
+fn a_fence_of_a_later_run_takes_the_place_of_those_of_earlier_ones() {
+    let mut cluster = Cluster::with_osds(1, 1);
+    let fence = |run| MonCommand::BlocklistAdd { client: ClientId(7), incarnation: Incarnation(run) };
+    for run in [3, 5, 4] {
+        cluster.ask(fence(run)).unwrap();
+    }
+    cluster.ask(MonCommand::BlocklistAdd { client: ClientId(8), incarnation: Incarnation(1) }).unwrap();
+    let map = cluster.map();
+    assert_eq!(map.blocklist.len(), 2, "one for each client");
+    assert!((0..=5).all(|run| map.is_blocklisted(ClientId(7), Incarnation(run))));
+    assert!(!map.is_blocklisted(ClientId(7), Incarnation(6)));
+}
+
+#[test]
+fn a_pool_that_was_made_early_can_be_made_safe() {
+    let mut cluster = Cluster::with_osds(1, 1);
+    cluster.ask(pool("data", None)).unwrap();
+    for osd in 1..4 {
+        cluster.register(osd, osd);
+        cluster.boot(osd, 100).unwrap();
+    }
+    let set = |size, min_size, failure_domain: Option<&str>| {
+        let failure_domain = failure_domain.map(str::to_owned);
+        MonCommand::PoolSet { name: "data".into(), size, min_size, failure_domain }
+    };
+    let sizes = |cluster: &Cluster| {
+        let map = cluster.map();
+        let (_, pool) = map.pool_by_name("data").unwrap();
+        (pool.size(), pool.min_size())
+    };
+    assert_eq!(sizes(&cluster), (1, 1));
+    cluster.ask(set(Some(3), None, Some("host"))).unwrap();
+    assert_eq!(sizes(&cluster), (3, 1), "what has one copy is served until it has more");
+    let pg = PgId { pool: PoolId(1), seed: 0 };
+    assert_eq!(cluster.map().members(pg).up.len(), 3);
+    cluster.ask(set(None, Some(2), None)).unwrap();
+    assert_eq!(sizes(&cluster), (3, 2));
+    cluster.ask(set(Some(1), None, None)).unwrap();
+    assert_eq!(sizes(&cluster), (1, 1), "the fewest are never more than all");
+    assert!(matches!(cluster.ask(set(Some(2), Some(3), None)), Err(MonError::Invalid { .. })));
+    assert!(matches!(cluster.ask(set(None, None, Some("shelf"))), Err(MonError::Invalid { .. })));
+    let other = MonCommand::PoolSet { name: "other".into(), size: Some(2), min_size: None, failure_domain: None };
+    assert!(matches!(cluster.ask(other), Err(MonError::NotFound { .. })));
 }

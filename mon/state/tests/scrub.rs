@@ -15,7 +15,7 @@ use holdfast_wire::scrub::{PgScrub, ScrubKind, ScrubTarget};
 const NOW: Timestamp = Timestamp::from_nanos(1_000_000_000_000);
 
 fn apply(state: &mut State, change: Change) -> MonReply {
-    let command = Command { at_unix_ms: 1, ops: vec![Op { id: None, change }] };
+    let command = Command { at_unix_ms: 1, ops: vec![Op { id: None, change }], seen: None };
     state.apply(1, &command).replies.remove(0)
 }
 

@@ -14,16 +14,15 @@
 //! one disk only; W6 a write is refused before it is logged when a member that carries it out has no room for it, unless
 //! it frees space, or when one that lacks the object has no room for the object.
 //!
-//! **Seam for read leases** (not built yet): [`Pg::may_read`] is the one place where a read is let out.
-//! Until leases exist, a primary that is cut off and does not know it yet can answer a read with a value that a newer
-//! interval has replaced; writes are safe (F1).
+//! What shows an object leaves under the leases of all other acting members (`lease`); writes need none (F1).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use holdfast_map::SpaceLevel;
 use holdfast_types::{LogVersion, OsdId, RequestId, Timestamp};
 use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry, PeerBody, RepOp, StoredResults};
-use holdfast_wire::{ClientOutcome, Effect, ObjectOp, OpError, OpResult, RefusedReason};
+use holdfast_wire::{ClientOutcome, ClientReply, Effect, ObjectOp, OpError, OpResult, RefusedReason};
 
 use crate::api::{Outbox, Output, Slot};
 use crate::backfill::Backfill;
@@ -31,6 +30,7 @@ use crate::clients::{Queued, Remembered};
 use crate::exec::{self, Executed, Stopped};
 use crate::follower::entry_ops;
 use crate::key::ObjectKey;
+use crate::lease;
 use crate::log::Answered;
 use crate::missing::Missing;
 use crate::mutants::{Mutant, on};
@@ -117,6 +117,8 @@ pub(crate) struct Active {
     pub peers: BTreeMap<OsdId, Peer>,
     /// Other OSDs that hold copies.
     pub strays: BTreeSet<OsdId>,
+    /// Objects that somebody wants to read, for want of a lease.
+    leaseless: BTreeSet<ObjectKey>,
     /// Others that have said that they hold none.
     pub without_copy: BTreeSet<OsdId>,
     pub recovery: Recovery,
@@ -133,6 +135,8 @@ pub(crate) struct Active {
     unlogged: BTreeSet<RequestId>,
     pub clean: bool,
     asked_acting_at: Option<Timestamp>,
+    /// Who should serve, because this primary lacks something that it cannot get; it goes on with all else meanwhile.
+    better_acting: Option<Vec<OsdId>>,
 }
 
 impl Active {
@@ -141,6 +145,7 @@ impl Active {
             writeable,
             peers,
             strays,
+            leaseless: BTreeSet::new(),
             without_copy: BTreeSet::new(),
             recovery: Recovery::default(),
             backfill: None,
@@ -153,6 +158,7 @@ impl Active {
             unlogged: BTreeSet::new(),
             clean: false,
             asked_acting_at: None,
+            better_acting: None,
         }
     }
 
@@ -260,6 +266,11 @@ impl Pg {
 
     pub(crate) fn on_client(&mut self, queued: Queued, step: &mut Step<'_>) {
         let request = &queued.request;
+        let session = (request.id.client, request.id.incarnation);
+        for given_up in self.clients.take_given_up(session, request.lowest_outstanding_tid) {
+            // Nobody waits for the answer, but the shell holds something for it.
+            self.refuse(&given_up, RefusedReason::Busy, step);
+        }
         let refuse = |reason, this: &Pg, step: &mut Step<'_>| {
             this.reply(queued.reply_to, request.id, ClientOutcome::Refused(reason), step.out);
         };
@@ -267,7 +278,9 @@ impl Pg {
             Role::Active(active) => active.in_flight.len().max(active.held),
             _ => 0,
         };
-        if self.clients.len() + in_flight >= self.limits.client_requests_max {
+        let bytes_left = self.limits.client_bytes_max.saturating_sub(self.clients.bytes());
+        let too_large = self.clients.bytes() > 0 && queued.bytes() > bytes_left;
+        if too_large || self.clients.len() + in_flight >= self.limits.client_requests_max {
             return refuse(RefusedReason::Busy, self, step);
         }
         if request.epoch > self.map.epoch {
@@ -379,17 +392,8 @@ impl Pg {
                 self.refuse(&earlier, RefusedReason::Busy, step);
                 return Tried::Done;
             }
-            match self.clients.remembered(queued.request.id, queued.request.lowest_outstanding_tid) {
-                Remembered::No => {}
-                Remembered::Forgotten => {
-                    self.refuse(&queued, RefusedReason::Forgotten, step);
-                    return Tried::Done;
-                }
-                Remembered::As(outcome) => {
-                    self.reply(queued.reply_to, queued.request.id, outcome, step.out);
-                    return Tried::Done;
-                }
-            }
+            // The log first: an entry proves the effect, a remembered answer only that there was none when it was given.
+            // Another primary may have executed a later sending since.
             match self.holding.log.answered(queued.request.id) {
                 _ if on(Mutant::DedupOff) => {}
                 Answered::Unknown => {}
@@ -400,6 +404,17 @@ impl Pg {
                 Answered::As(entry) => {
                     let (version, outcome) = (entry.version, stored_outcome(entry));
                     self.answer_at(version, Held { queued, outcome, logged: true }, step);
+                    return Tried::Done;
+                }
+            }
+            match self.clients.remembered(queued.request.id, queued.request.lowest_outstanding_tid) {
+                Remembered::No => {}
+                Remembered::Forgotten => {
+                    self.refuse(&queued, RefusedReason::Forgotten, step);
+                    return Tried::Done;
+                }
+                Remembered::As(outcome) => {
+                    self.reply(queued.reply_to, queued.request.id, outcome, step.out);
                     return Tried::Done;
                 }
             }
@@ -436,6 +451,13 @@ impl Pg {
         if removes_unread {
             self.remove_unread(key, queued, step);
             return Tried::Done;
+        }
+        if !queued.request.is_write() && self.readable_until(step) <= step.now {
+            if let Some(active) = self.active() {
+                active.leaseless.insert(key.clone());
+            }
+            self.tick_within(lease::LOOK_AGAIN, step);
+            return Tried::Wait(queued);
         }
         match exec::execute(step.store, key, &queued.request.ops, self.limits.effects_bytes_max) {
             Ok(done) if done.effects.is_empty() => {
@@ -480,15 +502,15 @@ impl Pg {
         let mut outcome = ClientOutcome::Failed { index: 0, error: OpError::Unreadable };
         if queued.request.is_write() {
             let id = queued.request.id;
-            match self.clients.remembered(id, queued.request.lowest_outstanding_tid) {
-                Remembered::No => {}
-                Remembered::Forgotten => return self.refuse(&queued, RefusedReason::Forgotten, step),
-                Remembered::As(before) => outcome = before,
-            }
             match self.holding.log.answered(id) {
                 Answered::Unknown => {}
                 Answered::Forgotten => return self.refuse(&queued, RefusedReason::Forgotten, step),
                 Answered::As(_) => return self.refuse(&queued, RefusedReason::Busy, step),
+            }
+            match self.clients.remembered(id, queued.request.lowest_outstanding_tid) {
+                Remembered::No => {}
+                Remembered::Forgotten => return self.refuse(&queued, RefusedReason::Forgotten, step),
+                Remembered::As(before) => outcome = before,
             }
         }
         self.answer(Held { queued, outcome, logged: false }, step);
@@ -527,23 +549,20 @@ impl Pg {
         let bytes = ops.iter().map(payload_bytes).sum();
         let full = self.map.flags.full || !step.store.has_room(bytes) || {
             let Role::Active(active) = &self.role else { return None };
+            let failsafe = |osd| self.map.space_level(osd) >= Some(SpaceLevel::Failsafe);
             // One that is being filled and only logs this write needs no room for it.
             let takes = |osd: &OsdId, peer: &Peer| active.takes_effects(*osd, peer, key);
-            active.peers.iter().any(|(osd, peer)| takes(osd, peer) && !step.store.peer_has_room(*osd))
+            let has_none = |osd: &OsdId| failsafe(*osd) || !step.store.peer_has_room(*osd);
+            failsafe(self.whoami) || active.peers.iter().any(|(osd, peer)| takes(osd, peer) && has_none(osd))
         };
         full.then_some(RefusedReason::Full)
     }
 
     // ---- answers ----
 
-    /// The seam for read leases: whether an answer that shows an object may go out now.
-    fn may_read(&self, _step: &Step<'_>) -> bool {
-        matches!(&self.role, Role::Active(active) if active.writeable)
-    }
-
     /// Answers what shows the present state of an object, when that is committed (W3).
     fn answer_read(&mut self, key: &ObjectKey, queued: Queued, outcome: ClientOutcome, step: &mut Step<'_>) {
-        debug_assert!(self.may_read(step), "only an active primary reads");
+        debug_assert!(matches!(&self.role, Role::Active(active) if active.writeable), "only an active primary reads");
         let version = self.active().and_then(|active| active.uncommitted.get(key).copied());
         let version = version.filter(|_| !on(Mutant::UncommittedRead));
         self.answer_at(version.unwrap_or(LogVersion::ZERO), Held { queued, outcome, logged: false }, step);
@@ -564,7 +583,15 @@ impl Pg {
         if !logged && queued.request.is_write() && !on(Mutant::UnloggedForgotten) {
             self.clients.remember(queued.request.id, &outcome);
         }
-        self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+        let (reply_to, id) = (queued.reply_to, queued.request.id);
+        if logged {
+            // It is committed, and that stays so.
+            return self.reply(reply_to, id, outcome, step.out);
+        }
+        let reply = ClientReply { id, epoch: self.map.epoch, outcome };
+        let until =
+            if on(Mutant::AnswerNotJudged) { Timestamp::from_nanos(u64::MAX) } else { self.readable_until(step) };
+        step.out.push(Output::Reply { reply_to, reply, valid_until: Some(until) });
     }
 
     // ---- writing ----
@@ -779,14 +806,14 @@ impl Pg {
     }
 
     fn stray_appeared(&mut self, from: OsdId, step: &mut Step<'_>) {
-        let Some(active) = self.active() else { return };
+        let Role::Active(active) = &mut self.role else { return };
         if active.peers.contains_key(&from) {
             return;
         }
         if active.clean {
             self.send(from, PeerBody::RemovePg, step);
         } else if active.strays.insert(from) {
-            active.recovery.retry_unfound();
+            active.recovery.retry_unfound(|key| self.clients.is_blocked(key));
         }
     }
 
@@ -812,18 +839,16 @@ impl Pg {
         let whole = self.holding.missing.is_empty();
         let up: Vec<OsdId> = self.members.up.clone();
         let (is_up_set, epoch) = (self.members.acting == up, self.map.epoch);
+        let acting_len = self.members.acting.len();
         let full_size = up.len() == self.interval.size as usize;
-        let acting_count = self.members.acting.len();
         let Some(active) = self.active() else { return };
         let all_copied = active.all_copied() || on(Mutant::CleanTooEarly);
         if !whole || !all_copied || active.backfill.is_some() || !active.recovery.is_settled() {
             return;
         }
-        if !is_up_set && up.len() < acting_count {
-            return; // the next peering would ask for the same members again; a map with a full up set ends this
-        }
         if !is_up_set {
-            if !up.is_empty() && active.asked_acting_at.is_none_or(|at| step.now.since(at) >= ASK_AGAIN) {
+            // Placement that has found no room for all copies must not cost one that there is.
+            if up.len() >= acting_len && active.asked_acting_at.is_none_or(|at| step.now.since(at) >= ASK_AGAIN) {
                 active.asked_acting_at = Some(step.now);
                 step.out.push(Output::AskPgTemp { want: Vec::new() });
             }
@@ -848,6 +873,40 @@ impl Pg {
         step.report = true;
     }
 
+    /// Asks for another to lead, who has `what`. Until the map says so this one serves all that it can: the monitors may be
+    /// away. Peering then decides, knowing why.
+    pub(crate) fn let_another_lead(&mut self, what: impl Fn(&Peer) -> bool, step: &mut Step<'_>) -> bool {
+        let all: Vec<OsdId> = self.members.up.iter().chain(&self.members.acting).copied().collect();
+        let acting = self.members.acting.clone();
+        let Some(active) = self.active() else { return false };
+        let may_lead = |osd: &&OsdId| active.peers.get(osd).is_some_and(|peer| peer.acting && what(peer));
+        let Some(first) = all.iter().find(may_lead).copied() else { return false };
+        let mut want = vec![first];
+        for osd in all {
+            if acting.contains(&osd) && !want.contains(&osd) {
+                want.push(osd);
+            }
+        }
+        active.better_acting = Some(want);
+        active.asked_acting_at = None;
+        self.ask_better_acting(step);
+        true
+    }
+
+    fn ask_better_acting(&mut self, step: &mut Step<'_>) {
+        let is_wanted = self.is_cramped() || self.unlisted;
+        let Some(active) = self.active() else { return };
+        if !is_wanted && active.better_acting.take().is_some() {
+            active.asked_acting_at = None;
+        }
+        let Some(want) = &active.better_acting else { return };
+        if active.asked_acting_at.is_none_or(|at| step.now.since(at) >= ASK_AGAIN) {
+            active.asked_acting_at = Some(step.now);
+            step.out.push(Output::AskPgTemp { want: want.clone() });
+        }
+        self.tick_within(ASK_AGAIN, step);
+    }
+
     pub(crate) fn share_history(&self, step: &mut Step<'_>) {
         let Role::Active(active) = &self.role else { return };
         for osd in active.peers.keys() {
@@ -856,6 +915,11 @@ impl Pg {
     }
 
     pub(crate) fn tick_active(&mut self, step: &mut Step<'_>) {
+        let leaseless = self.active().map(|active| std::mem::take(&mut active.leaseless)).unwrap_or_default();
+        for key in leaseless {
+            self.clients.wake(&key);
+            step.rerun = true;
+        }
         if !on(Mutant::WritesNotResent) {
             self.resend_writes(step);
         }
@@ -864,6 +928,7 @@ impl Pg {
         self.look_again_for_unfound(step);
         self.resend_backfill(step);
         self.renew_slots(step);
+        self.ask_better_acting(step);
         let Some(active) = self.active() else { return };
         let busy = !active.in_flight.is_empty() || active.backfill.is_some() || active.recovery.is_busy();
         if busy || active.asked_acting_at.is_some() {
@@ -881,7 +946,7 @@ fn payload_bytes(op: &ObjectOp) -> u64 {
 }
 
 /// Whether a vector frees space, and is let in however full it is: it only deletes; or it deletes something, puts no more
-/// than the rows that belong to that (whoever deletes must note what is left to be cleaned up, and keep counts true), and
+/// than the rows and attributes that belong to that (whoever deletes must note what is left to be cleaned up, and keep counts true), and
 /// its sender says that this is what it serves. Without that word it might replace what it deletes, and a cluster that is
 /// overwritten all the time would fill to the brim.
 fn frees_space(ops: &[ObjectOp], declared: bool) -> bool {
@@ -897,6 +962,11 @@ fn frees_space(ops: &[ObjectOp], declared: bool) -> bool {
                 puts = true;
                 rows_bytes += key.len() + size_of::<i64>();
             }
+            ObjectOp::SetAttr { name, value } => {
+                puts = true;
+                rows_bytes += name.len() + value.len();
+            }
+            ObjectOp::Create { .. } => puts = true,
             op if op.frees_space() => frees = true,
             _ => return false,
         }

@@ -5,7 +5,7 @@
 //! have left: its log is a prefix of the authoritative one, and the info row says where it ends.
 
 use holdfast_types::LogVersion;
-use holdfast_wire::peer::{BackfillCursor, LogEntry, SessionMemory};
+use holdfast_wire::peer::{LogEntry, SessionMemory};
 
 use crate::api::StoreOp;
 use crate::log::{Log, entry_bytes};
@@ -68,7 +68,7 @@ impl Pg {
         let mut ops: Vec<StoreOp> = rows::delete_log_and_missing().collect();
         let session_rows: Vec<StoreOp> = sessions.iter().map(rows::put_session).collect();
         self.holding.missing = Missing::default();
-        self.holding.last_backfill = BackfillCursor::START;
+        self.holding.begin_filling();
         let old_rows: Vec<LogEntry> = dups.clone();
         self.holding.log = Log::from_parts(tail, sessions, dups, Vec::new());
         ops.push(rows::put_info(&self.holding.info()));

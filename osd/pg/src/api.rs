@@ -10,6 +10,7 @@ use holdfast_wire::peer::PeerMessage;
 use holdfast_wire::{ClientReply, ClientRequest, Effect, Row};
 
 use crate::key::ObjectKey;
+use crate::lease::Granted;
 
 /// The attribute that holds an object's version. Clients cannot name it.
 pub const VERSION_ATTR: &[u8] = b"\0version";
@@ -70,6 +71,8 @@ pub enum Input {
         /// What is asked.
         request: ClientRequest,
     },
+    /// Nobody waits for these answers any more: what is only queued of them is dropped, and not answered.
+    ClientsGone(Vec<ReplyTo>),
     /// This transaction, and all before it, survive a crash.
     Durable(TxnId),
     /// The store could not keep a transaction. The placement group stops for good: nothing after it may be trusted.
@@ -110,6 +113,9 @@ pub enum Output {
         reply_to: ReplyTo,
         /// The answer.
         reply: ClientReply,
+        /// It must not leave later than this; then [`RefusedReason::Busy`](holdfast_wire::RefusedReason::Busy) takes its
+        /// place, and the client asks again. `None`: it stays true.
+        valid_until: Option<Timestamp>,
     },
     /// Ask the monitors to record that this OSD may have gone active in this interval. Repeated until the map says so.
     AskUpThru {
@@ -289,6 +295,16 @@ pub trait LocalObjects {
 
     /// Whether another OSD has room, by what it said last. `true` when it has not said anything.
     fn peer_has_room(&self, osd: OsdId) -> bool;
+
+    /// The end of the newest lease that this run of an OSD has given to this one in an epoch up to `epoch`;
+    /// [`Timestamp::ZERO`] when there is none (see `lease`).
+    fn lease_from(&self, osd: OsdId, incarnation: Incarnation, epoch: Epoch) -> Timestamp;
+
+    /// The leases that this OSD has given, ended ones too.
+    fn leases_granted(&self) -> Vec<Granted>;
+
+    /// Until then this OSD may have given leases before it started.
+    fn leases_forgotten_until(&self) -> Timestamp;
 }
 
 /// Sizes that bound a placement group's memory and work.
@@ -315,6 +331,9 @@ pub struct Limits {
     pub sessions_max: usize,
     /// Client requests that wait here for peering, recovery or commit.
     pub client_requests_max: usize,
+    /// Bytes of such requests, beside a single larger one; what is beyond is told to come again. One placement group that
+    /// cannot serve must not keep the memory that the OSD has for the requests to all others.
+    pub client_bytes_max: u64,
     /// Messages kept for a map that has not come yet.
     pub early_messages_max: usize,
     /// Objects that are copied at the same time.
@@ -377,6 +396,7 @@ impl Default for Limits {
             executed_max: 128,
             sessions_max: 1_024,
             client_requests_max: 4_096,
+            client_bytes_max: 32 << 20,
             early_messages_max: 1_024,
             transfers_max: 4,
             piece_bytes: 4 << 20,

@@ -5,14 +5,17 @@
 //! | phase | what is done | next |
 //! |---|---|---|
 //! | `Scan` | the target lists its objects after the cursor | its digest is compared with the own listing → `Batch` |
-//! | `Batch` | objects that differ are sent, those that are here no more removed | none is left → cursor moves, `Scan` or `Finish` |
-//! | `Finish` | the target is told that it is complete | it has that durable → done |
+//! | `Batch` | objects that differ are sent, those that are here no more removed | none is left → cursor moves, `Scan` or `Confirm`; those left are unfound → `Confirm` |
+//! | `Confirm` | the target is told that it is complete, or which objects nobody could give: it lacks them from then on, as others do | it has that durable → `Scan`, or done |
 //!
 //! A write to an object at or before the cursor, or of the batch and already done, carries its effects to the target; one
 //! to an object still to be sent, or beyond the batch, only its log entry; one to an object that is being sent waits, unless
 //! it deletes the object: that ends the transfer.
 //!
-//! A listing that cannot be read ends nothing in silence: the primary peers again and leaves its place to a member that can
+//! A target is left out for a while, and its slots are given back (`slots`), when it does not list for [`SCAN_PATIENCE`], or
+//! when nothing is left of a batch but objects of which not even the version is known.
+//!
+//! A listing that cannot be read ends nothing in silence: the primary asks for its place to be given to a member that can
 //! list (`peering`), a target gives up what it holds and is filled from the beginning.
 //!
 //! Invariants: B1 everything at or before the cursor follows the log on the target; B2 the cursor moves only when the
@@ -22,22 +25,27 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use holdfast_types::{LogVersion, OsdId, Timestamp};
-use holdfast_wire::peer::{BackfillCursor, BackfillDigest, BackfillProgress, BackfillScan, PeerBody};
+use holdfast_wire::peer::{BackfillCursor, BackfillDigest, BackfillProgress, BackfillScan, MissingItem, PeerBody};
 
 use crate::exec;
 use crate::key::ObjectKey;
+use crate::missing::Lack;
 use crate::mutants::{Mutant, on};
 use crate::pg::{Pg, Role, Step, TICK};
+use crate::slots::Refusal;
 use crate::unnamed::Noted;
 
 /// A question that is not answered is asked again after this long.
 const RESEND: Duration = Duration::from_secs(1);
+/// A target that has not listed its objects for so long, or a listing of the own ones that fails for so long, keeps the
+/// slots from others no longer.
+const SCAN_PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 enum Stage {
-    Scan { asked: Timestamp },
+    Scan { since: Timestamp, asked: Timestamp },
     Batch { end: BackfillCursor, items: BTreeMap<ObjectKey, ()> },
-    Finish { asked: Timestamp },
+    Confirm { asked: Timestamp, lacking: Vec<MissingItem> },
 }
 
 /// See the module document.
@@ -53,13 +61,19 @@ impl Backfill {
     pub fn is_filled(&self, key: &ObjectKey) -> bool {
         match &self.stage {
             Stage::Batch { end, items } => end.covers(key.as_bytes()) && !items.contains_key(key),
-            Stage::Scan { .. } | Stage::Finish { .. } => false,
+            Stage::Scan { .. } | Stage::Confirm { .. } => false,
         }
+    }
+
+    /// Whether the target is being told that it lacks the object: until it knows, it would take none.
+    pub fn tells_lack(&self, target: OsdId, key: &ObjectKey) -> bool {
+        let Stage::Confirm { lacking, .. } = &self.stage else { return false };
+        self.target == target && lacking.iter().any(|item| ObjectKey::of(&item.object) == *key)
     }
 
     /// Whether another target may be filled before this one is complete: what it has then is where its cursor is.
     pub fn can_be_put_off(&self) -> bool {
-        !matches!(self.stage, Stage::Finish { .. })
+        !matches!(self.stage, Stage::Confirm { .. })
     }
 
     pub fn item_done(&mut self, key: &ObjectKey) {
@@ -84,17 +98,18 @@ impl Pg {
             && let Some(peer) = active.peers.get(&next)
         {
             let cursor = peer.cursor.clone();
-            active.backfill = Some(Backfill { target: next, cursor, stage: Stage::Scan { asked: step.now } });
-            self.ask_digest(step);
+            active.backfill =
+                Some(Backfill { target: next, cursor, stage: Stage::Scan { since: step.now, asked: step.now } });
+            self.ask_digest(step.now, step);
             step.report = true;
         }
         self.fill_batch(step);
     }
 
-    fn ask_digest(&mut self, step: &mut Step<'_>) {
+    fn ask_digest(&mut self, since: Timestamp, step: &mut Step<'_>) {
         let limit = u32::try_from(self.limits.backfill_batch).unwrap_or(u32::MAX);
         let Some(backfill) = self.active().and_then(|active| active.backfill.as_mut()) else { return };
-        backfill.stage = Stage::Scan { asked: step.now };
+        backfill.stage = Stage::Scan { since, asked: step.now };
         let (target, after) = (backfill.target, cursor_key(&backfill.cursor));
         self.send(target, PeerBody::BackfillScan(BackfillScan { after, limit }), step);
         self.tick_within(TICK, step);
@@ -112,9 +127,9 @@ impl Pg {
         let own = match step.store.list_objects(after, limit) {
             Ok(own) => own,
             Err(error) => {
-                let another = active.peers.values().any(|peer| peer.acting && peer.cursor.is_complete());
-                if self.note_listing(Err(&error), step) && another {
-                    self.start_interval(step); // that one shall lead until all are filled
+                if self.note_listing(Err(&error), step) {
+                    // That one shall lead until all are filled.
+                    self.let_another_lead(|peer| peer.cursor.is_complete(), step);
                 }
                 return; // asked again: the device may have erred for a moment only
             }
@@ -159,7 +174,22 @@ impl Pg {
         let target = backfill.target;
         if items.is_empty() || on(Mutant::CursorEarly) {
             let end = end.clone();
-            self.move_cursor(end, step);
+            self.move_cursor(end, Vec::new(), step);
+            return;
+        }
+        let unknown = |key: &ObjectKey| active.recovery.unnamed.is_unknown(key);
+        let unfound = |key: &ObjectKey| active.recovery.is_unfound(key) && self.holding.missing.contains(key);
+        if items.keys().all(|key| unfound(key) || unknown(key)) {
+            if items.keys().any(unknown) {
+                return self.leave_out(target, Refusal::Stuck, step);
+            }
+            let end = end.clone();
+            let item = |key: &ObjectKey| {
+                let need = self.holding.missing.get(key)?.need;
+                Some(MissingItem { object: key.name(), need, have: LogVersion::ZERO })
+            };
+            let lacking = items.keys().filter_map(item).collect();
+            self.move_cursor(end, lacking, step);
             return;
         }
         let free = max.saturating_sub(active.recovery.transfers());
@@ -194,37 +224,46 @@ impl Pg {
         }
     }
 
-    fn move_cursor(&mut self, end: BackfillCursor, step: &mut Step<'_>) {
+    /// The target is filled up to `end`, but for what it is told to lack.
+    fn move_cursor(&mut self, end: BackfillCursor, lacking: Vec<MissingItem>, step: &mut Step<'_>) {
         let Some(active) = self.active() else { return };
         let transfer_floor = active.recovery.next_transfer();
         let Some(backfill) = active.backfill.as_mut() else { return };
         let target = backfill.target;
         backfill.cursor = end.clone();
-        let complete = end.is_complete();
-        if complete {
-            backfill.stage = Stage::Finish { asked: step.now };
+        let confirm = end.is_complete() || !lacking.is_empty();
+        if confirm {
+            backfill.stage = Stage::Confirm { asked: step.now, lacking: lacking.clone() };
         }
-        // From here on writes of these objects carry their effects, whether or not the target has stored the cursor.
+        // From here on writes of these objects carry their effects, whether or not the target has stored the cursor; those
+        // of what it lacks wait.
         if let Some(peer) = active.peers.get_mut(&target) {
             peer.cursor = end.clone();
+            for item in &lacking {
+                peer.missing.insert(ObjectKey::of(&item.object), Lack { need: item.need, have: LogVersion::ZERO });
+            }
         }
-        let progress = BackfillProgress { cursor: end, transfer_floor };
+        let lacking = Some(lacking).filter(|lacking| !lacking.is_empty());
+        let progress = BackfillProgress { cursor: end, transfer_floor, lacking };
         self.send(target, PeerBody::BackfillProgress(progress), step);
         self.tick_within(TICK, step);
-        if !complete {
-            self.ask_digest(step);
+        if !confirm {
+            self.ask_digest(step.now, step);
         }
     }
 
     pub(crate) fn backfill_progressed(&mut self, from: OsdId, cursor: &BackfillCursor, step: &mut Step<'_>) {
         let Some(active) = self.active() else { return };
-        let finishing = active
-            .backfill
-            .as_ref()
-            .is_some_and(|backfill| backfill.target == from && matches!(backfill.stage, Stage::Finish { .. }));
-        if finishing && cursor.is_complete() {
+        let Some(backfill) = active.backfill.as_ref().filter(|backfill| backfill.target == from) else { return };
+        if !matches!(backfill.stage, Stage::Confirm { .. }) || *cursor < backfill.cursor {
+            return;
+        }
+        step.rerun = true; // what it was told to lack may be sent now
+        if backfill.cursor.is_complete() {
             active.backfill = None;
             step.report = true;
+        } else {
+            self.ask_digest(step.now, step);
         }
     }
 
@@ -234,13 +273,27 @@ impl Pg {
         let Some(backfill) = active.backfill.as_mut() else { return };
         let target = backfill.target;
         match &mut backfill.stage {
-            Stage::Scan { asked } if step.now.since(*asked) >= RESEND => self.ask_digest(step),
-            Stage::Finish { asked } if step.now.since(*asked) >= RESEND => {
+            Stage::Scan { since, .. } if step.now.since(*since) >= SCAN_PATIENCE => {
+                tracing::warn!(pg = %self.id, %target, "what is there cannot be compared: others are filled meanwhile");
+                self.leave_out(target, Refusal::Stuck, step);
+            }
+            Stage::Scan { since, asked } if step.now.since(*asked) >= RESEND => {
+                let since = *since;
+                self.ask_digest(since, step);
+            }
+            Stage::Confirm { asked, lacking } if step.now.since(*asked) >= RESEND => {
                 *asked = step.now;
-                let progress = BackfillProgress { cursor: BackfillCursor::Complete, transfer_floor };
+                // But for what has been deleted since.
+                let lacks = |item: &&MissingItem| {
+                    let peer = active.peers.get(&target);
+                    peer.is_some_and(|peer| peer.missing.contains(&ObjectKey::of(&item.object)))
+                };
+                let lacking: Vec<MissingItem> = lacking.iter().filter(lacks).cloned().collect();
+                let lacking = Some(lacking).filter(|lacking| !lacking.is_empty());
+                let progress = BackfillProgress { cursor: backfill.cursor.clone(), transfer_floor, lacking };
                 self.send(target, PeerBody::BackfillProgress(progress), step);
             }
-            Stage::Scan { .. } | Stage::Batch { .. } | Stage::Finish { .. } => {}
+            Stage::Scan { .. } | Stage::Batch { .. } | Stage::Confirm { .. } => {}
         }
     }
 }

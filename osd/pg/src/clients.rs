@@ -1,25 +1,58 @@
 //! Client requests that cannot be executed yet.
 //!
-//! Invariants: C1 requests for one object are executed in the order in which they came; C2 their number is bounded
-//! ([`crate::Limits::client_requests_max`]); C3 none is forgotten: each is executed or refused; C4 a request that writes and
-//! was answered without a log entry (it failed, or had nothing to change) gives the same answer when a late copy of it
+//! Invariants: C1 requests for one object are executed in the order in which they came; C2 their number and their bytes are
+//! bounded ([`crate::Limits::client_requests_max`], [`crate::Limits::client_bytes_max`]); C3 none is forgotten: each is
+//! executed, refused, or dropped when its client is gone; one that its client has given up is not kept; C4 a request that
+//! writes and was answered without a log entry (it failed, or had nothing to change) gives the same answer when a late copy of it
 //! comes, or none (`Forgotten`) when that would have been too much to keep: it does not take effect after its client was
-//! told that it had none.
+//! told that it had none. That holds within one leadership; what the log tells of goes first, for a client that hears of
+//! another primary drops the answer that it was given, and what that primary executed since has had its effect.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use holdfast_types::{ClientId, Epoch, Incarnation, RequestId};
-use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, OpError, RefusedReason};
+use holdfast_types::{Epoch, RequestId};
+use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, OpError, RefusedReason};
 
 use crate::api::{Outbox, Output, ReplyTo, WRITE_RESULT_BYTES_MAX};
 use crate::exec;
 use crate::key::ObjectKey;
+use crate::log::SessionId;
 
 /// A request and where its answer goes.
 #[derive(Debug)]
 pub(crate) struct Queued {
     pub reply_to: ReplyTo,
     pub request: ClientRequest,
+}
+
+impl Queued {
+    /// What it keeps in memory, nearly.
+    pub fn bytes(&self) -> u64 {
+        let request = size_of::<Queued>() + self.request.object.as_bytes().len();
+        (request + self.request.ops.iter().map(|op| size_of_val(op) + brought(op)).sum::<usize>()) as u64
+    }
+
+    /// Whether its client has said since that it was answered or given up.
+    fn is_given_up(&self, session: SessionId, lowest_outstanding_tid: u64) -> bool {
+        let id = self.request.id;
+        (id.client, id.incarnation) == session && id.tid < lowest_outstanding_tid
+    }
+}
+
+/// Bytes that an op brings along.
+fn brought(op: &ObjectOp) -> usize {
+    match op {
+        ObjectOp::Write { data, .. }
+        | ObjectOp::Append { data }
+        | ObjectOp::WriteFull { data }
+        | ObjectOp::CompareExtent { data, .. } => data.len(),
+        ObjectOp::PutRows { rows } => rows.iter().map(|row| size_of_val(row) + row.key.len() + row.value.len()).sum(),
+        ObjectOp::GetRows { keys } | ObjectOp::DeleteRows { keys } => {
+            keys.iter().map(|key| size_of_val(key) + key.len()).sum()
+        }
+        ObjectOp::SetAttr { name, value } => name.len() + value.len(),
+        _ => 0, // a name or two
+    }
 }
 
 /// Sessions whose unlogged answers are remembered; the one that has been silent longest goes first.
@@ -68,7 +101,8 @@ pub(crate) struct Clients {
     /// Objects whose first request may be tried again.
     runnable: VecDeque<ObjectKey>,
     count: usize,
-    unlogged: BTreeMap<(ClientId, Incarnation), Unlogged>,
+    bytes: u64,
+    unlogged: BTreeMap<SessionId, Unlogged>,
     /// Of all answers that are kept.
     unlogged_bytes: usize,
     /// Requests looked up so far.
@@ -146,8 +180,65 @@ impl Clients {
         self.count
     }
 
-    pub fn push_early(&mut self, queued: Queued) {
+    /// Their bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn added(&mut self, queued: &Queued) {
         self.count += 1;
+        self.bytes += queued.bytes();
+    }
+
+    fn removed(&mut self, queued: &Queued) {
+        self.count -= 1;
+        self.bytes -= queued.bytes();
+    }
+
+    /// Takes out what a session has given up: a client does not say so of each, but of what it is still waiting for.
+    pub fn take_given_up(&mut self, session: SessionId, lowest_outstanding_tid: u64) -> Vec<Queued> {
+        self.take(|queued| queued.is_given_up(session, lowest_outstanding_tid))
+    }
+
+    /// Takes out the requests of clients that are gone.
+    pub fn take_gone(&mut self, gone: &BTreeSet<ReplyTo>) -> Vec<Queued> {
+        self.take(|queued| gone.contains(&queued.reply_to))
+    }
+
+    fn take(&mut self, which: impl Fn(&Queued) -> bool) -> Vec<Queued> {
+        let mut taken = Vec::new();
+        if self.count == 0 {
+            return taken;
+        }
+        let mut from = |queue: &mut VecDeque<Queued>| {
+            let before = taken.len();
+            if queue.iter().any(&which) {
+                let (out, rest): (Vec<_>, Vec<_>) = std::mem::take(queue).into_iter().partition(|queued| which(queued));
+                taken.extend(out);
+                *queue = rest.into();
+            }
+            taken.len() > before
+        };
+        from(&mut self.early);
+        from(&mut self.waiting);
+        let mut changed = Vec::new();
+        self.blocked.retain(|key, queue| {
+            if from(queue) {
+                changed.push(key.clone());
+            }
+            !queue.is_empty()
+        });
+        for key in changed {
+            self.wake(&key); // what came behind them need not wait for the same
+        }
+        for queued in &taken {
+            self.removed(queued);
+        }
+        taken
+    }
+
+    pub fn push_early(&mut self, queued: Queued) {
+        self.added(&queued);
         self.early.push_back(queued);
     }
 
@@ -156,7 +247,9 @@ impl Clients {
         let (now, later): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.early).into_iter().partition(|queued| queued.request.epoch <= epoch);
         self.early = later.into();
-        self.count -= now.len();
+        for queued in &now {
+            self.removed(queued);
+        }
         now
     }
 
@@ -164,9 +257,12 @@ impl Clients {
     #[must_use]
     pub fn push_waiting(&mut self, queued: Queued) -> Option<Queued> {
         if let Some(same) = self.waiting.iter_mut().find(|other| other.request.id == queued.request.id) {
-            return Some(std::mem::replace(same, queued));
+            self.bytes += queued.bytes();
+            let replaced = std::mem::replace(same, queued);
+            self.bytes -= replaced.bytes();
+            return Some(replaced);
         }
-        self.count += 1;
+        self.added(&queued);
         self.waiting.push_back(queued);
         None
     }
@@ -174,12 +270,15 @@ impl Clients {
     /// Queues behind others of the same object; a resend takes the place of what it repeats, which is given back.
     #[must_use]
     pub fn push_blocked(&mut self, key: ObjectKey, queued: Queued) -> Option<Queued> {
-        let queue = self.blocked.entry(key).or_default();
-        if let Some(same) = queue.iter_mut().find(|other| other.request.id == queued.request.id) {
-            return Some(std::mem::replace(same, queued));
+        let mut queue = self.blocked.get_mut(&key).into_iter().flatten();
+        if let Some(same) = queue.find(|other| other.request.id == queued.request.id) {
+            self.bytes += queued.bytes();
+            let replaced = std::mem::replace(same, queued);
+            self.bytes -= replaced.bytes();
+            return Some(replaced);
         }
-        self.count += 1;
-        queue.push_back(queued);
+        self.added(&queued);
+        self.blocked.entry(key).or_default().push_back(queued);
         None
     }
 
@@ -203,7 +302,7 @@ impl Clients {
                 self.blocked.remove(&key);
             }
             if let Some(queued) = popped {
-                self.count -= 1;
+                self.removed(&queued);
                 return Some((key, queued));
             }
         }
@@ -212,7 +311,7 @@ impl Clients {
 
     /// Puts a request that [`Clients::pop_runnable`] gave back to the front.
     pub fn put_back(&mut self, key: ObjectKey, queued: Queued) {
-        self.count += 1;
+        self.added(&queued);
         self.blocked.entry(key).or_default().push_front(queued);
     }
 
@@ -227,8 +326,8 @@ impl Clients {
     /// Requests that had been executed but not answered go to the front: they are looked up or executed again.
     pub fn take_back(&mut self, requests: Vec<Queued>) {
         self.wait_for_activation();
-        self.count += requests.len();
         for queued in requests.into_iter().rev() {
+            self.added(&queued);
             self.waiting.push_front(queued);
         }
     }
@@ -246,11 +345,12 @@ impl Clients {
     pub fn refuse_all(&mut self, reason: RefusedReason, epoch: Epoch, out: &mut Outbox) {
         self.wait_for_activation();
         for queued in std::mem::take(&mut self.waiting) {
-            self.count -= 1;
+            self.removed(&queued);
             let outcome = ClientOutcome::Refused(reason);
             out.push(Output::Reply {
                 reply_to: queued.reply_to,
                 reply: ClientReply { id: queued.request.id, epoch, outcome },
+                valid_until: None,
             });
         }
     }
@@ -258,9 +358,9 @@ impl Clients {
     /// Refuses what waits for a newer map.
     pub fn refuse_early(&mut self, reason: RefusedReason, epoch: Epoch, out: &mut Outbox) {
         for queued in std::mem::take(&mut self.early) {
-            self.count -= 1;
+            self.removed(&queued);
             let reply = ClientReply { id: queued.request.id, epoch, outcome: ClientOutcome::Refused(reason) };
-            out.push(Output::Reply { reply_to: queued.reply_to, reply });
+            out.push(Output::Reply { reply_to: queued.reply_to, reply, valid_until: None });
         }
     }
 }
@@ -268,6 +368,7 @@ impl Clients {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use holdfast_types::{ClientId, Incarnation};
     use holdfast_wire::Blob;
 
     use super::*;

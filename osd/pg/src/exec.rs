@@ -656,7 +656,7 @@ fn check_attr_name(name: &[u8]) -> Result<(), Fault> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use holdfast_types::{Epoch, ObjectName};
+    use holdfast_types::{Epoch, ObjectName, Timestamp};
 
     use super::*;
     use crate::api::StoreOp;
@@ -887,6 +887,15 @@ mod tests {
         }
         fn peer_has_room(&self, osd: holdfast_types::OsdId) -> bool {
             self.store.peer_has_room(osd)
+        }
+        fn lease_from(&self, osd: holdfast_types::OsdId, run: holdfast_types::Incarnation, epoch: Epoch) -> Timestamp {
+            self.store.lease_from(osd, run, epoch)
+        }
+        fn leases_granted(&self) -> Vec<crate::Granted> {
+            self.store.leases_granted()
+        }
+        fn leases_forgotten_until(&self) -> Timestamp {
+            self.store.leases_forgotten_until()
         }
     }
 

@@ -7,9 +7,9 @@
 //! | `QueryInfo`, `QueryLog` | answer, when all that is submitted is durable | the same |
 //! | `Activate` | merge or replace the log, `info_les = e`, acknowledge when durable → activated | acknowledge again |
 //! | `RepOp` next in order | `NotActivated` | apply, acknowledge when durable |
-//! | `RepOp` of an object that cannot be read here | `NotActivated` | log it, the object is missing; when that is durable `NotActivated` → not activated |
+//! | `RepOp` of an object that cannot be read here, or is missing | `NotActivated` | log it, the object is missing; when that is durable `NotActivated` → not activated |
 //! | `RepOp` already applied / too early | `NotActivated` | acknowledge what is durable / keep (bounded) |
-//! | `Push`, scan, progress, reservation | `NotActivated` | do, acknowledge when durable |
+//! | `Push`, scan, progress, reservation, scrub | `NotActivated` | do, acknowledge when durable |
 //! | scan of a copy that cannot be listed | `NotActivated` | what is here is given up; when that is durable `NotActivated` → not activated |
 //! | `Pull` | answer | the same |
 //! | `RemovePg` | remove the copy, if not a member | the same |
@@ -33,6 +33,7 @@ use holdfast_wire::{Effect, RefusedReason};
 use crate::api::{Output, ReadError, Slot, StoreOp, VERSION_ATTR};
 use crate::exec;
 use crate::key::ObjectKey;
+use crate::log::follow_on;
 use crate::missing::Lack;
 use crate::mutants::{Mutant, on};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step};
@@ -122,6 +123,14 @@ pub(crate) fn entry_ops(key: &ObjectKey, entry: &LogEntry, effects: &[Effect], o
     ops.push(rows::put_log(entry));
 }
 
+/// Whether there is room for a piece of an object that is missing here. The first one takes the place of what is left of
+/// the old copy.
+pub(crate) fn has_room_to_recover(key: &ObjectKey, piece: &ObjectPiece, step: &Step<'_>) -> bool {
+    let replaces = piece.position == PiecePosition::default();
+    let freed = if replaces { step.store.stat(key).ok().flatten().unwrap_or(0) } else { 0 };
+    step.store.has_room_to_recover((piece.data.len() as u64).saturating_sub(freed))
+}
+
 impl Pg {
     fn follower(&mut self) -> Option<&mut Follower> {
         match &mut self.role {
@@ -139,7 +148,7 @@ impl Pg {
         let Some(primary) = self.members.primary().filter(|osd| *osd != self.whoami && !self.is_member()) else {
             return;
         };
-        let notice = PeerBody::Notice(self.notice());
+        let notice = PeerBody::Notice(self.notice(step));
         self.send_when_durable(primary, notice, step);
         let Some(follower) = self.follower() else { return };
         let pause = follower.greeting_pause;
@@ -174,7 +183,7 @@ impl Pg {
         let activated = ours.is_some() && (ours == said.activation || on(Mutant::StaleActivationAccepted));
         match body {
             PeerBody::QueryInfo => {
-                let notice = PeerBody::Notice(self.notice());
+                let notice = PeerBody::Notice(self.notice(step));
                 self.send_when_durable(from, notice, step);
             }
             PeerBody::QueryLog { since } => {
@@ -203,6 +212,7 @@ impl Pg {
             | PeerBody::BackfillScan(_)
             | PeerBody::BackfillProgress(_)
             | PeerBody::ReservationRequest
+            | PeerBody::Scrub(_)
                 if said.activation > ours =>
             {
                 self.ask_activation(said.activation.unwrap_or_default(), step);
@@ -241,6 +251,10 @@ impl Pg {
     // ---- activation ----
 
     fn follow_activate(&mut self, from: OsdId, activate: Activate, said: Said, step: &mut Step<'_>) {
+        if !follow_on(activate.since.unwrap_or(activate.info.log_tail), &activate.entries) {
+            tracing::error!(pg = %self.id, %from, "an activation whose entries are not in order is dropped");
+            return;
+        }
         let mut ops = Vec::new();
         match activate.since {
             Some(since) if !self.holding.log.joins(since) => {
@@ -350,22 +364,26 @@ impl Pg {
                 follower.transfers.remove(&key);
             }
         }
-        let mut unreadable = false;
+        let mut unfit = false;
         if let Some(effects) = &op.effects {
             if let Err(error) = step.store.stat(&key)
                 && effects.first() != Some(&Effect::Remove)
             {
-                // The store would not take it. The object becomes missing, and the primary must learn that.
+                // The store would not take it. The object becomes missing, and the primary must learn that. Beyond the
+                // cursor (backfill had just sent it) nothing is ever missing (M3): it is compared again.
                 self.note_damage(&key, &error, step);
-                self.put_lack(&key, Lack { need: version, have: LogVersion::ZERO }, &mut ops);
+                if self.holding.last_backfill.covers(key.as_bytes()) {
+                    self.put_lack(&key, Lack { need: version, have: LogVersion::ZERO }, &mut ops);
+                }
                 ops.push(rows::put_log(&op.entry));
-                unreadable = true;
+                unfit = true;
             } else if let Some(lack) = self.holding.missing.get(&key) {
                 // The primary waits for the recovery of an object before it writes it; should it be wrong, the object
-                // stays missing, at the new version.
+                // stays missing, at the new version, and the primary must learn that, too.
                 tracing::warn!(pg = %self.id, object = ?key, "write to an object that is missing here");
                 self.put_lack(&key, Lack { need: version, have: lack.have }, &mut ops);
                 ops.push(rows::put_log(&op.entry));
+                unfit = true;
             } else {
                 self.forget_damage(&key, effects);
                 entry_ops(&key, &op.entry, effects, &mut ops);
@@ -381,7 +399,7 @@ impl Pg {
         if let Some(follower) = self.follower() {
             follower.committed_to = follower.committed_to.max(op.committed_to);
         }
-        if unreadable {
+        if unfit {
             self.submit(ops, None, step);
             self.lose_activation(step);
         } else {
@@ -533,7 +551,11 @@ impl Pg {
             return Some(send_next(Some(expected)));
         }
         let bytes = piece.data.len() as u64;
-        let has_room = if push.backfill { step.store.has_room(bytes) } else { step.store.has_room_to_recover(bytes) };
+        let has_room = if push.backfill {
+            self.may_be_filled() && step.store.has_room(bytes)
+        } else {
+            has_room_to_recover(&key, &piece, step)
+        };
         if !has_room {
             return Some(PushAck { transfer, next: Some(expected), no_room: Some(true) });
         }
@@ -607,9 +629,21 @@ impl Pg {
 
     fn follow_progress(&mut self, from: OsdId, progress: BackfillProgress, step: &mut Step<'_>) {
         if progress.cursor > self.holding.last_backfill {
-            self.holding.lost &= !progress.cursor.is_complete();
+            let mut ops = Vec::new();
+            for item in progress.lacking.unwrap_or_default() {
+                let newest = self.holding.log.newest_of(&item.object);
+                // A write that the log tells of may have overtaken this; of what was deleted nothing is needed any more.
+                let newer = newest.filter(|entry| entry.version > item.need);
+                if newer.is_none_or(|entry| entry.kind != EntryKind::Delete) {
+                    let need = newer.map_or(item.need, |entry| entry.version);
+                    self.put_lack(&ObjectKey::of(&item.object), Lack { need, have: LogVersion::ZERO }, &mut ops);
+                }
+            }
+            if progress.cursor.is_complete() {
+                (self.holding.lost, self.holding.replaces_bytes) = (false, None);
+            }
             self.holding.last_backfill = progress.cursor;
-            let ops = vec![rows::put_info(&self.holding.info())];
+            ops.push(rows::put_info(&self.holding.info()));
             self.submit(ops, None, step);
             let missing = &self.holding.missing;
             if let Role::Follower(follower) = &mut self.role {
@@ -625,10 +659,17 @@ impl Pg {
 
     // ---- reservations ----
 
+    /// Whether the map lets this copy, which is not complete, have more bytes. On an OSD that takes no further copies one
+    /// that comes to less than what it takes the place of is filled all the same: that frees room, and an OSD that came
+    /// back with what has been deleted since would stay too full for ever.
+    fn may_be_filled(&self) -> bool {
+        !self.map.takes_no_backfill(self.whoami) || self.holding.needs_no_more_room()
+    }
+
     fn follow_reservation(&mut self, from: OsdId, step: &mut Step<'_>) {
         let now = step.now;
         // What the log says must be here is taken as long as there is any room; a copy that is being filled waits for more.
-        let has_room = self.holding.last_backfill.is_complete() || step.store.has_room(0);
+        let has_room = self.holding.last_backfill.is_complete() || self.may_be_filled() && step.store.has_room(0);
         let Some(follower) = self.follower() else { return };
         if !has_room {
             if follower.slot.take().is_some() {

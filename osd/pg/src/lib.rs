@@ -18,6 +18,7 @@ mod exec;
 mod follower;
 mod intervals;
 mod key;
+mod lease;
 mod log;
 pub mod memory;
 mod merge;
@@ -40,4 +41,5 @@ pub use api::{
     ScrubLimits, Slot, StoreOp, TxnId, VERSION_ATTR, WRITE_RESULT_BYTES_MAX,
 };
 pub use key::ObjectKey;
-pub use pg::{Pg, answer_without_copy};
+pub use lease::{Granted, LEASE, LEASE_GRANTED};
+pub use pg::{EPOCHS_AHEAD_MAX, Pg, answer_without_copy};

@@ -26,7 +26,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use holdfast_types::{ClientId, Incarnation, LogVersion, RequestId};
+use holdfast_types::{ClientId, Incarnation, LogVersion, ObjectName, RequestId};
 use holdfast_wire::peer::{LogEntry, SessionMemory};
 
 use crate::api::Limits;
@@ -99,11 +99,25 @@ pub(crate) struct Log {
     /// Approximate size of `dups`.
     dups_bytes: usize,
     sessions: BTreeMap<SessionId, Session>,
+    /// The newest entry about any object whose name has this hash.
+    newest: BTreeMap<u64, LogVersion>,
+}
+
+/// FNV-1a.
+fn hash_of(object: &ObjectName) -> u64 {
+    let add = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    object.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, add)
 }
 
 /// What an entry costs in memory and in a message, nearly.
 pub(crate) fn entry_bytes(entry: &LogEntry) -> usize {
     64 + entry.object.as_bytes().len() + entry.results.body.len() + entry.results.payload.len()
+}
+
+/// Whether these entries, from a peer, can be appended to a log that ends in `after`: each is later than the one before.
+pub(crate) fn follow_on(after: LogVersion, entries: &[LogEntry]) -> bool {
+    let versions = entries.iter().map(|entry| entry.version);
+    std::iter::once(after).chain(versions.clone()).zip(versions).all(|(before, version)| before < version)
 }
 
 impl Log {
@@ -191,8 +205,13 @@ impl Log {
         }
     }
 
-    /// The newest entry about an object; looks at all entries.
-    pub fn newest_of(&self, object: &holdfast_types::ObjectName) -> Option<&LogEntry> {
+    /// The newest entry about an object.
+    pub fn newest_of(&self, object: &ObjectName) -> Option<&LogEntry> {
+        let newest = self.entry(*self.newest.get(&hash_of(object))?)?;
+        if newest.object == *object {
+            return Some(newest);
+        }
+        // Another object with the same hash was changed since.
         self.entries.iter().rev().find(|entry| entry.object == *object)
     }
 
@@ -259,6 +278,7 @@ impl Log {
         assert!(entry.version > self.head, "L1: {} does not follow {}", entry.version, self.head);
         self.index(&entry);
         self.head = entry.version;
+        self.newest.insert(hash_of(&entry.object), entry.version);
         self.bytes += entry_bytes(&entry);
         self.entries.push_back(entry);
     }
@@ -270,6 +290,12 @@ impl Log {
         for entry in &dropped {
             self.bytes -= entry_bytes(entry);
             self.unindex(entry.request, entry.version);
+        }
+        let changed: BTreeSet<u64> = dropped.iter().map(|entry| hash_of(&entry.object)).collect();
+        if !changed.is_empty() {
+            self.newest.retain(|hash, _| !changed.contains(hash));
+            let left = self.entries.iter().map(|entry| (hash_of(&entry.object), entry.version));
+            self.newest.extend(left.filter(|(hash, _)| changed.contains(hash)));
         }
         self.head = self.entries.back().map_or(self.tail, |entry| entry.version);
         dropped
@@ -283,6 +309,10 @@ impl Log {
             self.bytes -= bytes;
             self.dups_bytes += bytes;
             self.tail = entry.version;
+            let hash = hash_of(&entry.object);
+            if self.newest.get(&hash) == Some(&entry.version) {
+                self.newest.remove(&hash);
+            }
             self.dups.extend(self.entries.pop_front());
         }
         let (mut dropped, mut changed) = (None, BTreeSet::new());
@@ -361,6 +391,47 @@ mod tests {
 
     fn at(counter: u64) -> LogVersion {
         LogVersion { epoch: Epoch(1), counter }
+    }
+
+    #[test]
+    fn the_newest_entry_of_an_object_is_found_after_appending_trimming_and_rewinding() {
+        let mut log = Log::default();
+        for counter in 1..=60 {
+            let object = ObjectName::new(format!("o-{}", counter * 7 % 11)).unwrap();
+            log.append(LogEntry { object, ..entry(counter, RequestId::default(), 0) });
+            match counter {
+                20 | 45 => drop(log.trim_to(at(counter - 12), &limits())),
+                30 | 50 => drop(log.rewind_to(at(counter - 9))),
+                _ => {}
+            }
+            if counter == 30 || counter == 50 {
+                break_off(&mut log, counter);
+            }
+            for number in 0..11 {
+                let object = ObjectName::new(format!("o-{number}")).unwrap();
+                let walked = log.entries().rev().find(|entry| entry.object == object);
+                assert_eq!(log.newest_of(&object), walked, "{object:?} after {counter}");
+            }
+        }
+    }
+
+    /// Fills up again what was taken back, with other objects.
+    fn break_off(log: &mut Log, upto: u64) {
+        for counter in log.head().counter + 1..=upto {
+            let object = ObjectName::new(format!("o-{}", counter * 3 % 11)).unwrap();
+            log.append(LogEntry { object, ..entry(counter, RequestId::default(), 0) });
+        }
+    }
+
+    #[test]
+    fn entries_of_a_peer_that_are_not_in_order_are_told_apart_before_they_are_appended() {
+        let entries = |counters: &[u64]| {
+            counters.iter().map(|counter| entry(*counter, RequestId::default(), 0)).collect::<Vec<_>>()
+        };
+        assert!(follow_on(at(3), &entries(&[])) && follow_on(at(3), &entries(&[4, 5, 9])));
+        for wrong in [&[3, 4][..], &[2], &[4, 4], &[4, 6, 5]] {
+            assert!(!follow_on(at(3), &entries(wrong)), "{wrong:?}");
+        }
     }
 
     fn request(client: u64, tid: u64) -> RequestId {

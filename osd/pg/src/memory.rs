@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use bytes::Bytes;
-use holdfast_types::OsdId;
+use holdfast_types::{Epoch, Incarnation, OsdId, Timestamp};
 use holdfast_wire::{Blob, Effect, Row};
 
 use crate::api::{LocalObjects, ReadError, RowsPage, StoreOp};
 use crate::key::ObjectKey;
+use crate::lease::Granted;
 
 /// One object.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,6 +45,12 @@ pub struct MemoryCollection {
     pub spare: u64,
     /// Other OSDs that have said that they have no room.
     pub full_peers: BTreeSet<OsdId>,
+    /// Ends of the leases that others have given; without an entry one that never ends.
+    pub leases: BTreeMap<OsdId, Timestamp>,
+    /// Leases given here.
+    pub granted: Vec<Granted>,
+    /// Until then it may have given more.
+    pub forgotten_until: Timestamp,
 }
 
 impl MemoryCollection {
@@ -221,5 +228,17 @@ impl LocalObjects for MemoryCollection {
 
     fn peer_has_room(&self, osd: OsdId) -> bool {
         !self.full_peers.contains(&osd)
+    }
+
+    fn lease_from(&self, osd: OsdId, _incarnation: Incarnation, _epoch: Epoch) -> Timestamp {
+        self.leases.get(&osd).copied().unwrap_or(Timestamp::from_nanos(u64::MAX))
+    }
+
+    fn leases_granted(&self) -> Vec<Granted> {
+        self.granted.clone()
+    }
+
+    fn leases_forgotten_until(&self) -> Timestamp {
+        self.forgotten_until
     }
 }

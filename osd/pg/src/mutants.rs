@@ -48,11 +48,16 @@ pub enum Mutant {
     FenceIgnored,
     BarrierSkipped,
     WokenForEver,
+    LeaseIgnored,
+    LeaseNotWaitedFor,
+    LeaseForgotten,
+    LeaseOfOneEnough,
+    AnswerNotJudged,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 40] = [
+    pub const ALL: [Mutant; 45] = [
         Mutant::AckBeforeReplicas,
         Mutant::AckBeforeDurable,
         Mutant::AckActivationBeforeDurable,
@@ -93,6 +98,11 @@ impl Mutant {
         Mutant::FenceIgnored,
         Mutant::BarrierSkipped,
         Mutant::WokenForEver,
+        Mutant::LeaseIgnored,
+        Mutant::LeaseNotWaitedFor,
+        Mutant::LeaseForgotten,
+        Mutant::LeaseOfOneEnough,
+        Mutant::AnswerNotJudged,
     ];
 
     /// What is wrong with it, in words.
@@ -141,6 +151,11 @@ impl Mutant {
                 "who fences a session does not wait until every OSD acts by the map that fences it"
             }
             Mutant::WokenForEver => "a placement group wants to be woken at once, though there is nothing to do",
+            Mutant::LeaseIgnored => "a primary reads without a lease",
+            Mutant::LeaseNotWaitedFor => "a primary does not wait for the leases of its predecessors",
+            Mutant::LeaseForgotten => "who has just started does not say that it may have granted leases",
+            Mutant::LeaseOfOneEnough => "a primary goes by the lease of one acting member alone",
+            Mutant::AnswerNotJudged => "an answer leaves though its lease has ended since it was read",
         }
     }
 }

@@ -8,11 +8,12 @@
 //! | `WaitActing` | the map has the acting set asked for (a new interval), or changes otherwise | new interval, `GetInfo` |
 //! | `GetLog` | the chosen log has come and is merged; it does not join | `GetMissing`; choice without this copy |
 //! | `GetMissing` | all members' logs are known; one does not join | `WaitUpThru`; choice with that member as backfill target |
-//! | `WaitUpThru` | `up_thru ≥ interval start` in the map | `Activating` |
+//! | `WaitUpThru` | `up_thru ≥ interval start` in the map; an earlier primary may still answer reads | `Activating`; `WaitLease` |
+//! | `WaitLease` | its lease has ended, it answers, or the map says that it does not run any more | `Activating` |
 //! | `Activating` | own activation durable and all members have acknowledged theirs | role `Active` |
 //!
-//! A source that goes down in `GetLog` or `GetMissing` leads back to `GetInfo`; a member that does makes a new interval.
-//! Every question is asked again each [`RESEND`].
+//! A source that goes down in `GetLog` or `GetMissing`, or has no copy any more, leads back to `GetInfo`; a member that goes
+//! down makes a new interval. Every question is asked again each [`RESEND`].
 //!
 //! **Activations.** OSDs may miss maps: a primary that did begins anew in an interval that its members think goes on, and a
 //! member that did does not know what it was told. So an interval can see several activations, counted by the primary
@@ -44,6 +45,8 @@ use holdfast_wire::peer::{
 use crate::active::{Active, Peer};
 use crate::api::Output;
 use crate::intervals;
+use crate::lease::Told;
+use crate::log::follow_on;
 use crate::merge;
 use crate::missing::Missing;
 use crate::mutants::{Mutant, on};
@@ -52,6 +55,11 @@ use crate::rows;
 
 /// Questions that are not answered are asked again after this long.
 const RESEND: Duration = Duration::from_secs(1);
+
+/// A copy that is behind by so many entries, or lacks so many objects, serves only when there are not enough others: who
+/// waits for an object that it lacks would wait for a transfer, and it counts for nothing until it has it. (Ceph: the same
+/// number decides on asynchronous recovery and on who leads.)
+const LAG_MAX: u64 = 100;
 
 /// Where peering stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +71,7 @@ pub(crate) enum Phase {
     GetLog { from: OsdId },
     GetMissing { waiting: BTreeSet<OsdId> },
     WaitUpThru,
+    WaitLease { until: Timestamp },
     Activating { waiting: BTreeSet<OsdId>, own_durable: bool, epoch: Epoch },
 }
 
@@ -104,6 +113,8 @@ pub(crate) struct Peering {
     /// What members have said so far that they miss, where it takes several messages.
     partial: BTreeMap<OsdId, PartialMissing>,
     acked: BTreeMap<OsdId, Peer>,
+    /// What was said of leases.
+    pub told: Told,
     up_thru_asked: Option<Timestamp>,
 }
 
@@ -117,6 +128,7 @@ impl Default for Peering {
             logs: BTreeMap::new(),
             partial: BTreeMap::new(),
             acked: BTreeMap::new(),
+            told: Told::new(),
             up_thru_asked: None,
         }
     }
@@ -126,6 +138,11 @@ impl Peering {
     /// Whether members are being told to take the log.
     pub fn is_activating(&self) -> bool {
         matches!(self.phase, Phase::Activating { .. })
+    }
+
+    /// Whether an OSD has said what it has, in this interval.
+    pub fn has_answered(&self, osd: OsdId) -> bool {
+        self.notices.contains_key(&osd)
     }
 
     pub fn phase(&self) -> &Phase {
@@ -168,7 +185,7 @@ impl Pg {
             match &before {
                 Phase::GetInfo | Phase::Down { .. } | Phase::Incomplete => self.gather_infos(step),
                 Phase::GetMissing { waiting } if waiting.is_empty() => self.enter(Phase::WaitUpThru, step),
-                Phase::WaitUpThru => self.try_activate(step),
+                Phase::WaitUpThru | Phase::WaitLease { .. } => self.try_activate(step),
                 Phase::Activating { waiting, own_durable: true, epoch }
                     if waiting.is_empty() || on(Mutant::ActivateBeforeMembers) =>
                 {
@@ -284,8 +301,22 @@ impl Pg {
                 && info.is_some_and(|info| info.last_backfill.is_complete() && info.last_update >= tail)
         };
         let reaches_auth = |osd: &OsdId| reaches(osd, auth_info.log_tail);
-        let mut first = self.members.up.first().copied().filter(reaches_auth).unwrap_or(*auth);
+        // A copy that the log alone can make whole, but that lacks much, is filled like an empty one: as a member that does
+        // not count, while others serve (as Ceph's asynchronous recovery does).
+        let lag = |osd: &OsdId| {
+            let lacks = match *osd == self.whoami {
+                true => self.holding.missing.len() as u64,
+                false => peering.notices.get(osd).map_or(0, |notice| notice.missing_count),
+            };
+            let behind = copies.get(osd).map(|info| info.last_update.counter);
+            auth_info.last_update.counter.saturating_sub(behind.unwrap_or(0)).saturating_add(lacks)
+        };
+        let is_near = |osd: &OsdId| lag(osd) <= LAG_MAX;
+        let by_placement = self.members.up.first().copied().filter(reaches_auth);
         let may_lead = |osd: &OsdId| reaches_auth(osd) && self.map.is_up(*osd);
+        let all = by_placement.iter().chain([auth]).chain(&self.members.up).chain(&self.members.acting);
+        let near = all.chain(copies.keys()).find(|osd| is_near(osd) && may_lead(osd)).copied();
+        let mut first = near.or(by_placement).unwrap_or(*auth);
         // Reads would wait until there is room, and others have all that is asked for.
         let is_cramped = |osd: &OsdId| {
             let cramped = |notice: &Notice| notice.cramped == Some(true);
@@ -315,8 +346,9 @@ impl Pg {
         let tail = copies.get(&first).map_or(auth_info.log_tail, |info| info.log_tail);
         let joins = |osd: &OsdId| reaches(osd, tail);
         let mut want = vec![first];
-        let rest = self.members.up.iter().chain(&self.members.acting).chain(copies.keys());
-        for osd in rest {
+        let rest = || self.members.up.iter().chain(&self.members.acting).chain(copies.keys());
+        // Those that lack much only where there is nobody else.
+        for osd in rest().filter(|osd| is_near(osd)).chain(rest()) {
             if want.len() < self.interval.size as usize && !want.contains(osd) && joins(osd) && self.map.is_up(*osd) {
                 want.push(*osd);
             }
@@ -327,6 +359,11 @@ impl Pg {
     // ---- GetLog ----
 
     fn took_log(&mut self, from: OsdId, reply: LogReply, step: &mut Step<'_>) {
+        let after = if reply.overlaps { reply.since } else { reply.info.log_tail };
+        if !follow_on(after, &reply.entries) {
+            tracing::error!(pg = %self.id, %from, "a log whose entries are not in order is dropped");
+            return;
+        }
         let log = &self.holding.log;
         let common = if reply.overlaps && reply.since == log.head() {
             Some(reply.since)
@@ -423,6 +460,11 @@ impl Pg {
             self.tick_within(RESEND, step);
             return;
         }
+        if writeable && let Some(until) = self.leases_end(step) {
+            self.enter(Phase::WaitLease { until }, step);
+            self.tick_within(until.since(step.now), step);
+            return;
+        }
         let epoch = self.map.epoch;
         if writeable {
             self.holding.last_epoch_started = epoch;
@@ -492,6 +534,7 @@ impl Pg {
         self.role = Role::Active(Box::new(Active::new(writeable, head, peers, strays)));
         if writeable {
             self.share_history(step);
+            self.share_scrub_record(step);
             self.clients.activate();
         }
         tracing::debug!(pg = %self.id, osd = %self.whoami, %epoch, %head, writeable, "active");
@@ -505,10 +548,16 @@ impl Pg {
         let head = self.holding.log.head();
         match body {
             PeerBody::Notice(notice) => {
+                self.leases_told(from, &notice, step);
                 if let Some(history) = &notice.history {
                     self.learn_history(history, start, step);
                 }
                 let Some(peering) = self.peering() else { return };
+                if notice.info.is_none() && peering.phase == (Phase::GetLog { from }) {
+                    // A stray: its removal, told before this one peered again, is done. Without it the choice is another.
+                    peering.notices.insert(from, notice);
+                    return self.enter(Phase::GetInfo, step);
+                }
                 // Once the choice is made, a newer notice can only repeat what is known, or be of a stray.
                 let gathering = matches!(peering.phase, Phase::GetInfo | Phase::Down { .. } | Phase::Incomplete);
                 if gathering || !peering.notices.contains_key(&from) {
@@ -556,7 +605,7 @@ impl Pg {
         let map = self.map.clone();
         let members = self.peers_wanted();
         let Some(peering) = self.peering() else { return };
-        if matches!(peering.phase, Phase::Activating { .. } | Phase::WaitUpThru) {
+        if matches!(peering.phase, Phase::Activating { .. } | Phase::WaitUpThru | Phase::WaitLease { .. }) {
             return;
         }
         // An OSD that went down and came back may have lost what was not durable: forget what it said.
@@ -599,7 +648,8 @@ impl Pg {
                     self.send(osd, PeerBody::QueryLog { since }, step);
                 }
             }
-            Phase::WaitUpThru => {} // asked again by `try_activate`, which runs in every step
+            Phase::WaitLease { .. } => {} // looked at by `try_activate`, too
+            Phase::WaitUpThru => {}       // asked again by `try_activate`, which runs in every step
             Phase::Activating { .. } => self.send_activations(step),
         }
         self.tick_within(RESEND, step);

@@ -22,6 +22,7 @@ use crate::clients::{Clients, Queued};
 use crate::follower::Follower;
 use crate::intervals::{self, Interval};
 use crate::key::ObjectKey;
+use crate::lease::Known;
 use crate::log::Log;
 use crate::merge::Merge;
 use crate::missing::Missing;
@@ -35,6 +36,9 @@ pub(crate) const TICK: Duration = Duration::from_millis(500);
 /// Damaged copies that are remembered until they are whole. Far more than a disk that is still worth its power has;
 /// what is beyond is repaired all the same, only not counted.
 const DAMAGED_MAX: usize = 4_096;
+/// A message that names a map further ahead than this is dropped: no peer is so much better informed than an OSD that
+/// lives, and the monitors would be asked for that map for ever.
+pub const EPOCHS_AHEAD_MAX: u64 = 4_096;
 /// The history row is rewritten at least every so many epochs, so that the OSD may forget older maps.
 const STORED_EPOCH_LAG_MAX: u64 = 64;
 
@@ -47,6 +51,8 @@ pub(crate) struct Holding {
     pub last_epoch_started: Epoch,
     /// Takes the place of a copy that was lost, and is not filled yet.
     pub lost: bool,
+    /// Bytes of the complete copy that was here before this one, which is not complete yet, takes its place.
+    pub replaces_bytes: Option<u64>,
     pub objects: i64,
     pub bytes: i64,
 }
@@ -59,9 +65,23 @@ impl Holding {
             last_backfill: BackfillCursor::Complete,
             last_epoch_started: Epoch::ZERO,
             lost: false,
+            replaces_bytes: None,
             objects: 0,
             bytes: 0,
         }
+    }
+
+    /// Everything is to be filled anew, over what is here.
+    pub fn begin_filling(&mut self) {
+        if self.last_backfill.is_complete() {
+            self.replaces_bytes = Some(u64::try_from(self.bytes).unwrap_or(0));
+        }
+        self.last_backfill = BackfillCursor::START;
+    }
+
+    /// Whether filling this copy takes no more room than the one whose place it takes had.
+    pub fn needs_no_more_room(&self) -> bool {
+        self.replaces_bytes.is_some_and(|before| i64::try_from(before).is_ok_and(|before| before >= self.bytes))
     }
 
     pub fn last_complete(&self) -> LogVersion {
@@ -78,6 +98,7 @@ impl Holding {
             objects: u64::try_from(self.objects).unwrap_or(0),
             bytes: u64::try_from(self.bytes).unwrap_or(0),
             lost: self.lost.then_some(true),
+            replaces_bytes: self.replaces_bytes,
         }
     }
 
@@ -191,6 +212,8 @@ pub struct Pg {
     inbox: VecDeque<(OsdId, PeerMessage)>,
     /// Objects whose copy here was found unreadable and is not yet written anew; bounded.
     damaged: BTreeSet<ObjectKey>,
+    /// What primaries of ended intervals may still go by, as far as it was granted here.
+    pub(crate) leases: Known,
     /// Whether the objects of this copy could not be listed, and not since.
     pub(crate) unlisted: bool,
     /// Whether, as primary, it had no room to fetch what is missing here, and still misses something.
@@ -247,6 +270,7 @@ impl Pg {
             early: VecDeque::new(),
             inbox: VecDeque::new(),
             damaged: BTreeSet::new(),
+            leases: Known::default(),
             unlisted: false,
             cramped: false,
             gave_up: false,
@@ -333,6 +357,7 @@ impl Pg {
             last_backfill: stored.info.last_backfill,
             last_epoch_started: stored.info.last_epoch_started,
             lost: stored.info.lost == Some(true),
+            replaces_bytes: stored.info.replaces_bytes,
             objects: i64::try_from(stored.info.objects).unwrap_or(i64::MAX),
             bytes: i64::try_from(stored.info.bytes).unwrap_or(i64::MAX),
         };
@@ -349,6 +374,12 @@ impl Pg {
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.map.epoch
+    }
+
+    /// The acting set of that map, primary first.
+    #[must_use]
+    pub fn acting(&self) -> &[OsdId] {
+        &self.members.acting
     }
 
     /// Advances by one input: never waits, reads no clock, does no IO but reads through `store`. The same state, `now`,
@@ -379,6 +410,7 @@ impl Pg {
             Input::Map { map, members } => self.on_map(map, members, step),
             Input::Peer { from, incarnation, message } => self.on_peer(from, incarnation, message, step),
             Input::Client { reply_to, request } => self.on_client(Queued { reply_to, request }, step),
+            Input::ClientsGone(gone) => drop(self.clients.take_gone(&gone.into_iter().collect())),
             Input::Durable(txn) => self.on_durable(txn, step),
             Input::SubmitFailed(_) => {
                 tracing::error!(pg = %self.id, osd = %self.whoami, "the store failed, the placement group stops");
@@ -458,7 +490,7 @@ impl Pg {
         let next = Interval::beginning(&map, self.id, &members);
         let continues = self.interval.continues_as(&next) && !gap;
         let last_map = std::mem::replace(&mut self.map, map);
-        self.members = members;
+        let last_members = std::mem::replace(&mut self.members, members);
         if deleted {
             self.remove_copy(RefusedReason::PoolGone, step);
         } else if continues {
@@ -473,6 +505,7 @@ impl Pg {
             let ended = self.interval.ended(&last_map);
             let left = matches!(self.role, Role::Follower(_)).then(|| self.activation()).flatten();
             self.interval = next;
+            self.keep_leases(if gap { None } else { last_members.primary() }, step);
             if gap {
                 // Whether this is a new interval cannot be told: it counts as one, of unknown age.
                 self.interval.may_be_older = Some(true);
@@ -598,6 +631,10 @@ impl Pg {
         if message.pg != self.id {
             return;
         }
+        if message.epoch.0 > self.map.epoch.0.saturating_add(EPOCHS_AHEAD_MAX) {
+            tracing::warn!(pg = %self.id, %from, epoch = %message.epoch, "message of a map far ahead dropped");
+            return;
+        }
         if message.epoch > self.map.epoch {
             step.out.push(Output::NeedMap { at_least: message.epoch });
             if self.early.len() >= self.limits.early_messages_max {
@@ -718,7 +755,8 @@ impl Pg {
         outcome: ClientOutcome,
         out: &mut Outbox,
     ) {
-        out.push(Output::Reply { reply_to, reply: ClientReply { id, epoch: self.map.epoch, outcome } });
+        let reply = ClientReply { id, epoch: self.map.epoch, outcome };
+        out.push(Output::Reply { reply_to, reply, valid_until: None });
     }
 
     // ---- damage ----
@@ -810,8 +848,11 @@ impl Pg {
     }
 
     /// What this copy says of itself.
-    pub(crate) fn notice(&self) -> Notice {
+    pub(crate) fn notice(&self, step: &Step<'_>) -> Notice {
+        let (leases, leases_forgotten_ms) = self.leases_left(step);
         Notice {
+            leases,
+            leases_forgotten_ms,
             info: Some(self.holding.info()),
             history: Some(self.history.clone()),
             missing_count: self.holding.missing.len() as u64,
@@ -907,9 +948,7 @@ impl Pg {
 #[must_use]
 pub fn answer_without_copy(message: &PeerMessage, epoch: Epoch) -> Option<PeerMessage> {
     let body = match message.body {
-        PeerBody::QueryInfo | PeerBody::QueryLog { .. } => {
-            PeerBody::Notice(Notice { info: None, history: None, missing_count: 0, unlisted: None, cramped: None })
-        }
+        PeerBody::QueryInfo | PeerBody::QueryLog { .. } => PeerBody::Notice(Notice::default()),
         _ => return None,
     };
     let interval_start = message.interval_start;

@@ -9,6 +9,9 @@
 //! | an object that it lacks | the transfer ends and is begun anew later; meanwhile others go on, and writes of the object are refused (`Full`) |
 //! | a backfill | the transfer ends, and the target is left out for a while; meanwhile writes of the object only go to its log |
 //!
+//! A target that lacks only what cannot be sent now (no room there, unfound here) is left out for a while, too: no slot is
+//! held without progress.
+//!
 //! Invariants: V1 what is sent is committed and whole here; V2 at most [`crate::Limits::transfers_max`] background
 //! transfers at a time; V3 an object is written again only after every copy of it is whole (`Active::is_degraded`).
 
@@ -20,6 +23,7 @@ use holdfast_wire::peer::{ObjectPiece, PeerBody, PiecePosition, Pull, Push, Push
 
 use crate::active::Peer;
 use crate::exec;
+use crate::follower::has_room_to_recover;
 use crate::key::ObjectKey;
 use crate::missing::Lack;
 use crate::pg::{AfterDurable, Pg, Role, Step, TICK};
@@ -145,9 +149,9 @@ impl Recovery {
         self.unfound.len() + self.unnamed.unknown()
     }
 
-    /// Someone new may have what could not be found.
-    pub fn retry_unfound(&mut self) {
-        self.unfound.clear();
+    /// Who could not be asked may have what could not be found: what clients wait for goes first again.
+    pub fn retry_unfound(&mut self, waited_for: impl Fn(&ObjectKey) -> bool) {
+        self.urgent.extend(std::mem::take(&mut self.unfound).into_iter().filter(waited_for));
     }
 
     /// Whether a peer has said lately that it has no room for an object that it lacks.
@@ -262,7 +266,8 @@ impl Pg {
         let wanted = wanted.filter(|key| !recovery.pulls.contains_key(*key) && !recovery.unfound.contains(*key));
         let pulls: Vec<ObjectKey> = wanted.take(free).cloned().collect();
         let mut pushes = Vec::new();
-        let (mut looked, mut crowded) = (Vec::new(), Vec::new());
+        let idle = pulls.is_empty() && recovery.pulls.is_empty();
+        let (mut looked, mut stuck) = (Vec::new(), Vec::new());
         for (osd, peer) in active.peers.iter().filter(|(osd, _)| recovery.slots.is_granted(**osd)) {
             let free = free.saturating_sub(pulls.len() + pushes.len());
             if peer.missing.is_empty() || free == 0 {
@@ -270,12 +275,16 @@ impl Pg {
             }
             let after = recovery.looked_to.get(osd).copied().unwrap_or(LogVersion::ZERO);
             let window: Vec<(&ObjectKey, LogVersion)> = peer.missing.needed_after(after).take(LOOK_MAX).collect();
+            // For a moment only.
+            let waits = |key: &ObjectKey| {
+                let told = active.backfill.as_ref().is_some_and(|backfill| backfill.tells_lack(*osd, key));
+                told || active.is_uncommitted(key) || step.touched.contains(key)
+            };
             let ready = |key: &ObjectKey| {
                 !self.holding.missing.contains(key)
                     && !recovery.is_pushing_to(key, *osd)
                     && recovery.may_have_room(*osd, key, step.now)
-                    && !active.is_uncommitted(key)
-                    && !step.touched.contains(key)
+                    && !waits(key)
             };
             let before = pushes.len();
             let found = window.iter().map(|(key, _)| *key).filter(|key| ready(key));
@@ -283,9 +292,9 @@ impl Pg {
             if pushes.len() == before {
                 // The next look goes on behind these, or begins anew.
                 let last = window.last().filter(|_| window.len() == LOOK_MAX).map(|(_, need)| *need);
-                let full = window.iter().any(|(key, _)| !recovery.may_have_room(*osd, key, step.now));
-                if last.is_none() && full && !recovery.pushes.values().any(|push| push.to == *osd) {
-                    crowded.push(*osd);
+                let waiting = window.iter().any(|(key, _)| waits(key));
+                if last.is_none() && idle && !waiting && !recovery.pushes.values().any(|push| push.to == *osd) {
+                    stuck.push(*osd);
                 }
                 looked.push((*osd, last.unwrap_or(LogVersion::ZERO)));
             }
@@ -299,8 +308,8 @@ impl Pg {
         for (osd, key) in pushes {
             self.start_push(osd, &key, step);
         }
-        for osd in crowded {
-            // Others may use the slots until it has room.
+        for osd in stuck {
+            // Others may use the slots until it has room, or somebody has what it lacks.
             self.leave_out(osd, Refusal::Slot, step);
         }
     }
@@ -360,12 +369,12 @@ impl Pg {
         if incoming.from != from || incoming.version != piece.version || incoming.position != piece.position {
             return;
         }
-        if !step.store.has_room_to_recover(piece.data.len() as u64) {
-            let whole = |peer: &Peer| peer.acting && peer.cursor.is_complete() && peer.missing.is_empty();
-            let another = active.peers.values().any(whole);
-            if another && !std::mem::replace(&mut self.cramped, true) {
-                tracing::info!(pg = %self.id, osd = %self.whoami, "no room for what is missing here: another shall lead");
-                self.start_interval(step);
+        if !has_room_to_recover(&key, &piece, step) {
+            let whole = |peer: &Peer| peer.cursor.is_complete() && peer.missing.is_empty();
+            if !std::mem::replace(&mut self.cramped, true) {
+                self.cramped = self.let_another_lead(whole, step);
+                tracing::info!(pg = %self.id, osd = %self.whoami, asked = self.cramped,
+                    "no room for what is missing here: another should lead");
             }
             return; // asked for again, and there may be room then
         }
@@ -427,7 +436,9 @@ impl Pg {
         let Role::Active(active) = &self.role else { return };
         let Some(lack) = active.peers.get(&to).and_then(|peer| peer.missing.get(key)) else { return };
         let recovery = &active.recovery;
-        if recovery.is_pushing_to(key, to) || recovery.has_no_room(to, key, step.now) || active.is_uncommitted(key) {
+        let told = active.backfill.as_ref().is_some_and(|backfill| backfill.tells_lack(to, key));
+        let waits = told || active.is_uncommitted(key);
+        if waits || recovery.is_pushing_to(key, to) || recovery.has_no_room(to, key, step.now) {
             return;
         }
         self.push_object(to, key, Some(lack.need), false, step);
@@ -594,7 +605,7 @@ impl Pg {
 
     /// What could not be found or read may only have been out of reach: all holders are asked again now and then.
     pub(crate) fn look_again_for_unfound(&mut self, step: &mut Step<'_>) {
-        let Some(active) = self.active() else { return };
+        let Role::Active(active) = &mut self.role else { return };
         let recovery = &mut active.recovery;
         if recovery.unfound() == 0 {
             recovery.look_again_at = None;
@@ -604,7 +615,7 @@ impl Pg {
             None => recovery.look_again_at = Some(step.now + UNFOUND_RETRY),
             Some(at) if at <= step.now => {
                 recovery.look_again_at = None;
-                recovery.unfound.clear();
+                recovery.retry_unfound(|key| self.clients.is_blocked(key));
                 let unheard: BTreeSet<OsdId> = self.unheard().collect();
                 self.send_each(unheard, PeerBody::QueryInfo, step);
                 self.ask_again_for_unknown(step);

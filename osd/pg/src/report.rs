@@ -34,7 +34,7 @@ impl Pg {
                     Phase::Incomplete => state.incomplete = true,
                     Phase::GetLog { from } => blocked_by.push(*from),
                     Phase::GetMissing { waiting } | Phase::Activating { waiting, .. } => blocked_by.extend(waiting),
-                    Phase::GetInfo | Phase::WaitActing { .. } | Phase::WaitUpThru => {}
+                    Phase::GetInfo | Phase::WaitActing { .. } | Phase::WaitUpThru | Phase::WaitLease { .. } => {}
                 }
             }
             Role::Active(active) => {

@@ -97,6 +97,16 @@ impl Scrub {
         Some(told_ms.saturating_add(since))
     }
 
+    /// How much a record tells: the later scrub goes before the earlier one, and anything before what a new disk knows. A
+    /// stamp that lies far ahead was made by a clock that was wrong.
+    fn rank(&self, record: &ScrubRecord, now: Timestamp) -> (u64, bool) {
+        let latest = self.wall_ms(now).map_or(u64::MAX, |now_ms| now_ms.saturating_add(schedule::AHEAD_MAX_MS));
+        let stamps = [record.scrubbed_ms, record.deep_scrubbed_ms];
+        let newest = stamps.into_iter().filter(|stamp| *stamp <= latest).max().unwrap_or(0);
+        let is_blank = ScrubRecord { born_ms: 0, ..record.clone() } == ScrubRecord::default();
+        (newest, !is_blank)
+    }
+
     /// What the monitors are told; nothing before the time is known.
     pub fn report(&self) -> Option<PgScrub> {
         let record = &self.record;

@@ -2,13 +2,15 @@
 //!
 //! The primary needs its own OSD's outgoing slot for everything that no client waits for, and a target's incoming slot for
 //! what it sends there. Each target counts for itself: one that does not answer, or refuses, keeps nobody else waiting. So
-//! no circle of waiting is closed: whoever holds a slot uses it, gives it back, and needs no further one for that.
+//! no circle of waiting is closed: whoever holds a slot uses it, gives it back, and needs no further one for that; who can
+//! make no progress (what is to be sent is unfound, say) gives it back, too, and asks again later.
 //!
 //! | a target | is left out for |
 //! |---|---|
 //! | refuses the slot (full, or too busy to queue) | [`SLOT_RETRY`] |
 //! | had no room for a piece of a backfill | the same, doubled each time that it happens again |
-//! | has no room for any of the objects that it lacks | [`SLOT_RETRY`] |
+//! | a backfill can make no progress | the same, doubled each time that it happens again |
+//! | has no room for any of the objects that it lacks, or none of them can be had | [`SLOT_RETRY`] |
 //!
 //! The outgoing slot is not kept for targets that are left out.
 
@@ -62,17 +64,19 @@ struct RemoteSlot {
 #[derive(Debug)]
 struct LeftOut {
     until: Timestamp,
-    /// How often in a row it has found no room.
+    /// How often in a row it has found no room, or got nowhere.
     times: u32,
 }
 
 /// Why a target is left out for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// It gives no slot, or has no room for what it lacks.
+    /// It gives no slot, or nothing of what it lacks can be sent: there is no room for it, or it is unfound.
     Slot,
     /// It had no room for a piece of a backfill.
     Piece,
+    /// Its backfill can make no progress.
+    Stuck,
 }
 
 impl Slots {
@@ -166,11 +170,12 @@ impl Pg {
         let slots = &mut active.recovery.slots;
         let held = slots.remote.remove(&target).is_some();
         let left_out = slots.left_out.entry(target).or_insert(LeftOut { until: step.now, times: 0 });
-        let pause = if refusal == Refusal::Piece {
-            left_out.times = left_out.times.saturating_add(1);
-            pause_for_room(left_out.times)
-        } else {
-            SLOT_RETRY
+        let pause = match refusal {
+            Refusal::Slot => SLOT_RETRY,
+            Refusal::Piece | Refusal::Stuck => {
+                left_out.times = left_out.times.saturating_add(1);
+                pause_for_room(left_out.times)
+            }
         };
         left_out.until = left_out.until.max(step.now + pause);
         let ended = active.recovery.end_backfill_to(target);
@@ -182,7 +187,7 @@ impl Pg {
         if held {
             self.send(target, PeerBody::ReservationRelease, step);
         }
-        step.rerun |= !ended.is_empty();
+        step.rerun = true; // the own slot may not be needed any more, and clients may go on
         for key in ended {
             self.clients.wake(&key);
         }

@@ -98,7 +98,7 @@ impl Alone {
                         self.undurable.push_back((txn, ops));
                     }
                     Output::Send { to, message } => self.sent.push((to, Arc::unwrap_or_clone(message))),
-                    Output::Reply { reply_to, reply } => self.replies.push((reply_to, reply)),
+                    Output::Reply { reply_to, reply, .. } => self.replies.push((reply_to, reply)),
                     Output::Wake { at } if at <= self.now => inputs.push_back(Input::Tick),
                     Output::Gone => self.gone = true,
                     _ => {}

@@ -82,7 +82,7 @@ impl Primary {
                         self.store.apply(&ops);
                         durable = Some(txn);
                     }
-                    Output::Reply { reply_to, reply } => self.answers.push((reply_to, reply.outcome)),
+                    Output::Reply { reply_to, reply, .. } => self.answers.push((reply_to, reply.outcome)),
                     Output::Wake { at } if at <= Timestamp::from_nanos(1) => inputs.push(Input::Tick),
                     _ => {}
                 }
@@ -172,6 +172,14 @@ fn without_room_anywhere_only_what_frees_space_is_let_in() {
         };
         let deleted = declared(batch);
         assert!(matches!(deleted, ClientOutcome::Done { .. }), "{deleted:?}");
+        let attribute = |value: usize| {
+            let name = b"state".to_vec();
+            let value = Blob(Bytes::from(vec![1; value]));
+            vec![ObjectOp::RemoveAttr { name: name.clone() }, ObjectOp::SetAttr { name, value }]
+        };
+        let marked = declared(attribute(100));
+        assert!(matches!(marked, ClientOutcome::Done { .. }), "what is to go is marked first: {marked:?}");
+        assert!(is_refused(&declared(attribute(2 << 20))), "with much");
         let delete = || ObjectOp::DeleteRows { keys: vec![b"a".to_vec().into()] };
         for free_nothing in [vec![put("garbage", 10)], vec![write(10)], vec![delete(), write(10)]] {
             assert!(is_refused(&declared(free_nothing)), "whatever is said");

@@ -52,8 +52,9 @@ async fn what_a_fenced_client_has_in_flight_is_over_when_the_fence_holds() {
     let old_pool = old.pool("p").await.expect("the pool is there");
     let writers: Vec<_> =
         (0..OBJECTS).map(|object| tokio::spawn(write_until_refused(old_pool.clone(), object))).collect();
-    // Until the writes are under way everywhere.
-    while read_all(&pool).await.values().any(Option::is_none) {}
+    // Until each object has been written more than once.
+    let first_write = unique(0, 3_000);
+    while read_all(&pool).await.values().any(|value| value.as_ref().is_none_or(|value| *value == first_write)) {}
 
     let epoch = client.fence(OLD.client, OLD.incarnation, PATIENCE).await.expect("it holds");
     let first = read_all(&pool).await;

@@ -6,6 +6,8 @@
 mod bad_input;
 mod chaos;
 mod fences;
+mod full;
+mod growth;
 mod listings;
 mod memory;
 mod outages;

@@ -235,7 +235,7 @@ pub enum MonCommand {
         #[n(1)]
         weight: u32,
     },
-    /// Forgets an OSD that is down and out and holds nothing.
+    /// Forgets an OSD that is down and out. [`MonError::Unsafe`] while any placement group may need what is on its disk.
     #[n(26)]
     OsdRemove(#[n(0)] OsdId),
     /// Fences a session.
@@ -290,6 +290,35 @@ pub enum MonCommand {
         /// Of the entry.
         #[n(1)]
         incarnation: Incarnation,
+    },
+
+    /// Declares the disk of an OSD that is down as lost for good, and forgets it: what only it has is given up, and nobody
+    /// waits for it any more. Acknowledged writes may be undone by that.
+    #[n(32)]
+    OsdLost {
+        /// Which.
+        #[n(0)]
+        osd: OsdId,
+        /// Its name once more, such as `osd.3`.
+        #[n(1)]
+        confirm: String,
+    },
+
+    /// Changes a pool; what is `None` stays. Data moves by itself. Answers [`MonReply::Done`].
+    #[n(33)]
+    PoolSet {
+        /// Its name.
+        #[n(0)]
+        name: String,
+        /// Copies.
+        #[n(1)]
+        size: Option<u32>,
+        /// Fewest copies to serve with. Left out while `size` falls below it, it becomes a majority of that.
+        #[n(2)]
+        min_size: Option<u32>,
+        /// What no two copies share.
+        #[n(3)]
+        failure_domain: Option<String>,
     },
 
     /// Makes an S3 user's key pair; what is `None` is generated. Answers [`MonReply::Key`].
@@ -400,6 +429,9 @@ pub struct PgTempWish {
     /// The acting set, primary first; empty: as placement says.
     #[n(1)]
     pub acting: Vec<OsdId>,
+    /// The acting set of the interval that wishes it; with another one it is of the past.
+    #[n(2)]
+    pub seen: Option<Vec<OsdId>>,
 }
 
 /// Asks for every map after `after`, for as long as the stream lives.

@@ -9,7 +9,7 @@ use holdfast_map::{ClusterMap, SpaceLevel};
 use holdfast_types::{ObjectName, OsdId, PgId, Timestamp};
 use holdfast_wire::mon::{Cause, Explanation, MonError, PgDetail, Subject};
 
-use super::health::{fate_words, held_words};
+use super::health::{fate_words, held_words, silence_words};
 use super::out::Limits;
 use super::stats::{PgView, REPORT_STALE};
 use super::{Leader, Scene, reports};
@@ -122,9 +122,11 @@ impl Explainer<'_> {
         }
         let mut causes = Vec::new();
         self.lack_of_members(&view, &placed, &mut causes);
+        self.silent_members(&view, &mut causes);
         self.primary_not_heard(&view, &mut causes);
         self.primary_says(&view, &mut causes);
         self.copies_on_the_way(&view, &mut causes);
+        self.inconsistent(&view, &mut causes);
         if map.flags.full {
             let full = map.space.iter().filter(|(_, level)| **level >= SpaceLevel::Full).map(|(osd, _)| *osd);
             let full: Vec<OsdId> = full.collect();
@@ -188,7 +190,7 @@ impl Explainer<'_> {
         if down.is_empty() {
             return "none of them is known to be down".to_owned();
         }
-        let limits = Limits::of(self.map(), &self.leader.stats);
+        let limits = Limits::of(self.map(), &self.leader.stats, self.now);
         let why = |osd: &OsdId| match self.leader.fate(self.now, &limits, *osd) {
             Some(fate) => format!("{osd} {} ({})", self.down_words(*osd), fate_words(Some(fate))),
             None => format!("{osd} {}", self.down_words(*osd)),
@@ -228,6 +230,42 @@ impl Explainer<'_> {
         self.map().crush.failure_domain_of(osd, "host").unwrap_or_else(|| "its host".to_owned())
     }
 
+    /// What waits for a member that hangs waits without a change of its state.
+    fn silent_members(&self, view: &PgView<'_>, causes: &mut Vec<Cause>) {
+        let suspects = self.leader.suspects(self.now, self.map());
+        for suspect in suspects.iter().filter(|suspect| view.acting.contains(&suspect.osd)) {
+            let osd = suspect.osd;
+            causes.push(Cause {
+                code: "MEMBER_SILENT".into(),
+                cause: format!(
+                    "its member {osd} is up as far as the map says; {}: requests may wait for it",
+                    silence_words(&suspect.silent_to, suspect.silence)
+                ),
+                blocked_by: strings([osd]),
+                next: format!("`holdfast explain osd {}`; `holdfast osd down {osd}` if it is really gone", osd.0),
+            });
+        }
+    }
+
+    /// Copies that differ, as scrubs have found.
+    fn inconsistent(&self, view: &PgView<'_>, causes: &mut Vec<Cause>) {
+        let scrub = view.last.and_then(|report| report.scrub.as_ref());
+        let Some(scrub) = scrub.filter(|scrub| scrub.objects_inconsistent > 0) else { return };
+        causes.push(Cause {
+            code: "INCONSISTENT".into(),
+            cause: format!(
+                "copies of {} of its objects differ or cannot be read: {}",
+                scrub.objects_inconsistent,
+                names(&scrub.examples)
+            ),
+            blocked_by: Vec::new(),
+            next: format!(
+                "check the devices, then `holdfast pg repair {}` for what can be told to be wrong; write or delete the rest",
+                view.pg
+            ),
+        });
+    }
+
     fn primary_not_heard(&self, view: &PgView<'_>, causes: &mut Vec<Cause>) {
         let (None, Some(primary)) = (view.report, view.acting.first().copied()) else { return };
         let heard = self.heard(primary);
@@ -265,7 +303,10 @@ impl Explainer<'_> {
                     self.why_down(&down)
                 ),
                 blocked_by: strings(&down),
-                next: self.how_to_bring_back(&down),
+                next: format!(
+                    "{}; if a disk is gone for good, `holdfast osd lost` gives up what only it has",
+                    self.how_to_bring_back(&down)
+                ),
             });
         } else if report.state.incomplete {
             causes.push(Cause {
@@ -317,7 +358,7 @@ impl Explainer<'_> {
             ("COPYING", cause, Vec::new(), "wait; it ends by itself".to_owned())
         } else {
             let cause = format!("{} copies are to be made{to}: it waits for its turn", report.copies_missing);
-            let next = "wait; each OSD fills one placement group at a time (`holdfast pg ls --unclean`)".to_owned();
+            let next = "wait; each OSD fills a few placement groups at a time (`holdfast pg ls --unclean`)".to_owned();
             ("WAITS_ITS_TURN", cause, strings(view.acting.first()), next)
         };
         causes.push(Cause { code: code.into(), cause, blocked_by, next });

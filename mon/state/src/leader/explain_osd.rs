@@ -51,7 +51,7 @@ impl Explainer<'_> {
 
     /// What is wrong with one that the map has up.
     fn up_but(&self, osd: OsdId, causes: &mut Vec<Cause>) {
-        let silent_to = self.leader.failures.silent_to(osd);
+        let silent_to = self.leader.failures.silent_to(self.now, self.map(), osd);
         let quiet = self.heard(osd).is_none_or(|ago| ago >= Duration::from_secs(10));
         if quiet || !silent_to.is_empty() {
             let cause = match (self.heard(osd), silent_to.is_empty()) {
@@ -90,7 +90,7 @@ impl Explainer<'_> {
             (false, true) => ("FLAPPING", format!("it {}", self.down_words(osd))),
             (false, false) => ("DOWN", format!("it {}", self.down_words(osd))),
         };
-        let limits = Limits::of(map, &self.leader.stats);
+        let limits = Limits::of(map, &self.leader.stats, self.now);
         let fate = self.leader.fate(self.now, &limits, osd).filter(|_| !self.is_out(osd));
         let cause = match fate {
             Some(fate) => format!("{cause}; {}", fate_words(Some(fate))),
@@ -117,8 +117,16 @@ impl Explainer<'_> {
         let map = self.map();
         let mark_in = format!("`holdfast osd in {osd}`");
         if self.is_out(osd) {
+            let down = !map.is_up(osd);
             let (cause, next) = match self.scene.notes.get(&osd).and_then(|note| note.out()) {
                 Some(OutReason::New) => ("it comes in when it boots for the first time", "start it".to_owned()),
+                Some(OutReason::Automatic) if down => {
+                    let cause = "it was down for long: its data was given to others; it comes back in when it boots";
+                    (
+                        cause,
+                        "start it; marking it in alone would move its data back to a disk that does not serve".into(),
+                    )
+                }
                 Some(OutReason::Automatic) => {
                     ("it was down for long: its data was given to others; it comes back in when it boots", mark_in)
                 }

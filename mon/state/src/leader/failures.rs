@@ -5,12 +5,14 @@
 //! | silent for less than [`GRACE`] | nothing |
 //! | silent, one failure domain says so | the monitor looks for itself |
 //! | silent, [`REPORTERS_NEEDED`] failure domains say so, or all there are | down |
+//! | silent, one failure domain says so, and the monitor has heard nothing of it for longer either | down |
 //! | refused | the monitor looks for itself |
 //! | the monitor is refused too | down, and known to be dead |
 //!
 //! A reporter counts once, only while it is up itself, and only for [`REPORT_LIFE`] unless it repeats itself. Domains
 //! are hosts, or OSDs where fewer than two other hosts have one. Silence never takes the cluster below
-//! [`UP_MIN_PERCENT`]: then it is more likely the network.
+//! [`UP_MIN_PERCENT`]: then it is more likely the network. What is held back for that is judged here against the newest
+//! map, and again when it is applied, for many are reported at the same moment (`osds::mark_down`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -94,7 +96,7 @@ impl Failures {
         if !enough(map, target, &reporters) {
             return Verdict::Probe;
         }
-        if !may_lose_one_more(map) {
+        if !may_lose(map, target) {
             return Verdict::Wait;
         }
         self.targets.remove(&target);
@@ -112,23 +114,11 @@ impl Failures {
     }
 
     /// Who says that it is silent.
-    pub(super) fn silent_to(&self, osd: OsdId) -> Vec<OsdId> {
-        self.targets.get(&osd).map_or_else(Vec::new, |target| target.silent_by.keys().copied().collect())
-    }
-
-    /// Those that are silent to enough others and stay up all the same.
-    pub(super) fn withheld(&self, now: Timestamp, map: &ClusterMap) -> Vec<OsdId> {
-        if may_lose_one_more(map) {
-            return Vec::new();
-        }
-        let silent = |(osd, target): (&OsdId, &Target)| {
-            let info = map.osds.get(osd).filter(|info| info.up && info.incarnation == target.incarnation);
-            let counts =
-                |(by, at): (&OsdId, &Timestamp)| (now.since(*at) < REPORT_LIFE && map.is_up(*by)).then_some(*by);
-            let reporters: BTreeSet<OsdId> = target.silent_by.iter().filter_map(counts).collect();
-            (info.is_some() && !reporters.is_empty() && enough(map, *osd, &reporters)).then_some(*osd)
-        };
-        self.targets.iter().filter_map(silent).collect()
+    pub(super) fn silent_to(&self, now: Timestamp, map: &ClusterMap, osd: OsdId) -> Vec<OsdId> {
+        let runs = |target: &&Target| map.osds.get(&osd).is_some_and(|info| info.incarnation == target.incarnation);
+        let Some(target) = self.targets.get(&osd).filter(runs) else { return Vec::new() };
+        let counts = |(by, at): (&OsdId, &Timestamp)| (now.since(*at) < REPORT_LIFE && map.is_up(*by)).then_some(*by);
+        target.silent_by.iter().filter_map(counts).collect()
     }
 
     /// Forgets what no longer counts.
@@ -158,9 +148,9 @@ fn enough(map: &ClusterMap, target: OsdId, reporters: &BTreeSet<OsdId>) -> bool 
     reporting >= REPORTERS_NEEDED.min(available).max(1)
 }
 
-/// Whether enough OSDs stay up when one more goes down for silence.
-pub(super) fn may_lose_one_more(map: &ClusterMap) -> bool {
-    let in_count = map.osds.values().filter(|info| info.in_cluster).count();
-    let up_after = map.osds.values().filter(|info| info.in_cluster && info.up).count().saturating_sub(1);
-    up_after * 100 >= in_count * UP_MIN_PERCENT
+/// Whether enough OSDs stay up when this one goes down for silence. A lone one may: there is nobody to be cut off from.
+pub(crate) fn may_lose(map: &ClusterMap, osd: OsdId) -> bool {
+    let inside = || map.osds.iter().filter(|(_, info)| info.in_cluster);
+    let up_after = inside().filter(|(other, info)| info.up && **other != osd).count();
+    up_after * 100 >= inside().count() * UP_MIN_PERCENT || map.osds.len() == 1
 }

@@ -6,10 +6,11 @@
 mod balancer;
 mod explain;
 mod explain_osd;
-mod failures;
+pub(crate) mod failures;
 mod growth;
 mod health;
 mod out;
+mod removal;
 mod reports;
 mod scrub;
 mod stats;
@@ -18,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_map::{ClusterFlags, ClusterMap, SpaceLevel};
+use holdfast_map::{ClusterFlags, ClusterMap, OsdInfo, SpaceLevel};
 use holdfast_types::{Epoch, Incarnation, MonId, OsdId, Timestamp};
 use holdfast_wire::mon::{FailureKind, MonCommand, MonError, MonReply, OsdReport};
 
@@ -41,7 +42,8 @@ pub const SERVICE_LEASE: Duration = Duration::from_secs(30);
 const SILENCE_PROBE: Duration = Duration::from_secs(4);
 /// How often one OSD is looked at, at most.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// An OSD that neither reports nor answers the monitor for this long is down even if no peer is up to say so.
+/// An OSD that has reported nothing for this long is down if one peer hears nothing of it either, or if it does not
+/// answer and no OSD is heard of that could say so.
 const SILENCE_DOWN: Duration = Duration::from_secs(15);
 /// Maps are trimmed when this many more than needed are kept.
 const TRIM_SLACK: u64 = 500;
@@ -98,6 +100,25 @@ pub struct Scene {
     pub split_on: bool,
 }
 
+/// Of an OSD that is down.
+#[derive(Debug, Clone, Copy)]
+struct DownSince {
+    at: Timestamp,
+    inside: bool,
+}
+
+/// One that the map has up and somebody hears nothing of.
+#[derive(Debug, Clone)]
+struct Suspect {
+    osd: OsdId,
+    /// OSDs that hear nothing of it.
+    silent_to: Vec<OsdId>,
+    /// For how long the leader has heard nothing, if that is long.
+    silence: Option<Duration>,
+    /// It could not be marked down: too few would be left.
+    withheld: bool,
+}
+
 /// The leader's memory.
 #[derive(Debug, Clone)]
 pub struct Leader {
@@ -105,7 +126,8 @@ pub struct Leader {
     seen: Epoch,
     failures: Failures,
     stats: Stats,
-    down_since: BTreeMap<OsdId, Timestamp>,
+    /// Since when it has been down and, if it is in, in.
+    down_since: BTreeMap<OsdId, DownSince>,
     booted_at: BTreeMap<OsdId, (Incarnation, Timestamp)>,
     probed_at: BTreeMap<OsdId, Timestamp>,
     services: BTreeMap<String, Timestamp>,
@@ -155,7 +177,11 @@ impl Leader {
             if info.up {
                 self.booted_at.entry(*osd).or_insert((info.incarnation, now));
             } else {
-                self.down_since.entry(*osd).or_insert(now);
+                let since = self.down_since.entry(*osd).or_insert(DownSince { at: now, inside: info.in_cluster });
+                if info.in_cluster && !since.inside {
+                    since.at = now; // an operator wants its data to stay with it
+                }
+                since.inside = info.in_cluster;
             }
         }
         self.probed_at.retain(|osd, _| map.osds.contains_key(osd));
@@ -192,13 +218,30 @@ impl Leader {
         map.osds.get(&osd).filter(|info| info.up && info.incarnation == incarnation)?;
         match result {
             ProbeResult::Refused => Some(Change::MarkDown { osd, incarnation, dead: true }),
-            ProbeResult::Connected => None,
-            ProbeResult::NoAnswer => {
-                let alone = !map.osds.iter().any(|(other, info)| *other != osd && info.up);
+            ProbeResult::Connected | ProbeResult::NoAnswer => {
+                // The monitor is a witness, too. A process that hangs still lets others connect.
+                let witnessed = !self.failures.silent_to(now, map, osd).is_empty();
+                let heard = |(other, info): (&OsdId, &OsdInfo)| {
+                    *other != osd && info.up && now.since(self.heard(*other, info.incarnation)) < SILENCE_DOWN
+                };
+                let alone = result == ProbeResult::NoAnswer && !map.osds.iter().any(heard);
                 let silent = now.since(self.heard(osd, incarnation)) >= SILENCE_DOWN;
-                (alone && silent).then_some(Change::MarkDown { osd, incarnation, dead: false })
+                let down = silent && (witnessed || alone) && failures::may_lose(map, osd);
+                down.then_some(Change::MarkDown { osd, incarnation, dead: false })
             }
         }
+    }
+
+    /// Those that the map has up and somebody hears nothing of.
+    fn suspects(&self, now: Timestamp, map: &ClusterMap) -> Vec<Suspect> {
+        let suspect = |(osd, info): (&OsdId, &OsdInfo)| {
+            let silent_to = self.failures.silent_to(now, map, *osd);
+            let silence = Some(now.since(self.heard(*osd, info.incarnation))).filter(|time| *time >= SILENCE_DOWN);
+            let withheld = !failures::may_lose(map, *osd);
+            let some = !silent_to.is_empty() || silence.is_some();
+            some.then_some(Suspect { osd: *osd, silent_to, silence, withheld })
+        };
+        map.osds.iter().filter(|(_, info)| info.up).filter_map(suspect).collect()
     }
 
     /// When the run last said something, or was first seen.
@@ -223,6 +266,14 @@ impl Leader {
         } else {
             Err(MonError::Stale { reason: "report all placement groups".into() })
         }
+    }
+
+    /// Whether an OSD may be forgotten.
+    ///
+    /// # Errors
+    /// [`MonError::Unsafe`] with the placement groups that may need it.
+    pub fn may_remove(&self, now: Timestamp, map: &ClusterMap, osd: OsdId) -> Result<(), MonError> {
+        removal::may_remove(map, &self.stats, now, osd)
     }
 
     /// A service renews its registration. Answers whether the map must change for it.
@@ -287,7 +338,7 @@ impl Leader {
         let long = |osd: &OsdId| self.down_for(now, *osd).is_some_and(|time| time >= out::DOWN_OUT);
         let mut candidates = down.filter(long).peekable();
         candidates.peek()?;
-        let limits = Limits::of(map, &self.stats);
+        let limits = Limits::of(map, &self.stats, now);
         candidates.find(|osd| self.fate(now, &limits, *osd) == Some(Fate::Out))
     }
 
@@ -298,7 +349,7 @@ impl Leader {
 
     /// How long it has been down, as far as this leader knows.
     fn down_for(&self, now: Timestamp, osd: OsdId) -> Option<Duration> {
-        self.down_since.get(&osd).map(|since| now.since(*since))
+        self.down_since.get(&osd).map(|since| now.since(since.at))
     }
 
     /// Hold-offs end early where data is unavailable without the OSD: then even one that flaps is better than none.
@@ -356,9 +407,12 @@ impl Leader {
         if levels != map.space {
             changes.push(Change::Space(levels));
         }
-        // With nobody to ask, what was last known holds.
-        let known = map.osds.keys().any(|osd| counts(osd) && self.stats.usage(map, *osd).is_some());
-        if known && flags != map.flags {
+        // A flag ends when all are known to be below it; with nobody to ask, what was last known holds.
+        let known = |osd: &&OsdId| self.stats.usage(map, **osd).is_some();
+        let serving = || map.osds.keys().filter(|osd| counts(osd));
+        let ends = map.flags.full && !flags.full || map.flags.near_full && !flags.near_full;
+        let decided = serving().any(|osd| known(&osd)) && (!ends || serving().all(|osd| known(&osd)));
+        if decided && flags != map.flags {
             changes.push(Change::Flags(flags));
         }
         changes

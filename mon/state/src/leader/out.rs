@@ -9,12 +9,12 @@
 //!
 //! It comes back in when it boots (`osds::boot`), unless an operator took it out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use holdfast_crush::{ItemId, RuleId};
 use holdfast_map::{ClusterMap, Pool, RuleShape};
-use holdfast_types::OsdId;
+use holdfast_types::{OsdId, PoolId, Timestamp};
 
 use super::stats::Stats;
 
@@ -70,8 +70,25 @@ struct RuleLimit {
     size: u32,
 }
 
+/// Bytes of the placement groups that belong on OSDs that are down and have not reported to this leader: the host that
+/// led before may have died with them. One of which nothing is known counts as the average of its pool.
+fn placed_on(map: &ClusterMap, stats: &Stats, now: Timestamp, osds: &BTreeSet<OsdId>) -> u64 {
+    let views = stats.views(map, now);
+    let mut known = BTreeMap::<PoolId, (u64, u64)>::new();
+    for (pool, report) in views.iter().filter_map(|view| Some((view.pg.pool, view.last?))) {
+        let (bytes, groups) = known.entry(pool).or_default();
+        (*bytes, *groups) = (bytes.saturating_add(report.bytes), *groups + 1);
+    }
+    let average = |pool| known.get(&pool).and_then(|(bytes, groups)| bytes.checked_div(*groups)).unwrap_or(0);
+    let bytes = views.iter().map(|view| {
+        let copies = map.placed(view.pg).iter().filter(|osd| osds.contains(*osd)).count() as u64;
+        view.last.map_or_else(|| average(view.pg.pool), |report| report.bytes).saturating_mul(copies)
+    });
+    bytes.fold(0, u64::saturating_add)
+}
+
 impl<'a> Limits<'a> {
-    pub(super) fn of(map: &'a ClusterMap, stats: &Stats) -> Limits<'a> {
+    pub(super) fn of(map: &'a ClusterMap, stats: &Stats, now: Timestamp) -> Limits<'a> {
         let mut largest = BTreeMap::<u32, &Pool>::new();
         for pool in map.pools.values() {
             let known = largest.entry(pool.rule).or_insert(pool);
@@ -90,12 +107,19 @@ impl<'a> Limits<'a> {
         };
         // What an OSD that goes out held is copied from the others: all that is used now must then fit without it.
         let (mut used, mut total) = (0u128, 0u128);
+        let mut unheard = BTreeSet::new();
         for (osd, info) in map.osds.iter().filter(|(_, info)| info.in_cluster) {
-            let Some(usage) = stats.usage(map, *osd) else { continue };
+            let Some(usage) = stats.usage(map, *osd) else {
+                unheard.extend((!info.up).then_some(*osd));
+                continue;
+            };
             used += u128::from(usage.used_bytes);
             if info.up {
                 total += u128::from(usage.total_bytes);
             }
+        }
+        if total > 0 && !unheard.is_empty() {
+            used += u128::from(placed_on(map, stats, now, &unheard));
         }
         Limits {
             map,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use holdfast_mon_state::Change;
 use holdfast_types::{OsdId, PgId, PoolId};
 use holdfast_wire::mon::{Explanation, MonCommand, MonError, MonReply, PgDetail, PgState, Subject};
+use holdfast_wire::scrub::PgScrub;
 
 use crate::world::{World, run_of};
 
@@ -156,4 +157,27 @@ fn a_query_tells_how_long_a_state_has_lasted() {
         let _ = world.report(osd, |report| report.state.clean = false);
     }
     assert_eq!(query(&world).state_for_ms, Some(0));
+}
+
+#[test]
+fn copies_that_differ_are_not_as_they_should_be() {
+    let mut world = World::new(&[0, 1, 2]);
+    world.report_each(|report| {
+        let examples = vec!["object of 3: two copies differ".to_owned()];
+        report.scrub = Some(PgScrub { objects_inconsistent: 1, examples, ..PgScrub::default() });
+    });
+    let why = explain(&world, Subject::Pg(PG));
+    assert_eq!((why.ok, codes(&why)), (false, vec!["INCONSISTENT"]));
+    assert!(why.causes[0].cause.contains("object of 3") && why.causes[0].next.contains("pg repair 1.3"), "{why:?}");
+}
+
+#[test]
+fn a_member_that_hangs_is_named_although_no_state_tells_of_it() {
+    let mut world = World::new(&[0, 1, 2]);
+    world.report_all();
+    world.silent(0, 1);
+    let why = explain(&world, Subject::Pg(PG));
+    assert_eq!((why.ok, codes(&why)), (false, vec!["MEMBER_SILENT"]));
+    assert_eq!(why.causes[0].blocked_by, ["osd.1"]);
+    assert!(world.codes().contains(&"OSD_SILENT".to_owned()));
 }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use holdfast_mon_state::Change;
 use holdfast_mon_state::leader::{Due, ProbeResult, REPORT_STALE, SERVICE_LEASE, Verdict};
+use holdfast_mon_state::{Change, Command, Op};
 use holdfast_types::{Epoch, Incarnation, OsdId};
-use holdfast_wire::mon::{FailureKind, MonCommand, MonError, OsdReport, PgState, Severity, StoreUsage};
+use holdfast_wire::mon::{FailureKind, MonCommand, MonError, MonReply, OsdReport, PgState, Severity, StoreUsage};
 
 use crate::world::{World, run_of};
 
@@ -272,4 +272,74 @@ fn a_full_disk_sets_the_flag_and_room_clears_it_without_flicker() {
         let flags = world.map().flags;
         assert_eq!((flags.full, flags.near_full), (full, near_full), "{used} of 1000 used");
     }
+}
+
+#[test]
+fn one_domain_and_the_monitor_are_two_witnesses() {
+    // Of three hosts two hang: the third can only say so itself. They still let others connect.
+    let mut world = World::new(&[0, 1, 2]);
+    world.report_all();
+    world.wait(Duration::from_secs(10));
+    let _ = world.report(2, |_| {});
+    for target in 0..2 {
+        assert_eq!(world.silent(2, target), Verdict::Probe, "two other hosts are up as far as the map says");
+        let map = world.map();
+        let seen = world.leader.on_probe(world.now, &map, OsdId(target), run_of(target), ProbeResult::Connected);
+        assert_eq!(seen, None, "it was heard of lately");
+    }
+    world.wait(Duration::from_secs(5));
+    for target in 0..2 {
+        let map = world.map();
+        let seen = world.leader.on_probe(world.now, &map, OsdId(target), run_of(target), ProbeResult::Connected);
+        let down = Change::MarkDown { osd: OsdId(target), incarnation: run_of(target), dead: false };
+        assert_eq!(seen, Some(down.clone()));
+        world.change(down);
+    }
+    let map = world.map();
+    let own = world.leader.on_probe(world.now, &map, OsdId(2), run_of(2), ProbeResult::Connected);
+    assert_eq!(own, None, "nobody says that of the third");
+}
+
+#[test]
+fn osds_that_all_end_with_their_hosts_are_marked_down_as_far_as_may_be_and_all_are_told_of() {
+    let mut world = World::new(&[0, 1, 2]);
+    world.report_all();
+    world.wait(Duration::from_secs(15));
+    for target in 0..3 {
+        let map = world.map();
+        let seen = world.leader.on_probe(world.now, &map, OsdId(target), run_of(target), ProbeResult::NoAnswer);
+        assert_eq!(seen.is_some(), target < 2, "osd.{target}");
+        seen.into_iter().for_each(|change| world.change(change));
+    }
+    assert!(world.codes().contains(&"OSD_SILENT".to_owned()), "{:?}", world.codes());
+}
+
+#[test]
+fn reports_of_one_moment_take_down_no_more_than_most_of_the_cluster() {
+    let mut world = World::new(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    // A split: two hosts with the monitors' majority report all others before any of them is marked down.
+    let mut ops = Vec::new();
+    for target in 2..10 {
+        world.silent(0, target);
+        let verdict = world.silent(1, target);
+        assert!(is_down(&verdict, target));
+        let Verdict::Propose(change) = verdict else { unreachable!() };
+        ops.push(Op { id: None, change });
+    }
+    let outcome = world.state.apply(1, &Command { at_unix_ms: 1, ops, seen: None });
+    let refused = |reply: &&MonReply| matches!(reply, MonReply::Failed(MonError::Unsafe { .. }));
+    assert_eq!(outcome.replies.iter().filter(refused).count(), 1);
+    assert_eq!(world.map().osds.values().filter(|info| info.up).count(), 3, "30 % stay");
+}
+
+#[test]
+fn what_does_not_serve_is_not_said_to_be_served() {
+    let mut world = World::new(&[0, 1, 2]);
+    world.report_all();
+    for osd in 0..2 {
+        world.change(Change::MarkDown { osd: OsdId(osd), incarnation: run_of(osd), dead: true });
+    }
+    let _ = world.report(2, |report| report.state = PgState { peering: true, ..PgState::default() });
+    assert!(world.codes().contains(&"PG_UNAVAILABLE".to_owned()));
+    assert!(!world.codes().contains(&"PG_DEGRADED".to_owned()), "{:?}", world.codes());
 }

@@ -236,3 +236,104 @@ fn levels_follow_the_ratios_of_the_map_and_outlast_a_change_of_leaders() {
     assert!(world.map().flags.full);
     assert!(world.try_change(Change::Request(ratios(None, Some(850)))).is_err(), "below backfill full");
 }
+
+#[test]
+fn a_leader_that_never_heard_how_full_a_dead_osd_was_counts_what_belongs_on_it() {
+    for (bytes, goes_out) in [(0, true), (40, false)] {
+        let mut world = World::new(&[0, 1, 2, 3, 4]);
+        // It died together with the monitor that led.
+        world.change(dead(0));
+        world.elect();
+        world.report_each(|report| report.bytes = bytes);
+        (1..5).for_each(|osd| use_of(&mut world, osd, 700));
+        world.wait(Duration::from_secs(600));
+        let placed = world.map().pgs().filter(|pg| world.map().placed(*pg).contains(&OsdId(0))).count();
+        assert!(placed * 40 >= 800, "{placed} placement groups: the others would be 90 % full");
+        assert_eq!(world.proposals().contains(&Change::MarkOut(OsdId(0))), goes_out, "{bytes} bytes each");
+    }
+}
+
+#[test]
+fn a_higher_ratio_lets_writes_in_again_at_once() {
+    let mut world = World::new(&[0, 1]);
+    use_of(&mut world, 0, 955);
+    use_of(&mut world, 1, 100);
+    settle(&mut world);
+    assert!(world.map().flags.full);
+    let ratios = MonCommand::FullRatios { near_full: None, backfill_full: None, full: Some(965), failsafe: None };
+    world.change(Change::Request(ratios));
+    assert!(world.map().flags.full, "until it has been judged anew");
+    settle(&mut world);
+    assert!(!world.map().flags.full);
+    assert_eq!(world.map().space_level(OsdId(0)), Some(SpaceLevel::BackfillFull));
+}
+
+#[test]
+fn a_leader_that_has_not_heard_of_all_lets_no_writes_in() {
+    let mut world = World::new(&[0, 1]);
+    use_of(&mut world, 0, 955);
+    use_of(&mut world, 1, 100);
+    settle(&mut world);
+    let ratios = MonCommand::FullRatios { near_full: None, backfill_full: None, full: Some(952), failsafe: None };
+    world.change(Change::Request(ratios));
+    world.elect();
+    use_of(&mut world, 1, 100);
+    settle(&mut world);
+    assert!(world.map().flags.full, "the full one has not said anything to this leader");
+    use_of(&mut world, 0, 100);
+    settle(&mut world);
+    assert!(!world.map().flags.full);
+}
+
+#[test]
+fn an_osd_that_an_operator_marks_in_while_it_is_down_stays_in_for_the_whole_time() {
+    let mut world = World::new(&[0, 1, 2, 3, 4]);
+    world.report_all();
+    world.change(dead(0));
+    world.wait(Duration::from_secs(600));
+    assert!(world.proposals().contains(&Change::MarkOut(OsdId(0))));
+    world.change(Change::MarkOut(OsdId(0)));
+    world.change(Change::Request(MonCommand::OsdIn(OsdId(0))));
+    world.wait(Duration::from_secs(599));
+    assert!(!world.proposals().contains(&Change::MarkOut(OsdId(0))), "the clock began anew");
+    world.wait(Duration::from_secs(1));
+    assert!(world.proposals().contains(&Change::MarkOut(OsdId(0))));
+}
+
+#[test]
+fn pools_that_could_survive_more_are_told_of() {
+    let pool = |name: &str, size, min_size, domain: &str| {
+        Change::Request(MonCommand::PoolCreate {
+            name: name.into(),
+            size: Some(size),
+            min_size: Some(min_size),
+            application: "test".into(),
+            failure_domain: Some(domain.into()),
+            share_percent: None,
+        })
+    };
+    // Two disks on each of three hosts.
+    let mut world = World::new(&[0, 0, 1, 1, 2, 2]);
+    let weak = check(&world, "POOL_WEAK_DOMAIN");
+    assert!(weak.detail[0].contains("pool data keeps 3 copies on any disks; there are 3 hosts"), "{weak:?}");
+    assert!(!world.codes().contains(&"POOL_NO_REDUNDANCY".to_owned()));
+    world.change(pool("one", 1, 1, "host"));
+    world.change(pool("few", 3, 1, "host"));
+    let alone = check(&world, "POOL_NO_REDUNDANCY");
+    assert_eq!(alone.detail, ["pool one keeps one copy", "pool few keeps 3 copies, and serves with 1"]);
+    for (name, domain) in [("one", None), ("few", None), ("data", Some("host".to_owned()))] {
+        let (size, min_size) = (Some(3), Some(2));
+        world.change(Change::Request(MonCommand::PoolSet {
+            name: name.into(),
+            size,
+            min_size,
+            failure_domain: domain,
+        }));
+    }
+    let codes = world.codes();
+    assert!(!codes.iter().any(|code| code.starts_with("POOL_")), "{codes:?}");
+    // With one disk there is nothing to choose.
+    let mut world = World::new(&[0]);
+    world.change(pool("one", 1, 1, "osd"));
+    assert!(!world.codes().iter().any(|code| code.starts_with("POOL_")));
+}

@@ -5,4 +5,5 @@ mod balancing;
 mod explaining;
 mod judging;
 mod limits;
+mod removing;
 mod world;

@@ -57,7 +57,7 @@ impl World {
     }
 
     pub fn try_change(&mut self, change: Change) -> Result<MonReply, MonError> {
-        let command = Command { at_unix_ms: self.at_unix_ms, ops: vec![Op { id: None, change }] };
+        let command = Command { at_unix_ms: self.at_unix_ms, ops: vec![Op { id: None, change }], seen: None };
         match self.state.apply(1, &command).replies.remove(0) {
             MonReply::Failed(error) => Err(error),
             reply => Ok(reply),
@@ -200,7 +200,7 @@ pub fn apply(state: &mut State, change: Change) {
 }
 
 pub fn apply_at(state: &mut State, at_unix_ms: u64, change: Change) {
-    let command = Command { at_unix_ms, ops: vec![Op { id: None, change }] };
+    let command = Command { at_unix_ms, ops: vec![Op { id: None, change }], seen: None };
     let reply = state.apply(1, &command).replies.remove(0);
     assert!(!matches!(reply, MonReply::Failed(_)), "{reply:?}");
 }

@@ -13,7 +13,8 @@
 //! | else | not known: [`Verdict::Unclear`], nothing is touched |
 //!
 //! That an object does *not* exist has no checksum, and two disks may have lost it: without the log's word it counts only
-//! when all that is left elsewhere was never whole, or when a person has asked for repair.
+//! when all that is left elsewhere was never whole. When a person has asked for repair, copies that verify are sent to who
+//! has none: an object that should be gone can be deleted again, the last copy of one that should not cannot be had back.
 //!
 //! Invariants: N1 a copy that was verified, is of the version that the log names (or the newest, where it names none) and
 //! stands against no other is never overwritten; N2 the result does not depend on which OSD is which; N3 no version that
@@ -98,11 +99,13 @@ fn right_copy(copies: &BTreeMap<OsdId, Option<ScrubCopy>>, expected: Expected, a
     if on(Mutant::ScrubBelievesFirst) {
         return copies.values().next().map(|copy| usable(copy.as_ref()).unwrap_or(Usable::Absent));
     }
+    let exists = copies.values().any(|copy| matches!(copy, Some(ScrubCopy::Whole(_))));
     let mut groups = BTreeMap::<Usable, usize>::new();
     for candidate in copies.values().filter_map(|copy| usable(copy.as_ref())) {
         let eligible = match (expected, candidate) {
             (Expected::Version(version), Usable::Whole(summary)) => summary.version == version,
             (Expected::Version(_), Usable::Absent) => false,
+            (Expected::Unknown, Usable::Absent) => !(asked && exists),
             (Expected::Unknown | Expected::Deleted, _) => true,
         };
         if eligible {
@@ -117,9 +120,7 @@ fn right_copy(copies: &BTreeMap<OsdId, Option<ScrubCopy>>, expected: Expected, a
     match winner {
         Usable::Absent => {
             let never_whole = |copy: &Option<ScrubCopy>| matches!(copy, None | Some(ScrubCopy::HalfWritten));
-            let unreadable = |copy: &Option<ScrubCopy>| matches!(copy, Some(ScrubCopy::Unreadable { .. }));
-            let certain = copies.values().all(never_whole) || (asked && !copies.values().any(unreadable));
-            certain.then_some(Usable::Absent)
+            copies.values().all(never_whole).then_some(Usable::Absent)
         }
         Usable::Whole(summary) => {
             let newer = |copy: &Option<ScrubCopy>| known_version(copy.as_ref()) > summary.version;
@@ -261,7 +262,9 @@ mod tests {
         // Two disks may have lost it.
         check(&[None, whole(5, 1), None], Expected::Unknown, Verdict::Unclear, &[(0, Missing), (2, Missing)]);
         let asked = judge(&copies(&[None, whole(5, 1), None]), Expected::Unknown, true);
-        assert_eq!(asked.verdict, Verdict::Remove, "a person has decided");
+        assert_eq!(asked.verdict, Verdict::Replace(at(5)), "the only copy that verifies is not given up");
+        let asked = judge(&copies(&[None, whole(5, 1), whole(4, 1)]), Expected::Unknown, true);
+        assert_eq!(asked.verdict, Verdict::Unclear, "which one cannot be said");
         let asked = judge(&copies(&[None, rotten(5), None]), Expected::Unknown, true);
         assert_eq!(asked.verdict, Verdict::Unclear, "what it was cannot be seen");
     }
@@ -319,7 +322,7 @@ mod tests {
                 }
                 Verdict::Remove => {
                     let never_whole = list.iter().all(|copy| copy.is_none() || *copy == HALF);
-                    prop_assert!(expected == Expected::Deleted || asked || never_whole);
+                    prop_assert!(expected == Expected::Deleted || never_whole);
                 }
                 Verdict::Unclear => prop_assert!(!judged.bad.is_empty()),
             }

@@ -1,7 +1,7 @@
 //! What the comparison of a chunk means: which copies are marked, which objects are recorded as inconsistent, whether the
 //! counts are right.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use holdfast_map::ScrubKind;
 use holdfast_types::{LogVersion, ObjectName, OsdId};
@@ -40,20 +40,26 @@ impl Pg {
                 }
             }
         }
-        let names: BTreeSet<ObjectName> = objects.keys().map(ObjectKey::name).collect();
         let mut expected = BTreeMap::new();
-        for entry in self.holding.log.entries().filter(|entry| names.contains(&entry.object)) {
-            let says = match entry.kind {
-                EntryKind::Modify => Expected::Version(entry.version),
-                EntryKind::Delete => Expected::Deleted,
-            };
-            expected.insert(entry.object.clone(), says); // the last one counts
+        for entry in self.holding.log.entries() {
+            let key = ObjectKey::of(&entry.object);
+            if key.as_bytes() > pass.after.as_slice() && upto.covers(key.as_bytes()) {
+                let says = match entry.kind {
+                    EntryKind::Modify => Expected::Version(entry.version),
+                    EntryKind::Delete => Expected::Deleted,
+                };
+                expected.insert(key, says); // the last one counts
+            }
+        }
+        // What the log says that there is, and nobody has.
+        for (key, _) in expected.iter().filter(|(_, says)| matches!(says, Expected::Version(_))) {
+            objects.entry(key.clone()).or_insert_with(|| nobody.clone());
         }
         let mut found = Findings::default();
         let asked = pass.kind == ScrubKind::Repair;
         for (key, copies) in objects {
             let name = key.name();
-            let says = expected.get(&name).copied().unwrap_or(Expected::Unknown);
+            let says = expected.get(&key).copied().unwrap_or(Expected::Unknown);
             let judgement = judge(&copies, says, asked);
             if let (Verdict::Whole, Some(Some(ScrubCopy::Whole(summary)))) = (judgement.verdict, copies.values().next())
             {

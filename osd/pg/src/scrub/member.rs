@@ -61,7 +61,7 @@ impl Pg {
             ScrubBody::Release => self.release_scrub_member(step),
             ScrubBody::Scan(range) => self.scrub_scan_asked(from, number, range, step),
             ScrubBody::Mark(marks) => self.scrub_marked(from, number, &marks, step),
-            ScrubBody::Note(record) => self.scrub_noted(number, record, step),
+            ScrubBody::Note(record) => self.scrub_noted(from, number, record, step),
             ScrubBody::Reserved | ScrubBody::Map(_) | ScrubBody::Marked => {}
         }
     }
@@ -211,11 +211,14 @@ impl Pg {
         taken
     }
 
-    /// The primary has news of scrubs.
-    fn scrub_noted(&mut self, number: u64, record: ScrubRecord, step: &mut Step<'_>) {
+    /// The primary has news of scrubs, or has not heard yet what is known here.
+    fn scrub_noted(&mut self, from: OsdId, number: u64, record: ScrubRecord, step: &mut Step<'_>) {
         if number > self.scrub.member.noted {
             self.scrub.member.noted = number;
-            if self.scrub.record != record {
+            if self.scrub.rank(&self.scrub.record, step.now) > self.scrub.rank(&record, step.now) {
+                let known = ScrubBody::Note(self.scrub.record.clone());
+                self.send_scrub(from, 0, known, step);
+            } else if self.scrub.record != record {
                 self.submit(vec![rows::put_scrub(&record)], None, step);
                 self.scrub.record = record;
             }

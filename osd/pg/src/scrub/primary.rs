@@ -6,7 +6,7 @@ use std::time::Duration;
 use holdfast_map::ScrubKind;
 use holdfast_types::{Epoch, LogVersion, OsdId, Timestamp};
 use holdfast_wire::peer::BackfillCursor;
-use holdfast_wire::scrub::{ScrubBody, ScrubMap, ScrubMarks, ScrubMessage, ScrubRange};
+use holdfast_wire::scrub::{ScrubBody, ScrubMap, ScrubMarks, ScrubMessage, ScrubRange, ScrubRecord};
 
 use super::scan::{ITEMS_MAX, Scan};
 use super::{HOLD_MAX, Pace, RESEND, schedule};
@@ -535,6 +535,10 @@ impl Pg {
 
     /// A member answers.
     pub(crate) fn scrub_answered(&mut self, from: OsdId, message: ScrubMessage, step: &mut Step<'_>) {
+        let message = match message {
+            ScrubMessage { body: ScrubBody::Note(record), .. } => return self.scrub_record_told(record, step),
+            message => message,
+        };
         let members = self.scrub_members();
         let is_member = members.contains(&from);
         let Some(pass) = self.scrub.pass.as_mut().filter(|_| is_member) else {
@@ -596,11 +600,20 @@ impl Pg {
         false
     }
 
-    /// Tells the other members what is known of scrubs.
-    pub(super) fn share_scrub_record(&mut self, step: &mut Step<'_>) {
+    /// Tells the others what is known of scrubs, those that are being filled, too: they may lead next. Who knows better
+    /// says so.
+    pub(crate) fn share_scrub_record(&mut self, step: &mut Step<'_>) {
         self.scrub.number += 1;
         let message = ScrubMessage { number: self.scrub.number, body: ScrubBody::Note(self.scrub.record.clone()) };
-        self.send_each(self.scrub_members(), holdfast_wire::peer::PeerBody::Scrub(message), step);
+        self.send_each(self.peers_wanted(), holdfast_wire::peer::PeerBody::Scrub(message), step);
+    }
+
+    /// A member knows more than what it was told.
+    fn scrub_record_told(&mut self, record: ScrubRecord, step: &mut Step<'_>) {
+        if self.scrub.rank(&record, step.now) > self.scrub.rank(&self.scrub.record, step.now) {
+            self.scrub.record = record;
+            self.keep_scrub_record(step);
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use holdfast_wire::scrub::ScrubRecord;
 use crate::api::ScrubLimits;
 
 /// A stamp that lies so far ahead was made by a clock that was wrong, and counts for nothing.
-const AHEAD_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
+pub(super) const AHEAD_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)

@@ -439,7 +439,7 @@ fn a_copy_of_which_not_even_the_version_can_be_read_is_repaired_by_a_shallow_scr
 }
 
 #[test]
-fn what_was_deleted_and_is_still_there_is_removed_only_on_the_log_s_word_or_a_person_s() {
+fn what_was_deleted_and_is_still_there_is_removed_only_on_the_log_s_word() {
     for osd in [A, B] {
         let mut cluster = Cluster::start(&[A, B, C]);
         cluster.fill(6);
@@ -456,8 +456,13 @@ fn what_was_deleted_and_is_still_there_is_removed_only_on_the_log_s_word_or_a_pe
         assert!(cluster.report().state.inconsistent);
         assert!(cluster.nodes[&osd].disk.objects.contains_key(&key("object-2")), "nothing is touched");
         let scrub = cluster.scrub(ScrubKind::Repair);
-        assert_eq!((scrub.objects_inconsistent, scrub.copies_repaired), (0, 2));
+        assert_eq!((scrub.objects_inconsistent, scrub.copies_repaired), (0, 3), "the last copy is not given up");
         cluster.assert_equal_and_clean();
+        let exists = |cluster: &Cluster, osd: &OsdId| cluster.nodes[osd].disk.objects.contains_key(&key("object-2"));
+        assert!([A, B, C].iter().all(|osd| exists(&cluster, osd)));
+        cluster.ask("object-2", vec![ObjectOp::Remove]);
+        cluster.run(1);
+        assert!(![A, B, C].iter().any(|osd| exists(&cluster, osd)), "who meant that deletes it");
     }
 }
 

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_map::{ClusterMap, OsdInfo, PgMembers, Pool, PoolKind};
+use holdfast_map::{ClusterMap, OsdInfo, PgMembers, Pool, PoolKind, ScrubKind, ScrubWish};
 use holdfast_pg::memory::MemoryCollection;
 use holdfast_pg::{
-    Input, Limits, LocalObjects, ObjectKey, Outbox, Output, Pg, ReplyTo, VERSION_ATTR, answer_without_copy,
+    Input, Limits, LocalObjects, ObjectKey, Outbox, Output, Pg, ReplyTo, Slot, VERSION_ATTR, answer_without_copy,
 };
 use holdfast_types::{
     ClientId, ClusterId, DiskUuid, Epoch, Incarnation, ObjectName, OsdId, PgId, PoolId, RequestId, Timestamp,
 };
 use holdfast_wire::mon::PgReport;
-use holdfast_wire::peer::PeerMessage;
+use holdfast_wire::peer::{PeerBody, PeerMessage};
 use holdfast_wire::{Blob, ClientOutcome, ClientRequest, ObjectOp, OpError, OpResult};
 
 pub const PG: PgId = PgId { pool: PoolId(1), seed: 0 };
@@ -41,6 +41,14 @@ pub struct Group {
     pub repaired: usize,
     pub now: Timestamp,
     pub tid: u64,
+    /// Slots that are held, by whom.
+    pub slots: BTreeSet<(usize, Slot)>,
+    /// Whether nobody answers wishes for another acting set.
+    pub monitors_away: bool,
+    /// What this says yes to, when it is sent, stops the run once.
+    pub pause_on: Option<fn(&PeerBody) -> bool>,
+    paused: bool,
+    pub maps_wanted: Vec<Epoch>,
 }
 
 pub fn name(text: &str) -> ObjectName {
@@ -92,6 +100,11 @@ impl Group {
             repaired: 0,
             now: Timestamp::from_nanos(1),
             tid: 0,
+            slots: BTreeSet::new(),
+            monitors_away: false,
+            pause_on: None,
+            paused: false,
+            maps_wanted: Vec::new(),
         };
         group.begin();
         group.run_until_clean();
@@ -122,6 +135,7 @@ impl Group {
 
     /// All inputs, and all that follows from them at once: what is submitted is durable at once.
     pub fn run(&mut self) {
+        self.paused = false;
         for _ in 0..100_000 {
             let Some((id, input)) = self.inputs.pop_front() else { return };
             let node = &mut self.nodes[id];
@@ -137,6 +151,9 @@ impl Group {
             for output in outbox {
                 self.perform(id, output);
             }
+            if self.paused {
+                return;
+            }
         }
         panic!("it never comes to rest");
     }
@@ -151,17 +168,23 @@ impl Group {
             Output::Send { to, message } => {
                 let message = Arc::unwrap_or_clone(message);
                 let to = to.0 as usize;
+                if self.pause_on.is_some_and(|pause| pause(&message.body)) {
+                    self.pause_on = None;
+                    self.paused = true;
+                }
                 self.sent.push((id, to, message.clone()));
                 if !self.silent.contains(&id) {
                     let input = Input::Peer { from: osd(id), incarnation: Incarnation(1), message };
                     self.inputs.push_back((to, input));
                 }
             }
-            Output::Reply { reply_to, reply } => self.answers.push((reply_to, reply.outcome)),
+            Output::Reply { reply_to, reply, .. } => self.answers.push((reply_to, reply.outcome)),
             Output::AskUpThru { at_least } => {
                 self.map.osds.get_mut(&osd(id)).unwrap().up_thru = at_least;
                 self.publish();
             }
+            Output::AskPgTemp { .. } if self.monitors_away => {}
+            Output::NeedMap { at_least } => self.maps_wanted.push(at_least),
             Output::AskPgTemp { want } => {
                 let acting = if want.is_empty() { self.members.up.clone() } else { want };
                 if self.members.acting != acting {
@@ -169,7 +192,11 @@ impl Group {
                     self.publish();
                 }
             }
-            Output::Reserve(slot) => self.inputs.push_back((id, Input::Reserved(slot))),
+            Output::Reserve(slot) => {
+                self.slots.insert((id, slot));
+                self.inputs.push_back((id, Input::Reserved(slot)));
+            }
+            Output::Release(slot) => drop(self.slots.remove(&(id, slot))),
             Output::Wake { at } if at <= self.now => self.inputs.push_back((id, Input::Tick)),
             Output::Wake { at } => self.nodes[id].wake_at = Some(at),
             Output::Gone => self.nodes[id].pg = None,
@@ -182,6 +209,9 @@ impl Group {
     pub fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         self.run();
+        if self.paused {
+            return;
+        }
         while let Some(at) = self.nodes.iter().filter_map(|node| node.wake_at).min().filter(|at| *at <= end) {
             self.now = at;
             for id in 0..self.nodes.len() {
@@ -191,6 +221,9 @@ impl Group {
                 }
             }
             self.run();
+            if self.paused {
+                return;
+            }
         }
         self.now = end;
     }
@@ -219,20 +252,40 @@ impl Group {
 
     pub fn ask(&mut self, object: &str, ops: Vec<ObjectOp>) -> u64 {
         self.tid += 1;
-        let id = RequestId { client: ClientId(1), incarnation: Incarnation(1), tid: self.tid };
+        self.send(1, self.tid, object, ops);
+        self.pass(Duration::from_secs(3));
+        self.tid
+    }
+
+    /// Has a client send a request, all before which are answered; the answer goes to the request's number.
+    pub fn send(&mut self, client: u64, tid: u64, object: &str, ops: Vec<ObjectOp>) {
         let request = ClientRequest {
-            id,
+            id: RequestId { client: ClientId(client), incarnation: Incarnation(1), tid },
             epoch: self.map.epoch,
             pg: PG,
             object: name(object),
             ops,
-            lowest_outstanding_tid: self.tid,
+            lowest_outstanding_tid: tid,
             frees_space: None,
         };
         let to = self.primary();
-        self.inputs.push_back((to, Input::Client { reply_to: ReplyTo(self.tid), request }));
-        self.pass(Duration::from_secs(3));
-        self.tid
+        self.inputs.push_back((to, Input::Client { reply_to: ReplyTo(tid), request }));
+    }
+
+    /// Has all copies compared, and what is wrong repaired when a person asks for that.
+    pub fn scrub(&mut self, kind: ScrubKind) {
+        let epoch = self.map.epoch.next();
+        self.map.scrub_wishes.insert(PG, ScrubWish { kind, epoch });
+        self.publish();
+        self.pass(Duration::from_secs(60));
+    }
+
+    /// These OSDs lead and follow, in this order.
+    pub fn have_lead(&mut self, acting: &[usize]) {
+        let acting: Vec<OsdId> = acting.iter().copied().map(osd).collect();
+        self.members = PgMembers { up: acting.clone(), acting };
+        self.publish();
+        self.run();
     }
 
     pub fn answer(&mut self, tid: u64) -> Option<ClientOutcome> {
@@ -265,6 +318,17 @@ impl Group {
     pub fn spoil(&mut self, id: usize, object: &str) {
         let key = ObjectKey::of(&name(object));
         self.nodes[id].store.objects.get_mut(&key).unwrap().unreadable = true;
+    }
+
+    /// The bytes of a copy cannot be read, its version can.
+    pub fn rot(&mut self, id: usize, object: &str, rotten: bool) {
+        let key = ObjectKey::of(&name(object));
+        self.nodes[id].store.objects.get_mut(&key).unwrap().rotten = rotten;
+    }
+
+    pub fn holds_slots(&self) -> bool {
+        let of_recovery = |(_, slot): &(usize, Slot)| matches!(slot, Slot::Outgoing | Slot::Incoming);
+        self.slots.iter().any(of_recovery)
     }
 
     pub fn is_whole(&self, id: usize, object: &str) -> bool {

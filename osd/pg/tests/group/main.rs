@@ -1,6 +1,10 @@
-//! Placement groups of several copies that hear each other at once: damage, and want of room.
+//! Placement groups of several copies that hear each other at once: damage, want of room, changes of
+//! the one who leads.
 #![allow(clippy::unwrap_used)]
 
 mod group;
+mod moves;
+mod queues;
 mod repair;
 mod room;
+mod slots;

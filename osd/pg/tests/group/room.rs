@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use holdfast_map::{ScrubKind, SpaceLevel};
 use holdfast_pg::ObjectKey;
 use holdfast_wire::{Blob, ClientOutcome, ObjectOp, OpResult, RefusedReason, Row};
 
@@ -27,6 +28,26 @@ impl Group {
         for node in &mut self.nodes {
             node.store.full_peers.insert(osd(id));
         }
+    }
+
+    /// The monitors say how full an OSD is.
+    fn set_level(&mut self, id: usize, level: Option<SpaceLevel>) {
+        match level {
+            Some(level) => self.map.space.insert(osd(id), level),
+            None => self.map.space.remove(&osd(id)),
+        };
+        self.publish();
+    }
+
+    /// The last of three members is away while `meanwhile` happens, for longer than the log reaches.
+    fn away_while(&mut self, meanwhile: impl FnOnce(&mut Group)) {
+        self.map.osds.get_mut(&osd(2)).unwrap().up = false;
+        (self.members.up, self.members.acting) = (vec![osd(0), osd(1)], vec![osd(0), osd(1)]);
+        self.publish();
+        self.pass(Duration::from_secs(3));
+        meanwhile(self);
+        self.map.osds.get_mut(&osd(2)).unwrap().up = true;
+        (self.members.up, self.members.acting) = ((0..3).map(osd).collect(), (0..3).map(osd).collect());
     }
 
     fn keys_of_rows(&self, id: usize, object: &str) -> Vec<&[u8]> {
@@ -194,4 +215,111 @@ fn many_objects_that_find_no_room_do_not_hide_one_that_needs_none() {
     assert!(!group.is_clean());
     group.nodes[2].store.tight = false;
     group.run_until_clean();
+}
+
+#[test]
+fn a_primary_without_room_serves_all_else_while_nobody_can_let_another_lead() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write_before_the_log("old");
+    group.spoil(0, "old");
+    group.nodes[0].store.full = true;
+    group.monitors_away = true;
+    let waiting = 99;
+    group.send(2, waiting, "old", vec![ObjectOp::Stat]);
+    for other in 0..10 {
+        assert!(is_done(&group.operate(&format!("other-{other}"), vec![ObjectOp::Stat])));
+    }
+    assert_eq!(group.answer(waiting), None);
+    group.monitors_away = false;
+    group.pass(Duration::from_secs(5));
+    assert_eq!(group.answer(waiting), Some(ClientOutcome::Refused(RefusedReason::WrongPrimary)));
+    assert!(is_done(&group.operate("old", vec![ObjectOp::Stat])));
+    group.nodes[0].store.full = false;
+    group.run_until_clean();
+    assert_eq!(group.members.acting, group.members.up);
+}
+
+#[test]
+fn a_bad_copy_makes_room_for_what_replaces_it() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write_before_the_log("o");
+    group.rot(2, "o", true);
+    group.nodes[2].store.full = true;
+    group.scrub(ScrubKind::Deep);
+    group.run_until_clean();
+    assert!(group.is_whole(2, "o"));
+}
+
+#[test]
+fn an_osd_that_is_too_full_for_further_copies_gets_none() {
+    let mut group = Group::of(5, 3, short_log());
+    group.write_before_the_log("old");
+    group.members.up = vec![osd(0), osd(3), osd(4)];
+    group.set_level(3, Some(SpaceLevel::BackfillFull));
+    group.pass(Duration::from_secs(60));
+    assert!(group.nodes[3].store.objects.is_empty());
+    assert!(group.is_whole(4, "old") && group.is_whole(4, "other-3"), "the next one is filled");
+    assert!(is_done(&group.operate("old", vec![ObjectOp::Stat])) && !group.is_clean());
+    group.write("new");
+    group.set_level(3, Some(SpaceLevel::NearFull));
+    group.run_until_clean();
+    assert!(group.is_whole(3, "old") && group.is_whole(3, "new"));
+}
+
+#[test]
+fn an_osd_that_gets_too_full_while_a_copy_is_made_there_takes_no_more_of_it() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("old");
+    group.members.up = vec![osd(0), osd(1), osd(3)];
+    group.nodes[3].store.tight = true; // the slot is granted, and nothing comes in yet
+    group.publish();
+    group.pass(Duration::from_secs(3));
+    group.set_level(3, Some(SpaceLevel::BackfillFull));
+    group.nodes[3].store.tight = false;
+    group.pass(Duration::from_secs(60));
+    assert!(group.nodes[3].store.objects.is_empty());
+    group.set_level(3, None);
+    group.run_until_clean();
+}
+
+#[test]
+fn an_osd_that_comes_back_too_full_is_rid_of_what_was_deleted_meanwhile() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write_before_the_log("old");
+    group.away_while(|group| {
+        for other in 1..10 {
+            assert!(is_done(&group.operate(&format!("other-{other}"), vec![ObjectOp::Remove])));
+        }
+        group.write("a-new-one");
+    });
+    group.set_level(2, Some(SpaceLevel::BackfillFull));
+    group.run_until_clean();
+    assert!((1..10).all(|other| group.is_gone(2, &format!("other-{other}"))));
+    assert!(group.is_whole(2, "old") && group.is_whole(2, "a-new-one"));
+}
+
+#[test]
+fn an_osd_that_comes_back_too_full_is_not_filled_with_more_than_it_had() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write_before_the_log("old");
+    group.away_while(|group| group.write_before_the_log("new"));
+    group.set_level(2, Some(SpaceLevel::BackfillFull));
+    group.pass(Duration::from_secs(60));
+    assert!(!group.is_clean() && group.is_gone(2, "new"));
+    group.set_level(2, None);
+    group.run_until_clean();
+}
+
+#[test]
+fn beyond_the_failsafe_of_a_member_only_deletes_are_let_in() {
+    for id in 0..3 {
+        let mut group = Group::of(3, 3, short_log());
+        group.write("old");
+        group.set_level(id, Some(SpaceLevel::Failsafe));
+        let write = vec![ObjectOp::WriteFull { data: content("new") }];
+        assert_eq!(group.operate("new", write), ClientOutcome::Refused(RefusedReason::Full), "osd {id}");
+        assert!(is_done(&group.operate("old", vec![ObjectOp::Remove])), "osd {id}");
+        group.set_level(id, Some(SpaceLevel::Full));
+        group.write("new");
+    }
 }

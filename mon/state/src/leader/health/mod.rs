@@ -4,6 +4,7 @@
 
 mod osds;
 mod pgs;
+mod pools;
 mod space;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use holdfast_map::ClusterMap;
 use holdfast_types::{MonId, Timestamp};
 use holdfast_wire::mon::{HealthCheck, Severity, StatusReport};
 
-pub(super) use osds::{fate_words, held_words};
+pub(super) use osds::{fate_words, held_words, silence_words};
 
 use super::stats::PgView;
 use super::{Leader, Quorum, Scene, reports, scrub};
@@ -84,6 +85,7 @@ fn checks(leader: &Leader, now: Timestamp, scene: &Scene, views: &[PgView<'_>], 
     checks.extend(osds::copies_lost(map, stats));
     checks.extend(space::checks(map, stats));
     checks.extend(pgs::checks(views));
+    checks.extend(pools::checks(map));
     checks.extend(scrub::checks(views));
     checks.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.code.cmp(&b.code)));
     checks

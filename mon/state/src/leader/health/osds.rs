@@ -6,9 +6,10 @@ use holdfast_map::ClusterMap;
 use holdfast_types::{OsdId, Timestamp};
 use holdfast_wire::mon::{HealthCheck, Severity};
 
+use super::super::explain::names;
 use super::super::out::{Fate, Limits};
 use super::super::stats::Stats;
-use super::super::{Leader, Scene};
+use super::super::{Leader, Scene, Suspect};
 use super::{check, plural};
 use crate::notes::HoldOff;
 use crate::words::{rfc3339, span};
@@ -22,7 +23,7 @@ pub(super) fn down(leader: &Leader, now: Timestamp, map: &ClusterMap) -> Option<
     if down.is_empty() {
         return None;
     }
-    let limits = Limits::of(map, &leader.stats);
+    let limits = Limits::of(map, &leader.stats, now);
     let line = |(osd, info): &(&OsdId, &holdfast_map::OsdInfo)| {
         let fate = fate_words(leader.fate(now, &limits, **osd));
         format!("{osd} on {} ({}) is down; {fate}", host(map, **osd), info.address)
@@ -78,20 +79,41 @@ pub(in super::super) fn held_words(held: &HoldOff) -> String {
     )
 }
 
-/// OSDs that enough others call silent, and that stay up because most of the cluster would be down.
+/// OSDs that the map has up, and that somebody hears nothing of.
 pub(super) fn silent(leader: &Leader, now: Timestamp, map: &ClusterMap) -> Option<HealthCheck> {
-    let silent = leader.failures.withheld(now, map);
+    let silent = leader.suspects(now, map);
     if silent.is_empty() {
         return None;
     }
+    let withheld = silent.iter().any(|suspect| suspect.withheld);
+    let severity = if withheld { Severity::Error } else { Severity::Warning };
+    let impact = if withheld {
+        "so much silence at once is more likely the network's: requests to these OSDs wait"
+    } else {
+        "requests to these OSDs may wait; one that neither its peers nor the monitors hear of is marked down soon"
+    };
+    let line = |suspect: &Suspect| {
+        format!("{} on {}: {}", suspect.osd, host(map, suspect.osd), silence_words(&suspect.silent_to, suspect.silence))
+    };
     Some(check(
         "OSD_SILENT",
-        Severity::Error,
-        format!("{} silent to the others, and not marked down", plural(silent.len(), "OSD is", "OSDs are")),
-        silent.iter().map(|osd| format!("{osd} on {} does not answer its peers", host(map, *osd))).collect(),
-        "so much silence at once is more likely the network's: requests to these OSDs wait",
-        "mend the network between the hosts; `holdfast osd down ID` if they are really gone",
+        severity,
+        format!("{} silent, and not marked down", plural(silent.len(), "OSD is", "OSDs are")),
+        silent.iter().map(line).collect(),
+        impact,
+        "mend the network between the hosts, or the process that hangs; `holdfast osd down ID` if it is really gone",
     ))
+}
+
+/// Who hears nothing of an OSD.
+pub(in super::super) fn silence_words(silent_to: &[OsdId], silence: Option<Duration>) -> String {
+    let told = |time| format!("it has told the monitors nothing for {}", span(time));
+    match (silent_to.is_empty(), silence) {
+        (false, Some(time)) => format!("{} hear nothing of it, and {}", names(silent_to), told(time)),
+        (false, None) => format!("{} hear nothing of it", names(silent_to)),
+        (true, Some(time)) => told(time),
+        (true, None) => "somebody hears nothing of it".to_owned(),
+    }
 }
 
 pub(super) fn damage(map: &ClusterMap, stats: &Stats) -> Option<HealthCheck> {

@@ -21,9 +21,10 @@ pub(super) fn checks(views: &[PgView<'_>]) -> Vec<HealthCheck> {
         views.iter().filter(|view| wanted(view)).map(line).collect()
     };
     let short = |view: &PgView<'_>| (view.acting.len() as u64) < u64::from(view.pool.min_size());
-    let unavailable = select(&|view| short(view) || view.report.is_some_and(|_| !view.state.active));
+    let serves_not = |view: &PgView<'_>| short(view) || view.report.is_some() && !view.state.active;
+    let unavailable = select(&serves_not);
     let unknown = select(&|view| view.report.is_none() && !short(view));
-    let degraded = select(&|view| view.state.degraded);
+    let degraded = select(&|view| !serves_not(view) && view.state.degraded);
     let moving =
         select(&|view| view.report.is_some() && view.state.active && !view.state.clean && !view.state.degraded);
     let unfound = select(&|view| view.report.is_some_and(|report| report.objects_unfound > 0));
@@ -56,7 +57,8 @@ pub(super) fn checks(views: &[PgView<'_>]) -> Vec<HealthCheck> {
         ));
     }
     if !degraded.is_empty() {
-        let copies: u64 = views.iter().map(PgView::copies_missing).sum();
+        let lacking = views.iter().filter(|view| !serves_not(view) && view.state.degraded);
+        let copies: u64 = lacking.map(PgView::copies_missing).sum();
         checks.push(check(
             "PG_DEGRADED",
             Severity::Warning,
@@ -65,7 +67,7 @@ pub(super) fn checks(views: &[PgView<'_>]) -> Vec<HealthCheck> {
                 plural(degraded.len(), "placement group", "placement groups")
             ),
             degraded,
-            "their objects are served, but survive fewer further failures",
+            "those that serve miss nothing, but survive fewer further failures",
             "bring back the OSDs that are down; recovery then goes on by itself",
         ));
     }

@@ -1,0 +1,94 @@
+//! Read leases: the tables are production code (`holdfast_osd::parts::Leases`), heartbeats carry them (`watch`). Here are the
+//! extra heartbeats, the answers that leave under a lease, and the strict check of them.
+//!
+//! The check is stricter than linearizability asks: when an answer leaves that shows an object, no newer version of the
+//! object may have been acknowledged anywhere, however long ago the question was asked.
+
+use holdfast_osd::parts::EARLY_HEARTBEAT;
+use holdfast_pg::{Output, ReplyTo};
+use holdfast_types::{Incarnation, OsdId, PgId, Timestamp};
+use holdfast_wire::{ClientOutcome, ClientReply, RefusedReason};
+use rand::Rng;
+
+use crate::client::Act;
+use crate::faults::FaultKind;
+use crate::world::{Event, World};
+
+impl World {
+    /// Heartbeats to those of whom no lease is held.
+    pub(crate) fn early_tick(&mut self, osd: OsdId, run: Incarnation) {
+        if !self.is_run(osd, run) {
+            return;
+        }
+        self.schedule(EARLY_HEARTBEAT, Event::EarlyTick { osd, run });
+        let now = self.now;
+        let node = self.node(osd);
+        let (local, peers) = (node.clock(now), node.up_peers());
+        for to in node.early_beats.due(local, &peers, &node.leases) {
+            if let Some(to_run) = peers.get(&to) {
+                self.ask(osd, to, *to_run);
+            }
+        }
+    }
+
+    /// Whether the process is stopped just now, before this answer leaves, and what follows it waits, too.
+    pub(crate) fn stops_before(&mut self, osd: OsdId, output: &Output) -> bool {
+        let judged = matches!(output, Output::Reply { valid_until: Some(_), .. });
+        if !judged || !std::mem::take(&mut self.node(osd).pauses_at_answer) {
+            return false;
+        }
+        self.counts.add(FaultKind::PausedAnswering, 1);
+        self.pause_now(osd);
+        true
+    }
+
+    /// What the daemon does with an answer: it is judged just before it leaves.
+    pub(crate) fn reply_leaves(
+        &mut self,
+        osd: OsdId,
+        pg: PgId,
+        reply_to: ReplyTo,
+        mut reply: ClientReply,
+        valid_until: Option<Timestamp>,
+    ) {
+        let now = self.now;
+        let local = self.node(osd).clock(now);
+        if valid_until.is_some_and(|until| local >= until) {
+            self.counts.add(FaultKind::AnswerTooLate, 1);
+            reply.outcome = ClientOutcome::Refused(RefusedReason::Busy);
+        }
+        let client = usize::try_from(reply_to.0).unwrap_or(usize::MAX);
+        if let Some(violation) = self.strictly_stale(osd, client, &reply) {
+            self.violation = Some(format!("H2: {osd} {pg}: {violation}"));
+        }
+        if self.serves(osd) {
+            for after in self.arrivals() {
+                self.schedule(after, Event::Reply { client, reply: Box::new(reply.clone()) });
+            }
+        }
+    }
+
+    /// Notes what an answer acknowledges; says so when it shows what was replaced.
+    fn strictly_stale(&mut self, osd: OsdId, client: usize, reply: &ClientReply) -> Option<String> {
+        let ClientOutcome::Done { version, .. } = &reply.outcome else { return None };
+        let (object, act) = self.clients.get(client)?.asked(reply.id.tid, &self.history)?;
+        match act {
+            Act::Write { .. } | Act::Remove | Act::Increment | Act::Append => {
+                let newest = self.acknowledged.entry(object).or_insert((*version, osd));
+                *newest = (*newest).max((*version, osd));
+                None
+            }
+            Act::Read | Act::ReadCounter | Act::ReadList => {
+                let (newest, by) = self.acknowledged.get(&object).filter(|(newest, _)| newest > version)?;
+                Some(format!("{} shows {object} at {version}; {by} has acknowledged {newest}", reply.id))
+            }
+        }
+    }
+
+    /// The process does nothing for a while, up to three times as long as its peers are patient.
+    pub(crate) fn pause_now(&mut self, osd: OsdId) {
+        let length = std::time::Duration::from_millis(self.rng.random_range(100..15_000));
+        let until = self.now + length;
+        self.node(osd).paused_until = until;
+    }
+}

@@ -1,0 +1,339 @@
+//! What goes wrong in a run: network, processes, disks, clocks, membership, each kind counted.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use openraft::AsyncRuntime;
+
+use crate::disk::Crash;
+use crate::net::Net;
+use crate::runtime::{self, NodeId, SimRuntime, WORLD};
+use crate::world;
+
+/// A kind of fault that a run can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fault {
+    Partition,
+    OneWay,
+    Isolation,
+    Lossy,
+    Slow,
+    Duplicates,
+    Resets,
+    Kill,
+    KillAtIo,
+    PowerCut,
+    PowerCutAtIo,
+    PowerCutAll,
+    Pause,
+    DiskLost,
+    DiskFails,
+    DiskSlow,
+    DiskStuck,
+    WallJump,
+    Skew,
+    Members,
+    Snapshot,
+    HandOver,
+}
+
+impl Fault {
+    /// All kinds.
+    pub(crate) const ALL: [Fault; 22] = [
+        Fault::Partition,
+        Fault::OneWay,
+        Fault::Isolation,
+        Fault::Lossy,
+        Fault::Slow,
+        Fault::Duplicates,
+        Fault::Resets,
+        Fault::Kill,
+        Fault::KillAtIo,
+        Fault::PowerCut,
+        Fault::PowerCutAtIo,
+        Fault::PowerCutAll,
+        Fault::Pause,
+        Fault::DiskLost,
+        Fault::DiskFails,
+        Fault::DiskSlow,
+        Fault::DiskStuck,
+        Fault::WallJump,
+        Fault::Skew,
+        Fault::Members,
+        Fault::Snapshot,
+        Fault::HandOver,
+    ];
+}
+
+/// The counts that a campaign must not find at zero.
+pub(crate) const COUNTED: [&str; 28] = [
+    "partition",
+    "one-way-partition",
+    "isolation",
+    "message-blocked",
+    "message-lost",
+    "message-late",
+    "message-duplicated",
+    "connection-reset",
+    "kill",
+    "kill-at-io",
+    "power-cut",
+    "power-cut-at-io",
+    "power-cut-all",
+    "unsynced-writes-lost",
+    "pause",
+    "disk-lost",
+    "joined-again",
+    "fsync-error",
+    "stopped-by-its-disk",
+    "disk-slow",
+    "disk-stuck",
+    "wall-jump",
+    "clock-skew",
+    "member-removed",
+    "member-added",
+    "snapshot",
+    "hand-over",
+    "requests-resent",
+];
+
+fn below(limit: u64) -> u64 {
+    runtime::random() % limit.max(1)
+}
+
+fn any_monitor() -> NodeId {
+    1 + usize::try_from(below(world::monitors() as u64)).unwrap_or(0)
+}
+
+fn some_time(min_ms: u64, max_ms: u64) -> Duration {
+    Duration::from_millis(min_ms + below(max_ms - min_ms))
+}
+
+/// Undoes `work` after `after`, unless all is healed by then anyway.
+fn later(after: Duration, work: impl FnOnce() + Send + 'static) {
+    runtime::spawn_on(WORLD, async move {
+        SimRuntime::sleep(after).await;
+        work();
+    });
+}
+
+/// Makes things go wrong until `until`, in true nanoseconds; a fault every `pace_ms` on average.
+pub(crate) async fn torment(kinds: Vec<Fault>, until: u64, pace_ms: u64) {
+    if kinds.contains(&Fault::Skew) {
+        for node in 1..=world::monitors() {
+            world::set_rate(node, 950_000 + below(100_001));
+        }
+    }
+    while runtime::true_nanos() < until {
+        SimRuntime::sleep(some_time(pace_ms / 10, 2 * pace_ms)).await;
+        if kinds.is_empty() {
+            continue;
+        }
+        let kind = kinds[usize::try_from(below(kinds.len() as u64)).unwrap_or(0)];
+        let left = until.saturating_sub(runtime::true_nanos());
+        if left > 0 {
+            strike(kind).await;
+        }
+    }
+}
+
+async fn strike(kind: Fault) {
+    let node = any_monitor();
+    world::trace(|| format!("fault: {kind:?}, perhaps at {node}"));
+    match kind {
+        Fault::Partition => {
+            let side: BTreeSet<NodeId> = (0..=world::monitors()).filter(|_| below(2) == 0).collect();
+            let pairs = (0..=world::monitors()).flat_map(|a| (0..=world::monitors()).map(move |b| (a, b)));
+            let cut: Vec<_> = pairs.filter(|(a, b)| side.contains(a) != side.contains(b)).collect();
+            world::count("partition");
+            block(cut, some_time(200, 9_000));
+        }
+        Fault::OneWay => {
+            let other = usize::try_from(below(world::monitors() as u64 + 1)).unwrap_or(0);
+            if other != node {
+                world::count("one-way-partition");
+                block(vec![(node, other)], some_time(200, 9_000));
+            }
+        }
+        Fault::Isolation => {
+            // The one that leads, if it is known: then its past is what others must not believe in.
+            let node = world::leader().map_or(node, |(leader, _)| leader);
+            // Clients still reach it in half of the cases.
+            let first = usize::from(below(2) == 0);
+            let cut = (first..=world::monitors()).filter(|other| *other != node);
+            world::count("isolation");
+            block(cut.flat_map(|other| [(node, other), (other, node)]).collect(), some_time(500, 9_000));
+        }
+        Fault::Lossy => bad_net(|net| net.loss = 20 + below(280)),
+        Fault::Slow => bad_net(|net| {
+            net.late = 100 + below(900);
+            net.late_micros_max = 2_000 + below(900_000);
+        }),
+        Fault::Duplicates => bad_net(|net| net.duplicates = 50 + below(450)),
+        Fault::Resets => bad_net(|net| net.resets = 10 + below(200)),
+        Fault::Kill => end(node, Crash::Kill, "kill"),
+        Fault::PowerCut => end(node, Crash::PowerCut, "power-cut"),
+        Fault::PowerCutAll => {
+            world::count("power-cut-all");
+            for node in 1..=world::monitors() {
+                world::kill(node, Crash::PowerCut);
+                world::boot_in(node, some_time(10, 2_000));
+            }
+        }
+        Fault::KillAtIo | Fault::PowerCutAtIo => {
+            let crash = if kind == Fault::KillAtIo { Crash::Kill } else { Crash::PowerCut };
+            if runtime::is_alive(node) {
+                let ios = u32::try_from(below(60)).unwrap_or(0);
+                world::disk(node).lock().crash_in = Some((ios, crash));
+            }
+        }
+        Fault::Pause => {
+            if runtime::is_alive(node) {
+                let node = if below(2) == 0 { world::leader().map_or(node, |(leader, _)| leader) } else { node };
+                world::count("pause");
+                runtime::pause(node, true);
+                later(some_time(100, 7_000), move || runtime::pause(node, false));
+            }
+        }
+        Fault::DiskLost => lose_disk(node).await,
+        Fault::DiskFails => {
+            world::disk(node).lock().failing = true;
+            later(some_time(50, 1_000), move || {
+                if runtime::is_alive(node) {
+                    world::disk(node).lock().failing = false;
+                }
+            });
+        }
+        Fault::DiskSlow => {
+            world::count("disk-slow");
+            world::disk(node).lock().slowness = u32::try_from(2 + below(99)).unwrap_or(2);
+            later(some_time(500, 6_000), move || world::disk(node).lock().slowness = 0);
+        }
+        Fault::DiskStuck => {
+            world::count("disk-stuck");
+            let end = runtime::true_nanos() + u64::try_from(some_time(200, 5_000).as_nanos()).unwrap_or(0);
+            world::disk(node).lock().stuck_until = end;
+        }
+        Fault::WallJump => {
+            world::count("wall-jump");
+            world::jump_wall(node, i64::try_from(below(7_200_000)).unwrap_or(0) - 3_600_000);
+        }
+        Fault::Skew => {
+            world::count("clock-skew");
+            world::set_rate(node, 950_000 + below(100_001));
+            end(node, Crash::Kill, "kill");
+        }
+        Fault::Members => change_members(node).await,
+        Fault::Snapshot => {
+            if let Some(member) = world::member(node) {
+                world::count("snapshot");
+                runtime::spawn_on(node, async move { member.snapshot_now().await });
+            }
+        }
+        Fault::HandOver => {
+            if let Some((leader, member)) = world::leader() {
+                world::count("hand-over");
+                runtime::spawn_on(leader, async move { member.hand_over().await });
+            }
+        }
+    }
+}
+
+fn block(pairs: Vec<(NodeId, NodeId)>, during: Duration) {
+    world::net(|net| net.blocked.extend(pairs.iter().copied()));
+    later(during, move || {
+        world::net(|net| {
+            pairs.iter().for_each(|pair| {
+                net.blocked.remove(pair);
+            })
+        });
+    });
+}
+
+fn bad_net(change: impl FnOnce(&mut Net)) {
+    world::net(change);
+    later(some_time(500, 8_000), || {
+        world::net(|net| *net = Net { blocked: std::mem::take(&mut net.blocked), ..Net::default() });
+    });
+}
+
+fn end(node: NodeId, crash: Crash, kind: &'static str) {
+    if runtime::is_alive(node) {
+        world::count(kind);
+        world::kill(node, crash);
+        // One in four comes back at once and may be hit again.
+        let after = if below(4) == 0 { some_time(1, 30) } else { some_time(100, 6_000) };
+        world::boot_in(node, after);
+    }
+}
+
+/// One monitor at a time may lose its disk: when all others remember and vote.
+async fn lose_disk(node: NodeId) {
+    if world::is_reshaped() || (1..=world::monitors()).any(|other| !world::remembers(other)) {
+        return;
+    }
+    world::count("disk-lost");
+    world::kill(node, Crash::PowerCut);
+    world::disk(node).lock().wipe();
+    world::boot_in(node, some_time(50, 3_000));
+    runtime::spawn_on(WORLD, async move {
+        while !world::remembers(node) {
+            SimRuntime::sleep(Duration::from_millis(50)).await;
+        }
+        world::count("joined-again");
+    });
+}
+
+/// Takes a voter away and gives it its seat back later.
+async fn change_members(node: NodeId) {
+    // With three voters, two must remain that remember.
+    if (1..=world::monitors()).any(|other| !world::remembers(other)) {
+        return;
+    }
+    let Some((leader, member)) = world::leader() else { return };
+    let mut voters = world::members();
+    let id = holdfast_types::MonId(node as u64);
+    let whole = voters.clone();
+    voters.remove(&id);
+    world::set_reshaped(true);
+    runtime::spawn_on(leader, async move {
+        let removed = SimRuntime::timeout(Duration::from_secs(4), member.change_voters(&voters)).await;
+        if matches!(removed, Ok(Ok(()))) {
+            world::count("member-removed");
+        }
+    });
+    SimRuntime::sleep(some_time(200, 3_000)).await;
+    if restore_members(&whole, Duration::from_secs(4)).await {
+        world::count("member-added");
+    }
+}
+
+/// Gives all monitors their seats. Tells whether that was done.
+pub(crate) async fn restore_members(
+    whole: &std::collections::BTreeMap<holdfast_types::MonId, String>,
+    within: Duration,
+) -> bool {
+    let Some((leader, member)) = world::leader() else { return false };
+    let whole = whole.clone();
+    let (tx, rx) = tokio::sync::oneshot::channel();
+    runtime::spawn_on(leader, async move {
+        let _ = tx.send(SimRuntime::timeout(within, member.change_voters(&whole)).await);
+    });
+    let done = matches!(rx.await, Ok(Ok(Ok(()))));
+    if done {
+        world::set_reshaped(false);
+    }
+    done
+}
+
+/// Ends all faults: whole network, all processes up and running, disks good.
+pub(crate) fn heal() {
+    world::net(|net| *net = Net::default());
+    for node in 1..=world::monitors() {
+        world::disk(node).lock().mend();
+        runtime::pause(node, false);
+        if !runtime::is_alive(node) {
+            world::boot_in(node, Duration::from_millis(10));
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! The proof that the checkers bite: each seeded bug of the monitor must be caught within a budget of seeds.
+
+use holdfast_mon::mutants::{Mutant, choose};
+
+use crate::campaign::campaign;
+use crate::run::Config;
+
+/// How one bug was caught.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Catch {
+    /// The first seed that shows it; seeds count from 0.
+    pub seed: u64,
+    /// What was said.
+    pub violation: String,
+}
+
+/// Runs seeds from 0 with each bug until one is noticed, `budget` at most.
+#[must_use]
+pub fn hunt(
+    budget: u64,
+    threads: usize,
+    only: Option<&str>,
+    mut tell: impl FnMut(Mutant, Option<&Catch>),
+) -> Vec<(Mutant, Option<Catch>)> {
+    let wanted = |mutant: &Mutant| only.is_none_or(|only| format!("{mutant:?}") == only);
+    let mut rows = Vec::new();
+    for mutant in Mutant::ALL.into_iter().filter(wanted) {
+        choose(Some(mutant));
+        let summary = campaign(0, budget, &Config::default(), threads, 1, |_| ());
+        choose(None);
+        let first = summary.failed.first();
+        let catch = first.map(|(seed, violations)| Catch {
+            seed: *seed,
+            violation: violations.first().cloned().unwrap_or_default(),
+        });
+        tell(mutant, catch.as_ref());
+        rows.push((mutant, catch));
+    }
+    rows
+}

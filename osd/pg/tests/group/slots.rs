@@ -1,0 +1,90 @@
+//! Slots: nobody holds one without making progress.
+
+use std::time::Duration;
+
+use holdfast_map::{ScrubKind, ScrubWish};
+use holdfast_pg::{Input, Limits};
+use holdfast_wire::ObjectOp;
+
+use crate::group::{Group, PG, is_unreadable, osd, short_log};
+
+#[test]
+fn an_unfound_object_keeps_no_slots() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write_before_the_log("old");
+    (0..3).for_each(|id| group.rot(id, "old", true));
+    assert!(is_unreadable(&group.read("old")));
+    group.pass(Duration::from_secs(2));
+    let held = (0..600).filter(|_| {
+        group.pass(Duration::from_millis(500));
+        group.holds_slots()
+    });
+    assert!(held.count() < 30, "of five minutes");
+    assert_eq!(group.report().objects_unfound, 1);
+    group.rot(1, "old", false);
+    group.run_until_clean();
+    assert!((0..3).all(|id| group.is_whole(id, "old")));
+}
+
+#[test]
+fn a_backfill_goes_past_what_nobody_has_and_leaves_it_missing() {
+    for deleted in [false, true] {
+        let mut group = Group::of(4, 3, short_log());
+        group.write_before_the_log("a");
+        group.write_before_the_log("z");
+        (0..3).for_each(|id| group.rot(id, "a", true));
+        assert!(is_unreadable(&group.read("a")));
+        group.members.up = vec![osd(0), osd(1), osd(3)];
+        group.publish();
+        group.pass(Duration::from_secs(20));
+        assert!(group.is_whole(3, "z") && group.is_whole(3, "other-3"), "what comes after it is copied");
+        assert!(group.is_gone(3, "a") && !group.is_clean());
+        assert!(!group.holds_slots());
+        if deleted {
+            group.operate("a", vec![ObjectOp::AssertExists, ObjectOp::Remove]);
+        } else {
+            group.rot(2, "a", false);
+        }
+        group.run_until_clean();
+        assert!(if deleted { group.is_gone(3, "a") } else { group.is_whole(3, "a") });
+    }
+}
+
+#[test]
+fn a_backfill_that_cannot_compare_gives_its_slots_back() {
+    let mut group = Group::of(2, 1, short_log());
+    group.write_before_the_log("old");
+    group.nodes[0].store.unlisted = true;
+    group.members.up = vec![osd(1)];
+    group.publish();
+    let held = (0..1_200).filter(|_| {
+        group.pass(Duration::from_millis(500));
+        group.holds_slots()
+    });
+    assert!(held.count() < 800, "of ten minutes");
+    group.nodes[0].store.unlisted = false;
+    group.run_until_clean();
+    assert!(group.is_whole(1, "old"));
+}
+
+#[test]
+fn a_scrub_finds_out_that_a_member_has_lost_track() {
+    let mut group = Group::of(3, 3, Limits::default());
+    group.write("o");
+    // The third misses a map, and what it says of that is lost. Nobody writes.
+    group.map.epoch = group.map.epoch.next();
+    let (map, members) = (std::sync::Arc::new(group.map.clone()), group.members.clone());
+    for id in [0, 1] {
+        group.inputs.push_back((id, Input::Map { map: map.clone(), members: members.clone() }));
+    }
+    group.silent.insert(2);
+    group.publish();
+    group.run();
+    group.silent.clear();
+    let epoch = group.map.epoch.next();
+    group.map.scrub_wishes.insert(PG, ScrubWish { kind: ScrubKind::Deep, epoch });
+    group.publish();
+    group.pass(Duration::from_secs(60));
+    assert_eq!(group.report().scrub.map(|scrub| scrub.served), Some(epoch));
+    assert!(group.is_clean() && group.slots.is_empty());
+}

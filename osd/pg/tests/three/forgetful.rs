@@ -1,0 +1,63 @@
+//! Acknowledged writes against OSDs and monitors that have forgotten: a blank disk, and a map without the pool.
+
+use holdfast_types::PoolId;
+
+use crate::world::{A, B, C, Node, World, info};
+
+#[test]
+fn a_blank_disk_under_a_reused_id_has_no_say_about_writes_that_it_never_had() {
+    let mut world = World::new();
+    world.write(b"old");
+    world.stop(A);
+    world.write(b"acknowledged by B and C");
+    world.stop(C);
+    world.stop(B);
+    // C's disk is gone; another one gets its id.
+    world.publish(|map| {
+        let mut blank = info(30, map.epoch);
+        (blank.up, blank.formatted_at) = (false, map.epoch);
+        map.osds.insert(C, blank);
+    });
+    world.nodes.insert(C, Node::default());
+    world.restart(C, 31);
+    world.restart(A, 11);
+    let report = world.nodes[&A].pg.as_ref().unwrap().report();
+    assert!(report.state.down && report.blocked_by.contains(&B), "served without B: {report:?}");
+    assert_eq!(world.read(), None, "an answer now could only be wrong");
+    world.restart(B, 21);
+    assert_eq!(world.read().as_deref(), Some(&b"acknowledged by B and C"[..]));
+}
+
+#[test]
+fn a_disk_that_is_the_same_speaks_for_its_writes_at_once() {
+    let mut world = World::new();
+    world.stop(A);
+    world.write(b"acknowledged by B and C");
+    world.stop(C);
+    world.stop(B);
+    world.restart(C, 31);
+    world.restart(A, 11);
+    assert_eq!(world.read().as_deref(), Some(&b"acknowledged by B and C"[..]), "C holds it all");
+}
+
+#[test]
+fn a_copy_is_removed_only_when_the_map_says_that_its_pool_was_deleted() {
+    let mut world = World::new();
+    world.write(b"precious");
+    // Monitors that have lost everything and count on: no pool, none ever created.
+    world.publish(|map| {
+        map.pools.clear();
+        map.next_pool = PoolId(1);
+    });
+    world.settle();
+    for osd in [A, B, C] {
+        assert!(world.nodes[&osd].pg.is_some(), "{osd} dropped its placement group");
+        assert_eq!(world.nodes[&osd].disk.objects.len(), 1, "{osd} dropped its copy");
+    }
+    // A deletion, in contrast, is one.
+    world.publish(|map| map.next_pool = PoolId(2));
+    world.settle();
+    for osd in [A, B, C] {
+        assert!(world.nodes[&osd].pg.is_none() && !world.nodes[&osd].disk.exists, "{osd} keeps a deleted pool");
+    }
+}

@@ -1,0 +1,118 @@
+//! Who was replaced without knowing it shows nobody what is old.
+
+use std::time::Duration;
+
+use holdfast_map::ClusterMap;
+use holdfast_pg::{Granted, Input};
+use holdfast_types::{Incarnation, OsdId, Timestamp};
+
+use crate::world::{A, B, C, PG, World};
+
+/// Longer than one [`World::settle`] takes.
+const LONG: Duration = Duration::from_secs(100);
+
+fn grant_to_a(world: &mut World, grantors: &[OsdId]) {
+    let until = world.now + LONG;
+    for osd in grantors {
+        let granted = Granted { to: A, incarnation: Incarnation(1), until };
+        world.nodes.get_mut(osd).unwrap().disk.granted.push(granted);
+    }
+}
+
+fn is_active(world: &World, osd: OsdId) -> bool {
+    world.nodes[&osd].pg.as_ref().unwrap().report().state.active
+}
+
+/// A falls silent: it does not run as far as the others can tell, but nobody knows that its process has ended.
+fn silence_a(world: &mut World) {
+    world.stop(A);
+    assert!(!is_active(world, B), "its lease has not ended");
+    world.now = world.now + LONG;
+    world.settle();
+    assert!(is_active(world, B), "it has");
+}
+
+#[test]
+fn a_read_waits_for_the_leases_of_all_members_and_a_write_does_not() {
+    let mut world = World::new();
+    world.write(b"value");
+    world.nodes.get_mut(&A).unwrap().disk.leases.insert(C, Timestamp::ZERO);
+    world.write(b"newer");
+    assert_eq!(world.read(), None);
+    world.nodes.get_mut(&A).unwrap().disk.leases.clear();
+    assert_eq!(world.read().as_deref(), Some(&b"newer"[..]));
+}
+
+#[test]
+fn the_lease_of_a_silent_primary_is_waited_for() {
+    let mut world = World::new();
+    world.write(b"value");
+    grant_to_a(&mut world, &[B, C]);
+    silence_a(&mut world);
+    world.write(b"newer");
+}
+
+#[test]
+fn what_any_member_has_granted_is_waited_for() {
+    let mut world = World::new();
+    world.write(b"value");
+    grant_to_a(&mut world, &[C]);
+    silence_a(&mut world);
+}
+
+#[test]
+fn what_was_granted_to_a_primary_two_intervals_ago_is_waited_for() {
+    let mut world = World::new();
+    world.write(b"value");
+    grant_to_a(&mut world, &[C]);
+    world.nodes.get_mut(&A).unwrap().running = false;
+    let mark = |map: &mut ClusterMap, osd: OsdId, up: bool| {
+        let epoch = map.epoch;
+        let info = map.osds.get_mut(&osd).unwrap();
+        info.up = up;
+        if up { info.up_from = epoch } else { info.down_at = epoch }
+    };
+    world.publish(|map| mark(map, A, false));
+    world.stop(B);
+    world.nodes.get_mut(&B).unwrap().disk.granted.clear();
+    world.restart(B, 21);
+    assert!(!is_active(&world, B), "C still knows of it");
+}
+
+#[test]
+fn a_primary_whose_process_has_ended_is_not_waited_for() {
+    let mut world = World::new();
+    world.write(b"value");
+    grant_to_a(&mut world, &[B, C]);
+    world.nodes.get_mut(&A).unwrap().running = false;
+    world.publish(|map| {
+        let epoch = map.epoch;
+        let info = map.osds.get_mut(&A).unwrap();
+        (info.up, info.down_at, info.dead_epoch) = (false, epoch, epoch);
+    });
+    world.settle();
+    assert!(is_active(&world, B));
+}
+
+#[test]
+fn a_former_primary_that_follows_is_not_waited_for() {
+    let mut world = World::new();
+    world.write(b"value");
+    grant_to_a(&mut world, &[B, C]);
+    world.publish(|map| drop(map.pg_temp.insert(PG, vec![B, A, C])));
+    for osd in [A, B, C] {
+        world.step(osd, Input::Tick);
+    }
+    world.settle();
+    assert!(is_active(&world, B) || is_active(&world, A), "it went on at once");
+}
+
+#[test]
+fn who_has_just_started_may_have_granted_what_it_does_not_know() {
+    let mut world = World::new();
+    world.write(b"value");
+    world.stop(C);
+    world.restart(C, 31);
+    world.nodes.get_mut(&C).unwrap().disk.forgotten_until = world.now + LONG;
+    silence_a(&mut world);
+}

@@ -1,0 +1,240 @@
+//! Chaos with real processes: daemons on hosts with networks of their own, load from many clients, and everything that
+//! can happen to processes, network, disks and clocks.
+//!
+//! What must hold, whatever happens: each key's history is linearizable, counters count exactly once, what was
+//! acknowledged is there at the end, the status is true to the facts at every moment, every state that is not clean is
+//! explained, and the cluster comes back to clean by itself.
+//!
+//! `cargo xtask chaos --minutes N` deals the faults in a shuffled order until the time is over, then measures how long
+//! writes stall. A plain `cargo test` runs a small dose.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed"
+)]
+
+mod faults;
+mod measures;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use faults::Fault;
+use futures::future::{select_all, try_join_all};
+use holdfast_client::{Client, ClientConfig};
+use holdfast_devcluster::{DaemonName, INDEX_POOL, monitor_session};
+use holdfast_tests::fabric::{Fabric, obstacle};
+use holdfast_tests::field::{self, CLIENT, Field, OSDS};
+use holdfast_tests::load::{Counters, Load};
+use holdfast_tests::watch::Watch;
+use holdfast_tests::world::seed;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+use tokio::task::JoinHandle;
+
+const BUCKET: &str = "chaos";
+/// Clients of the gateway, and clients that count by the native library.
+const CLIENTS: u64 = 6;
+const COUNTING: u64 = 3;
+/// After the end of a fault, everything is to be clean again within this, with nobody's help. It is a bound on harm, not
+/// the time that is promised; that is measured.
+const CLEAN_LIMIT: Duration = Duration::from_secs(120);
+/// From this length on a run must have seen every fault, and is measured.
+const WHOLE_RUN: Duration = Duration::from_secs(300);
+/// Client number of the last reads.
+const LAST_READER: u64 = 1000;
+
+/// How long faults are dealt; `None`: a small dose.
+fn asked() -> Option<Duration> {
+    let seconds = std::env::var("HOLDFAST_CHAOS_SECONDS").ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// Faults named by `HOLDFAST_CHAOS_ONLY` (names as in the code, with commas), to look at one.
+fn deck() -> Vec<Fault> {
+    let of_run = if asked().is_some() { Fault::ALL.to_vec() } else { Fault::QUICK.to_vec() };
+    let Ok(only) = std::env::var("HOLDFAST_CHAOS_ONLY") else { return of_run };
+    let wanted = |fault: &Fault| only.split(',').any(|name| name == format!("{fault:?}"));
+    Fault::ALL.into_iter().filter(wanted).collect()
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whatever_happens_to_processes_network_disks_and_clocks() -> anyhow::Result<()> {
+    if let Some(obstacle) = obstacle() {
+        ensure!(asked().is_none(), "{obstacle}");
+        println!("   SKIPPED, nothing was tested: {obstacle}");
+        return Ok(());
+    }
+    let fabric = field::fabric()?;
+    on_client(&fabric, chaos(fabric.clone()))
+}
+
+/// Runs on threads whose sockets are on the client's host.
+fn on_client<T>(fabric: &Arc<Fabric>, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    fabric.move_thread_to(CLIENT)?;
+    let shared = fabric.clone();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .on_thread_start(move || shared.move_thread_to(CLIENT).expect("the first thread could"))
+        .build()?;
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    outcome
+}
+
+/// Load, counters and watch, while they run.
+struct Running {
+    load: Load,
+    counters: Counters,
+    watch: Watch,
+    workers: Vec<JoinHandle<anyhow::Result<()>>>,
+    watching: JoinHandle<()>,
+}
+
+impl Running {
+    async fn start(field: &Field, seed: u64) -> anyhow::Result<Running> {
+        let layout = field.cluster.layout();
+        let client = Client::connect(ClientConfig::new(layout.cluster, layout.monitors())).await?;
+        // Counters are rows: they live where rows may.
+        let counters = Counters::new(client.pool(INDEX_POOL).await?);
+        let load = Load::new(field.s3(), BUCKET);
+        let mut workers = Vec::new();
+        for id in 0..CLIENTS {
+            workers.push(tokio::spawn(load.clone().client(id, seed)));
+        }
+        for id in 0..COUNTING {
+            workers.push(tokio::spawn(counters.clone().client(seed.wrapping_add(id))));
+        }
+        let watch = Watch::new(monitor_session(layout)?, field.away.clone());
+        let watching = tokio::spawn(watch.clone().run());
+        Ok(Running { load, counters, watch, workers, watching })
+    }
+
+    /// Waits for a worker to end, which it does only with a finding.
+    async fn finding(&mut self) -> anyhow::Error {
+        let (early, _, _) = select_all(&mut self.workers).await;
+        match early {
+            Ok(Err(finding)) => finding,
+            Ok(Ok(())) => anyhow::anyhow!("a client ended before it was told to"),
+            Err(error) => error.into(),
+        }
+    }
+
+    async fn stop(&mut self) -> anyhow::Result<()> {
+        self.load.stop();
+        self.counters.stop();
+        for outcome in try_join_all(self.workers.drain(..)).await? {
+            outcome?;
+        }
+        Ok(())
+    }
+}
+
+async fn chaos(fabric: Arc<Fabric>) -> anyhow::Result<()> {
+    let seed = seed();
+    let mut random = SmallRng::seed_from_u64(seed);
+    let started = Instant::now();
+    let mut field = Field::start(fabric).await?;
+    let s3 = field.s3();
+    s3.create_bucket(BUCKET).await.context("the bucket cannot be made")?;
+    field.wait_clean(CLEAN_LIMIT).await?;
+    println!("   a cluster on {} hosts after {:.1?}", OSDS + 1, started.elapsed());
+
+    let mut running = Running::start(&field, seed).await?;
+    let counts = match deal(&mut field, &mut running, &mut random).await {
+        Ok(counts) => counts,
+        Err(error) => {
+            report(&running.watch, &BTreeMap::new()).into_iter().for_each(|finding| println!("   {finding}"));
+            running.load.history.judge().into_iter().for_each(|finding| println!("   {finding}"));
+            return Err(error);
+        }
+    };
+    running.stop().await?;
+    field.wait_clean(CLEAN_LIMIT).await.context("after the last fault")?;
+
+    let load = running.load.clone();
+    let keys = load.read_all(LAST_READER).await.context("after it all")?;
+    let (added, uncertain) = running.counters.check().await.context("after it all")?;
+    // Clean was true: with any one OSD away, everything is still there.
+    let away = DaemonName::osd(random.random_range(0..OSDS));
+    field.kill(away).await?;
+    load.read_all(LAST_READER + 1).await.with_context(|| format!("without {away}"))?;
+    field.revive(away).await?;
+    field.wait_clean(CLEAN_LIMIT).await.with_context(|| format!("after {away} was away"))?;
+
+    let summary = load.history.summary();
+    println!(
+        "   {} writes acknowledged and {} of unknown outcome, {} reads, {keys} keys; counters: {added} additions \
+         acknowledged, {uncertain} unknown; slowest answer {} ms",
+        summary.acknowledged,
+        summary.unknown,
+        summary.reads,
+        load.slowest_ms.load(std::sync::atomic::Ordering::Relaxed)
+    );
+    let mut findings = load.history.judge();
+    let measured = asked().filter(|asked| *asked >= WHOLE_RUN).or_else(measures::asked);
+    if let Some(length) = measured {
+        findings.extend(measures::measure(&field, &s3, BUCKET, length).await?);
+    }
+    running.watch.stop();
+    running.watching.await?;
+    findings.extend(report(&running.watch, &counts));
+    ensure!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
+    ensure!(summary.acknowledged > 100, "hardly anything was acknowledged: no test");
+    field.end().await
+}
+
+/// Deals the faults in a shuffled order, again and again, until the time is over and each was dealt.
+async fn deal(
+    field: &mut Field,
+    running: &mut Running,
+    random: &mut SmallRng,
+) -> anyhow::Result<BTreeMap<Fault, (u64, Duration)>> {
+    let (deck, since) = (deck(), Instant::now());
+    let length = asked().unwrap_or_default();
+    let mut counts: BTreeMap<Fault, (u64, Duration)> = BTreeMap::new();
+    let mut hand: Vec<Fault> = Vec::new();
+    loop {
+        let all_dealt = counts.len() == deck.len() && (hand.is_empty() || length >= WHOLE_RUN);
+        if since.elapsed() >= length && (all_dealt || (length > Duration::ZERO && length < WHOLE_RUN)) {
+            return Ok(counts);
+        }
+        if hand.is_empty() {
+            hand.clone_from(&deck);
+            hand.shuffle(random);
+        }
+        let Some(fault) = hand.pop() else { return Ok(counts) };
+        running.watch.next_fault();
+        let load = running.load.clone();
+        let struck = async {
+            let words = fault.strike(field, &load, random).await?;
+            let undone = Instant::now();
+            field.wait_clean(CLEAN_LIMIT).await?;
+            anyhow::Ok((words, undone.elapsed()))
+        };
+        let (words, clean) = tokio::select! {
+            outcome = struck => outcome.with_context(|| fault.name())?,
+            finding = running.finding() => return Err(finding.context(fault.name())),
+        };
+        println!("   {:6.1?} {}: {words}; clean after {clean:.2?}", since.elapsed(), fault.name());
+        let count = counts.entry(fault).or_default();
+        *count = (count.0 + 1, count.1.max(clean));
+    }
+}
+
+/// Prints what was counted; what the watch found.
+fn report(watch: &Watch, counts: &BTreeMap<Fault, (u64, Duration)>) -> Vec<String> {
+    for (fault, (count, clean)) in counts {
+        println!("   {count:4} times {}; clean again after {clean:.2?} at most", fault.name());
+    }
+    let record = watch.record.lock();
+    println!("   {} statuses compared with the facts; what was explained, and how:", record.looks);
+    for (state, (count, words)) in &record.explained {
+        println!("   {count:4} times {state}: {words}");
+    }
+    record.findings.clone()
+}
