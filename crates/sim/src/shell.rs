@@ -365,7 +365,7 @@ impl World {
     }
 
     pub(crate) fn restart(&mut self, osd: OsdId) {
-        if self.node(osd).running {
+        if self.node(osd).running || self.gone == Some(osd) {
             return;
         }
         if !self.is_connected(osd) || self.monitors_are_gone() {

@@ -711,7 +711,8 @@ impl World {
         self.crash_for(osd, true, Some(NEVER));
         self.run_until(self.now + OUT_MAX)?;
         if self.monitor.map().osds.get(&osd).is_some_and(|info| info.in_cluster) {
-            let violation = format!("L1: {osd} has been gone for {OUT_MAX:?} and is not out");
+            let why = self.monitor.explain(self.now, osd);
+            let violation = format!("L1: {osd} has been gone for {OUT_MAX:?} and is not out: {why}");
             return if self.is_off(&violation) { Ok(()) } else { Err(violation) };
         }
         self.counts.add(FaultKind::WentOut, 1);

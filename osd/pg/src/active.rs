@@ -848,7 +848,8 @@ impl Pg {
         }
         if !is_up_set {
             // Placement that has found no room for all copies must not cost one that there is.
-            if up.len() >= acting_len && active.asked_acting_at.is_none_or(|at| step.now.since(at) >= ASK_AGAIN) {
+            let enough = up.len() >= acting_len || on(Mutant::ShortUpSetAsked);
+            if enough && active.asked_acting_at.is_none_or(|at| step.now.since(at) >= ASK_AGAIN) {
                 active.asked_acting_at = Some(step.now);
                 step.out.push(Output::AskPgTemp { want: Vec::new() });
             }

@@ -53,11 +53,12 @@ pub enum Mutant {
     LeaseForgotten,
     LeaseOfOneEnough,
     AnswerNotJudged,
+    ShortUpSetAsked,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 45] = [
+    pub const ALL: [Mutant; 46] = [
         Mutant::AckBeforeReplicas,
         Mutant::AckBeforeDurable,
         Mutant::AckActivationBeforeDurable,
@@ -103,6 +104,7 @@ impl Mutant {
         Mutant::LeaseForgotten,
         Mutant::LeaseOfOneEnough,
         Mutant::AnswerNotJudged,
+        Mutant::ShortUpSetAsked,
     ];
 
     /// What is wrong with it, in words.
@@ -156,6 +158,7 @@ impl Mutant {
             Mutant::LeaseForgotten => "who has just started does not say that it may have granted leases",
             Mutant::LeaseOfOneEnough => "a primary goes by the lease of one acting member alone",
             Mutant::AnswerNotJudged => "an answer leaves though its lease has ended since it was read",
+            Mutant::ShortUpSetAsked => "a primary asks back to an up set that has fewer members than the acting set",
         }
     }
 }
