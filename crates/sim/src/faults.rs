@@ -140,6 +140,9 @@ impl Config {
         let mut planned = self.faults.planned();
         planned.extend(self.fills.then_some(FaultKind::ClusterFull));
         planned.extend(self.leaves.then_some(FaultKind::WentOut));
+        if self.leaves {
+            planned.retain(|kind| *kind != FaultKind::SectorTorn); // too rare for so short a storm
+        }
         planned.extend(self.skewed_clocks.then_some(FaultKind::ClockSkewed));
         planned
     }
