@@ -1,6 +1,6 @@
 //! Seeded bugs, to prove that the simulator's checkers bite.
 //!
-//! Without the feature `mutants` nothing of this is in the code: [`on`] is the constant `false`. With it, a test chooses one
+//! Without the feature `mutants` nothing of this is in the code: `on` is the constant `false`. With it, a test chooses one
 //! bug for the whole process; `holdfast-mon-sim --mutants` runs the simulator with each of them.
 
 /// A rule that is broken on purpose.

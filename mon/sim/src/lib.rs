@@ -6,7 +6,7 @@
 //!   behind the monitor's [`holdfast_mon::host::Host`].
 //! - `world`: the machines and what is checked while they run. `faults`: what goes wrong. `client` and `check`: who uses
 //!   the monitors, and whether what they saw can be.
-//! - [`run`] is one seed, [`campaign`] many.
+//! - [`run()`] is one seed, [`campaign()`] many.
 //!
 //! The promises that it checks have ids in `docs/invariants.md` (Q4, Q5, Q16 to Q18, L1, T0).
 

@@ -499,6 +499,10 @@ impl Pg {
     /// Tells that no copy can be read. A request that writes has then had no effect, and never will have one (C4); if it
     /// had one before, its result cannot be confirmed (W5), and it is not said that it had none.
     fn answer_unreadable(&mut self, queued: Queued, step: &mut Step<'_>) {
+        if self.readable_until(step) <= step.now {
+            // It may have been replaced, and others may have what it lacks. What does not leave is not to be remembered.
+            return self.refuse(&queued, RefusedReason::Busy, step);
+        }
         let mut outcome = ClientOutcome::Failed { index: 0, error: OpError::Unreadable };
         if queued.request.is_write() {
             let id = queued.request.id;

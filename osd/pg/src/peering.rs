@@ -461,6 +461,7 @@ impl Pg {
             return;
         }
         if writeable && let Some(until) = self.leases_end(step) {
+            tracing::debug!(pg = %self.id, left = ?until.since(step.now), "former primaries may still answer reads");
             self.enter(Phase::WaitLease { until }, step);
             self.tick_within(until.since(step.now), step);
             return;

@@ -28,9 +28,15 @@ async fn write_and_read(s3: S3, writer: u64, stop: Arc<AtomicBool>) -> anyhow::R
         let since = Instant::now();
         s3.put(BUCKET, &key, content).await.with_context(|| format!("PUT {key} after {:?}", since.elapsed()))?;
         slowest = slowest.max(since.elapsed());
+        if since.elapsed() > STALL_LIMIT {
+            println!("   a PUT of {key} took {:.2?}", since.elapsed());
+        }
         let since = Instant::now();
         let same = s3.compare(BUCKET, &key, content).await.with_context(|| format!("GET {key}"))?;
         slowest = slowest.max(since.elapsed());
+        if since.elapsed() > STALL_LIMIT {
+            println!("   a GET of {key} took {:.2?}", since.elapsed());
+        }
         ensure!(same, "{key} is not what was written");
         count += 1;
     }
