@@ -23,6 +23,8 @@ pub struct Summary {
     pub cleaned: u64,
     /// Copies that scrubs found bad and had repaired.
     pub copies_scrubbed: u64,
+    /// Most maps within ten seconds.
+    pub maps_most: u64,
     /// What had to strike.
     pub planned: Vec<FaultKind>,
     /// What struck.
@@ -46,6 +48,7 @@ impl Summary {
         self.leases_granted += other.leases_granted;
         self.cleaned += other.cleaned;
         self.copies_scrubbed += other.copies_scrubbed;
+        self.maps_most = self.maps_most.max(other.maps_most);
         self.faults.add_all(&other.faults);
         self.planned.extend(other.planned);
         self.violations.extend(other.violations);
@@ -54,6 +57,7 @@ impl Summary {
     fn add(&mut self, report: &Report) {
         self.cleaned += report.cleaned;
         self.copies_scrubbed += report.copies_scrubbed;
+        self.maps_most = self.maps_most.max(report.maps_most);
         self.simulated_ms += report.simulated_ms;
         self.operations += report.operations;
         self.leases_granted += report.leases_granted;
@@ -66,7 +70,7 @@ impl fmt::Display for Summary {
         write!(
             f,
             "{} seeds, {:.2} simulated hours, {} operations, {} leases granted, {} segments cleaned, \
-             {} copies repaired by scrubs; {}; \
+             {} copies repaired by scrubs, at most {} maps within 10 s; {}; \
              {} violations",
             self.seeds,
             self.simulated_ms as f64 / 3_600_000.0,
@@ -74,6 +78,7 @@ impl fmt::Display for Summary {
             self.leases_granted,
             self.cleaned,
             self.copies_scrubbed,
+            self.maps_most,
             self.faults,
             self.violations.len(),
         )

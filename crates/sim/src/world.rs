@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use holdfast_mon_state::leader::ProbeResult;
 use holdfast_pg::{Outbox, Slot};
-use holdfast_types::{Incarnation, LogVersion, ObjectName, OsdId, PgId, Timestamp};
+use holdfast_types::{Epoch, Incarnation, LogVersion, ObjectName, OsdId, PgId, Timestamp};
 use holdfast_wire::mon::MonCommand;
 use holdfast_wire::peer::PeerMessage;
 use holdfast_wire::{ClientReply, ClientRequest};
@@ -37,6 +37,10 @@ const OUT_MAX: Duration = Duration::from_secs(660);
 const EVENTS_MAX: u64 = 5_000_000;
 /// Far more events than any moment needs.
 const AT_ONCE_MAX: u64 = 100_000;
+/// In such a time.
+const MAPS_WINDOW: Duration = Duration::from_secs(10);
+/// Several times the maps that the worst storm needs.
+const MAPS_MAX: u64 = 1_000;
 
 /// What a run did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -59,6 +63,8 @@ pub struct Report {
     pub faults: FaultCounts,
     /// Copies that scrubs found bad and had repaired.
     pub copies_scrubbed: u64,
+    /// Most maps within ten seconds.
+    pub maps_most: u64,
 }
 
 /// A broken promise.
@@ -257,6 +263,9 @@ pub(crate) struct World {
     pub violation: Option<String>,
     pub working: bool,
     pub monitors_gone_until: Timestamp,
+    /// Since when maps are counted, and the epoch then.
+    maps_counted: (Timestamp, Epoch),
+    maps_most: u64,
     /// OSDs that the leader is looking at.
     pub probing: BTreeSet<(OsdId, Incarnation)>,
 }
@@ -319,6 +328,8 @@ impl World {
             violation: None,
             working: true,
             monitors_gone_until: Timestamp::ZERO,
+            maps_counted: (Timestamp::ZERO, Epoch::ZERO),
+            maps_most: 0,
             probing: BTreeSet::new(),
         })
     }
@@ -353,6 +364,7 @@ impl World {
             leases_granted: self.leases_granted,
             faults: self.counts,
             copies_scrubbed: self.copies_scrubbed,
+            maps_most: self.maps_most,
         }
     }
 
@@ -592,7 +604,21 @@ impl World {
         if let Err(violation) = self.monitor.commit(self.now, vec![change]) {
             self.violation = Some(violation);
         } else if self.monitor.map().epoch > before {
+            self.count_maps();
             self.publish();
+        }
+    }
+
+    /// T0: members do not ask for one acting set and then for another, again and again.
+    fn count_maps(&mut self) {
+        let epoch = self.monitor.map().epoch;
+        if self.now.since(self.maps_counted.0) >= MAPS_WINDOW {
+            self.maps_counted = (self.now, epoch);
+        }
+        let maps = epoch.0 - self.maps_counted.1.0;
+        self.maps_most = self.maps_most.max(maps);
+        if maps > MAPS_MAX {
+            self.violation = Some(format!("T0: {maps} maps within {MAPS_WINDOW:?}, and no end"));
         }
     }
 

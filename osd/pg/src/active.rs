@@ -843,24 +843,25 @@ impl Pg {
         let whole = self.holding.missing.is_empty();
         let up: Vec<OsdId> = self.members.up.clone();
         let (is_up_set, epoch) = (self.members.acting == up, self.map.epoch);
+        let size = self.interval.size as usize;
         let acting_len = self.members.acting.len();
-        let full_size = up.len() == self.interval.size as usize;
         let Some(active) = self.active() else { return };
         let all_copied = active.all_copied() || on(Mutant::CleanTooEarly);
         if !whole || !all_copied || active.backfill.is_some() || !active.recovery.is_settled() {
             return;
         }
-        if !is_up_set {
-            // Placement that has found no room for all copies must not cost one that there is.
-            let enough = up.len() >= acting_len || on(Mutant::ShortUpSetAsked);
-            if enough && active.asked_acting_at.is_none_or(|at| step.now.since(at) >= ASK_AGAIN) {
+        // Placement that has found no room for all copies must not cost one that there is: the members that serve stay, and
+        // when they are as many as there shall be, nothing is left to do before a map places all (`active+clean+remapped`).
+        let placed = is_up_set || (up.len() < acting_len && !on(Mutant::ShortUpSetAsked));
+        if !placed {
+            if active.asked_acting_at.is_none_or(|at| step.now.since(at) >= ASK_AGAIN) {
                 active.asked_acting_at = Some(step.now);
                 step.out.push(Output::AskPgTemp { want: Vec::new() });
             }
             self.tick_within(ASK_AGAIN, step);
             return;
         }
-        if !full_size || !active.writeable {
+        if acting_len < size || !active.writeable {
             return;
         }
         active.clean = true;
