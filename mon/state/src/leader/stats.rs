@@ -227,7 +227,9 @@ impl Stats {
         if members.up != members.acting {
             state.remapped = true;
         }
-        if state.degraded || state.undersized || state.remapped || !state.active {
+        // Members beyond what placement finds room for are where they shall be: nothing moves before a map places them.
+        let moves = state.remapped && members.up.len() >= members.acting.len();
+        if state.degraded || state.undersized || moves || !state.active {
             state.clean = false;
         }
         let (up, acting) = (&*members.up, &*members.acting);
