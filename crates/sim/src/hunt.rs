@@ -34,8 +34,19 @@ pub struct Row {
     pub mutant: Mutant,
     /// `None` if it got away.
     pub catch: Option<Catch>,
-    /// How it is caught when the checker that was first does not look. `None`: not at all.
-    pub without: Option<Catch>,
+    /// What happens when the checker that was first does not look.
+    pub without: Without,
+}
+
+/// What happens when the checker that was first does not look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Without {
+    /// Another one notices it.
+    Caught(Catch),
+    /// The mutant gets through.
+    Missed,
+    /// Nobody has tried: another mutant had already shown that the checker is needed, or none was first.
+    Untried,
 }
 
 /// What came of all of them.
@@ -57,7 +68,8 @@ impl Hunt {
     /// Those that get through when this checker does not look, and are caught otherwise.
     #[must_use]
     pub fn only_seen_by(&self, checker: Checker) -> Vec<Mutant> {
-        let only = |row: &&Row| row.without.is_none() && row.catch.as_ref().is_some_and(|catch| catch.first == checker);
+        let first = |row: &Row| row.catch.as_ref().is_some_and(|catch| catch.first == checker);
+        let only = |row: &&Row| row.without == Without::Missed && first(row);
         self.rows.iter().filter(only).map(|row| row.mutant).collect()
     }
 
@@ -101,14 +113,21 @@ fn chase_chosen(budget: u64, threads: usize, off: Option<Checker>) -> Option<Cat
     None
 }
 
-/// Runs the simulator with each mutant in turn until a checker complains; then once more without that one. All other checkers need not be turned off: the first run has shown that the mutant is caught without them.
+/// Runs the simulator with each mutant in turn until a checker complains; then once more without that one. All other
+/// checkers need not be turned off: the first run has shown that the mutant is caught without them. `brief` leaves out the
+/// second run where another mutant has shown that the checker is needed.
 #[must_use]
-pub fn hunt(budget: u64, threads: usize, only: Option<&str>, mut tell: impl FnMut(&Row)) -> Hunt {
+pub fn hunt(budget: u64, threads: usize, only: Option<&str>, brief: bool, mut tell: impl FnMut(&Row)) -> Hunt {
     let mut hunt = Hunt { budget, rows: Vec::new() };
     let wanted = |mutant: &Mutant| only.is_none_or(|only| only.split(',').any(|name| format!("{mutant:?}") == name));
     for mutant in Mutant::ALL.into_iter().filter(wanted) {
         let catch = chase(mutant, budget, threads, None);
-        let without = catch.as_ref().and_then(|catch| chase(mutant, budget, threads, Some(catch.first)));
+        let without = match &catch {
+            Some(catch) if !brief || hunt.only_seen_by(catch.first).is_empty() => {
+                chase(mutant, budget, threads, Some(catch.first)).map_or(Without::Missed, Without::Caught)
+            }
+            Some(_) | None => Without::Untried,
+        };
         let row = Row { mutant, catch, without };
         tell(&row);
         hunt.rows.push(row);
@@ -144,15 +163,14 @@ impl fmt::Display for Hunt {
             };
             let noticed = listed(noticed, Checker::to_string);
             let without = match without {
-                Some(catch) => {
-                    format!("{} ({} seeds, {})", listed(&catch.noticed, Checker::to_string), catch.seeds, catch.world)
+                Without::Caught(catch) => {
+                    let noticed = listed(&catch.noticed, Checker::to_string);
+                    format!("{first}: {noticed} ({} seeds, {})", catch.seeds, catch.world)
                 }
-                None => "**gets through**".to_owned(),
+                Without::Missed => format!("{first}: **gets through**"),
+                Without::Untried => String::new(),
             };
-            writeln!(
-                table,
-                "| `{name}` | {breaks} | {noticed} | {world}, seed {seed} | {seeds} | {first}: {without} |"
-            )?;
+            writeln!(table, "| `{name}` | {breaks} | {noticed} | {world}, seed {seed} | {seeds} | {without} |")?;
         }
         for checker in Checker::PROVED {
             let only = self.only_seen_by(checker);

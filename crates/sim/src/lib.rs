@@ -33,5 +33,5 @@ pub use checker::Checker;
 pub use config::{Config, Faults};
 pub use faults::{FaultCounts, FaultKind};
 #[cfg(feature = "mutants")]
-pub use hunt::{Catch, Hunt, Row, hunt};
+pub use hunt::{Catch, Hunt, Row, Without, hunt};
 pub use world::{Report, Violation, run};
