@@ -160,7 +160,8 @@ impl World {
             Stage::Working => {}
             Stage::Barrier { epoch } => {
                 if self.barrier_is_reached(*epoch) {
-                    fencing.current.epoch = newest;
+                    // Whoever reads need not know the map that fences: after the barrier every OSD does.
+                    fencing.current.epoch = Epoch(epoch.0.saturating_sub(1));
                     fencing.read_all(None, now);
                     sends.extend(fencing.current.outstanding.keys().map(|tid| (None, *tid)));
                 }

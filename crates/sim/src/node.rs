@@ -11,6 +11,7 @@ use holdfast_osd::parts::{
 use holdfast_pg::{Input, Limits, Outbox, Pg};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
 use holdfast_wire::ClientRequest;
+use holdfast_wire::mon::StoreUsage;
 use holdfast_wire::peer::PeerMessage;
 
 use crate::disk::{CLUSTER, Disk};
@@ -55,6 +56,8 @@ pub(crate) struct Node {
     /// Whether its disk has failed a write or a sync: it is not used again.
     pub disk_failed: bool,
     pub space: PeerSpace,
+    /// For a mutant: how full it was when it was fullest, and when that was.
+    pub fullest: Option<(Timestamp, StoreUsage)>,
     /// Placement groups of which the store refused a transaction in this run.
     pub stopped: BTreeSet<PgId>,
     /// Messages and requests that came with a newer map than this node's.
@@ -95,6 +98,7 @@ impl Node {
             stuck_until: Timestamp::ZERO,
             disk_failed: false,
             space: PeerSpace::default(),
+            fullest: None,
             stopped: BTreeSet::new(),
             early: Vec::new(),
             waiting: Vec::new(),

@@ -22,6 +22,8 @@ use crate::world::{Event, World};
 const CODEC_EVERY: u64 = 16;
 /// Time between two power cuts at an activation, so that something happens meanwhile.
 const ACTIVATION_CUT_GAP: Duration = Duration::from_secs(25);
+/// Messages that are kept to be replayed with the next map.
+const KEPT_MAX: usize = 512;
 /// Messages and requests that wait for a map.
 const EARLY_MAX: usize = 1024;
 /// Pause before the monitors are told of a run again, when no map showed it.
@@ -112,6 +114,10 @@ impl World {
 
     pub(crate) fn perform(&mut self, osd: OsdId, pg: PgId, outbox: Outbox) {
         let run = self.node(osd).incarnation;
+        if self.node(osd).paused_until > self.now {
+            // It stopped in the middle of what an earlier step of this same moment had to do: first that, then this.
+            return self.schedule(Duration::ZERO, Event::Perform { osd, run, pg, outbox });
+        }
         let mut outbox = outbox.into_iter();
         while let Some(output) = outbox.next() {
             if !self.is_run(osd, run) || self.node(osd).stopped.contains(&pg) {
@@ -199,12 +205,35 @@ impl World {
         let mut arrivals = self.arrivals();
         if self.faults.replays > 0.0 && self.rng.random_bool(self.faults.replays) {
             self.counts.add(FaultKind::MessageReplayed, 1);
-            let most = u64::try_from(REPLAY_MAX.as_millis()).unwrap_or(u64::MAX);
-            arrivals.push(Duration::from_millis(self.rng.random_range(100..most)));
+            if self.rng.random_bool(0.5) {
+                let message = Box::new(message.clone());
+                if self.kept.len() >= KEPT_MAX {
+                    self.kept.pop_front();
+                }
+                self.kept.push_back((self.now, Event::Peer { to, run, from, from_run, message }));
+            } else {
+                let most = u64::try_from(REPLAY_MAX.as_millis()).unwrap_or(u64::MAX);
+                arrivals.push(Duration::from_millis(self.rng.random_range(100..most)));
+            }
         }
         for after in arrivals {
             let message = Box::new(message.clone());
             self.schedule(after, Event::Peer { to, run, from, from_run, message });
+        }
+    }
+
+    /// A map has reached an OSD: what was kept of messages to it arrives now, when placement groups peer anew.
+    fn replay_kept(&mut self, osd: OsdId) {
+        let (now, kept) = (self.now, std::mem::take(&mut self.kept));
+        for (since, event) in kept {
+            match event {
+                Event::Peer { to, .. } if to == osd => {
+                    let after = Duration::from_micros(self.rng.random_range(100..60_000));
+                    self.schedule(after, event);
+                }
+                event if now.since(since) < REPLAY_MAX => self.kept.push_back((since, event)),
+                _ => {} // too old
+            }
         }
     }
 
@@ -329,6 +358,7 @@ impl World {
                 self.not_taken(osd, &error);
             }
             self.schedule_commit(osd);
+            self.replay_kept(osd);
         }
         let node = self.node(osd);
         node.step = step.clone();

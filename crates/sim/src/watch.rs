@@ -6,6 +6,7 @@ use std::time::Duration;
 use holdfast_mon_state::Change;
 use holdfast_mon_state::leader::{Due, ProbeResult, Verdict as LeaderVerdict};
 use holdfast_osd::parts::{HEARTBEAT_INTERVAL, Verdict, has_room, usage};
+use holdfast_pg::mutants::{Mutant, on};
 use holdfast_types::{Epoch, Incarnation, OsdId, Timestamp};
 use holdfast_wire::mon::{FailureKind, MonCommand, OsdReport};
 use rand::Rng;
@@ -169,13 +170,21 @@ impl World {
             self.node(osd).report_due = false;
         }
         self.check_bounds(osd);
+        let now = self.now;
         let node = self.node(osd);
+        let mut usage = usage(node.disk.engine());
+        if on(Mutant::RoomToldLate) {
+            let fullest = node.fullest.filter(|(since, fullest)| {
+                now.since(*since) < Duration::from_secs(60) && fullest.used_bytes > usage.used_bytes
+            });
+            usage = node.fullest.insert(fullest.unwrap_or((now, usage))).1;
+        }
         let pgs = node.pgs.values().filter(|pg| pg.is_primary()).map(holdfast_pg::Pg::report).collect();
         let report = OsdReport {
             osd,
             incarnation: run,
             epoch: node.epoch(),
-            usage: usage(node.disk.engine()),
+            usage,
             pgs,
             checksum_errors: 0,
             repaired: 0,

@@ -1,7 +1,7 @@
 //! The world: the heap of events, the network, and what strikes when.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -236,6 +236,8 @@ pub(crate) struct World {
     at_once: u64,
     hash: u64,
     pub messages: u64,
+    /// Messages that arrive once more with the next map of their receiver, and since when they are kept.
+    pub kept: VecDeque<(Timestamp, Event)>,
     pub monitor: Monitor,
     pub nodes: Vec<Node>,
     /// OSDs whose network does not work: one at a time.
@@ -304,6 +306,7 @@ impl World {
             at_once: 0,
             hash: 0xcbf2_9ce4_8422_2325,
             messages: 0,
+            kept: VecDeque::new(),
             monitor,
             nodes: nodes?,
             cut_off: BTreeMap::new(),

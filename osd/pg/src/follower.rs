@@ -387,6 +387,9 @@ impl Pg {
             } else {
                 self.forget_damage(&key, effects);
                 entry_ops(&key, &op.entry, effects, &mut ops);
+                if on(Mutant::DeletedRowsKept) {
+                    ops.retain(|op| !matches!(op, StoreOp::Object { effect: Effect::DeleteRows { .. }, .. }));
+                }
             }
         } else {
             ops.push(rows::put_log(&op.entry));

@@ -315,6 +315,9 @@ impl Log {
             }
             self.dups.extend(self.entries.pop_front());
         }
+        if let Some(first) = self.entries.front().filter(|_| on(Mutant::TailTooFar)) {
+            self.tail = first.version;
+        }
         let (mut dropped, mut changed) = (None, BTreeSet::new());
         // The rows of all sessions that this changes are one transaction. Somewhat more than one trimming usually adds, so
         // that what is left over this time goes with the next ones.

@@ -54,11 +54,14 @@ pub enum Mutant {
     LeaseOfOneEnough,
     AnswerNotJudged,
     ShortUpSetAsked,
+    TailTooFar,
+    DeletedRowsKept,
+    RoomToldLate,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 46] = [
+    pub const ALL: [Mutant; 49] = [
         Mutant::AckBeforeReplicas,
         Mutant::AckBeforeDurable,
         Mutant::AckActivationBeforeDurable,
@@ -105,6 +108,9 @@ impl Mutant {
         Mutant::LeaseOfOneEnough,
         Mutant::AnswerNotJudged,
         Mutant::ShortUpSetAsked,
+        Mutant::TailTooFar,
+        Mutant::DeletedRowsKept,
+        Mutant::RoomToldLate,
     ];
 
     /// What is wrong with it, in words.
@@ -159,6 +165,9 @@ impl Mutant {
             Mutant::LeaseOfOneEnough => "a primary goes by the lease of one acting member alone",
             Mutant::AnswerNotJudged => "an answer leaves though its lease has ended since it was read",
             Mutant::ShortUpSetAsked => "a primary asks back to an up set that has fewer members than the acting set",
+            Mutant::TailTooFar => "a trimmed log says that it begins after its first entry",
+            Mutant::DeletedRowsKept => "members other than the primary keep rows that a write deletes",
+            Mutant::RoomToldLate => "an OSD tells the monitors a minute late that it has room again",
         }
     }
 }
