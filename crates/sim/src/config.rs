@@ -259,7 +259,7 @@ impl Config {
             kills_per_second: 0.05,
             power_cuts_per_second: 0.03,
             downtime_max: Duration::from_secs(6),
-            remaps_per_second: 0.03,
+            remaps_per_second: 0.12,
             pauses_per_second: 0.02,
             served_cuts_per_second: 0.1,
             one_way_cuts_per_second: 0.1,

@@ -231,6 +231,7 @@ impl World {
         }
         if served && self.cut_off.is_empty() {
             self.cut_off(victim, Cut::FromCluster);
+            self.replace_at_once(victim);
         }
         if one_way && self.cut_off.is_empty() {
             let cut = if self.rng.random_bool(0.5) { Cut::Deaf } else { Cut::Mute };
@@ -349,6 +350,22 @@ impl World {
         if !is_in || inside > self.config.size as usize {
             self.counts.add(FaultKind::OutOrIn, 1);
             self.monitors_hear(if is_in { MonCommand::OsdOut(victim) } else { MonCommand::OsdIn(victim) });
+        }
+    }
+
+    /// Now and then others lead at once what an OSD led that has just been cut off, while it still has its leases; and some of
+    /// these times all others have just begun new runs, which remember nothing.
+    fn replace_at_once(&mut self, victim: OsdId) {
+        let is_in = self.monitor.map().osds.get(&victim).is_some_and(|info| info.in_cluster);
+        if !is_in || !self.rng.random_bool(0.5) {
+            return;
+        }
+        self.remap(victim);
+        if self.rng.random_bool(0.3) {
+            for osd in (0..self.config.osds).map(OsdId).filter(|osd| *osd != victim) {
+                let back = Duration::from_millis(self.rng.random_range(20..300));
+                self.crash_for(osd, false, Some(back));
+            }
         }
     }
 
