@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::Stream;
 use holdfast_map::ClusterMap;
 use holdfast_mon_state::leader::{Due, Leader, Quorum, Scene, Verdict};
-use holdfast_mon_state::{Change, Op, SPLIT_OPTION};
+use holdfast_mon_state::{Change, Op};
 use holdfast_net::mon_api::{Monitor, RaftBytes, check_cluster};
 use holdfast_types::{ClusterId, Incarnation, MonId, OsdId, RequestId, Timestamp};
 use holdfast_wire::mon::{FailureKind, MapUpdate, MonCommand, MonError, MonReply, MonRequest, Secret, Subscribe};
@@ -178,11 +178,6 @@ impl<H: Host> Service<H> {
             | MonCommand::PgQuery(_)
             | MonCommand::Explain(_)
             | MonCommand::BalancerStatus => self.question(&command).await,
-            // The state can, and its tests do; a map with a split would be obeyed by OSDs that keep their copies as they were.
-            MonCommand::ConfigSet { name, value: Some(_) } if name == SPLIT_OPTION => {
-                let reason = format!("{name} cannot be set: the OSDs of this release cannot split placement groups");
-                Err(MonError::Invalid { reason })
-            }
             // What was asked before and done finds the OSD gone: the log then gives the same answer again.
             MonCommand::OsdRemove(osd) => {
                 self.leading(|leader, map, now| leader.may_remove(now, map, osd))??;

@@ -91,7 +91,17 @@ impl Quorum {
         for id in 0..count {
             quorum.try_boot(MonId(id), true).await.unwrap();
         }
+        quorum.all_vote().await;
         quorum
+    }
+
+    /// Who was not needed to form the cluster joins it.
+    async fn all_vote(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.mons.values().all(|(mon, _)| mon.votes()) {
+            assert!(Instant::now() < deadline, "somebody does not vote");
+            tokio::time::sleep(Duration::from_millis(10)).await; // between two looks
+        }
     }
 
     fn disk(&self, id: MonId) -> PathBuf {
@@ -260,6 +270,11 @@ async fn a_monitor_that_was_away_for_long_catches_up_by_a_snapshot() {
     }
     let ledger = quorum.mons[&leader].1.0.lock().clone();
     assert_eq!(ledger.len(), 3_001);
+    let deadline = Instant::now() + PATIENCE;
+    while mon.purged() < Some(1_000) {
+        assert!(Instant::now() < deadline, "the log is never cut: {:?}", mon.purged());
+        tokio::time::sleep(Duration::from_millis(10)).await; // between two looks
+    }
     quorum.boot(away).await;
     let commands: Vec<&[u8]> = ledger.iter().map(Vec::as_slice).collect();
     quorum.holds(away, &commands).await;
@@ -328,6 +343,50 @@ async fn a_monitor_without_memory_is_let_in_by_the_others_and_votes_again() {
     quorum.stop(wiped).await;
     quorum.boot(wiped).await;
     quorum.holds(wiped, &[b"one", b"two", b"three", b"four"]).await;
+    quorum.end().await;
+}
+
+/// `--bootstrap` in a unit file is given at each start.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_that_lost_its_directory_joins_although_it_is_told_to_form_a_cluster() {
+    let mut quorum = Quorum::start(3).await;
+    quorum.propose(MonId(0), b"one").await;
+    let leader = quorum.leader_seen_by(MonId(0), None).await;
+    let [lost, lagging] = quorum.others(leader);
+    for id in [leader, lost, lagging] {
+        quorum.holds(id, &[b"one"]).await;
+    }
+    quorum.cut.lock().insert(lagging);
+    quorum.propose(leader, b"two").await;
+    quorum.stop(leader).await;
+    quorum.wipe(lost).await;
+    quorum.cut.lock().clear();
+    quorum.try_boot(lost, true).await.unwrap();
+    // With the vote of the one that has forgotten, the one that lags would lead without the second command.
+    quorum.no_leader_is_seen_by(lagging, leader, Duration::from_secs(3)).await;
+    quorum.try_boot(leader, true).await.unwrap();
+    quorum.propose(lagging, b"three").await;
+    for id in [leader, lost, lagging] {
+        quorum.holds(id, &[b"one", b"two", b"three"]).await;
+    }
+    quorum.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_that_comes_late_to_the_forming_of_its_cluster_votes_in_the_end() {
+    let mut quorum = Quorum::start(3).await;
+    let leader = quorum.leader_seen_by(MonId(0), None).await;
+    let [late, _] = quorum.others(leader);
+    quorum.wipe(late).await; // as if it had not begun
+    quorum.propose(leader, b"one").await;
+    quorum.try_boot(late, true).await.unwrap();
+    quorum.holds(late, &[b"one"]).await;
+    quorum.all_vote().await;
+    // Its vote is needed now.
+    quorum.stop(leader).await;
+    quorum.leader_seen_by(late, Some(leader)).await;
+    quorum.propose(late, b"two").await;
+    quorum.holds(late, &[b"one", b"two"]).await;
     quorum.end().await;
 }
 

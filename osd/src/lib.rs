@@ -10,6 +10,7 @@
 //! up and filled anew from the other copies; what it held is remembered to be lost (`lost`).
 
 mod answers;
+mod awaited;
 mod barrier;
 mod config;
 mod copies;
@@ -35,6 +36,7 @@ pub use daemon::{OsdError, OsdHandle, start};
 
 /// What of the daemon needs no thread, no socket and no clock: the simulator drives these same parts.
 pub mod parts {
+    pub use crate::awaited::{leave_known, split_pairs};
     pub use crate::copies::{CaughtUp, TakenUp, needed_maps, take_up};
     pub use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
     pub use crate::leases::{EARLY_HEARTBEAT, EarlyBeats, Leases};

@@ -161,6 +161,17 @@ impl<'a, D: Device, I: Index> Local<'a, D, I> {
     pub fn new(engine: &'a Engine<D, I>, pg: PgId, peers: &'a PeerSpace, leases: &'a Leases) -> Local<'a, D, I> {
         Local { engine, collection: collection_of(pg), peers, leases }
     }
+
+    fn object_key(&self, found: &holdfast_store::ObjectKey) -> Result<ObjectKey, ReadError> {
+        ObjectKey::from_bytes(found.as_bytes()).ok_or_else(|| ReadError::Corrupt {
+            detail: format!("collection {} holds a key that is no object's", self.collection),
+        })
+    }
+}
+
+fn listed_after(key: &[u8]) -> Result<holdfast_store::ObjectKey, ReadError> {
+    let failed = |error| ReadError::Device { detail: format!("a listing begins at no object's key: {error}") };
+    holdfast_store::ObjectKey::new(key.to_vec()).map_err(failed)
 }
 
 /// What is missing is no error to a placement group: it asks before it has made its collection, and for objects that
@@ -220,20 +231,15 @@ impl<D: Device, I: Index> LocalObjects for Local<'_, D, I> {
     }
 
     fn list_objects(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<ObjectKey>, ReadError> {
-        let after = match after {
-            Some(bytes) => Some(holdfast_store::ObjectKey::new(bytes.to_vec()).map_err(|error| ReadError::Device {
-                detail: format!("a listing begins at no object's key: {error}"),
-            })?),
-            None => None,
-        };
+        let after = after.map(listed_after).transpose()?;
         let keys = present(self.engine.list_objects(self.collection, after.as_ref(), limit))?.unwrap_or_default();
-        keys.iter()
-            .map(|found| {
-                ObjectKey::from_bytes(found.as_bytes()).ok_or_else(|| ReadError::Corrupt {
-                    detail: format!("collection {} holds a key that is no object's", self.collection),
-                })
-            })
-            .collect()
+        keys.iter().map(|found| self.object_key(found)).collect()
+    }
+
+    fn list_sizes(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<(ObjectKey, u64)>, ReadError> {
+        let after = after.map(listed_after).transpose()?;
+        let sizes = present(self.engine.list_sizes(self.collection, after.as_ref(), limit))?.unwrap_or_default();
+        sizes.iter().map(|(found, size)| Ok((self.object_key(found)?, *size))).collect()
     }
 
     fn meta_get(&self, name: &[u8]) -> Result<Option<Bytes>, ReadError> {
@@ -288,6 +294,10 @@ pub fn to_transaction<D: Device, I: Index>(engine: &Engine<D, I>, pg: PgId, ops:
             StoreOp::RemoveCollection => {
                 exists = false;
                 out.push(TxOp::RemoveCollection { c });
+            }
+            StoreOp::Split { child, at, then } => {
+                out.push(TxOp::SplitCollection { c, into: collection_of(child), at: at.to_vec() });
+                out.extend(to_transaction(engine, child, then).ops);
             }
             StoreOp::PutMeta { key, value } => out.push(TxOp::PutMeta { c, key: key.to_vec(), value }),
             StoreOp::DeleteMeta { key } => out.push(TxOp::DeleteMeta { c, key: key.to_vec() }),

@@ -1,6 +1,6 @@
 //! One run of a storage daemon: from the maps at hand until it is stopped or marked down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -308,10 +308,13 @@ fn start_shards(
     ended: &mpsc::Sender<()>,
 ) -> Result<(), OsdError> {
     let step = MapStep::new(start.clone());
+    let known: BTreeSet<PgId> = pgs.keys().copied().collect();
+    let owed: Vec<PgId> = pgs.values().flat_map(Pg::owed_children).filter(|pg| !known.contains(pg)).collect();
     for (index, inbox) in inboxes.into_iter().enumerate() {
         let mine: Vec<PgId> = pgs.keys().copied().filter(|pg| shared.shards.index_of(*pg) == index).collect();
         let owned = mine.into_iter().filter_map(|pg| pgs.remove_entry(&pg)).collect();
-        let shard = Shard::new(index, shared.clone(), step.clone(), owned);
+        let awaited = owed.iter().copied().filter(|pg| shared.shards.index_of(*pg) == index).collect();
+        let shard = Shard::new(index, shared.clone(), step.clone(), owned, awaited);
         let fatal = shared.fatal.clone();
         let ended = ended.clone();
         let body = move || {

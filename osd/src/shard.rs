@@ -23,9 +23,10 @@ use holdfast_wire::mon::{PgReport, PgTempWish};
 use holdfast_wire::peer::{Heartbeat, HeartbeatReply, PeerBody, PeerMessage};
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, Kind, RefusedReason};
 use tokio::sync::oneshot;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use crate::answers::{respond, respond_client};
+use crate::awaited::{Awaited, leave_known, split_pairs};
 use crate::barrier::BarrierWait;
 use crate::counters::Counters;
 use crate::heartbeat::HEARTBEAT_GRACE;
@@ -107,6 +108,9 @@ pub(crate) enum Event {
     Durable { pg: PgId, txn: TxnId },
     /// The store failed for good.
     StoreFailed { pg: PgId, txn: TxnId, detail: String },
+    /// What became of a placement group that the map of this epoch, or one before it, splits off: made of the parent's copy,
+    /// or nothing, for there is none here (see `awaited`).
+    Child { pg: PgId, epoch: Epoch, made: Option<Box<Pg>> },
     /// A recovery slot became free and is this placement group's.
     Reserved { pg: PgId, slot: Slot },
     /// Say when your placement groups are as far.
@@ -230,8 +234,8 @@ pub(crate) struct Shared {
 pub(crate) enum Fatal {
     /// The store is not to be used any more.
     Store(String),
-    /// The store is whole but did not take what had been let in (no room, an object that cannot be read). The next run
-    /// peers anew.
+    /// The store is whole but did not take what had been let in (no room, an object that cannot be read), or this run does
+    /// not know how what is in it came there. The next run takes up what is there, and peers anew.
     NotTaken(String),
 }
 
@@ -257,6 +261,10 @@ pub(crate) struct Shard {
     waiting_for_map: Vec<ClientArrival>,
     early: Vec<(OsdId, Incarnation, PeerMessage)>,
     barriers: Vec<Arc<BarrierWait>>,
+    /// Children of splits that other shards are to give.
+    awaited: Awaited,
+    /// Children that were given while the present map was taken.
+    given: BTreeSet<PgId>,
     /// Placement groups of which the store refused a transaction: nothing of them is done any more in this run.
     stopped: BTreeSet<PgId>,
     looked_for_lost_clients: Timestamp,
@@ -269,7 +277,14 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    pub(crate) fn new(index: usize, shared: Arc<Shared>, step: Arc<MapStep>, pgs: BTreeMap<PgId, Pg>) -> Shard {
+    /// `awaited`: children of copies, of this or another shard, that are split before anything else.
+    pub(crate) fn new(
+        index: usize,
+        shared: Arc<Shared>,
+        step: Arc<MapStep>,
+        pgs: BTreeMap<PgId, Pg>,
+        awaited: BTreeSet<PgId>,
+    ) -> Shard {
         Shard {
             index,
             shared,
@@ -282,6 +297,8 @@ impl Shard {
             waiting_for_map: Vec::new(),
             early: Vec::new(),
             barriers: Vec::new(),
+            awaited: Awaited::of(awaited),
+            given: BTreeSet::new(),
             stopped: BTreeSet::new(),
             looked_for_lost_clients: now(),
             told_time: None,
@@ -360,7 +377,12 @@ impl Shard {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Map(step) => self.advance_map(&step),
+            Event::Map(step) => {
+                if let Some(step) = self.awaited.admit(step) {
+                    self.advance_map(&step);
+                }
+            }
+            Event::Child { pg, epoch, made } => self.child(pg, epoch, made),
             Event::Peer { from, incarnation, message, permit } => {
                 if let PeerBody::RepOpAck { full, .. } = &message.body {
                     self.shared.space.note(from, full.unwrap_or(false));
@@ -413,15 +435,72 @@ impl Shard {
     }
 
     fn advance_map(&mut self, step: &Arc<MapStep>) {
-        self.step = step.clone();
-        let me = self.shared.osd;
-        let mine = |members: &PgMembers| members.up.contains(&me) || members.acting.contains(&me);
+        let before = std::mem::replace(&mut self.step, step.clone());
+        self.given.clear();
         // After a restart a placement group may be ahead of what the others are fed first.
         let behind = |pg: &Pg| pg.epoch() < step.map.epoch;
         let known: Vec<PgId> = self.pgs.iter().filter(|(_, pg)| behind(pg)).map(|(id, _)| *id).collect();
         for pg in known {
             self.step_pg(pg, Input::Map { map: step.map.clone(), members: step.members_of(pg) });
         }
+        let is_mine = |shard: &Shard, pg| shard.shared.shards.index_of(pg) == shard.index;
+        for (parent, child) in split_pairs(&before.map, &step.map) {
+            if is_mine(self, parent) && !self.given.contains(&child) && !self.owes(parent, child) {
+                self.give(child, None);
+            }
+            if is_mine(self, child) && !self.pgs.contains_key(&child) {
+                self.awaited.expect(child, step.map.epoch);
+            }
+        }
+        if self.awaited.is_empty() {
+            self.settle_map();
+        }
+    }
+
+    /// Whether there is a copy to split that cannot be, for the store refuses what is asked of it. An empty child would hide
+    /// what the next run splits off. This run ends: nobody is to wait for the answer.
+    fn owes(&self, parent: PgId, child: PgId) -> bool {
+        let owed = || self.pgs.get(&parent).is_some_and(|pg| pg.owed_children().contains(&child));
+        self.stopped.contains(&parent) || owed()
+    }
+
+    /// Tells the shard of a child what became of it.
+    fn give(&mut self, child: PgId, made: Option<Box<Pg>>) {
+        self.given.insert(child);
+        self.shared.shards.send(child, Event::Child { pg: child, epoch: self.step.map.epoch, made });
+    }
+
+    fn child(&mut self, pg: PgId, epoch: Epoch, made: Option<Box<Pg>>) {
+        let is_made = made.is_some();
+        if let Some(made) = made {
+            if self.pgs.contains_key(&pg) {
+                return self.made_twice(pg);
+            }
+            debug!(%pg, %epoch, "placement group split off on this OSD");
+            self.pgs.insert(pg, *made);
+            self.told_time = None;
+            self.step_pg(pg, Input::Tick);
+        }
+        if self.awaited.answered(pg, is_made, epoch, self.step.map.epoch) {
+            self.settle_map();
+            while let Some(step) = self.awaited.next_map() {
+                self.advance_map(&step);
+            }
+        }
+    }
+
+    /// A child has come of a placement group that is here already, which the rules of `awaited` are to exclude. The store has
+    /// the part that was split off, the one that is here knows nothing of it: only the next run can take it up.
+    fn made_twice(&mut self, pg: PgId) {
+        error!(osd = %self.shared.osd, %pg, "split off after it was made anew: this run ends");
+        self.stopped.insert(pg);
+        let _ = self.shared.fatal.send(Fatal::NotTaken(format!("{pg} was made anew before its parent was split")));
+    }
+
+    /// What the present map brings here beside what was here; then what waited for it.
+    fn settle_map(&mut self) {
+        let (step, me) = (self.step.clone(), self.shared.osd);
+        let mine = |members: &PgMembers| members.up.contains(&me) || members.acting.contains(&me);
         let missing: Vec<PgId> = step
             .members
             .iter()
@@ -477,7 +556,7 @@ impl Shard {
             return;
         }
         if !self.pgs.contains_key(&pg) {
-            if message.epoch > self.step.map.epoch {
+            if message.epoch > self.step.map.epoch || self.awaited.contains(pg) {
                 self.shared.wishes.want_map(message.epoch);
                 if self.early.len() < EARLY_MESSAGES_MAX {
                     self.early.push((from, incarnation, message));
@@ -509,7 +588,7 @@ impl Shard {
         if request.epoch.0 > self.step.map.epoch.0.saturating_add(EPOCHS_AHEAD_MAX) {
             return self.refuse(&arrival, RefusedReason::Busy);
         }
-        if request.epoch > self.step.map.epoch {
+        if request.epoch > self.step.map.epoch || self.awaited.contains(request.pg) {
             self.shared.wishes.want_map(request.epoch);
             if self.waiting_for_map.len() >= WAITING_FOR_MAP_MAX {
                 self.refuse(&arrival, RefusedReason::Busy);
@@ -628,6 +707,7 @@ impl Shard {
     fn perform(&mut self, pg: PgId, output: Output) {
         match output {
             Output::Submit { txn, ops } => self.submit(pg, txn, ops),
+            Output::Split { txn, ops, children } => self.split(pg, txn, ops, children),
             Output::Send { to, message } => self.send(to, Outbound::new(Kind::Peer, &*message).as_ref()),
             Output::Reply { reply_to, mut reply, valid_until } => {
                 if valid_until.is_some_and(|until| now() >= until) {
@@ -678,6 +758,23 @@ impl Shard {
         }
     }
 
+    fn split(&mut self, pg: PgId, txn: TxnId, mut ops: Vec<StoreOp>, mut children: Vec<Pg>) {
+        let known = leave_known(self.shared.store.engine(), &mut ops, &mut children);
+        self.submit(pg, txn, ops);
+        if self.stopped.contains(&pg) {
+            return;
+        }
+        for child in known {
+            warn!(%pg, %child, "a copy that was split off before is left as it is");
+            self.give(child, None);
+        }
+        // What a child submits comes after this in the store, so its first transaction of its own says of this one, too,
+        // that it is durable.
+        for child in children {
+            self.give(child.id(), Some(Box::new(child)));
+        }
+    }
+
     fn submit(&mut self, pg: PgId, txn: TxnId, ops: Vec<StoreOp>) {
         let transaction = to_transaction(self.shared.store.engine(), pg, ops);
         let shards = self.shared.shards.clone();
@@ -710,6 +807,9 @@ impl Shard {
 }
 
 #[cfg(test)]
+mod splits;
+
+#[cfg(test)]
 mod tests {
     use std::path::Path;
     use std::sync::mpsc;
@@ -726,7 +826,7 @@ mod tests {
 
     use super::*;
 
-    const CLUSTER: ClusterId = ClusterId([7; 16]);
+    pub(super) const CLUSTER: ClusterId = ClusterId([7; 16]);
 
     fn endpoint(osd: u32) -> Arc<Endpoint> {
         let identity = PeerIdentity::Osd(OsdId(osd));
@@ -735,7 +835,16 @@ mod tests {
         Endpoint::new(local, NetConfig::default(), CancellationToken::new())
     }
 
-    fn shared(directory: &Path, shards: &Shards, stall_grace: Duration) -> Arc<Shared> {
+    pub(super) fn shared(directory: &Path, shards: &Shards, stall_grace: Duration) -> Arc<Shared> {
+        shared_with(directory, shards, stall_grace, tokio::sync::mpsc::unbounded_channel().0)
+    }
+
+    pub(super) fn shared_with(
+        directory: &Path,
+        shards: &Shards,
+        stall_grace: Duration,
+        fatal: tokio::sync::mpsc::UnboundedSender<Fatal>,
+    ) -> Arc<Shared> {
         let options = Options { segment_bytes: 4 << 20, ..Options::default() };
         let config = StoreConfig { memory_target: 16 << 20, options, ..StoreConfig::in_directory(directory) };
         let identity = Identity { cluster: CLUSTER, disk: DiskUuid([1; 16]), osd: OsdId(0) };
@@ -752,7 +861,7 @@ mod tests {
             lost_before: None,
             lost_now: false,
             stall_grace,
-            fatal: tokio::sync::mpsc::unbounded_channel().0,
+            fatal,
             space: PeerSpace::default(),
             leases: Arc::new(Leases::new(now())),
             report_due: Arc::default(),
@@ -762,7 +871,7 @@ mod tests {
     /// Lets a shard handle what waits for it, up to a stop.
     fn run(index: usize, shared: &Arc<Shared>, inbox: &Inbox) {
         let step = MapStep::new(Arc::new(ClusterMap::empty(CLUSTER)));
-        Shard::new(index, shared.clone(), step, BTreeMap::new()).run(inbox);
+        Shard::new(index, shared.clone(), step, BTreeMap::new(), BTreeSet::new()).run(inbox);
     }
 
     /// Gives each heartbeat to the test.

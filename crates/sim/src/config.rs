@@ -39,6 +39,8 @@ pub struct Faults {
     pub one_way_per_second: f64,
     /// Placement changes (an OSD goes out or comes in) per second.
     pub remaps_per_second: f64,
+    /// Splits of the pool, per second, and steps of placing it by what was split off.
+    pub splits_per_second: f64,
     /// OSDs, per second, that maps do not reach for a while. Afterwards most of them take the newest map as a whole, and
     /// never see those in between.
     pub map_lags_per_second: f64,
@@ -92,6 +94,7 @@ impl Faults {
         downtime_max: Duration::from_secs(10),
         partitions_per_second: 0.0,
         remaps_per_second: 0.0,
+        splits_per_second: 0.0,
         map_lags_per_second: 0.0,
         flips_per_second: 0.0,
         bad_sectors_per_second: 0.0,
@@ -167,6 +170,7 @@ impl Config {
             ("churn", Config::churn()),
             ("rot", Config::rot()),
             ("gaps", Config::gaps()),
+            ("splits", Config::splits()),
             ("scrub", Config::scrub()),
             ("leases", Config::leases()),
             ("full", Config::full()),
@@ -475,6 +479,15 @@ impl Config {
         Config { faults, pause: Duration::from_millis(60), ..storm }
     }
 
+    /// The pool is split, and what was split off is placed elsewhere step by step, while maps come late or never, members
+    /// crash and placement changes.
+    #[must_use]
+    pub fn splits() -> Config {
+        let gaps = Config::gaps();
+        let faults = Faults { splits_per_second: 0.6, map_lags_per_second: 0.2, ..gaps.faults };
+        Config { pgs_used: 2, objects: 12, faults, ..gaps }
+    }
+
     /// Everything else that can strike does; knobs are tiny, so that trimming, backfill and forgetting happen all the time.
     #[must_use]
     pub fn storm() -> Config {
@@ -499,6 +512,7 @@ impl Config {
                 downtime_max: Duration::from_secs(10),
                 partitions_per_second: 0.04,
                 remaps_per_second: 0.05,
+                splits_per_second: 0.0,
                 map_lags_per_second: 0.0,
                 flips_per_second: 0.0,
                 bad_sectors_per_second: 0.0,

@@ -4,16 +4,21 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use holdfast_mon_state::Change;
 use holdfast_types::{OsdId, Timestamp};
 use holdfast_wire::mon::MonCommand;
 use rand::Rng;
 
 use crate::config::{Config, Faults};
 use crate::cuts::Cut;
+use crate::monitor::POOL;
 use crate::world::{Event, World};
 
 /// How often faults are drawn.
 pub(crate) const FAULT_TICK: Duration = Duration::from_millis(100);
+
+/// A pool with so many placement groups or more is split no further.
+const SPLIT_PGS_MAX: u32 = 64;
 
 /// Every kind of fault that is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +39,9 @@ pub enum FaultKind {
     StoreRefused,
     CutOff,
     OutOrIn,
+    PoolSplit,
+    PoolSpread,
+    CopySplit,
     MapDelayed,
     MapSkipped,
     MonitorChanged,
@@ -75,6 +83,9 @@ impl fmt::Display for FaultKind {
             FaultKind::StoreRefused => "writes refused by a store",
             FaultKind::CutOff => "OSDs cut off",
             FaultKind::OutOrIn => "OSDs out or in",
+            FaultKind::PoolSplit => "splits of the pool",
+            FaultKind::PoolSpread => "steps of placing what was split off",
+            FaultKind::CopySplit => "copies split",
             FaultKind::MapDelayed => "OSDs without maps",
             FaultKind::MapSkipped => "maps skipped",
             FaultKind::MonitorChanged => "monitor leaders changed",
@@ -166,6 +177,9 @@ impl Faults {
             (self.flips_per_second, F::CopyDamaged),
             (self.partitions_per_second, F::CutOff),
             (self.remaps_per_second, F::OutOrIn),
+            (self.splits_per_second, F::PoolSplit),
+            (self.splits_per_second, F::PoolSpread),
+            (self.splits_per_second, F::CopySplit),
             (self.map_lags_per_second, F::MapDelayed),
             (self.map_lags_per_second, F::MapSkipped),
             (self.pauses_per_second, F::Paused),
@@ -211,7 +225,8 @@ impl World {
         let (link, stuck) = (strikes(faults.one_way_per_second), strikes(faults.stuck_per_second));
         let (fail, spoil) = (strikes(faults.disk_failures_per_second), strikes(faults.bad_sectors_per_second));
         let (served, one_way) = (strikes(faults.served_cuts_per_second), strikes(faults.one_way_cuts_per_second));
-        let pause_answering = strikes(faults.pauses_at_answers_per_second);
+        let (pause_answering, split) =
+            (strikes(faults.pauses_at_answers_per_second), strikes(faults.splits_per_second));
         let victim = OsdId(self.rng.random_range(0..self.config.osds));
         // One disk rots, and it is the only one that ever stops meanwhile: two faults at once may lose the last copy.
         let rotting = faults.flips_per_second > 0.0;
@@ -239,6 +254,9 @@ impl World {
         }
         if remap {
             self.remap(victim);
+        }
+        if split {
+            self.split();
         }
         if flip {
             self.flip();
@@ -369,6 +387,28 @@ impl World {
         }
     }
 
+    /// Splits the pool, or places it by more of what was split off: sooner than the monitors would, who wait until all is
+    /// clean.
+    fn split(&mut self) {
+        if self.monitors_are_gone() {
+            return;
+        }
+        let map = self.monitor.map();
+        let pg_num = map.pools.get(&POOL).map_or(0, |pool| pool.pg_num);
+        let (kind, change) = match map.placed_as.get(&POOL) {
+            Some(placed) => {
+                let placed = self.rng.random_range(placed + 1..=pg_num);
+                (FaultKind::PoolSpread, Change::Spread { pool: POOL, placed })
+            }
+            None if pg_num < SPLIT_PGS_MAX => {
+                (FaultKind::PoolSplit, Change::Split { pool: POOL, pg_num: self.rng.random_range(1..=2) * 2 * pg_num })
+            }
+            None => return,
+        };
+        self.counts.add(kind, 1);
+        self.propose(change);
+    }
+
     /// Flips a bit of the disk, or spoils what is known of one object, but only where all is whole otherwise: never in the
     /// last good copy.
     fn flip(&mut self) {
@@ -436,6 +476,7 @@ impl World {
         let damage = node.disk.crash(rng, power);
         node.generation += 1;
         (node.paused_until, node.stuck_until) = (Timestamp::ZERO, Timestamp::ZERO);
+        node.unperformed.clear();
         self.syncing.remove(&osd);
         if !running {
             return; // its restart is under way

@@ -87,9 +87,8 @@ impl World {
 
     /// The process does nothing for a while, up to three times as long as its peers are patient.
     pub(crate) fn pause_now(&mut self, osd: OsdId) {
-        // Everything else happens at whole microseconds: what was left to do is done before anything that came meanwhile.
         let length = std::time::Duration::from_millis(self.rng.random_range(100..15_000));
-        let until = self.now + length + std::time::Duration::from_nanos(1);
+        let until = self.now + length;
         self.node(osd).paused_until = until;
     }
 }

@@ -1,7 +1,7 @@
 //! An OSD: placement groups over a disk, in one run of a process. The simulator's counterpart of the `osd` shell: the same
 //! store, the same translation, the same way to take copies up; only threads and sockets are events here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use holdfast_map::{ClusterMap, PgMembers};
@@ -55,6 +55,8 @@ pub(crate) struct Node {
     pub stuck_until: Timestamp,
     /// Whether its disk has failed a write or a sync: it is not used again.
     pub disk_failed: bool,
+    /// What it stopped before: it goes on with this, whatever has come in meanwhile.
+    pub unperformed: VecDeque<(PgId, Outbox)>,
     pub space: PeerSpace,
     /// For a mutant: how full it was when it was fullest, and when that was.
     pub fullest: Option<(Timestamp, StoreUsage)>,
@@ -97,6 +99,7 @@ impl Node {
             paused_until: Timestamp::ZERO,
             stuck_until: Timestamp::ZERO,
             disk_failed: false,
+            unperformed: VecDeque::new(),
             space: PeerSpace::default(),
             fullest: None,
             stopped: BTreeSet::new(),
@@ -152,7 +155,10 @@ impl Node {
 
     /// The placement groups that must exist now and do not.
     pub fn missing_pgs(&self) -> Vec<PgId> {
-        let missing = |pg: &&PgId| !self.pgs.contains_key(*pg);
+        // A copy that could not be split may hold what a child made anew would hide: this run ends.
+        let unsplit = |pool| self.stopped.iter().any(|stopped| stopped.pool == pool);
+        let owed = |pg: PgId| self.pgs.values().any(|copy| copy.owed_children().contains(&pg));
+        let missing = |pg: &&PgId| !self.pgs.contains_key(*pg) && !unsplit(pg.pool) && !owed(**pg);
         let mine = self.step.members.iter().filter(|(_, members)| is_member(members, self.id)).map(|(pg, _)| pg);
         mine.filter(missing).copied().collect()
     }
@@ -251,4 +257,66 @@ fn scaled(time: Timestamp, by: u64, of: u64) -> Timestamp {
 
 fn is_member(members: &PgMembers, osd: OsdId) -> bool {
     members.up.contains(&osd) || members.acting.contains(&osd)
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_map::{OsdInfo, Pool, PoolKind};
+    use holdfast_pg::Output;
+    use holdfast_types::{DiskUuid, PoolId};
+
+    use super::*;
+
+    const ME: OsdId = OsdId(0);
+    const PARENT: PgId = PgId { pool: PoolId(1), seed: 0 };
+    const CHILD: PgId = PgId { pool: PoolId(1), seed: 1 };
+
+    /// A pool of one placement group, which the node keeps alone; split in two from epoch 2 on.
+    fn map(epoch: u64) -> Arc<ClusterMap> {
+        let mut map = ClusterMap::empty(CLUSTER);
+        map.epoch = Epoch(epoch);
+        let info = OsdInfo {
+            disk: DiskUuid([1; 16]),
+            incarnation: Incarnation(1),
+            address: "osd-0:0".to_owned(),
+            up: true,
+            in_cluster: true,
+            reweight: 0x1_0000,
+            up_from: Epoch(1),
+            up_thru: Epoch(1),
+            down_at: Epoch(0),
+            dead_epoch: Epoch(0),
+            formatted_at: Epoch(0),
+        };
+        map.osds.insert(ME, info);
+        let kind = PoolKind::Replicated { size: 1, min_size: 1 };
+        let (name, application) = ("pool".to_owned(), "test".to_owned());
+        map.pools.insert(PARENT.pool, Pool { name, kind, pg_num: 1, rule: 0, created: Epoch(1), application });
+        map.next_pool = PoolId(2);
+        map.pg_temp.insert(PARENT, vec![ME]);
+        assert!(epoch == 1 || map.split_pool(PARENT.pool, 2));
+        Arc::new(map)
+    }
+
+    #[test]
+    fn no_empty_child_is_made_while_its_parent_is_not_split() {
+        let mut node = Node::new(ME, Limits::default(), 40, RATE).expect("a node");
+        node.incarnation = Incarnation(1);
+        node.step = MapStep::new(map(1));
+        node.create(PARENT);
+        for output in node.step_pg(Timestamp::ZERO, PARENT, Input::Tick) {
+            if let Output::Submit { txn, ops } = output {
+                node.disk.submit(Incarnation(1), PARENT, txn, ops).expect("taken");
+            }
+        }
+        node.step = MapStep::new(map(3));
+        assert_eq!(node.missing_pgs(), [CHILD], "nothing speaks for it but this");
+        node.stopped.insert(PARENT);
+        assert!(node.missing_pgs().is_empty(), "the store has refused to split the copy");
+        node.stopped.clear();
+        let view = Local::new(node.disk.engine(), PARENT, &node.space, &node.leases);
+        let taken_up = Pg::load(PARENT, ME, Incarnation(1), map(3), node.limits, &view).expect("a copy");
+        node.pgs.insert(PARENT, taken_up);
+        assert!(node.missing_pgs().is_empty(), "its first step will split it");
+    }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_osd::parts::MapStep;
+use holdfast_osd::parts::{MapStep, leave_known};
 use holdfast_pg::{Input, Outbox, Output, ReplyTo, Slot, answer_without_copy};
 use holdfast_store::SubmitError;
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId};
@@ -116,7 +116,8 @@ impl World {
         let run = self.node(osd).incarnation;
         if self.node(osd).paused_until > self.now {
             // It stopped in the middle of what an earlier step of this same moment had to do: first that, then this.
-            return self.schedule(Duration::ZERO, Event::Perform { osd, run, pg, outbox });
+            self.node(osd).unperformed.push_back((pg, outbox));
+            return self.schedule(Duration::ZERO, Event::Perform { osd });
         }
         let mut outbox = outbox.into_iter();
         while let Some(output) = outbox.next() {
@@ -125,7 +126,8 @@ impl World {
             }
             if self.stops_before(osd, &output) {
                 let rest = std::iter::once(output).chain(outbox).collect();
-                return self.schedule(Duration::ZERO, Event::Perform { osd, run, pg, outbox: rest });
+                self.node(osd).unperformed.push_front((pg, rest));
+                return self.schedule(Duration::ZERO, Event::Perform { osd });
             }
             if self.config.trace {
                 self.trace(&format!("{osd} {pg} -> {output:?}"));
@@ -138,6 +140,24 @@ impl World {
                         self.not_taken(osd, &error);
                     }
                 },
+                Output::Split { txn, mut ops, mut children } => {
+                    leave_known(self.node(osd).disk.engine(), &mut ops, &mut children);
+                    match self.node(osd).disk.submit(run, pg, txn, ops) {
+                        Ok(()) => {
+                            self.schedule_commit(osd);
+                            self.counts.add(FaultKind::CopySplit, 1);
+                            for child in children {
+                                let child_id = child.id();
+                                self.node(osd).pgs.insert(child_id, child);
+                                self.step(osd, child_id, Input::Tick);
+                            }
+                        }
+                        Err(error) => {
+                            self.node(osd).stopped.insert(pg);
+                            self.not_taken(osd, &error);
+                        }
+                    }
+                }
                 Output::Send { to, message } => self.send(osd, to, &message),
                 Output::Reply { reply_to, reply, valid_until } => {
                     self.reply_leaves(osd, pg, reply_to, reply, valid_until);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_mon_state::leader::ProbeResult;
-use holdfast_pg::{Outbox, Slot};
+use holdfast_pg::Slot;
 use holdfast_types::{Epoch, Incarnation, LogVersion, ObjectName, OsdId, PgId, Timestamp};
 use holdfast_wire::mon::MonCommand;
 use holdfast_wire::peer::PeerMessage;
@@ -144,12 +144,9 @@ pub(crate) enum Event {
         osd: OsdId,
         run: Incarnation,
     },
-    /// What a process had still to do when it stopped.
+    /// A process goes on with what it had still to do when it stopped.
     Perform {
         osd: OsdId,
-        run: Incarnation,
-        pg: PgId,
-        outbox: Outbox,
     },
     Beat(Beat),
     Report {
@@ -530,6 +527,12 @@ impl World {
             if !rest.is_zero() {
                 return self.schedule(rest, event);
             }
+            while let Some((pg, outbox)) = self.node(osd).unperformed.pop_front() {
+                self.perform(osd, pg, outbox);
+                if !self.node(osd).paused_until.since(self.now).is_zero() {
+                    return self.handle(event); // it has stopped once more
+                }
+            }
         }
         match event {
             Event::Peer { to, run, from, from_run, message } => {
@@ -568,11 +571,7 @@ impl World {
             }
             Event::BeatTick { osd, run } => self.beat_tick(osd, run),
             Event::EarlyTick { osd, run } => self.early_tick(osd, run),
-            Event::Perform { osd, run, pg, outbox } => {
-                if self.is_run(osd, run) {
-                    self.perform(osd, pg, outbox);
-                }
-            }
+            Event::Perform { .. } => {} // done above
             Event::Beat(beat) => self.beat_arrives(beat),
             Event::Report { osd, run, repeats } => self.report(osd, run, repeats),
             Event::Refused { reporter, run, target, target_run } => self.refused(reporter, run, target, target_run),

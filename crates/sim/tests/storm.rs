@@ -45,6 +45,11 @@ fn acknowledged_writes_survive_maps_that_never_reach_some_osds() {
 }
 
 #[test]
+fn acknowledged_writes_survive_splits_that_some_osds_learn_of_late_or_never() {
+    run_all(15, &Config::splits());
+}
+
+#[test]
 fn flipped_bits_are_found_on_read_and_repaired_from_a_peer() {
     run_all(15, &Config::rot());
 }

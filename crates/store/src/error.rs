@@ -16,6 +16,8 @@ use crate::marker::RELEASE_FILE;
 pub enum Excess {
     /// The end of an object.
     Object,
+    /// An object's key.
+    ObjectKey,
     /// An attribute's name.
     AttrName,
     /// An attribute's value.
@@ -42,6 +44,14 @@ pub enum SubmitError {
     CollectionExists {
         /// The one named.
         collection: CollectionId,
+    },
+    /// The object's key is in a range that a split has given to another collection.
+    #[error("{object} does not belong to collection {collection}")]
+    ForeignObject {
+        /// The collection named.
+        collection: CollectionId,
+        /// The object.
+        object: ObjectKey,
     },
     /// A limit is exceeded.
     #[error("{what:?} of {bytes} bytes exceeds the limit of {max}")]

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 
 use crate::error::{Excess, SubmitError};
-use crate::key::{CollectionId, ObjectKey};
+use crate::key::{CollectionId, OBJECT_KEY_BYTES_MAX, ObjectKey};
 
 /// Longest row key: an S3 key (1,024 bytes) with room for prefixes, escaped.
 pub const ROW_KEY_BYTES_MAX: usize = 4096;
@@ -29,6 +29,10 @@ pub enum TxOp {
     CreateCollection { c: CollectionId },
     /// Removes a collection with all its objects, rows and metadata.
     RemoveCollection { c: CollectionId },
+    /// Makes the collection `into`, which must not exist, of the objects of `c` with keys from `at` on, and of a copy of all
+    /// metadata of `c`. It moves no object and costs the same for any number of them. `c` takes no object from `at` on, and
+    /// `into` none before it, any more.
+    SplitCollection { c: CollectionId, into: CollectionId, at: Vec<u8> },
     /// Makes the object if it does not exist.
     Touch { c: CollectionId, o: ObjectKey },
     /// Replaces `data.len()` bytes at `offset`; makes or extends the object as needed, a gap reads as zeros.
@@ -63,6 +67,7 @@ impl TxOp {
         match self {
             TxOp::CreateCollection { c }
             | TxOp::RemoveCollection { c }
+            | TxOp::SplitCollection { c, .. }
             | TxOp::Touch { c, .. }
             | TxOp::Write { c, .. }
             | TxOp::Truncate { c, .. }
@@ -85,6 +90,7 @@ impl TxOp {
         match self {
             TxOp::CreateCollection { .. }
             | TxOp::RemoveCollection { .. }
+            | TxOp::SplitCollection { .. }
             | TxOp::Touch { .. }
             | TxOp::SetAttr { .. }
             | TxOp::PutRows { .. }
@@ -110,6 +116,7 @@ impl TxOp {
             TxOp::PutMeta { key, value, .. } => key.len() + value.len(),
             TxOp::CreateCollection { .. }
             | TxOp::RemoveCollection { .. }
+            | TxOp::SplitCollection { .. }
             | TxOp::Touch { .. }
             | TxOp::Write { .. }
             | TxOp::Truncate { .. }
@@ -145,6 +152,7 @@ impl TxOp {
             TxOp::PutRows { rows, .. } => {
                 rows.iter().try_for_each(|(key, _)| limit(Excess::RowKey, key.len(), ROW_KEY_BYTES_MAX))
             }
+            TxOp::SplitCollection { at, .. } => limit(Excess::ObjectKey, at.len(), OBJECT_KEY_BYTES_MAX),
             TxOp::PutMeta { key, .. } => limit(Excess::MetaKey, key.len(), META_KEY_BYTES_MAX),
             TxOp::CreateCollection { .. }
             | TxOp::RemoveCollection { .. }

@@ -201,6 +201,10 @@ pub struct PgInfo {
     /// that its OSD was a member of.
     #[n(7)]
     pub lost: Option<bool>,
+    /// Set when `objects` and `bytes` are a guess: a split of a copy that was not whole shared them out. An active primary
+    /// counts anew.
+    #[n(9)]
+    pub guessed: Option<bool>,
     /// Bytes of the complete copy that was here before this one, which is not complete yet, takes its place.
     #[n(8)]
     pub replaces_bytes: Option<u64>,
@@ -219,6 +223,7 @@ impl PgInfo {
             objects: 0,
             bytes: 0,
             lost: None,
+            guessed: None,
             replaces_bytes: None,
         }
     }

@@ -217,6 +217,9 @@ pub(super) enum PeerRequest {
     /// This monitor has no memory and asks the leader to commit an entry (`join`).
     #[n(5)]
     Join(#[n(0)] u64),
+    /// Whether the cluster was formed, as far as the peer knows.
+    #[n(6)]
+    IsFormed,
 }
 
 /// What the other answers.
@@ -237,6 +240,9 @@ pub(super) enum PeerReply {
     /// Term and index of the entry that was committed.
     #[n(5)]
     Joined(#[n(0)] u64, #[n(1)] u64),
+    /// Answer to [`PeerRequest::IsFormed`].
+    #[n(6)]
+    Formed(#[n(0)] bool),
 }
 
 /// A message with the proof that it reached whom it was meant for.

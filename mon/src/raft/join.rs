@@ -16,6 +16,12 @@
 //! the entry: any majority with this monitor in it has one of the others, who refuses a candidate without. (3) An older
 //! leader, which does not know that it is replaced, gets no acknowledgement from here.
 //!
+//! A monitor that is told to form a cluster cannot know, with an empty directory, whether it did so before (a disk was
+//! changed, and `--bootstrap` stands in a unit file). So it asks the others first ([`is_formed`]): when one of them knows
+//! more than the first entry, it joins like any other without memory. What is left: who reaches none of them forms, and
+//! one that lags may then be elected with its vote. A deposed leader of a cluster that is just being formed may have
+//! more than the first entry, too, so such votes cannot be refused.
+//!
 //! The standing is durable (`m/joining`): a restart half way does not make a voter. With a majority's memory lost no
 //! entry can be committed, and nobody joins: such a cluster is not formed anew behind the operator's back.
 
@@ -37,6 +43,10 @@ use super::{Instant, Machine, Transport};
 use crate::host::{AsyncRuntime, Host};
 use crate::mutants::{Mutant, on};
 
+/// How long another monitor is given to say whether there is a cluster.
+const KNOWN_TIMEOUT: Duration = Duration::from_secs(1);
+/// The index of the entry with which a cluster is formed.
+pub(super) const FIRST: u64 = 0;
 /// How long a leader is given to commit the entry.
 pub(super) const COMMIT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pause between two rounds of asking.
@@ -60,6 +70,10 @@ impl Gate {
         Gate(Mutex::new(if joining { Standing::Silent } else { Standing::Full }))
     }
 
+    pub(super) fn is_full(&self) -> bool {
+        *self.0.lock() == Standing::Full
+    }
+
     pub(super) fn may_vote(&self) -> Result<(), String> {
         match *self.0.lock() {
             Standing::Full => Ok(()),
@@ -80,6 +94,24 @@ impl Gate {
             }
         }
     }
+}
+
+/// Whether one of the others knows that this cluster was formed. Who cannot be reached is not waited for: when a cluster
+/// is formed, the first of its monitors is alone.
+pub(super) async fn is_formed<T: Transport>(
+    id: MonId,
+    cluster: ClusterId,
+    members: &BTreeMap<MonId, String>,
+    transport: &Arc<T>,
+) -> bool {
+    for to in members.keys().filter(|to| **to != id) {
+        let peer = Peer::new(cluster, *to, Arc::clone(transport));
+        if let Ok(PeerReply::Formed(true)) = peer.call(PeerRequest::IsFormed, KNOWN_TIMEOUT).await {
+            tracing::warn!(mon = %id, says = %to, "told to form a cluster that exists already: it joins");
+            return true;
+        }
+    }
+    false
 }
 
 /// A monitor that joins.

@@ -239,8 +239,9 @@ impl<I: Copy> Heard<I> {
 
 impl<M: Machine, H: Host> Consensus<M, H> {
     /// Opens the log in `directory` and takes part. With `bootstrap`, and an empty directory, it forms the cluster of
-    /// `members` (address by id), as each of them must that one time; later the stored membership counts. Without, an
-    /// empty directory is one whose content was lost: this monitor waits until the others let it in.
+    /// `members` (address by id) with others that are told so, too, unless one of them that is reached says that it exists;
+    /// later the stored membership counts. Otherwise an empty directory is one whose content was lost: this monitor waits
+    /// until the others let it in.
     ///
     /// # Errors
     /// [`StartError`].
@@ -256,17 +257,12 @@ impl<M: Machine, H: Host> Consensus<M, H> {
         claim(&storage, id, cluster).await?;
         storage.check_purged()?;
         let joining = match (storage.is_blank()?, bootstrap) {
-            (true, true) => {
-                storage.set_joining(false).await?;
-                false
-            }
+            (true, true) => join::is_formed(id, cluster, members, &transport).await,
             (true, false) if members.len() == 1 => return Err(StartError::NoMemory { id }),
-            (true, false) => {
-                storage.set_joining(true).await?;
-                true
-            }
+            (true, false) => true,
             (false, _) => storage.joining()?,
         };
+        storage.set_joining(joining).await?;
         let (database, no_op) = (storage.watch(), machine.no_op());
         let config = Arc::new(config(&cluster, H::log_limits())?);
         let applied = AppliedState::new(machine, storage.clone());
@@ -418,7 +414,7 @@ impl<M: Machine, H: Host> Consensus<M, H> {
             PeerRequest::Append(request) => self.gate.may_follow(request.term())?,
             PeerRequest::Snapshot(vote, _) => self.gate.may_follow(vote.term())?,
             PeerRequest::Vote(_) | PeerRequest::PreVote(_) | PeerRequest::Transfer(..) => self.gate.may_vote()?,
-            PeerRequest::Join(_) => {}
+            PeerRequest::Join(_) | PeerRequest::IsFormed => {}
         }
         match envelope.request {
             PeerRequest::Append(request) => {
@@ -456,7 +452,23 @@ impl<M: Machine, H: Host> Consensus<M, H> {
                 Ok(PeerReply::Transfer(TransferReply::from(&reply)))
             }
             PeerRequest::Join(from) => self.let_in(MonId(from)).await,
+            PeerRequest::IsFormed => {
+                let last = self.raft.data_metrics().borrow_watched().last_log.map(|last| last.index);
+                Ok(PeerReply::Formed(last > Some(join::FIRST)))
+            }
         }
+    }
+
+    /// Whether this monitor's vote counts: it remembers all that it may have said.
+    #[must_use]
+    pub fn votes(&self) -> bool {
+        self.gate.is_full()
+    }
+
+    /// The index of the last entry that only a snapshot holds any more.
+    #[must_use]
+    pub fn purged(&self) -> Option<u64> {
+        self.raft.metrics().borrow_watched().purged.map(|id| id.index)
     }
 
     /// Commits an entry for a monitor without memory, which acknowledges nothing before it has this answer.

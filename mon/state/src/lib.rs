@@ -29,4 +29,4 @@ pub use command::{Change, Command, MapMark, Op, Outcome};
 pub use hierarchy::crush_weight;
 pub use maps::PastMap;
 pub use notes::{DownReason, HoldOff, OsdNote, OutReason};
-pub use state::{Diverged, RestoreError, SPLIT_OPTION, STATE_BYTES_MAX, State};
+pub use state::{Diverged, RestoreError, STATE_BYTES_MAX, State};

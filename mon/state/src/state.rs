@@ -40,8 +40,11 @@ const _: () = assert!(
 /// The option that stops the balancer, with the value `off`.
 const BALANCER_OPTION: &str = "balancer";
 
-/// The option that lets the leader split pools, with the value `on`.
-pub const SPLIT_OPTION: &str = "pg_split";
+/// The option that keeps the leader from splitting pools, with the value `off`.
+const SPLIT_OPTION: &str = "pg_split";
+
+/// The option with the bytes in all pools below which none is split: what there is does not yet say what is to come.
+const SPLIT_BYTES_OPTION: &str = "pg_split_bytes_min";
 
 /// Bytes that are no state of this release.
 #[derive(Debug, thiserror::Error)]
@@ -449,7 +452,8 @@ impl State {
             map: Arc::clone(&self.map),
             oldest_epoch: self.oldest_epoch(),
             notes: self.notes.clone(),
-            split_on: self.config.values().get(SPLIT_OPTION).is_some_and(|value| value == "on"),
+            split_on: self.config.values().get(SPLIT_OPTION).is_none_or(|value| value != "off"),
+            split_bytes_min: self.config.values().get(SPLIT_BYTES_OPTION).and_then(|value| value.parse().ok()),
             balancer_on: self.config.values().get(BALANCER_OPTION).is_none_or(|value| value != "off"),
         }
     }

@@ -37,6 +37,7 @@ use crate::mutants::{Mutant, on};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step, TICK};
 use crate::recovery::Recovery;
 use crate::rows;
+use crate::split::Recount;
 use crate::unnamed::Noted;
 
 /// A write that a peer has not acknowledged is sent again after this long.
@@ -134,6 +135,7 @@ pub(crate) struct Active {
     /// Requests that write, have an answer without a log entry, and wait for a commit to get it.
     unlogged: BTreeSet<RequestId>,
     pub clean: bool,
+    pub recount: Recount,
     asked_acting_at: Option<Timestamp>,
     /// Who should serve, because this primary lacks something that it cannot get; it goes on with all else meanwhile.
     better_acting: Option<Vec<OsdId>>,
@@ -157,6 +159,7 @@ impl Active {
             uncommitted: BTreeMap::new(),
             unlogged: BTreeSet::new(),
             clean: false,
+            recount: Recount::default(),
             asked_acting_at: None,
             better_acting: None,
         }
@@ -631,6 +634,7 @@ impl Pg {
 
         let outcome = ClientOutcome::Done { version, results: done.results };
         let Some(active) = self.active() else { return };
+        active.recount.follow(key, entry.objects_delta, entry.bytes_delta);
         if entry.kind == EntryKind::Delete {
             // What is gone need not be copied any more: a delete does not wait for a copy for which there is no room.
             active.recovery.cancel(key);
@@ -830,6 +834,7 @@ impl Pg {
 
     pub(crate) fn advance_active(&mut self, step: &mut Step<'_>) {
         self.run_clients(step);
+        self.count_anew(step);
         let Some(active) = self.active() else { return };
         if active.clean {
             return;
@@ -876,6 +881,7 @@ impl Pg {
             self.send(stray, PeerBody::RemovePg, step);
         }
         tracing::debug!(pg = %self.id, osd = %self.whoami, "clean");
+        step.rerun |= self.holding.guessed;
         step.report = true;
     }
 

@@ -12,7 +12,7 @@ use crate::log::{Log, entry_bytes};
 use crate::merge;
 use crate::missing::Missing;
 use crate::pg::{Pg, Step};
-use crate::rows;
+use crate::{rows, split};
 
 /// Log entries in one transaction, in bytes: with the rows of the objects that become missing by them about twice that,
 /// far below what a store takes.
@@ -33,17 +33,18 @@ impl Pg {
     /// Makes what the own log has after `since` into `auth`; both logs share `since`. What does not follow from that (who
     /// activated, counts) is left to the caller, whose transaction comes after these.
     pub(crate) fn adopt_log(&mut self, since: LogVersion, auth: &[&LogEntry], step: &mut Step<'_>) {
+        let here = split::has(&self.map, self.id);
         let own: Vec<&LogEntry> = self.holding.log.after(since).collect();
         let shared = own.iter().zip(auth).take_while(|(own, auth)| own.version == auth.version).count();
         let (known, mut rest) = auth.split_at(shared);
         if own.len() > shared {
-            let merged = merge::merge(since, &own, known, &self.holding.missing, &self.holding.last_backfill);
+            let merged = merge::merge(since, &own, known, &self.holding.missing, &self.holding.last_backfill, &here);
             self.submit_merge(merged, step);
         }
         while !rest.is_empty() {
             let (next, later) = rest.split_at(part(rest).max(1));
             let head = self.holding.log.head();
-            let merged = merge::merge(head, &[], next, &self.holding.missing, &self.holding.last_backfill);
+            let merged = merge::merge(head, &[], next, &self.holding.missing, &self.holding.last_backfill, &here);
             self.submit_merge(merged, step);
             rest = later;
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_map::{ClusterMap, PgMembers};
-use holdfast_types::{Epoch, Incarnation, OsdId, Timestamp};
+use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
 use holdfast_wire::peer::PeerMessage;
 use holdfast_wire::{ClientReply, ClientRequest, Effect, Row};
 
@@ -100,6 +100,18 @@ pub enum Output {
         /// What it does, in order, atomically.
         ops: Vec<StoreOp>,
     },
+    /// As [`Output::Submit`], and then the children begin: each is a placement group of its own, whose first input may only
+    /// come after this; when `txn` is durable, so is the `TxnId(1)` of each (a later one of its own says so, too). One whose collection exists already is
+    /// dropped, and its [`StoreOp::Split`] left out. Other shards must not make a child of their own before they know
+    /// whether this OSD has a parent to split (`split`).
+    Split {
+        /// Its name.
+        txn: TxnId,
+        /// What it does, in order, atomically.
+        ops: Vec<StoreOp>,
+        /// What the placement group is split into, beside itself.
+        children: Vec<crate::Pg>,
+    },
     /// Send, best effort.
     Send {
         /// To whom.
@@ -181,6 +193,16 @@ pub enum StoreOp {
     DeleteMeta {
         /// Its key.
         key: Bytes,
+    },
+    /// Makes the collection of `child` from the objects of this one with keys from `at` on, and from a copy of this one's own
+    /// rows; then does `then` to it, which is about its own rows only.
+    Split {
+        /// The new placement group.
+        child: PgId,
+        /// The first key that goes to it.
+        at: Bytes,
+        /// Changes of the child's own rows.
+        then: Vec<StoreOp>,
     },
     /// Deletes the collection's own rows in `start..end`.
     DeleteMetaRange {
@@ -271,6 +293,12 @@ pub trait LocalObjects {
     /// [`ReadError`].
     fn list_objects(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<ObjectKey>, ReadError>;
 
+    /// As [`LocalObjects::list_objects`], with the bytes of each.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    fn list_sizes(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<(ObjectKey, u64)>, ReadError>;
+
     /// A row of the collection itself.
     ///
     /// # Errors
@@ -340,7 +368,7 @@ pub struct Limits {
     pub transfers_max: usize,
     /// Bytes of an object in one message, bytes and rows together.
     pub piece_bytes: usize,
-    /// Objects looked at in one step of a backfill.
+    /// Objects looked at in one step of a backfill, or of counting anew after a split.
     pub backfill_batch: usize,
     /// Bytes that the effects of one request may have: what the stores of all members take in one transaction.
     pub effects_bytes_max: usize,

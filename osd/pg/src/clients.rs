@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use holdfast_types::{Epoch, RequestId};
+use holdfast_types::{Epoch, ObjectName, RequestId};
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, OpError, RefusedReason};
 
 use crate::api::{Outbox, Output, ReplyTo, WRITE_RESULT_BYTES_MAX};
@@ -68,7 +68,7 @@ const ANSWERS_BYTES_MAX: usize = 4 << 20;
 const ANSWER_COST: usize = 128;
 
 /// What was answered to a session without a log entry.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Unlogged {
     watermark: u64,
     /// By request; `None` when the answer is not kept.
@@ -172,6 +172,28 @@ impl Clients {
             self.unlogged_bytes -= oldest.bytes;
             oldest.bytes = 0;
             oldest.answers.values_mut().for_each(|answer| *answer = None);
+        }
+    }
+
+    /// What a placement group that is split off remembers: the answers that no log has. Requests are sent to it anew.
+    pub fn for_child(&self) -> Clients {
+        let unlogged = self.unlogged.iter().map(|(session, unlogged)| (*session, unlogged.clone())).collect();
+        Clients { unlogged, unlogged_bytes: self.unlogged_bytes, looked_up: self.looked_up, ..Clients::default() }
+    }
+
+    /// Refuses what waits for activation and is about objects that are not `here` any more. (What waits for a newer map is
+    /// judged by that one.)
+    pub fn refuse_others(&mut self, here: impl Fn(&ObjectName) -> bool, epoch: Epoch, out: &mut Outbox) {
+        self.wait_for_activation();
+        for queued in std::mem::take(&mut self.waiting) {
+            if here(&queued.request.object) {
+                self.waiting.push_back(queued);
+                continue;
+            }
+            self.removed(&queued);
+            let outcome = ClientOutcome::Refused(RefusedReason::WrongPrimary);
+            let reply = ClientReply { id: queued.request.id, epoch, outcome };
+            out.push(Output::Reply { reply_to: queued.reply_to, reply, valid_until: None });
         }
     }
 

@@ -873,6 +873,9 @@ mod tests {
         fn list_objects(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<ObjectKey>, ReadError> {
             self.store.list_objects(after, limit)
         }
+        fn list_sizes(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<(ObjectKey, u64)>, ReadError> {
+            self.store.list_sizes(after, limit)
+        }
         fn meta_get(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
             self.store.meta_get(key)
         }

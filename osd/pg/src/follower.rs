@@ -271,8 +271,7 @@ impl Pg {
                 self.replace_log(tail, sessions, activate.dups, activate.entries, step);
             }
         }
-        self.holding.objects = i64::try_from(activate.info.objects).unwrap_or(i64::MAX);
-        self.holding.bytes = i64::try_from(activate.info.bytes).unwrap_or(i64::MAX);
+        self.holding.take_counts(&activate.info);
         if let Some(epoch) = activate.last_epoch_started {
             self.holding.last_epoch_started = epoch;
         }

@@ -7,7 +7,7 @@
 //!
 //! Read in this order: `api` (what goes in and out), `pg` (what all roles share), `intervals`, `log` and `merge`,
 //! `peering`, `active` with `exec`, `follower` with `adopt`, `recovery` with `transfer` and `unnamed`, `backfill`,
-//! `scrub`.
+//! `scrub`, `split`.
 
 mod active;
 mod adopt;
@@ -31,6 +31,7 @@ mod report;
 mod rows;
 mod scrub;
 mod slots;
+mod split;
 #[cfg(test)]
 mod tests;
 mod transfer;

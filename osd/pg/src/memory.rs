@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use bytes::Bytes;
-use holdfast_types::{Epoch, Incarnation, OsdId, Timestamp};
+use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
 use holdfast_wire::{Blob, Effect, Row};
 
 use crate::api::{LocalObjects, ReadError, RowsPage, StoreOp};
@@ -45,6 +45,8 @@ pub struct MemoryCollection {
     pub spare: u64,
     /// Other OSDs that have said that they have no room.
     pub full_peers: BTreeSet<OsdId>,
+    /// Collections that splits of this one have made, until whoever keeps collections takes them.
+    pub made: BTreeMap<PgId, MemoryCollection>,
     /// Ends of the leases that others have given; without an entry one that never ends.
     pub leases: BTreeMap<OsdId, Timestamp>,
     /// Leases given here.
@@ -85,6 +87,14 @@ impl MemoryCollection {
                     self.objects.remove(key);
                 }
                 StoreOp::Object { key, effect } => self.objects.entry(key.clone()).or_default().apply(effect),
+                StoreOp::Split { child, at, then } => {
+                    let high = |key: &ObjectKey| key.as_bytes() >= &at[..];
+                    let mut made = MemoryCollection { made: BTreeMap::new(), ..self.clone() };
+                    made.objects.retain(|key, _| high(key));
+                    self.objects.retain(|key, _| !high(key));
+                    made.apply(then);
+                    self.made.insert(*child, made);
+                }
                 StoreOp::PutMeta { key, value } => {
                     self.meta.insert(key.to_vec(), value.clone());
                 }
@@ -204,6 +214,12 @@ impl LocalObjects for MemoryCollection {
         }
         let keys = self.objects.keys().filter(|key| after.is_none_or(|after| key.as_bytes() > after));
         Ok(keys.take(limit).cloned().collect())
+    }
+
+    fn list_sizes(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<(ObjectKey, u64)>, ReadError> {
+        let keys = self.list_objects(after, limit)?;
+        let size = |key: &ObjectKey| self.objects.get(key).map_or(0, |object| object.data.len() as u64);
+        Ok(keys.into_iter().map(|key| (key.clone(), size(&key))).collect())
     }
 
     fn meta_get(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {

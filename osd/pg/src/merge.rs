@@ -4,14 +4,14 @@
 //! The authoritative log wins. An own entry that it does not have is **divergent**: it was never acknowledged. Its object
 //! is brought back to the version before the first divergent entry — from another copy, through the missing set — or
 //! removed when there was none. Entries that only the authoritative log has are **adopted**: their objects become missing,
-//! their deletes are carried out.
+//! their deletes are carried out. Entries about objects of other placement groups, left by a split, count as entries only.
 //!
 //! Invariants: M1 the result depends on nothing but the arguments; M2 a merge with an equal log changes nothing; M3 an
-//! object that `last_backfill` does not cover never enters the missing set.
+//! object that `last_backfill` does not cover, or that is elsewhere, never enters the missing set.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_types::LogVersion;
+use holdfast_types::{LogVersion, ObjectName};
 use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry};
 
 use crate::key::ObjectKey;
@@ -36,13 +36,15 @@ pub(crate) struct Merge {
     pub bytes_delta: i64,
 }
 
-/// Merges a copy with the authoritative log. `own` and `auth` are both sides' entries after `since`, which both logs share.
+/// Merges a copy with the authoritative log. `own` and `auth` are both sides' entries after `since`, which both logs share;
+/// `here` tells which objects are of this placement group.
 pub(crate) fn merge(
     since: LogVersion,
     own: &[&LogEntry],
     auth: &[&LogEntry],
     missing: &Missing,
     last_backfill: &BackfillCursor,
+    here: &dyn Fn(&ObjectName) -> bool,
 ) -> Merge {
     let shared = own.iter().zip(auth).take_while(|(own, auth)| own.version == auth.version).count();
     let common = shared.checked_sub(1).map_or(since, |last| auth[last].version);
@@ -52,7 +54,7 @@ pub(crate) fn merge(
 
     // Only the first divergent entry of an object tells where to go back to.
     let mut first_of: BTreeMap<ObjectKey, LogVersion> = BTreeMap::new();
-    for entry in divergent.iter().filter(|_| !on(Mutant::DivergentKept)) {
+    for entry in divergent.iter().filter(|entry| here(&entry.object) && !on(Mutant::DivergentKept)) {
         first_of.entry(ObjectKey::of(&entry.object)).or_insert(entry.prior_version);
     }
     for (key, prior) in first_of {
@@ -70,7 +72,7 @@ pub(crate) fn merge(
             missing.insert(key, Lack { need: prior, have });
         }
     }
-    for entry in adopted {
+    for entry in adopted.iter().filter(|entry| here(&entry.object)) {
         let key = ObjectKey::of(&entry.object);
         if !last_backfill.covers(key.as_bytes()) {
             continue;
@@ -96,6 +98,7 @@ pub(crate) fn merge(
     let sum = |entries: &[&LogEntry]| {
         entries
             .iter()
+            .filter(|entry| here(&entry.object))
             .fold((0, 0), |(objects, bytes), entry| (objects + entry.objects_delta, bytes + entry.bytes_delta))
     };
     let (undone, done) = (sum(divergent), sum(adopted));
@@ -149,7 +152,7 @@ mod tests {
     fn run(own: &[LogEntry], auth: &[LogEntry], missing: &Missing) -> Merge {
         let own: Vec<&LogEntry> = own.iter().collect();
         let auth: Vec<&LogEntry> = auth.iter().collect();
-        merge(LogVersion::ZERO, &own, &auth, missing, &BackfillCursor::Complete)
+        merge(LogVersion::ZERO, &own, &auth, missing, &BackfillCursor::Complete, &|_| true)
     }
 
     #[test]
@@ -208,10 +211,24 @@ mod tests {
     }
 
     #[test]
+    fn entries_about_objects_elsewhere_are_entries_only() {
+        let own = [entry((1, 1), (0, 0), "here", EntryKind::Modify), entry((1, 2), (0, 0), "there", EntryKind::Modify)];
+        let auth =
+            [entry((2, 1), (0, 0), "there", EntryKind::Modify), entry((2, 2), (0, 0), "here", EntryKind::Modify)];
+        let (own, auth): (Vec<&LogEntry>, Vec<&LogEntry>) = (own.iter().collect(), auth.iter().collect());
+        let here = |object: &ObjectName| object.as_bytes() == b"here";
+        let merged = merge(LogVersion::ZERO, &own, &auth, &Missing::default(), &BackfillCursor::Complete, &here);
+        assert_eq!(merged.adopted.len(), 2);
+        assert_eq!(merged.missing.iter().count(), 1);
+        assert!(merged.missing.contains(&key("here")) && merged.remove.len() == 1);
+        assert_eq!(merged.bytes_delta, 0, "one undone and one done");
+    }
+
+    #[test]
     fn objects_beyond_the_backfill_cursor_are_left_to_backfill() {
         let auth = [entry((1, 1), (0, 0), "a", EntryKind::Modify)];
         let auth: Vec<&LogEntry> = auth.iter().collect();
-        let merged = merge(LogVersion::ZERO, &[], &auth, &Missing::default(), &BackfillCursor::START);
+        let merged = merge(LogVersion::ZERO, &[], &auth, &Missing::default(), &BackfillCursor::START, &|_| true);
         assert!(merged.missing.is_empty());
         assert_eq!(merged.adopted.len(), 1);
     }

@@ -52,6 +52,18 @@ impl Missing {
         Some(lack)
     }
 
+    /// Takes out those from a key on.
+    pub fn split_off(&mut self, at: &[u8]) -> Missing {
+        let keys: Vec<ObjectKey> = self.by_key.keys().filter(|key| key.as_bytes() >= at).cloned().collect();
+        let mut taken = Missing::default();
+        for key in keys {
+            if let Some(lack) = self.remove(&key) {
+                taken.insert(key, lack);
+            }
+        }
+        taken
+    }
+
     pub fn get(&self, key: &ObjectKey) -> Option<Lack> {
         self.by_key.get(key).copied()
     }

@@ -382,8 +382,7 @@ impl Pg {
         let auth: Vec<&LogEntry> = reply.entries.iter().filter(|entry| entry.version > common).collect();
         self.adopt_log(common, &auth, step);
         let mut ops = Vec::new();
-        self.holding.objects = i64::try_from(reply.info.objects).unwrap_or(i64::MAX);
-        self.holding.bytes = i64::try_from(reply.info.bytes).unwrap_or(i64::MAX);
+        self.holding.take_counts(&reply.info);
         ops.push(rows::put_info(&self.holding.info()));
         self.submit(ops, None, step);
         self.get_missing(step);

@@ -51,6 +51,8 @@ pub(crate) struct Holding {
     pub last_epoch_started: Epoch,
     /// Takes the place of a copy that was lost, and is not filled yet.
     pub lost: bool,
+    /// Whether the counts are a guess (`split`).
+    pub guessed: bool,
     /// Bytes of the complete copy that was here before this one, which is not complete yet, takes its place.
     pub replaces_bytes: Option<u64>,
     pub objects: i64,
@@ -65,6 +67,7 @@ impl Holding {
             last_backfill: BackfillCursor::Complete,
             last_epoch_started: Epoch::ZERO,
             lost: false,
+            guessed: false,
             replaces_bytes: None,
             objects: 0,
             bytes: 0,
@@ -98,8 +101,16 @@ impl Holding {
             objects: u64::try_from(self.objects).unwrap_or(0),
             bytes: u64::try_from(self.bytes).unwrap_or(0),
             lost: self.lost.then_some(true),
+            guessed: self.guessed.then_some(true),
             replaces_bytes: self.replaces_bytes,
         }
+    }
+
+    /// Takes the counts of another copy.
+    pub fn take_counts(&mut self, info: &PgInfo) {
+        self.objects = i64::try_from(info.objects).unwrap_or(i64::MAX);
+        self.bytes = i64::try_from(info.bytes).unwrap_or(i64::MAX);
+        self.guessed = info.guessed == Some(true);
     }
 
     /// Takes the outcome of a merge, and says what that does to the store (without the info row).
@@ -202,16 +213,18 @@ pub struct Pg {
     pub(crate) clients: Clients,
     /// Intervals seen by this instance: tells apart what was started in which.
     interval_number: u64,
+    /// The pool's placement groups as of which this copy is split.
+    pub(crate) split_to: u32,
     /// Activations that this instance has begun as the primary.
     pub(crate) activations: u64,
-    next_txn: u64,
+    pub(crate) next_txn: u64,
     pending: VecDeque<PendingTxn>,
     /// Messages from newer maps.
     early: VecDeque<(OsdId, Incarnation, PeerMessage)>,
     /// Messages that must read what an earlier input of the same step changed.
     inbox: VecDeque<(OsdId, PeerMessage)>,
     /// Objects whose copy here was found unreadable and is not yet written anew; bounded.
-    damaged: BTreeSet<ObjectKey>,
+    pub(crate) damaged: BTreeSet<ObjectKey>,
     /// What primaries of ended intervals may still go by, as far as it was granted here.
     pub(crate) leases: Known,
     /// Whether the objects of this copy could not be listed, and not since.
@@ -219,10 +232,10 @@ pub struct Pg {
     /// Whether, as primary, it had no room to fetch what is missing here, and still misses something.
     pub(crate) cramped: bool,
     /// Whether this instance has given up what it held once because of that.
-    gave_up: bool,
+    pub(crate) gave_up: bool,
     pub(crate) scrub: Scrub,
     /// Epoch of the stored history row; `None` while there is no collection.
-    stored_epoch: Option<Epoch>,
+    pub(crate) stored_epoch: Option<Epoch>,
     /// Whether the store holds something under this name that is not to be used.
     discards: bool,
     tick_at: Option<Timestamp>,
@@ -251,6 +264,7 @@ impl Pg {
         let interval = Interval::beginning(&map, pg, &members);
         let created = map.pools.get(&pg.pool).map_or(map.epoch, |pool| pool.created);
         let history = intervals::new_history(created, map.epoch);
+        let split_to = interval.pg_num;
         Pg {
             id: pg,
             whoami,
@@ -264,6 +278,7 @@ impl Pg {
             role: Role::Follower(Follower::unstarted()),
             clients: Clients::default(),
             interval_number: 0,
+            split_to,
             activations: 0,
             next_txn: 1,
             pending: VecDeque::new(),
@@ -342,6 +357,7 @@ impl Pg {
         let stored = rows::load(store)?;
         let mut this = Pg::create_with(pg, whoami, incarnation, map, members, limits);
         this.history = stored.row.history;
+        this.split_to = stored.row.interval.pg_num;
         if this.map.epoch == stored.row.epoch {
             this.interval = stored.row.interval;
         } else {
@@ -357,6 +373,7 @@ impl Pg {
             last_backfill: stored.info.last_backfill,
             last_epoch_started: stored.info.last_epoch_started,
             lost: stored.info.lost == Some(true),
+            guessed: stored.info.guessed == Some(true),
             replaces_bytes: stored.info.replaces_bytes,
             objects: i64::try_from(stored.info.objects).unwrap_or(i64::MAX),
             bytes: i64::try_from(stored.info.bytes).unwrap_or(i64::MAX),
@@ -557,8 +574,13 @@ impl Pg {
             ops.push(StoreOp::CreateCollection);
             ops.push(rows::put_info(&self.holding.info()));
         }
+        let children = self.split_off(&mut ops, step);
         self.push_history_row(&mut ops);
-        self.submit(ops, None, step);
+        if children.is_empty() {
+            self.submit(ops, None, step);
+        } else {
+            self.submit_split(ops, children, step);
+        }
         if self.is_primary() {
             self.clients.wait_for_activation();
             self.role = Role::Peering(Box::default());
@@ -873,9 +895,15 @@ impl Pg {
         }
         let txn = TxnId(self.next_txn);
         self.next_txn += 1;
-        self.pending.push_back(PendingTxn { txn, interval: self.interval_number, then: then.into_iter().collect() });
+        self.push_pending(txn);
+        then.into_iter().for_each(|then| self.when_last_is_durable(then));
         step.submitted = true;
         step.out.push(Output::Submit { txn, ops });
+    }
+
+    /// Waits for a transaction to be durable.
+    pub(crate) fn push_pending(&mut self, txn: TxnId) {
+        self.pending.push_back(PendingTxn { txn, interval: self.interval_number, then: Vec::new() });
     }
 
     /// Has `then` done when the transaction that was just submitted is durable.

@@ -15,6 +15,7 @@ use crate::intervals::Interval;
 use crate::key::ObjectKey;
 use crate::log::{Log, SessionId, Trimmed};
 use crate::missing::{Lack, Missing};
+use crate::split::Bound;
 
 /// What this build writes, and the oldest build that can read it.
 const VERSION: [u8; 2] = [1, 1];
@@ -157,6 +158,20 @@ pub(crate) fn put_missing(key: &ObjectKey, lack: Lack) -> StoreOp {
 
 pub(crate) fn delete_missing(key: &ObjectKey) -> StoreOp {
     StoreOp::DeleteMeta { key: missing_key(key) }
+}
+
+fn missing_bound(at: Bound) -> Bytes {
+    Bytes::from([&[MISSING][..], &at].concat())
+}
+
+/// Deletes the rows of missing objects with keys before `at`.
+pub(crate) fn delete_missing_before(at: Bound) -> StoreOp {
+    StoreOp::DeleteMetaRange { start: Bytes::from_static(&[MISSING]), end: missing_bound(at) }
+}
+
+/// Deletes the rows of missing objects with keys from `at` on.
+pub(crate) fn delete_missing_from(at: Bound) -> StoreOp {
+    StoreOp::DeleteMetaRange { start: missing_bound(at), end: Bytes::from_static(&[MISSING + 1]) }
 }
 
 /// Turns the rows of one missing set into those of another.

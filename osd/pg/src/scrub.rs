@@ -40,7 +40,7 @@ mod tests;
 
 use std::time::Duration;
 
-use holdfast_types::{LogVersion, Timestamp};
+use holdfast_types::{LogVersion, ObjectName, Timestamp};
 use holdfast_wire::scrub::{Inconsistency, PgScrub, ScrubRecord};
 
 use crate::api::{Outbox, Output, ScrubLimits, Slot};
@@ -77,6 +77,22 @@ pub(crate) struct Scrub {
 impl Scrub {
     pub fn stored(record: Option<ScrubRecord>) -> Scrub {
         Scrub { record: record.unwrap_or_default(), ..Scrub::default() }
+    }
+
+    /// Takes out what is known of some objects, of a copy that is being split into so many `parts`.
+    pub fn split_off(&mut self, parts: usize, goes: impl Fn(&ObjectName) -> bool) -> ScrubRecord {
+        let record = &mut self.record;
+        let all = std::mem::take(&mut record.inconsistent);
+        let (inconsistent, kept) = all.into_iter().partition(|found| goes(&found.object));
+        record.inconsistent = kept;
+        let share = |count: &mut u64| {
+            let share = *count / (parts as u64).max(1);
+            *count -= share;
+            share
+        };
+        let verified = share(&mut record.verified);
+        // Where those are that are not named is not known: all parts have some until the next scrub says better.
+        ScrubRecord { verified, repaired: 0, inconsistent, ..record.clone() }
     }
 
     /// Forgets what is under way: a new interval or activation begins.

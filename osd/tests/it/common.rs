@@ -84,7 +84,7 @@ impl Cluster {
             wanted_id: Some(OsdId(id)),
             memory_target: 64 << 20,
             segment_bytes: 4 << 20,
-            shards: 1,
+            shards: 2,
         }
     }
 

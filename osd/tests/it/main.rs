@@ -5,6 +5,7 @@ mod common;
 mod fence;
 mod full;
 mod garbage;
+mod growth;
 mod lost;
 mod lost_store;
 mod rot;

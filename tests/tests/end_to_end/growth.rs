@@ -1,5 +1,5 @@
-//! A cluster that grows under load, one OSD after the other: no operation fails, data moves by itself, and in the end all
-//! OSDs are filled alike.
+//! A cluster that grows under load, one OSD after the other: no operation fails, data moves by itself, in the end all
+//! OSDs are filled alike, and pools that have outgrown their placement groups get more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use holdfast_devcluster::Wishes;
 use holdfast_tests::content::Content;
 use holdfast_tests::s3::S3;
 use holdfast_tests::world::{CLEAN_LIMIT, World, dose};
-use holdfast_wire::mon::{MonCommand, MonReply, OsdDfRow};
+use holdfast_wire::mon::{MonCommand, MonReply, OsdDfRow, StatusReport};
 
 const BUCKET: &str = "growth";
 const WRITERS: u64 = 4;
@@ -25,9 +25,8 @@ const OBJECT_BYTES: u64 = 128 << 10;
 const UNEVEN_PERMILLE: u64 = 100;
 /// From the last new OSD until all are filled alike: the balancer waits for calm, then moves a few at a time.
 const EVEN_LIMIT: Duration = Duration::from_secs(300);
-/// Whether the test insists that the cluster also gave its pools more placement groups: to be turned on when monitors let
-/// them be split.
-const PG_COUNT_MUST_GROW: bool = false;
+/// From then on until a pool has more placement groups, too: the monitors wait for calm.
+const SPLIT_LIMIT: Duration = Duration::from_secs(120);
 
 /// What the load has done so far.
 #[derive(Default)]
@@ -161,6 +160,9 @@ async fn osds_added_one_by_one_under_load_get_their_part_and_no_operation_fails(
     };
     stream::iter(0..objects).map(put).buffer_unordered(8).try_collect::<()>().await?;
     let pgs_before = world.cluster.wait_clean(CLEAN_LIMIT).await?.pgs;
+    // With little data the monitors would not judge by it how many placement groups a pool should have.
+    let set = MonCommand::ConfigSet { name: "pg_split_bytes_min".to_owned(), value: Some("1".to_owned()) };
+    world.cluster.ask(set).await?;
 
     let load = Arc::new(Load::default());
     let workers = (0..WRITERS).map(|writer| tokio::spawn(work(s3.clone(), writer, load.clone(), objects)));
@@ -195,6 +197,15 @@ async fn osds_added_one_by_one_under_load_get_their_part_and_no_operation_fails(
         println!("   until it was even:                 {evening}");
         println!("   {} ‰ off the mean: {}", unevenness_permille(&rows), shown(&rows));
         ensure!(rows.len() == osds as usize && rows.iter().all(|row| row.pgs > 0), "one has nothing: {}", shown(&rows));
+        let split = async {
+            let grown = |report: &StatusReport| report.pgs > pgs_before;
+            Ok(world.cluster.wait_status("more placement groups", SPLIT_LIMIT, grown).await?)
+        };
+        let (_, splitting) = load.during(split).await?;
+        println!("   until a pool was split:            {splitting}");
+        let spread = async { Ok(world.cluster.wait_clean(CLEAN_LIMIT).await?) };
+        let (_, spreading) = load.during(spread).await?;
+        println!("   until what was split was clean:    {spreading}");
         anyhow::Ok(())
     };
     tokio::select! {
@@ -214,6 +225,5 @@ async fn osds_added_one_by_one_under_load_get_their_part_and_no_operation_fails(
         load.operations.load(Ordering::Relaxed),
         report.pgs
     );
-    ensure!(!PG_COUNT_MUST_GROW || report.pgs > pgs_before, "{pgs_before} placement groups are still {}", report.pgs);
     world.end().await
 }

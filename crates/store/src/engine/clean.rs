@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Engine;
-use super::read::lookup_onode;
+use super::read::{home_of, lookup_onode};
 use super::replay::LogReader;
 use super::space::Admission;
 use super::stage::decode_onode;
@@ -138,18 +138,19 @@ impl<D: Device, I: Index> Engine<D, I> {
         while moved_bytes + bytes < budget_bytes.max(1)
             && let Some((c, o)) = cleaner.objects.first().cloned()
         {
-            let onode = {
+            let (onode, home) = {
                 let state = self.state.read();
-                if !state.collections.contains(&c) {
+                if !state.collections.contains(c) {
                     cleaner.objects.pop_first();
                     continue;
                 }
+                let home = home_of(&state, c);
                 let pin = state.space.segments.get(victim as usize).map(|segment| Arc::clone(&segment.pin));
                 match lookup_onode(&state, &self.index, c, &o) {
-                    Ok(onode) => onode.zip(pin),
+                    Ok(onode) => (onode.zip(pin), home),
                     Err(error) => {
                         tracing::warn!(collection = %c, object = %o, %error, "object not moved");
-                        None
+                        (None, home)
                     }
                 }
             };
@@ -160,7 +161,7 @@ impl<D: Device, I: Index> Engine<D, I> {
                         let to = extent.end().min(from + move_bytes);
                         let piece = extent.slice(from, to);
                         from = to;
-                        let Some(piece) = self.load(c, &o, piece) else {
+                        let Some(piece) = self.load(c, home, &o, piece) else {
                             cleaner.met_unreadable = true;
                             continue;
                         };
@@ -180,9 +181,9 @@ impl<D: Device, I: Index> Engine<D, I> {
     }
 
     /// Reads and checks an extent; `None` when that fails: reads of it fail too, and its owner repairs it.
-    fn load(&self, c: CollectionId, o: &ObjectKey, extent: Extent) -> Option<Moved> {
+    fn load(&self, c: CollectionId, home: CollectionId, o: &ObjectKey, extent: Extent) -> Option<Moved> {
         let mut bytes = vec![0; extent.length as usize];
-        if let Err(error) = self.read_extent(c, o, ObjectTag::new(c, o), &extent, &mut bytes) {
+        if let Err(error) = self.read_extent(c, o, ObjectTag::new(home, o), &extent, &mut bytes) {
             tracing::warn!(collection = %c, object = %o, %error, "extent not moved");
             return None;
         }
@@ -232,7 +233,16 @@ impl<D: Device, I: Index> Engine<D, I> {
             // The reader has no other errors.
             other => CleanError::Device(std::io::Error::other(other)),
         };
-        let sequence = self.state.read().space.segments.get(victim as usize).map_or(0, |segment| segment.sequence);
+        let (sequence, collections) = {
+            let state = self.state.read();
+            let sequence = state.space.segments.get(victim as usize).map_or(0, |segment| segment.sequence);
+            (sequence, state.collections.clone())
+        };
+        // What was written into a collection may have been given to others since; it is still in the same home.
+        let owner = |c: CollectionId, o: &ObjectKey| {
+            let home = collections.get(c).map_or(c, |place| place.home);
+            collections.owner(home, o).or_else(|| collections.owner(c, o)).unwrap_or(c)
+        };
         let mut objects = BTreeSet::new();
         let mut reader = LogReader::new(&self.device, &self.layout);
         let sector = self.layout.sector_bytes;
@@ -248,7 +258,8 @@ impl<D: Device, I: Index> Engine<D, I> {
                 {
                     objects.extend(ops.iter().filter_map(|op| match op {
                         LogOp::Write { c, o, .. } | LogOp::Relocate { c, o, .. } => {
-                            Some((*c, ObjectKey::new(Bytes::copy_from_slice(o)).ok()?))
+                            let o = ObjectKey::new(Bytes::copy_from_slice(o)).ok()?;
+                            Some((owner(*c, &o), o))
                         }
                         _ => None,
                     }));
@@ -267,12 +278,14 @@ impl<D: Device, I: Index> Engine<D, I> {
     /// one bad onode must not keep all other objects from moving.
     fn objects_in_index(&self, victim: u32) -> BTreeSet<(CollectionId, ObjectKey)> {
         let mut objects = BTreeSet::new();
+        let collections = self.state.read().collections.clone();
         // The victim's records are all applied: an onode that the index does not have yet only refers to other segments, or
         // is an older one's with less.
         let scanned = self.index.scan(&[keys::TABLE_ONODE], Some(&[keys::TABLE_ONODE + 1]), &mut |key, value| {
             match decode_onode(key, value) {
                 Ok(onode) if onode.extents.iter().any(|extent| extent.segment == victim) => {
-                    objects.extend(keys::parse_onode(key));
+                    let found = keys::parse_onode(key);
+                    objects.extend(found.and_then(|(home, o)| Some((collections.owner(home, &o)?, o))));
                 }
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "object not moved"),

@@ -12,6 +12,7 @@ mod blocks;
 mod cache;
 mod clean;
 pub(crate) mod commit;
+mod homes;
 mod quarantine;
 mod read;
 mod replay;
@@ -20,7 +21,7 @@ mod stage;
 mod submit;
 mod verify;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -33,7 +34,7 @@ use crate::error::{CleanError, CommitError, FormatError};
 use crate::format::superblock::Superblock;
 use crate::format::{SEGMENTS_START, record::RECORD_HEADER_BYTES};
 use crate::index::{Batch, Change, Index, keys};
-use crate::key::{CollectionId, Position, Usage};
+use crate::key::{Position, Usage};
 use crate::overlay::{Changes, Overlay};
 
 pub use clean::CleanProgress;
@@ -159,7 +160,7 @@ struct Pending {
 struct State {
     overlay: Overlay,
     cache: cache::OnodeCache,
-    collections: BTreeSet<CollectionId>,
+    collections: homes::Collections,
     space: Space,
     pending: VecDeque<Pending>,
     pending_bytes: u64,

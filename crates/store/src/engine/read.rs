@@ -50,7 +50,8 @@ pub(super) fn lookup_onode(
     c: CollectionId,
     o: &ObjectKey,
 ) -> Result<Option<Arc<Onode>>, IndexError> {
-    let key = keys::onode(c, o);
+    let Some(objects) = state.collections.get(c).filter(|objects| objects.has(o)) else { return Ok(None) };
+    let key = keys::onode(objects.home, o);
     match state.overlay.get(&key) {
         Some(Value::Onode(onode)) => Ok(Some(Arc::clone(onode))),
         Some(Value::Deleted) => Ok(None),
@@ -75,7 +76,7 @@ pub(super) fn cached_onode(
 
 impl<D: Device, I: Index> Engine<D, I> {
     fn known_collection(&self, state: &State, collection: CollectionId) -> Result<(), ReadError> {
-        if state.collections.contains(&collection) { Ok(()) } else { Err(ReadError::NoSuchCollection { collection }) }
+        if state.collections.contains(collection) { Ok(()) } else { Err(ReadError::NoSuchCollection { collection }) }
     }
 
     fn known_onode(&self, state: &State, c: CollectionId, o: &ObjectKey) -> Result<Arc<Onode>, ReadError> {
@@ -90,7 +91,7 @@ impl<D: Device, I: Index> Engine<D, I> {
     /// # Errors
     /// [`ReadError`]; with [`Corrupt`](ReadError::Corrupt) or [`Device`](ReadError::Device) this copy of the object is bad.
     pub fn read(&self, c: CollectionId, o: &ObjectKey, offset: u64, length: u64) -> Result<Bytes, ReadError> {
-        let (total, mut pieces) = {
+        let (total, home, mut pieces) = {
             let state = self.state.read();
             let onode = self.known_onode(&state, c, o)?;
             let end = offset.saturating_add(length).min(onode.size);
@@ -106,14 +107,14 @@ impl<D: Device, I: Index> Engine<D, I> {
                     (piece, source)
                 })
                 .collect();
-            ((end - offset) as usize, pieces)
+            ((end - offset) as usize, home_of(&state, c), pieces)
         };
         if let [(piece, Source::Memory(bytes))] = pieces.as_mut_slice()
             && piece.length as usize == total
         {
             return Ok(std::mem::take(bytes));
         }
-        let tag = ObjectTag::new(c, o);
+        let tag = ObjectTag::new(home, o);
         let mut buffer = BytesMut::zeroed(total);
         for (piece, source) in &pieces {
             let from = (piece.logical - offset) as usize;
@@ -194,7 +195,8 @@ impl<D: Device, I: Index> Engine<D, I> {
     ) -> Result<Vec<Option<Bytes>>, ReadError> {
         let state = self.state.read();
         self.known_onode(&state, c, o)?;
-        rows.iter().map(|row| Ok(lookup(&state, &self.index, &keys::row(c, o, row.as_ref()))?)).collect()
+        let home = home_of(&state, c);
+        rows.iter().map(|row| Ok(lookup(&state, &self.index, &keys::row(home, o, row.as_ref()))?)).collect()
     }
 
     /// Rows in `start..end` (no end: all from `start`), at most `limit_rows`, and no more once `limit_bytes` of keys and
@@ -213,9 +215,10 @@ impl<D: Device, I: Index> Engine<D, I> {
     ) -> Result<RowPage, ReadError> {
         let state = self.state.read();
         self.known_onode(&state, c, o)?;
-        let prefix = keys::row_prefix(c, o).freeze();
-        let to = end.map_or_else(|| keys::prefix_end(&prefix), |end| keys::row(c, o, end));
-        Ok(self.page(&state, &keys::row(c, o, start), &to, prefix.len(), limit_rows, limit_bytes)?)
+        let home = home_of(&state, c);
+        let prefix = keys::row_prefix(home, o).freeze();
+        let to = end.map_or_else(|| keys::prefix_end(&prefix), |end| keys::row(home, o, end));
+        Ok(self.page(&state, &keys::row(home, o, start), &to, prefix.len(), limit_rows, limit_bytes)?)
     }
 
     /// One metadata row of a collection.
@@ -284,47 +287,91 @@ impl<D: Device, I: Index> Engine<D, I> {
         start_after: Option<&ObjectKey>,
         limit: usize,
     ) -> Result<Vec<ObjectKey>, ReadError> {
+        let mut objects = Vec::new();
+        self.each_onode(c, start_after, limit, &mut |object, _| {
+            objects.push(object);
+            Ok(())
+        })?;
+        Ok(objects)
+    }
+
+    /// As [`Engine::list_objects`], with the sizes of the objects.
+    ///
+    /// # Errors
+    /// [`ReadError`]; the collection must exist.
+    pub fn list_sizes(
+        &self,
+        c: CollectionId,
+        start_after: Option<&ObjectKey>,
+        limit: usize,
+    ) -> Result<Vec<(ObjectKey, u64)>, ReadError> {
+        let mut sizes = Vec::new();
+        self.each_onode(c, start_after, limit, &mut |object, seen| {
+            let size = match seen {
+                Seen::Onode(onode) => onode.size,
+                Seen::Raw(bytes) => decode_onode(object.as_bytes(), bytes)?.size,
+            };
+            sizes.push((object, size));
+            Ok(())
+        })?;
+        Ok(sizes)
+    }
+
+    fn each_onode(
+        &self,
+        c: CollectionId,
+        start_after: Option<&ObjectKey>,
+        limit: usize,
+        take: &mut dyn FnMut(ObjectKey, Seen<'_>) -> Result<(), IndexError>,
+    ) -> Result<(), ReadError> {
         let state = self.state.read();
         self.known_collection(&state, c)?;
-        let prefix = keys::table_prefix(keys::TABLE_ONODE, c);
-        let start = match start_after {
-            Some(object) => {
-                let mut key = keys::onode(c, object).to_vec();
-                key.push(0); // the smallest key after it
-                Bytes::from(key)
-            }
-            None => prefix.clone(),
-        };
-        let end = keys::prefix_end(&prefix);
-        let mut objects = Vec::new();
-        let mut malformed = None;
-        let mut visit = |key: &[u8], _: Seen<'_>| {
-            if objects.len() >= limit {
+        let Some(place) = state.collections.get(c) else { return Ok(()) };
+        let (mut start, end) = place.onodes();
+        if let Some(object) = start_after {
+            let mut key = keys::onode(place.home, object).to_vec();
+            key.push(0); // the smallest key after it
+            start = start.max(Bytes::from(key));
+        }
+        let (mut taken, mut failed) = (0, None);
+        let mut visit = |key: &[u8], seen: Seen<'_>| {
+            if taken >= limit {
                 return ControlFlow::Break(());
             }
-            match keys::parse_onode(key) {
-                Some((_, object)) => objects.push(object),
-                None => malformed = Some(key.to_vec()),
+            taken += 1;
+            let malformed = || IndexError::Malformed { key: key.to_vec(), reason: "not an onode's key" };
+            match keys::parse_onode(key).ok_or_else(malformed).and_then(|(_, object)| take(object, seen)) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+                }
             }
-            ControlFlow::Continue(())
         };
         let covers = |key: &[u8]| state.overlay.covers(key);
         scan_over(state.overlay.range(&start, Some(&end)), covers, &self.index, &start, Some(&end), &mut visit)?;
-        match malformed {
-            Some(key) => Err(IndexError::Malformed { key, reason: "not an onode's key" }.into()),
-            None => Ok(objects),
-        }
+        failed.map_or(Ok(()), |error| Err(error.into()))
     }
 
     /// The collections that exist, in order.
     pub fn collections(&self) -> Vec<CollectionId> {
-        self.state.read().collections.iter().copied().collect()
+        self.state.read().collections.ids().collect()
     }
 
     /// True when the collection exists.
     pub fn collection_exists(&self, c: CollectionId) -> bool {
-        self.state.read().collections.contains(&c)
+        self.state.read().collections.contains(c)
     }
+
+    /// The keys that objects of the collection may have: from the first, up to and without the second.
+    pub fn collection_range(&self, c: CollectionId) -> Option<(Bytes, Option<Bytes>)> {
+        self.state.read().collections.get(c).map(|objects| (objects.from.clone(), objects.to.clone()))
+    }
+}
+
+/// In whose name the keys and checksums of a collection's objects are.
+pub(super) fn home_of(state: &State, c: CollectionId) -> CollectionId {
+    state.collections.get(c).map_or(c, |objects| objects.home)
 }
 
 fn source_of(state: &State, piece: &Extent) -> Source {

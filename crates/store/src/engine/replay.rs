@@ -23,12 +23,13 @@
 //! Replay is left out only when both copies of the superblock are there, the newer one says that the store was closed
 //! where the index ends, and no record follows: an older copy that stands in for a lost one tells of an earlier life.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 
 use parking_lot::{Mutex, RwLock};
 
 use super::cache::OnodeCache;
+use super::homes::{Collections, Place as Objects};
 use super::space::{Head, NO_SEGMENT, Space};
 use super::stage::{Place, Stage, StageError};
 use super::{CommitSide, Effect, Engine, LogRow, Options, SegmentRow, State, check_options, clean};
@@ -292,7 +293,7 @@ impl<'a> LogReader<'a> {
 struct Loaded {
     log: LogRow,
     segments: BTreeMap<u32, SegmentRow>,
-    collections: BTreeSet<crate::key::CollectionId>,
+    collections: Collections,
 }
 
 fn malformed(key: &[u8], reason: &'static str) -> IndexError {
@@ -307,7 +308,7 @@ fn load(index: &dyn Index, superblock: &Superblock) -> Result<Loaded, OpenError>
         return Err(foreign(Some(log.disk)));
     }
     let mut segments = BTreeMap::new();
-    let mut collections = BTreeSet::new();
+    let mut collections = Collections::default();
     let mut bad = None;
     let tables = [keys::TABLE_SEGMENT, keys::TABLE_COLLECTION];
     for table in tables {
@@ -319,9 +320,8 @@ fn load(index: &dyn Index, superblock: &Superblock) -> Result<Loaded, OpenError>
                     segments.insert(number, row);
                 })
             } else {
-                keys::parse_collection(key).map(|c| {
-                    collections.insert(c);
-                })
+                let c = keys::parse_collection(key);
+                c.and_then(|c| Some((c, Objects::decode(c, value)?))).map(|(c, objects)| collections.insert(c, objects))
             };
             match taken {
                 Some(()) => ControlFlow::Continue(()),
@@ -549,6 +549,8 @@ impl<D: Device, I: Index> Engine<D, I> {
                     stage.give_up(c, &o);
                 }
                 Err(StageError::NoSuchCollection(_)) => return Err(bad("its collection does not exist")),
+                Err(StageError::Foreign { .. }) => return Err(bad("its object belongs to another collection")),
+                Err(StageError::Meta(_, source)) => return Err(source.into()),
                 Err(StageError::CollectionExists(_)) => return Err(bad("its collection exists already")),
                 Err(StageError::Bad(reason)) => return Err(bad(reason)),
             }
@@ -565,13 +567,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             state.space.change_live(position, *segment, *by);
         }
         state.overlay.add(position, &changes);
-        for (c, exists) in collections_changed {
-            if exists {
-                state.collections.insert(c)
-            } else {
-                state.collections.remove(&c)
-            };
-        }
+        state.collections.change(collections_changed);
         state.unflushed_bytes += header.record_bytes();
         drop(guard);
         effects.push(Effect { position, changes, after: found.after.clone(), payload: Vec::new() });

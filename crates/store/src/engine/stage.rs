@@ -3,7 +3,7 @@
 //! A [`Stage`] gathers the changes of one record over the projected state; nothing is changed until all its ops are
 //! through. It depends on the state, the record and its place only: the same log always gives the same index.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use bytes::Bytes;
 use minicbor::bytes::ByteSlice;
 
 use super::cache::OnodeCache;
+use super::homes::{Collections, Place as Objects};
 use super::read::cached_onode;
 use crate::checksum::{ObjectTag, words};
 use crate::format::record::{LogMove, LogOp};
@@ -33,6 +34,10 @@ pub(super) enum StageError {
     NoSuchCollection(CollectionId),
     #[error("collection {0} exists")]
     CollectionExists(CollectionId),
+    #[error("{o} does not belong to {c}")]
+    Foreign { c: CollectionId, o: ObjectKey },
+    #[error("the metadata of {0} cannot be read")]
+    Meta(CollectionId, #[source] IndexError),
     /// The onode of one object cannot be read: that object is lost on this device, and no other.
     #[error("cannot read the onode of {o} in {c}")]
     Onode { c: CollectionId, o: ObjectKey, source: IndexError },
@@ -55,13 +60,13 @@ pub(super) struct Stage<'a> {
     overlay: &'a Overlay,
     cache: &'a OnodeCache,
     index: &'a dyn Index,
-    collections: &'a BTreeSet<CollectionId>,
+    collections: &'a Collections,
     place: Place,
     /// The object of the op before: mostly that of the next one too.
     last: Option<Target>,
     pub(super) changes: Changes,
-    /// Collections made (true) or removed by this record.
-    pub(super) collections_changed: BTreeMap<CollectionId, bool>,
+    /// Collections made, cut or (`None`) removed by this record.
+    pub(super) collections_changed: BTreeMap<CollectionId, Option<Objects>>,
 }
 
 fn note_live<'a>(live: &'a mut BTreeMap<u32, i64>, o: &'a ObjectKey) -> impl FnMut(&Extent, bool) + 'a {
@@ -75,6 +80,8 @@ fn note_live<'a>(live: &'a mut BTreeMap<u32, i64>, o: &'a ObjectKey) -> impl FnM
 #[derive(Debug, Clone)]
 struct Target {
     c: CollectionId,
+    /// In whose name its keys and checksums are; see `homes`.
+    home: CollectionId,
     o: ObjectKey,
     key: Bytes,
 }
@@ -88,7 +95,7 @@ impl<'a> Stage<'a> {
         overlay: &'a Overlay,
         cache: &'a OnodeCache,
         index: &'a dyn Index,
-        collections: &'a BTreeSet<CollectionId>,
+        collections: &'a Collections,
         place: Place,
     ) -> Stage<'a> {
         let (changes, collections_changed) = (Changes::default(), BTreeMap::new());
@@ -97,23 +104,38 @@ impl<'a> Stage<'a> {
 
     /// The object that an op names; its collection must exist.
     fn target(&mut self, c: CollectionId, o: &ByteSlice) -> Result<Target, StageError> {
-        self.check(c)?;
+        let objects = self.objects(c)?;
         let same = |last: &&Target| last.c == c && last.o.as_bytes() == o as &[u8];
         if let Some(last) = self.last.as_ref().filter(same) {
             return Ok(last.clone());
         }
-        let o = object(o)?;
-        let target = Target { c, key: keys::onode(c, &o), o };
+        let (o, home) = (object(o)?, objects.home);
+        if !objects.has(&o) {
+            return Err(StageError::Foreign { c, o });
+        }
+        let target = Target { c, home, key: keys::onode(home, &o), o };
         self.last = Some(target.clone());
         Ok(target)
     }
 
-    fn exists(&self, c: CollectionId) -> bool {
-        self.collections_changed.get(&c).copied().unwrap_or_else(|| self.collections.contains(&c))
+    /// The objects of a collection; `None` when it does not exist.
+    fn find(&self, c: CollectionId) -> Option<&Objects> {
+        self.collections_changed.get(&c).map_or_else(|| self.collections.get(c), Option::as_ref)
+    }
+
+    fn objects(&self, c: CollectionId) -> Result<&Objects, StageError> {
+        self.find(c).ok_or(StageError::NoSuchCollection(c))
     }
 
     fn check(&self, c: CollectionId) -> Result<(), StageError> {
-        if self.exists(c) { Ok(()) } else { Err(StageError::NoSuchCollection(c)) }
+        self.objects(c).map(|_| ())
+    }
+
+    /// Makes a collection, or changes what is in it.
+    fn set_collection(&mut self, c: CollectionId, objects: Objects) {
+        self.changes.set(keys::collection(c), Value::Raw(objects.encode(c)));
+        self.collections_changed.insert(c, Some(objects));
+        self.last = None;
     }
 
     /// The onode to be changed, in `changes`; made if absent and `create`.
@@ -138,7 +160,7 @@ impl<'a> Stage<'a> {
 
     /// The onode as it is, without taking it into `changes`.
     fn look(&self, target: &Target) -> Result<Option<Arc<Onode>>, StageError> {
-        let Target { c, o, key } = target;
+        let Target { c, o, key, .. } = target;
         let value = self.changes.get(key).or_else(|| self.overlay.get(key));
         let read = match value {
             Some(Value::Onode(onode)) => Ok(Some(Arc::clone(onode))),
@@ -152,7 +174,8 @@ impl<'a> Stage<'a> {
     /// Replay only: an op of an object whose onode cannot be read. The log has only what changed, so the object is lost
     /// here; reads of it fail until it is removed or comes from another copy. All else goes on.
     pub(super) fn give_up(&mut self, c: CollectionId, o: &ObjectKey) {
-        self.changes.set(keys::onode(c, o), Value::Raw(Bytes::from_static(NO_ONODE)));
+        let home = self.find(c).map_or(c, |objects| objects.home);
+        self.changes.set(keys::onode(home, o), Value::Raw(Bytes::from_static(NO_ONODE)));
     }
 
     /// Shows the present keys of a range with this record's changes so far.
@@ -192,10 +215,11 @@ impl<'a> Stage<'a> {
     }
 
     /// Onodes that cannot be read go too; their bytes stay counted as live, since nobody knows where they are.
-    fn remove_collection(&mut self, c: CollectionId) {
-        let prefix = keys::table_prefix(keys::TABLE_ONODE, c);
+    fn remove_collection(&mut self, c: CollectionId) -> Result<(), StageError> {
+        let objects = self.objects(c)?.clone();
+        let (onodes, onodes_end) = objects.onodes();
         let mut live = BTreeMap::new();
-        let scanned = self.scan(&prefix, &keys::prefix_end(&prefix), &mut |key, seen| {
+        let scanned = self.scan(&onodes, &onodes_end, &mut |key, seen| {
             let onode = match seen {
                 Seen::Onode(onode) => Ok(Arc::clone(onode)),
                 Seen::Raw(bytes) => decode_onode(key, bytes).map(Arc::new),
@@ -216,18 +240,45 @@ impl<'a> Stage<'a> {
         for (segment, bytes) in live {
             *self.changes.live.entry(segment).or_default() += bytes;
         }
-        for table in [keys::TABLE_ONODE, keys::TABLE_ROW, keys::TABLE_META] {
-            let prefix = keys::table_prefix(table, c);
-            let end = keys::prefix_end(&prefix);
-            self.remove_range(&prefix, &end);
+        let meta = keys::table_prefix(keys::TABLE_META, c);
+        let meta_end = keys::prefix_end(&meta);
+        let (rows, rows_end) = objects.rows();
+        for (start, end) in [(onodes, onodes_end), (rows, rows_end), (meta, meta_end)] {
+            self.remove_range(&start, &end);
         }
         self.changes.set(keys::collection(c), Value::Deleted);
-        self.collections_changed.insert(c, false);
+        self.collections_changed.insert(c, None);
+        self.last = None;
+        Ok(())
+    }
+
+    /// Gives the objects of `c` from `at` on to `into`, and a copy of its metadata.
+    fn split_collection(&mut self, c: CollectionId, into: CollectionId, at: &[u8]) -> Result<(), StageError> {
+        let (low, high) = self.objects(c)?.split(at);
+        if self.find(into).is_some() {
+            return Err(StageError::CollectionExists(into));
+        }
+        let meta = keys::table_prefix(keys::TABLE_META, c);
+        let mut copied = Vec::new();
+        let scanned = self.scan(&meta, &keys::prefix_end(&meta), &mut |key, seen| {
+            if let Seen::Raw(value) = seen {
+                let key = key.get(meta.len()..).unwrap_or_default();
+                copied.push((keys::meta(into, key), Bytes::copy_from_slice(value)));
+            }
+            ControlFlow::Continue(())
+        });
+        scanned.map_err(|source| StageError::Meta(c, source))?;
+        for (key, value) in copied {
+            self.changes.set(key, Value::Raw(value));
+        }
+        self.set_collection(c, low);
+        self.set_collection(into, high);
+        Ok(())
     }
 
     /// Removes an object, also one whose onode cannot be read: so a copy from elsewhere can take its place.
     fn remove_object(&mut self, target: &Target) {
-        let Target { c, o, key } = target;
+        let Target { c, home, o, key } = target;
         let has_rows = match self.look(target) {
             Ok(None) => return,
             Ok(Some(onode)) => {
@@ -242,7 +293,7 @@ impl<'a> Stage<'a> {
         };
         self.changes.set(key.clone(), Value::Deleted);
         if has_rows {
-            let prefix = keys::row_prefix(*c, o).freeze();
+            let prefix = keys::row_prefix(*home, o).freeze();
             self.remove_range(&prefix, &keys::prefix_end(&prefix));
         }
     }
@@ -275,23 +326,21 @@ impl<'a> Stage<'a> {
         let position = self.place.position;
         match op {
             LogOp::CreateCollection { c } => {
-                if self.exists(*c) {
+                if self.find(*c).is_some() {
                     return Err(StageError::CollectionExists(*c));
                 }
-                self.changes.set(keys::collection(*c), Value::Raw(Bytes::new()));
-                self.collections_changed.insert(*c, true);
+                let objects = self.collections.new_place(*c, &self.collections_changed);
+                self.set_collection(*c, objects);
             }
-            LogOp::RemoveCollection { c } => {
-                self.check(*c)?;
-                self.remove_collection(*c);
-            }
+            LogOp::RemoveCollection { c } => self.remove_collection(*c)?,
+            LogOp::SplitCollection { c, into, at } => self.split_collection(*c, *into, at)?,
             LogOp::Touch { c, o } => {
                 let target = self.target(*c, o)?;
                 self.onode(&target, true)?;
             }
             LogOp::Write { c, o, offset, length, sums } => {
                 let target = self.target(*c, o)?;
-                let extent = self.take_payload(ObjectTag::new(*c, &target.o), *offset, *length, sums);
+                let extent = self.take_payload(ObjectTag::new(target.home, &target.o), *offset, *length, sums);
                 let end = extent.end();
                 self.change_bytes(&target, |onode, live| {
                     onode.replace(*offset, end, Some(extent), note_live(live, &target.o));
@@ -344,19 +393,21 @@ impl<'a> Stage<'a> {
                     onode.has_rows = true;
                 }
                 for row in rows {
-                    self.changes.set(keys::row(*c, &target.o, row.key), Value::Raw(Bytes::copy_from_slice(row.value)));
+                    self.changes
+                        .set(keys::row(target.home, &target.o, row.key), Value::Raw(Bytes::copy_from_slice(row.value)));
                 }
             }
             LogOp::DeleteRows { c, o, keys: rows } => {
                 let target = self.target(*c, o)?;
                 for row in rows {
-                    self.changes.set(keys::row(*c, &target.o, row), Value::Deleted);
+                    self.changes.set(keys::row(target.home, &target.o, row), Value::Deleted);
                 }
             }
             LogOp::DeleteRowRange { c, o, start, end } => {
-                let o = self.target(*c, o)?.o;
-                let from = keys::row(*c, &o, start);
-                let to = end.map_or_else(|| keys::prefix_end(&keys::row_prefix(*c, &o)), |end| keys::row(*c, &o, end));
+                let Target { home, o, .. } = self.target(*c, o)?;
+                let from = keys::row(home, &o, start);
+                let to =
+                    end.map_or_else(|| keys::prefix_end(&keys::row_prefix(home, &o)), |end| keys::row(home, &o, end));
                 self.remove_range(&from, &to);
             }
             LogOp::PutMeta { c, key, value } => {
@@ -374,8 +425,11 @@ impl<'a> Stage<'a> {
                 self.remove_range(&keys::meta(*c, start), &to);
             }
             LogOp::Relocate { c, o, moves } => {
-                let o = object(o)?;
-                self.relocate(&Target { c: *c, key: keys::onode(*c, &o), o }, moves)?;
+                let (c, o) = (*c, object(o)?);
+                // A collection that is gone, or has given the object away since, has none of it to move.
+                let home = self.find(c).filter(|objects| objects.has(&o)).map(|objects| objects.home);
+                let target = Target { c, home: home.unwrap_or(c), key: keys::onode(home.unwrap_or(c), &o), o };
+                self.relocate(&target, home.is_some(), moves)?;
             }
         }
         Ok(())
@@ -397,10 +451,10 @@ impl<'a> Stage<'a> {
     }
 
     /// Points extents at their moved bytes. Bytes that were changed or removed since the cleaner looked stay as they are.
-    fn relocate(&mut self, target: &Target, moves: &[LogMove<'_>]) -> Result<(), StageError> {
-        let Target { c, o, .. } = target;
-        let tag = ObjectTag::new(*c, o);
-        let exists = self.exists(*c) && matches!(self.look(target), Ok(Some(_)));
+    fn relocate(&mut self, target: &Target, is_here: bool, moves: &[LogMove<'_>]) -> Result<(), StageError> {
+        let Target { home, o, .. } = target;
+        let tag = ObjectTag::new(*home, o);
+        let exists = is_here && matches!(self.look(target), Ok(Some(_)));
         for piece in moves {
             let new = self.take_payload(tag, piece.offset, piece.length, piece.sums);
             if !exists {

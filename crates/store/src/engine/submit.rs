@@ -104,6 +104,8 @@ impl<D: Device, I: Index> Engine<D, I> {
             stage.apply(op).map_err(|error| match error {
                 StageError::NoSuchCollection(collection) => SubmitError::NoSuchCollection { collection },
                 StageError::CollectionExists(collection) => SubmitError::CollectionExists { collection },
+                StageError::Foreign { c, o } => SubmitError::ForeignObject { collection: c, object: o },
+                StageError::Meta(_, source) => SubmitError::Index(source),
                 StageError::Onode { c, o, source } => SubmitError::CorruptObject { collection: c, object: o, source },
                 // Not of the transaction, which was checked against narrower limits, but of what the index has.
                 StageError::Bad(reason) => SubmitError::Index(IndexError::Malformed { key: Vec::new(), reason }),
@@ -149,13 +151,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             state.space.change_live(position, *segment, *by);
         }
         state.overlay.add(position, &changes);
-        for (c, exists) in collections_changed {
-            if exists {
-                state.collections.insert(c)
-            } else {
-                state.collections.remove(&c)
-            };
-        }
+        state.collections.change(collections_changed);
         let mut in_memory = Vec::with_capacity(payload.len());
         let mut at = payload_offset;
         for piece in &payload {
@@ -194,6 +190,9 @@ fn log_op<'a>(op: &'a TxOp, sums: &'a [u8]) -> LogOp<'a> {
     match op {
         TxOp::CreateCollection { c } => LogOp::CreateCollection { c: *c },
         TxOp::RemoveCollection { c } => LogOp::RemoveCollection { c: *c },
+        TxOp::SplitCollection { c, into, at } => {
+            LogOp::SplitCollection { c: *c, into: *into, at: at.as_slice().into() }
+        }
         TxOp::Touch { c, o } => LogOp::Touch { c: *c, o: o.as_bytes().into() },
         // As POSIX pwrite: "if nbyte is zero … no other results"; the object is made all the same.
         TxOp::Write { c, o, data, .. } if data.is_empty() => LogOp::Touch { c: *c, o: o.as_bytes().into() },

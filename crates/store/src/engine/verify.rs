@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::Engine;
-use super::read::lookup_onode;
+use super::read::{home_of, lookup_onode};
 use crate::checksum::ObjectTag;
 use crate::device::Device;
 use crate::error::ReadError;
@@ -61,15 +61,15 @@ impl<D: Device, I: Index> Engine<D, I> {
     /// # Errors
     /// [`ReadError`] when the object does not exist or the index fails; bad bytes are in [`Verified::bad`].
     pub fn verify_object(&self, c: CollectionId, o: &ObjectKey) -> Result<Verified, ReadError> {
-        let (onode, _pins) = {
+        let (onode, home, _pins) = {
             let state = self.state.read();
             let onode = lookup_onode(&state, &self.index, c, o)?
                 .ok_or_else(|| ReadError::NoSuchObject { collection: c, object: o.clone() })?;
             let segments = onode.extents.iter().filter_map(|extent| state.space.segments.get(extent.segment as usize));
             let pins: Vec<Arc<()>> = segments.map(|segment| Arc::clone(&segment.pin)).collect();
-            (onode, pins)
+            (onode, home_of(&state, c), pins)
         };
-        let tag = ObjectTag::new(c, o);
+        let tag = ObjectTag::new(home, o);
         let mut verified = Verified::default();
         let mut buffer = Vec::new();
         for extent in &onode.extents {

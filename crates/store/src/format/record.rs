@@ -175,6 +175,7 @@ pub(crate) enum LogOp<'a> {
     #[n(12)] PutMeta { #[n(0)] c: CollectionId, #[b(1)] key: &'a ByteSlice, #[b(2)] value: &'a ByteSlice },
     #[n(13)] DeleteMeta { #[n(0)] c: CollectionId, #[b(1)] key: &'a ByteSlice },
     #[n(14)] DeleteMetaRange { #[n(0)] c: CollectionId, #[b(1)] start: &'a ByteSlice, #[b(2)] end: Option<&'a ByteSlice> },
+    #[n(16)] SplitCollection { #[n(0)] c: CollectionId, #[n(1)] into: CollectionId, #[b(2)] at: &'a ByteSlice },
     #[n(15)] Relocate { #[n(0)] c: CollectionId, #[b(1)] o: &'a ByteSlice, #[b(2)] moves: Vec<LogMove<'a>> },
 }
 

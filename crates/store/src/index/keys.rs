@@ -69,6 +69,29 @@ pub(crate) fn onode(c: CollectionId, o: &ObjectKey) -> Bytes {
     key.freeze()
 }
 
+/// No smaller than the keys of all onodes of objects before `object`, no larger than all others.
+pub(crate) fn onode_bound(c: CollectionId, object: &[u8]) -> Bytes {
+    let mut key = table(TABLE_ONODE, c, object.len());
+    key.put_slice(object);
+    key.freeze()
+}
+
+/// As [`onode_bound`], for rows.
+pub(crate) fn row_bound(c: CollectionId, object: &[u8]) -> Bytes {
+    let mut key = table(TABLE_ROW, c, object.len() + 8);
+    put_escaped(&mut key, object);
+    key.freeze()
+}
+
+fn put_escaped(key: &mut BytesMut, object: &[u8]) {
+    for byte in object {
+        key.put_u8(*byte);
+        if *byte == 0 {
+            key.put_u8(0xff);
+        }
+    }
+}
+
 /// The collection and object in a key of the table of onodes.
 pub(crate) fn parse_onode(key: &[u8]) -> Option<(CollectionId, ObjectKey)> {
     let c = parse_collection(key)?;
@@ -80,12 +103,7 @@ pub(crate) fn parse_onode(key: &[u8]) -> Option<(CollectionId, ObjectKey)> {
 pub(crate) fn row_prefix(c: CollectionId, o: &ObjectKey) -> BytesMut {
     let object = o.as_bytes();
     let mut key = table(TABLE_ROW, c, object.len() + 64);
-    for byte in object {
-        key.put_u8(*byte);
-        if *byte == 0 {
-            key.put_u8(0xff);
-        }
-    }
+    put_escaped(&mut key, object);
     key.put_slice(&[0x00, 0x01]);
     key
 }

@@ -23,6 +23,8 @@ pub struct ModelObject {
 pub struct ModelCollection {
     pub objects: BTreeMap<ObjectKey, ModelObject>,
     pub meta: BTreeMap<Vec<u8>, Bytes>,
+    /// The keys that objects may have.
+    pub range: (Bytes, Option<Bytes>),
 }
 
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -45,6 +47,17 @@ impl Model {
         for op in &tx.ops {
             match op {
                 TxOp::CreateCollection { c } => assert!(self.0.insert(*c, ModelCollection::default()).is_none()),
+                TxOp::SplitCollection { c, into, at } => {
+                    let parent = self.c(*c);
+                    let split = ObjectKey::new(at.clone()).unwrap();
+                    let objects = parent.objects.split_off(&split);
+                    let (from, to) = parent.range.clone();
+                    let at = Bytes::from(at.clone()).max(from.clone());
+                    let at = to.clone().map_or(at.clone(), |to| to.min(at));
+                    parent.range = (from, Some(at.clone()));
+                    let child = ModelCollection { objects, meta: parent.meta.clone(), range: (at, to) };
+                    assert!(self.0.insert(*into, child).is_none());
+                }
                 TxOp::RemoveCollection { c } => assert!(self.0.remove(c).is_some()),
                 TxOp::Touch { c, o } => {
                     self.o(*c, o);
@@ -123,6 +136,7 @@ impl Model {
             }
             let page = engine.meta_scan(c, b"", None, usize::MAX, usize::MAX).unwrap();
             collection.meta = page.rows.into_iter().map(|(key, value)| (key.to_vec(), value)).collect();
+            collection.range = engine.collection_range(c).expect("a collection");
             model.0.insert(c, collection);
         }
         model
@@ -138,6 +152,7 @@ impl Model {
         assert_eq!(self.0.keys().collect::<Vec<_>>(), found.0.keys().collect::<Vec<_>>(), "{what}: collections");
         for (c, expected) in &self.0 {
             let found = &found.0[c];
+            assert_eq!(expected.range, found.range, "{what}: range of {c}");
             assert_eq!(expected.meta, found.meta, "{what}: metadata of {c}");
             let names = |m: &ModelCollection| m.objects.keys().cloned().collect::<Vec<_>>();
             assert_eq!(names(expected), names(found), "{what}: objects of {c}");
@@ -184,11 +199,19 @@ pub fn random_tx(rng: &mut impl Rng, model: &mut Model, bytes_max: usize) -> Tra
 }
 
 fn random_op(rng: &mut impl Rng, model: &Model, bytes_max: usize) -> TxOp {
-    let c = collection(rng.random_range(0..2));
+    let c = collection(rng.random_range(0..3));
     if !model.0.contains_key(&c) {
         return TxOp::CreateCollection { c };
     }
     let o = ObjectKey::new(vec![b"\x00ab\xff"[rng.random_range(0..4)]; rng.random_range(1..3)]).unwrap();
+    let into = collection(rng.random_range(0..3));
+    if rng.random_range(0..12) == 0 && !model.0.contains_key(&into) {
+        return TxOp::SplitCollection { c, into, at: o.as_bytes().to_vec() };
+    }
+    let (from, to) = &model.0[&c].range;
+    if !in_range(o.as_bytes(), from, to.as_deref()) {
+        return TxOp::PutMeta { c, key: small_key(rng), value: data(rng, 20) };
+    }
     let offset = rng.random_range(0..bytes_max as u64);
     let range = |rng: &mut _| (small_key(rng), if Rng::random(rng) { Some(small_key(rng)) } else { None });
     match rng.random_range(0..40) {

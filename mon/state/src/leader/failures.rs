@@ -6,6 +6,7 @@
 //! | silent, one failure domain says so | the monitor looks for itself |
 //! | silent, [`REPORTERS_NEEDED`] failure domains say so, or all there are | down |
 //! | silent, one failure domain says so, and the monitor has heard nothing of it for longer either | down |
+//! | silent for [`LINK_GRACE`], one failure domain says so, which calls nobody else silent | one end of the link: down |
 //! | refused | the monitor looks for itself |
 //! | the monitor is refused too | down, and known to be dead |
 //!
@@ -27,6 +28,8 @@ use crate::Change;
 pub const GRACE: Duration = Duration::from_secs(5);
 /// Failure domains that must agree on a silence.
 pub const REPORTERS_NEEDED: usize = 2;
+/// A silence that one domain alone speaks of for so long, as the monitor's clock has it, is that of a link.
+pub const LINK_GRACE: Duration = Duration::from_secs(20);
 /// How long a report counts.
 const REPORT_LIFE: Duration = Duration::from_secs(15);
 /// Silence takes no OSD down that would leave fewer than this part of the OSDs that are in.
@@ -48,7 +51,21 @@ pub enum Verdict {
 #[derive(Debug, Clone, Default)]
 struct Target {
     incarnation: Incarnation,
-    silent_by: BTreeMap<OsdId, Timestamp>,
+    silent_by: BTreeMap<OsdId, Silence>,
+}
+
+/// What one reporter says of a target.
+#[derive(Debug, Clone, Copy)]
+struct Silence {
+    /// Since when it says so without a break.
+    first: Timestamp,
+    last: Timestamp,
+}
+
+impl Silence {
+    fn counts(&self, now: Timestamp) -> bool {
+        now.since(self.last) < REPORT_LIFE
+    }
 }
 
 /// The reports that count now.
@@ -90,17 +107,33 @@ impl Failures {
         if entry.incarnation != incarnation {
             *entry = Target { incarnation, silent_by: BTreeMap::new() };
         }
-        entry.silent_by.insert(reporter, now);
-        entry.silent_by.retain(|by, at| now.since(*at) < REPORT_LIFE && map.is_up(*by));
+        entry.silent_by.retain(|by, silence| silence.counts(now) && map.is_up(*by));
+        let silence = entry.silent_by.entry(reporter).or_insert(Silence { first: now, last: now });
+        silence.last = now;
+        let lasts = now.since(silence.first) >= LINK_GRACE;
         let reporters: BTreeSet<OsdId> = entry.silent_by.keys().copied().collect();
-        if !enough(map, target, &reporters) {
+        let osd = if enough(map, target, &reporters) {
+            target
+        } else if lasts && self.is_of_a_link(now, map, reporter, target) {
+            weaker_end(map, reporter, target)
+        } else {
             return Verdict::Probe;
-        }
-        if !may_lose(map, target) {
+        };
+        let Some(incarnation) = map.osds.get(&osd).map(|info| info.incarnation) else { return Verdict::Stale };
+        if !may_lose(map, osd) {
             return Verdict::Wait;
         }
-        self.targets.remove(&target);
-        Verdict::Propose(Change::MarkDown { osd: target, incarnation, dead: false })
+        self.targets.remove(&osd);
+        Verdict::Propose(Change::MarkDown { osd, incarnation, dead: false })
+    }
+
+    /// Whether the reporter's domain calls only that of the target silent: who calls several so is itself cut off, or did
+    /// not run.
+    fn is_of_a_link(&self, now: Timestamp, map: &ClusterMap, reporter: OsdId, target: OsdId) -> bool {
+        let (here, there) = (host(map, reporter), host(map, target));
+        let from_here = |(by, silence): (&OsdId, &Silence)| silence.counts(now) && host(map, *by) == here;
+        let mut called = self.targets.iter().filter(|(_, entry)| entry.silent_by.iter().any(from_here));
+        called.all(|(osd, _)| host(map, *osd) == there)
     }
 
     /// A reporter takes its report back.
@@ -117,14 +150,14 @@ impl Failures {
     pub(super) fn silent_to(&self, now: Timestamp, map: &ClusterMap, osd: OsdId) -> Vec<OsdId> {
         let runs = |target: &&Target| map.osds.get(&osd).is_some_and(|info| info.incarnation == target.incarnation);
         let Some(target) = self.targets.get(&osd).filter(runs) else { return Vec::new() };
-        let counts = |(by, at): (&OsdId, &Timestamp)| (now.since(*at) < REPORT_LIFE && map.is_up(*by)).then_some(*by);
+        let counts = |(by, silence): (&OsdId, &Silence)| (silence.counts(now) && map.is_up(*by)).then_some(*by);
         target.silent_by.iter().filter_map(counts).collect()
     }
 
     /// Forgets what no longer counts.
     pub(super) fn expire(&mut self, now: Timestamp, map: &ClusterMap) {
         self.targets.retain(|osd, target| {
-            target.silent_by.retain(|_, at| now.since(*at) < REPORT_LIFE);
+            target.silent_by.retain(|_, silence| silence.counts(now));
             let runs = map.osds.get(osd).is_some_and(|info| info.up && info.incarnation == target.incarnation);
             runs && !target.silent_by.is_empty()
         });
@@ -146,6 +179,16 @@ fn enough(map: &ClusterMap, target: OsdId, reporters: &BTreeSet<OsdId>) -> bool 
         (reporters.len(), others.len())
     };
     reporting >= REPORTERS_NEEDED.min(available).max(1)
+}
+
+/// Of two OSDs that do not hear each other, the one without which less is lost. The same for both.
+fn weaker_end(map: &ClusterMap, one: OsdId, other: OsdId) -> OsdId {
+    let strength = |osd: OsdId| {
+        let domain = host(map, osd);
+        let up = map.osds.iter().filter(|(other, info)| info.up && host(map, **other) == domain).count();
+        (up, std::cmp::Reverse(domain), std::cmp::Reverse(osd))
+    };
+    if strength(one) < strength(other) { one } else { other }
 }
 
 /// Whether enough OSDs stay up when this one goes down for silence. A lone one may: there is nobody to be cut off from.

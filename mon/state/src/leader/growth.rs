@@ -7,8 +7,8 @@
 //! | else | nothing |
 //!
 //! One step at a time over all pools; each makes placement groups unclean, and the next waits until they are clean
-//! again. A pool is never given fewer. Needs OSDs that can split: until they can, the option `pg_split` must be
-//! `on`, which monitors do not accept.
+//! again. A pool is never given fewer. With the option `pg_split` set to `off` nothing of it is done;
+//! `pg_split_bytes_min` takes the place of [`DATA_BYTES_MIN`].
 
 use std::time::Duration;
 
@@ -70,7 +70,7 @@ fn wanted(scene: &Scene, views: &[PgView<'_>], pool: PoolId) -> u32 {
         views.iter().filter(|view| of(view)).filter_map(|view| view.report).map(|report| report.bytes).sum()
     };
     let (own, all) = (bytes(&|view| view.pg.pool == pool), bytes(&|_| true));
-    if all < DATA_BYTES_MIN {
+    if all < scene.split_bytes_min.unwrap_or(DATA_BYTES_MIN) {
         return info.pg_num;
     }
     #[expect(clippy::cast_precision_loss, reason = "a part needs no more than 52 bits")]

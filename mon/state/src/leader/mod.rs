@@ -98,6 +98,8 @@ pub struct Scene {
     pub balancer_on: bool,
     /// Whether pools may be split.
     pub split_on: bool,
+    /// Bytes in all pools below which none is split, where it is not the usual number.
+    pub split_bytes_min: Option<u64>,
 }
 
 /// Of an OSD that is down.

@@ -145,10 +145,13 @@ fn a_pool_that_has_outgrown_its_placement_groups_is_split_and_spread_step_by_ste
         }
         world.report_each(|report| report.bytes = 64 << 20);
     };
+    let set = |value: Option<&str>| {
+        Change::Request(MonCommand::ConfigSet { name: "pg_split".into(), value: value.map(str::to_owned) })
+    };
+    world.change(set(Some("off")));
     all_clean(&mut world);
-    assert!(steps(&mut world).is_empty(), "the OSDs may not be able to");
-    let on = MonCommand::ConfigSet { name: "pg_split".into(), value: Some("on".into()) };
-    world.change(Change::Request(on));
+    assert!(steps(&mut world).is_empty(), "switched off");
+    world.change(set(None));
     let mut splits = 0;
     for _ in 0..100 {
         all_clean(&mut world);

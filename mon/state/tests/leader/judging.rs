@@ -78,6 +78,63 @@ fn silence_takes_down_no_more_than_most_of_the_cluster() {
     assert!(!is_down(&last, 3), "{last:?}: one of five would be left");
 }
 
+/// Both ends report each other once a second for that long: who is to go.
+fn link_is_cut(world: &mut World, one: u32, other: u32, seconds: u64) -> Option<Change> {
+    for _ in 0..seconds {
+        world.wait(Duration::from_secs(1));
+        for (reporter, target) in [(one, other), (other, one)] {
+            if let Verdict::Propose(change) = world.silent(reporter, target) {
+                return Some(change);
+            }
+        }
+    }
+    None
+}
+
+fn down(osd: u32) -> Option<Change> {
+    Some(Change::MarkDown { osd: OsdId(osd), incarnation: run_of(osd), dead: false })
+}
+
+#[test]
+fn of_two_that_only_do_not_hear_each_other_one_goes() {
+    // hosts, the ends of the link, who goes
+    let table: [(&[u32], (u32, u32), u32); 4] = [
+        (&[0, 1, 2, 3], (0, 1), 1),
+        (&[0, 1, 2, 3], (1, 0), 1),
+        (&[0, 1, 1, 2], (0, 2), 0),
+        (&[0, 0, 0, 1, 2], (0, 1), 1),
+    ];
+    for (hosts, (one, other), goes) in table {
+        let mut world = World::new(hosts);
+        assert_eq!(link_is_cut(&mut world, one, other, 15), None, "it may pass, or others may find one of them silent");
+        assert_eq!(link_is_cut(&mut world, one, other, 10), down(goes), "{hosts:?}: {one} and {other}");
+    }
+}
+
+#[test]
+fn who_calls_several_silent_takes_none_of_them_down_alone() {
+    let mut world = World::new(&[0, 1, 2, 3]);
+    for _ in 0..60 {
+        world.wait(Duration::from_secs(1));
+        for target in [1, 2] {
+            assert_eq!(world.silent(0, target), Verdict::Probe);
+        }
+    }
+    // The links to both are cut, not its own voice: each of them tells, and that is enough.
+    assert_eq!(world.silent(1, 0), Verdict::Probe);
+    assert!(is_down(&world.silent(2, 0), 0));
+}
+
+#[test]
+fn a_silence_that_is_taken_back_in_between_does_not_add_up_to_that_of_a_link() {
+    let mut world = World::new(&[0, 1, 2, 3]);
+    for _ in 0..5 {
+        assert_eq!(link_is_cut(&mut world, 0, 1, 15), None);
+        world.leader.on_alive(OsdId(0), OsdId(1));
+        world.leader.on_alive(OsdId(1), OsdId(0));
+    }
+}
+
 #[test]
 fn a_lone_osd_that_neither_reports_nor_answers_is_down() {
     let mut world = World::new(&[0]);

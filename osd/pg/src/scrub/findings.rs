@@ -149,8 +149,11 @@ impl Pg {
         let seen = (i64::try_from(pass.verified).unwrap_or(i64::MAX), i64::try_from(pass.bytes).unwrap_or(i64::MAX));
         let kept = (self.holding.objects, self.holding.bytes);
         if seen != kept {
-            tracing::warn!(pg = %self.id, osd = %self.whoami, ?seen, ?kept, "counts of objects and bytes were wrong");
+            if !self.holding.guessed {
+                tracing::warn!(pg = %self.id, osd = %self.whoami, ?seen, ?kept, "counts of objects and bytes were wrong");
+            }
             (self.holding.objects, self.holding.bytes) = seen;
+            self.holding.guessed = false;
             self.submit(vec![rows::put_info(&self.holding.info())], None, step);
         }
     }
