@@ -476,7 +476,6 @@ impl World {
         let damage = node.disk.crash(rng, power);
         node.generation += 1;
         (node.paused_until, node.stuck_until) = (Timestamp::ZERO, Timestamp::ZERO);
-        node.unperformed.clear();
         self.syncing.remove(&osd);
         if !running {
             return; // its restart is under way

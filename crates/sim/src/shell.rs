@@ -404,6 +404,7 @@ impl World {
         let node = self.node(osd);
         node.running = false;
         node.booted = false;
+        node.unperformed.clear();
     }
 
     pub(crate) fn end_run(&mut self, osd: OsdId, run: Incarnation) {
