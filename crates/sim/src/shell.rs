@@ -114,7 +114,8 @@ impl World {
 
     pub(crate) fn perform(&mut self, osd: OsdId, pg: PgId, outbox: Outbox) {
         let run = self.node(osd).incarnation;
-        if self.node(osd).paused_until > self.now {
+        let now = self.now;
+        if self.node(osd).paused_until > now {
             // It stopped in the middle of what an earlier step of this same moment had to do: first that, then this.
             self.node(osd).unperformed.push_back((pg, outbox));
             return self.schedule(Duration::ZERO, Event::Perform { osd });
