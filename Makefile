@@ -1,7 +1,7 @@
 # What a newcomer types. Everything goes through cargo; `make` adds the packages, RocksDB's archive and the order.
 WITH := scripts/with-rocksdb
 
-.PHONY: help deps client-tools build demo test check bench clients chaos clean
+.PHONY: help deps client-tools build demo test check bench clients chaos headline clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ clients: client-tools build ## every real S3 client, all sizes
 
 chaos: client-tools build ## five minutes of kills, pauses, lost packets, full and failing disks, with checkers (root)
 	$(WITH) cargo xtask chaos
+
+headline: client-tools build ## one flipped bit, and power lost everywhere: 100 seeds each, then with real processes (root)
+	$(WITH) cargo xtask headline
 
 clean: ## remove build products, not the RocksDB archive
 	cargo clean

@@ -255,6 +255,8 @@ pub(crate) struct Shard {
     /// When each placement group wants its next tick, and the same by time.
     wakes: BTreeMap<PgId, Timestamp>,
     wake_order: BTreeSet<(Timestamp, PgId)>,
+    /// Bytes of clients' requests that wait in each placement group, if any do.
+    waiting: BTreeMap<PgId, u64>,
     /// Client requests that a placement group holds, by the number they were given.
     replies: BTreeMap<u64, Pending>,
     next_reply: u64,
@@ -292,6 +294,7 @@ impl Shard {
             pgs,
             wakes: BTreeMap::new(),
             wake_order: BTreeSet::new(),
+            waiting: BTreeMap::new(),
             replies: BTreeMap::new(),
             next_reply: 0,
             waiting_for_map: Vec::new(),
@@ -677,6 +680,8 @@ impl Shard {
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         let view = Local::new(self.shared.store.engine(), id, &self.shared.space, &self.shared.leases);
         pg.step(now(), input, &view, &mut self.outbox);
+        let waiting = pg.client_bytes();
+        self.note_waiting(id, waiting);
         let mut last_sent: Option<(Arc<PeerMessage>, Option<Outbound>)> = None;
         for output in std::mem::take(&mut self.outbox) {
             if self.stopped.contains(&id) {
@@ -695,6 +700,15 @@ impl Shard {
                 }
                 output => self.perform(id, output),
             }
+        }
+    }
+
+    /// Takes note of how much waits in a placement group.
+    fn note_waiting(&mut self, id: PgId, bytes: u64) {
+        let before = if bytes > 0 { self.waiting.insert(id, bytes) } else { self.waiting.remove(&id) };
+        let before = before.unwrap_or(0);
+        if bytes != before {
+            self.shared.space.note_waiting(before, bytes);
         }
     }
 
@@ -743,6 +757,7 @@ impl Shard {
             Output::Gone => {
                 debug!(%pg, "placement group left this OSD");
                 self.pgs.remove(&pg);
+                self.note_waiting(pg, 0);
                 self.set_wake(pg, None);
                 self.release(pg, Slot::Incoming);
                 self.release(pg, Slot::Outgoing);
@@ -981,6 +996,64 @@ mod tests {
         // One connection keeps order: an answer to the first would have come before.
         assert!(!unanswered.is_finished());
         unanswered.abort();
+    }
+
+    #[test]
+    fn what_placement_groups_cannot_serve_leaves_memory_for_what_others_can() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (shards, _inboxes) = Shards::new(1);
+        let shared = shared(directory.path(), &shards, STALL_GRACE);
+        let mut map = ClusterMap::empty(CLUSTER);
+        map.epoch = Epoch(1);
+        // Of three copies only this one is there.
+        let pool = holdfast_map::Pool {
+            name: "p".to_owned(),
+            kind: holdfast_map::PoolKind::Replicated { size: 3, min_size: 2 },
+            pg_num: 16,
+            rule: 0,
+            created: Epoch(1),
+            application: "test".to_owned(),
+        };
+        map.pools.insert(holdfast_types::PoolId(1), pool);
+        map.next_pool = holdfast_types::PoolId(2);
+        let info = holdfast_map::OsdInfo {
+            disk: DiskUuid([1; 16]),
+            incarnation: Incarnation(1),
+            address: "nowhere:1".to_owned(),
+            up: true,
+            in_cluster: true,
+            reweight: 0x1_0000,
+            up_from: Epoch(1),
+            up_thru: Epoch::ZERO,
+            down_at: Epoch::ZERO,
+            dead_epoch: Epoch::ZERO,
+            formatted_at: Epoch::ZERO,
+        };
+        map.osds.insert(OsdId(0), info);
+        map.crush.insert_device(OsdId(0), 0x1_0000, None, &[("host", "h"), ("root", "default")]).expect("a place");
+        let step = MapStep::new(Arc::new(map));
+        let mut shard = Shard::new(0, shared.clone(), step.clone(), BTreeMap::new(), BTreeSet::new());
+        shard.advance_map(&step);
+        assert_eq!(shard.pgs.len(), 16);
+        let max = shared.limits.client_bytes_waiting_max;
+        for tid in 1..=200 {
+            let object = holdfast_types::ObjectName::new(format!("o-{tid}")).expect("a name");
+            let pg = step.map.pg_of(holdfast_types::PoolId(1), &object).expect("a pool");
+            let data = bytes::Bytes::from(vec![0; 1 << 20]).into();
+            let id =
+                holdfast_types::RequestId { client: holdfast_types::ClientId(tid), incarnation: Incarnation(1), tid };
+            let ops = vec![holdfast_wire::ObjectOp::WriteFull { data }];
+            let request =
+                ClientRequest { id, epoch: Epoch(1), pg, object, ops, lowest_outstanding_tid: tid, frees_space: None };
+            shard.step_pg(pg, Input::Client { reply_to: ReplyTo(tid), request });
+            assert!(shared.space.client_bytes_waiting() <= max, "{tid}");
+        }
+        assert!(shared.space.client_bytes_waiting() > max / 2);
+        assert!(max + (16 << 20) <= NetConfig::default().inbound_bytes_max as u64, "one client's other requests");
+        for pg in step.members.keys() {
+            shard.step_pg(*pg, Input::ClientsGone((1..=200).map(ReplyTo).collect()));
+        }
+        assert_eq!(shared.space.client_bytes_waiting(), 0);
     }
 
     #[test]

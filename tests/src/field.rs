@@ -27,6 +27,7 @@ use rustix::fs::SeekFrom;
 use tempfile::TempDir;
 
 use crate::fabric::{Fabric, run};
+use crate::powerfs::{Grid, Lost, SyncTime};
 use crate::s3::S3;
 use crate::world::binary;
 
@@ -51,6 +52,18 @@ const SUPERBLOCKS_BYTES: u64 = 128 << 10;
 /// Since when a daemon does not do what it should, because of what was done to it.
 pub type Away = Arc<Mutex<BTreeMap<DaemonName, Instant>>>;
 
+/// After a power loss, every process must have been sent its signal within this.
+const KILLED_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the daemons' data lie on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ground {
+    /// The machine's file system, and a small one for [`OSD_ON_LOOP`].
+    Plain,
+    /// File systems that lose power ([`crate::powerfs`]); what becomes of what was not synced is drawn from this seed.
+    Power(u64),
+}
+
 /// The cluster and its surroundings.
 pub struct Field {
     /// The daemons.
@@ -59,7 +72,8 @@ pub struct Field {
     pub away: Away,
     /// Seconds by which daemons' clocks are off, from their next start on.
     skews: Arc<Mutex<BTreeMap<DaemonName, i64>>>,
-    loop_fs: LoopFs,
+    loop_fs: Option<LoopFs>,
+    grid: Option<Grid>,
     /// The network.
     pub fabric: Arc<Fabric>,
     dir: Option<TempDir>,
@@ -96,11 +110,17 @@ impl Field {
     ///
     /// # Errors
     /// When it does not come up.
-    pub async fn start(fabric: Arc<Fabric>) -> anyhow::Result<Field> {
+    pub async fn start(fabric: Arc<Fabric>, ground: Ground) -> anyhow::Result<Field> {
         // With the number of this process, by which `cargo xtask chaos` knows what a killed run has left mounted.
         let prefix = format!("holdfast-chaos-{}-", std::process::id());
         let dir = tempfile::Builder::new().prefix(&prefix).tempdir()?;
-        let loop_fs = LoopFs::mount(&dir.path().join("loop.img"), &dir.path().join("osd-4"), LOOP_BYTES)?;
+        let (mut loop_fs, mut grid) = (None, None);
+        match ground {
+            Ground::Plain => {
+                loop_fs = Some(LoopFs::mount(&dir.path().join("loop.img"), &dir.path().join("osd-4"), LOOP_BYTES)?);
+            }
+            Ground::Power(seed) => grid = Some(power_grid(dir.path(), seed)?),
+        }
         let host = |daemon| -> anyhow::Result<Host> {
             let name = host_of(daemon);
             Ok(Host { address: fabric.address(&name)?, name })
@@ -121,7 +141,7 @@ impl Field {
             launcher: launcher(fabric.clone(), skews.clone()),
         };
         match DevCluster::start(settings).await {
-            Ok(cluster) => Ok(Field { cluster, away: Away::default(), skews, loop_fs, fabric, dir: Some(dir) }),
+            Ok(cluster) => Ok(Field { cluster, away: Away::default(), skews, loop_fs, grid, fabric, dir: Some(dir) }),
             Err(error) => {
                 println!("   its logs are kept in {}", dir.keep().display());
                 Err(error).context("the cluster does not come up")
@@ -198,6 +218,56 @@ impl Field {
         Ok(self.cluster.kill9_all().await?)
     }
 
+    /// What each daemon's file system has lost so far, in words; how many syncs there were.
+    #[must_use]
+    pub fn losses(&self) -> String {
+        let Some(grid) = &self.grid else { return String::new() };
+        let words = grid.lost().map(|(at, lost)| {
+            let name = at.file_name().unwrap_or_default().to_string_lossy();
+            format!(
+                "{name}: {} dropped, {} kept, {} torn, {} names",
+                lost.dropped, lost.survived, lost.torn, lost.operations
+            )
+        });
+        let (syncs, written_out) = grid.counts();
+        format!("{}; {syncs} syncs, {written_out} pages written out", words.collect::<Vec<_>>().join("; "))
+    }
+
+    /// Whether the hosts lie on [`Ground::Power`].
+    #[must_use]
+    pub fn loses_power(&self) -> bool {
+        self.grid.is_some()
+    }
+
+    /// Takes the power away from all hosts at one moment, with everything that was not synced; [`Field::power_on`] brings
+    /// back what is left.
+    ///
+    /// # Errors
+    /// When the field is not on [`Ground::Power`], or a process does not end.
+    pub async fn lose_power(&mut self) -> anyhow::Result<Lost> {
+        let grid = self.grid.as_mut().context("the hosts lie on file systems that do not lose power")?;
+        let daemons = self.cluster.layout().daemons();
+        let processes: Vec<_> = daemons.iter().filter_map(|daemon| self.cluster.process(*daemon)).collect();
+        for daemon in daemons {
+            self.away.lock().insert(daemon, Instant::now());
+        }
+        grid.cut();
+        let since = Instant::now();
+        let release = async {
+            // None may live to see that its file system answers again.
+            while !processes.iter().all(is_killed) && since.elapsed() < KILLED_LIMIT {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let all = processes.iter().all(is_killed);
+            grid.release();
+            all
+        };
+        let (killed, all) = tokio::join!(self.cluster.kill9_all(), release);
+        killed?;
+        ensure!(all, "a process was not killed within {KILLED_LIMIT:?}");
+        tokio::task::block_in_place(|| grid.restore())
+    }
+
     /// Starts everything that is stopped and waits until all serve.
     ///
     /// # Errors
@@ -222,7 +292,7 @@ impl Field {
     /// # Errors
     /// When it cannot be filled.
     pub fn fill(&self, left_bytes: u64) -> anyhow::Result<()> {
-        self.loop_fs.fill(left_bytes)
+        self.loop_fs.as_ref().context("no small file system here")?.fill(left_bytes)
     }
 
     /// Gives the file system of [`OSD_ON_LOOP`] its room back.
@@ -230,7 +300,7 @@ impl Field {
     /// # Errors
     /// When the file cannot be removed.
     pub fn unfill(&self) -> anyhow::Result<()> {
-        self.loop_fs.unfill()
+        self.loop_fs.as_ref().context("no small file system here")?.unfill()
     }
 
     /// From now on every sync of the daemon's files fails with EIO, until the answer is dropped.
@@ -319,7 +389,8 @@ impl Field {
     pub async fn end(mut self) -> anyhow::Result<()> {
         self.no_panic()?;
         self.power_off().await?;
-        self.loop_fs.unmount();
+        self.loop_fs = None;
+        self.grid = None;
         if std::env::var_os("HOLDFAST_KEEP").is_none()
             && let Some(dir) = self.dir.take()
         {
@@ -355,6 +426,29 @@ fn launcher(fabric: Arc<Fabric>, skews: Arc<Mutex<BTreeMap<DaemonName, i64>>>) -
         }
         prefix
     })
+}
+
+/// A file system that loses power under the data of each OSD and monitor.
+fn power_grid(dir: &Path, seed: u64) -> anyhow::Result<Grid> {
+    let mut grid = Grid::new(seed);
+    let osds = (0..OSDS).map(DaemonName::osd);
+    for daemon in osds.chain((0..MONS).map(DaemonName::mon)) {
+        let name = daemon.to_string().replace('.', "-"); // as the cluster names it
+        grid.mount(&dir.join(&name), &dir.join("durable").join(&name), SyncTime::DISK)?;
+    }
+    Ok(grid)
+}
+
+/// Whether a process has ended, or has been sent SIGKILL and runs no more of its own code.
+fn is_killed(process: &ProcessIdentity) -> bool {
+    const SIGKILL: u64 = 1 << 8;
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", process.pid)) else { return true };
+    if status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX")) {
+        return true;
+    }
+    let pending = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
+    let mut pending = pending.filter_map(|set| u64::from_str_radix(set.trim(), 16).ok());
+    pending.any(|set| set & SIGKILL != 0) || !process.is_alive()
 }
 
 /// A small file system in a file.

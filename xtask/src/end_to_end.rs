@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::bail;
 
-use crate::run::{cargo, root, step, target_dir};
+use crate::run::{cargo, root, step, step_with_lines, target_dir};
 
 /// The release binary: the one that `HOLDFAST_BIN` names, or else built now.
 fn binary() -> anyhow::Result<PathBuf> {
@@ -43,8 +43,8 @@ pub fn tests(full: bool) -> anyhow::Result<()> {
     step("end-to-end tests", &mut command)
 }
 
-/// The chaos test alone, for `minutes`.
-pub fn chaos(minutes: f64, seed: Option<u64>) -> anyhow::Result<()> {
+/// The chaos test alone, for `minutes`; with `power` on file systems that lose what was not synced.
+pub fn chaos(minutes: f64, seed: Option<u64>, power: bool) -> anyhow::Result<()> {
     let binary = binary()?;
     let mut command = cargo(&["test", "--locked", "--package", "holdfast-tests", "--test", "chaos", "--"]);
     command
@@ -54,9 +54,36 @@ pub fn chaos(minutes: f64, seed: Option<u64>) -> anyhow::Result<()> {
     if let Some(seed) = seed {
         command.env("HOLDFAST_SEED", seed.to_string());
     }
+    if power {
+        command.env("HOLDFAST_CHAOS_POWER", "1");
+    }
     let outcome = step("chaos", &mut command);
     sweep();
     outcome
+}
+
+/// Both headline tests, in the simulator and with real processes; one line at the end sums up.
+pub fn headline(seeds: u64, from: u64, rounds: u64, seed: Option<u64>) -> anyhow::Result<()> {
+    const MARK: &str = "headline ";
+    let (seeds, from) = (seeds.to_string(), from.to_string());
+    let mut simulator = cargo(&["run", "--quiet", "--release", "--locked", "--package", "holdfast-sim", "--"]);
+    simulator.args(["headline", "--seeds", &seeds, "--from", &from]);
+    let mut lines = step_with_lines("headline tests in the simulator", &mut simulator, MARK)?;
+
+    let binary = binary()?;
+    let mut processes = cargo(&["test", "--locked", "--package", "holdfast-tests", "--test", "headline", "--"]);
+    processes
+        .args(["--test-threads", "1", "--nocapture"])
+        .env("HOLDFAST_BIN", &binary)
+        .env("HOLDFAST_HEADLINE_ROUNDS", rounds.to_string());
+    if let Some(seed) = seed {
+        processes.env("HOLDFAST_SEED", seed.to_string());
+    }
+    let outcome = step_with_lines("headline tests with real processes", &mut processes, MARK);
+    sweep();
+    lines.extend(outcome?);
+    println!("\nheadline: {}", lines.join(" | "));
+    Ok(())
 }
 
 /// The process that a chaos test ran in, of the name of something it made; `None` when that is still there.

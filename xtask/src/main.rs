@@ -71,7 +71,26 @@ enum Command {
         /// How long faults are dealt.
         #[arg(long, default_value_t = 5.0)]
         minutes: f64,
+        /// All hosts on file systems that lose what was not synced when the power fails; without the full file system.
+        #[arg(long)]
+        power: bool,
         /// Which faults in which order, and what is written. Drawn and printed without.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// One bit flipped in a file of one OSD, and power lost on all hosts with what was not synced: in the simulator, then
+    /// with real processes; needs root.
+    Headline {
+        /// Seeds of each in the simulator in which it struck.
+        #[arg(long, default_value_t = 100)]
+        seeds: u64,
+        /// The first one.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// How often each strikes the real processes.
+        #[arg(long, default_value_t = 10)]
+        rounds: u64,
+        /// What is written and when it strikes, with real processes. Drawn and printed without.
         #[arg(long)]
         seed: Option<u64>,
     },
@@ -112,7 +131,8 @@ fn main() -> anyhow::Result<()> {
             check::simulation(seeds, from, &rest)
         }
         Command::Mutants { budget, brief } => check::mutants(budget, brief),
-        Command::Chaos { minutes, seed } => end_to_end::chaos(minutes, seed),
+        Command::Chaos { minutes, seed, power } => end_to_end::chaos(minutes, seed, power),
+        Command::Headline { seeds, from, rounds, seed } => end_to_end::headline(seeds, from, rounds, seed),
         Command::Clients { quick, only } => end_to_end::clients(quick, only.as_deref()),
         Command::EndToEnd { full } => end_to_end::tests(full),
         Command::Demo => end_to_end::demo(),

@@ -1,7 +1,8 @@
 //! Running other programs from the workspace root.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -32,6 +33,27 @@ pub fn step(title: &str, command: &mut Command) -> anyhow::Result<()> {
     }
     println!("   {title}: passed in {:.1} s", start.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// As [`step`]; what of its output begins with `mark` is also handed back, without it.
+pub fn step_with_lines(title: &str, command: &mut Command, mark: &str) -> anyhow::Result<Vec<String>> {
+    println!("\n== {title}\n   {}", shown(command));
+    let start = Instant::now();
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {}", shown(command)))?;
+    let mut marked = Vec::new();
+    if let Some(output) = child.stdout.take() {
+        for line in BufReader::new(output).lines() {
+            let line = line?;
+            println!("{line}");
+            marked.extend(line.trim_start().strip_prefix(mark).map(str::to_owned));
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("{title}: failed ({status}); run it again with: {}", shown(command));
+    }
+    println!("   {title}: passed in {:.1} s", start.elapsed().as_secs_f64());
+    Ok(marked)
 }
 
 /// Whether `program --version` can be run.

@@ -1,5 +1,6 @@
 //! Many seeds in a row, and what they add up to.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -29,6 +30,8 @@ pub struct Summary {
     pub planned: Vec<FaultKind>,
     /// What struck.
     pub faults: FaultCounts,
+    /// In how many of the seeds each kind struck that ended without a violation.
+    pub struck: BTreeMap<FaultKind, u64>,
     /// What went wrong.
     pub violations: Vec<Violation>,
 }
@@ -50,6 +53,9 @@ impl Summary {
         self.copies_scrubbed += other.copies_scrubbed;
         self.maps_most = self.maps_most.max(other.maps_most);
         self.faults.add_all(&other.faults);
+        for (kind, seeds) in other.struck {
+            *self.struck.entry(kind).or_default() += seeds;
+        }
         self.planned.extend(other.planned);
         self.violations.extend(other.violations);
     }
@@ -62,6 +68,9 @@ impl Summary {
         self.operations += report.operations;
         self.leases_granted += report.leases_granted;
         self.faults.add_all(&report.faults);
+        for kind in report.faults.kinds() {
+            *self.struck.entry(kind).or_default() += 1;
+        }
     }
 }
 

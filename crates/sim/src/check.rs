@@ -109,8 +109,30 @@ fn check_object(seen: &[Seen<'_>], checked: &mut Checked) {
             Act::ReadCounter => check_counter_read(one, &mutations, checked),
             Act::ReadList => check_list_read(one, &mutations, checked),
             Act::Increment => check_increment(one, &mutations, checked),
-            Act::Write { .. } | Act::Remove | Act::Append => {}
+            Act::Write { if_version: Some(expected) } => {
+                check_failed(one, &mutations, |found| found != expected, checked);
+            }
+            Act::Remove => check_failed(one, &mutations, |found| found == LogVersion::ZERO, checked),
+            Act::Write { if_version: None } | Act::Append => {}
         }
+    }
+}
+
+/// What failed by its condition did so in a state that there was between question and answer. `fails`: whether it does in the
+/// state that this version made, zero for no object.
+fn check_failed(one: &Seen<'_>, mutations: &[Mutation<'_>], fails: impl Fn(LogVersion) -> bool, checked: &mut Checked) {
+    if !matches!(one.outcome, ClientOutcome::Failed { .. }) {
+        return;
+    }
+    let justified = (0..=mutations.len()).any(|done| {
+        let last = done.checked_sub(1).and_then(|last| mutations.get(last));
+        let begins = last.is_none_or(|last| last.operation.invoked <= one.at);
+        let lasts = mutations.get(done).is_none_or(|next| next.completed >= one.operation.invoked);
+        let existing = last.filter(|last| last.operation.act != Act::Remove);
+        begins && lasts && fails(existing.map_or(LogVersion::ZERO, |last| last.version))
+    });
+    if !justified {
+        checked.note(format!("D2: {} failed by what was not so any more", one.operation.id));
     }
 }
 

@@ -125,7 +125,7 @@ pub struct Config {
     pub clients: u32,
     /// The last so many of them only read.
     pub readers: u32,
-    /// Whether the clocks of OSDs run at different rates, by up to nearly a twentieth.
+    /// Whether the clocks of OSDs run at different rates, by up to nearly a fifth.
     pub skewed_clocks: bool,
     /// Requests that each client has under way at most.
     pub depth: u32,

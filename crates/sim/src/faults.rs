@@ -122,6 +122,11 @@ impl FaultCounts {
         self.0.get(&kind).copied().unwrap_or(0)
     }
 
+    /// The kinds that struck.
+    pub fn kinds(&self) -> impl Iterator<Item = FaultKind> + '_ {
+        self.0.keys().copied()
+    }
+
     pub(crate) fn add(&mut self, kind: FaultKind, times: u64) {
         if times > 0 {
             *self.0.entry(kind).or_default() += times;

@@ -1,13 +1,14 @@
 //! `holdfast-sim [--seeds N] [--from SEED] [--world W] [--threads N] [--trace]`: runs seeds of all worlds but `calm`, or of one,
 //! and prints what they add up to. It fails when a promise was broken, and when a planned kind of fault never struck.
-//! `cargo xtask sim` calls it.
+//! `cargo xtask sim` calls it. `holdfast-sim headline [--seeds N] [--from SEED] [--threads N]` runs the worlds of the two
+//! headline tests until each has struck in so many seeds; `cargo xtask headline` calls it.
 
 use std::process::ExitCode;
 use std::time::Instant;
 
 #[cfg(feature = "mutants")]
 use holdfast_sim::{Catch, Without};
-use holdfast_sim::{Config, Summary, campaign};
+use holdfast_sim::{Config, FaultKind, Summary, campaign};
 
 /// A campaign ends after so many violations of one world: they are mostly the same one.
 const VIOLATIONS_MAX: usize = 10;
@@ -16,6 +17,12 @@ const SEEDS_ENOUGH: u64 = 20;
 
 /// Characters of a violation that are printed.
 const SHOWN_MAX: usize = 3_000;
+
+/// The worlds of the headline tests, and what must have struck in a seed for it to count. In `power` nothing but a power
+/// loss of all OSDs drops sectors.
+const HEADLINES: [(&str, FaultKind); 2] = [("rot", FaultKind::BitFlipped), ("power", FaultKind::SectorLost)];
+/// A headline test gives up when fewer than one of so many seeds struck.
+const SEEDS_TO_STRIKE: u64 = 4;
 
 struct Arguments {
     seeds: u64,
@@ -98,6 +105,45 @@ fn mutants(mut words: impl Iterator<Item = String>) -> Result<ExitCode, String> 
     })
 }
 
+fn print_violations(name: &str, summary: &Summary) {
+    for violation in &summary.violations {
+        let text: String = violation.to_string().chars().take(SHOWN_MAX).collect();
+        println!("{name}: {text}");
+        println!("  replay: cargo xtask sim --world {name} --from {} --seeds 1 --trace", violation.seed);
+    }
+}
+
+/// Runs the worlds of the headline tests until each was struck in as many seeds as were asked for.
+fn headline(arguments: &Arguments) -> ExitCode {
+    let mut failed = false;
+    for (name, kind) in HEADLINES {
+        let Some((_, config)) = arguments.worlds.iter().find(|(world, _)| *world == name) else {
+            failed = true;
+            continue;
+        };
+        let (mut total, mut from) = (Summary::default(), arguments.from);
+        let struck = |total: &Summary| total.struck.get(&kind).copied().unwrap_or(0);
+        while struck(&total) < arguments.seeds
+            && total.violations.is_empty()
+            && total.seeds < arguments.seeds.saturating_mul(SEEDS_TO_STRIKE)
+        {
+            let seeds = arguments.seeds - struck(&total);
+            total.merge(campaign(from, seeds, config, arguments.threads, VIOLATIONS_MAX));
+            from = from.saturating_add(seeds);
+        }
+        print_violations(name, &total);
+        println!("{name}: {total}");
+        println!(
+            "headline {name}: {} of {} seeds in which {kind}, {} violations",
+            struck(&total),
+            total.seeds,
+            total.violations.len()
+        );
+        failed |= !total.violations.is_empty() || struck(&total) < arguments.seeds;
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
 fn main() -> ExitCode {
     #[cfg(feature = "mutants")]
     if std::env::args().nth(1).as_deref() == Some("mutants") {
@@ -106,22 +152,22 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         });
     }
-    let arguments = match parse(std::env::args().skip(1)) {
+    let headlines = std::env::args().nth(1).as_deref() == Some("headline");
+    let arguments = match parse(std::env::args().skip(1 + usize::from(headlines))) {
         Ok(arguments) => arguments,
         Err(error) => {
             eprintln!("{error}");
             return ExitCode::from(2);
         }
     };
+    if headlines {
+        return headline(&arguments);
+    }
     let (mut failed, mut total) = (false, Summary::default());
     let start = Instant::now();
     for (name, config) in &arguments.worlds {
         let summary = campaign(arguments.from, arguments.seeds, config, arguments.threads, VIOLATIONS_MAX);
-        for violation in &summary.violations {
-            let text: String = violation.to_string().chars().take(SHOWN_MAX).collect();
-            println!("{name}: {text}");
-            println!("  replay: cargo xtask sim --world {name} --from {} --seeds 1 --trace", violation.seed);
-        }
+        print_violations(name, &summary);
         println!("{name}: {summary}");
         if summary.seeds >= SEEDS_ENOUGH && !summary.unseen().is_empty() {
             println!("{name}: planned, but never struck: {:?}", summary.unseen());

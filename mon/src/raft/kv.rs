@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions};
 
@@ -61,8 +62,12 @@ pub trait Kv: Send + Sync + Sized + 'static {
     fn sync(&self) -> io::Result<()>;
 }
 
-/// RocksDB.
-pub struct Rocks(DB);
+/// RocksDB. Each batch says what was durable before it, see [`super::wal`].
+pub struct Rocks {
+    db: DB,
+    /// All up to this sequence number is durable.
+    synced: AtomicU64,
+}
 
 fn failed(error: rocksdb::Error) -> io::Error {
     io::Error::other(error)
@@ -82,7 +87,9 @@ impl Rocks {
     }
 
     pub(super) fn open_with(options: &Options, directory: &Path) -> io::Result<Rocks> {
-        DB::open(options, directory).map(Rocks).map_err(failed)
+        super::wal::cut_torn_end(directory)?;
+        let db = DB::open(options, directory).map_err(failed)?;
+        Ok(Rocks { db, synced: AtomicU64::new(0) })
     }
 }
 
@@ -92,13 +99,13 @@ impl Kv for Rocks {
     }
 
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        self.0.get(key).map_err(failed)
+        self.db.get(key).map_err(failed)
     }
 
     fn scan(&self, from: &[u8], until: &[u8], mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         let mut read = ReadOptions::default();
         read.set_iterate_upper_bound(until);
-        for item in self.0.iterator_opt(IteratorMode::From(from, Direction::Forward), read) {
+        for item in self.db.iterator_opt(IteratorMode::From(from, Direction::Forward), read) {
             let (_, value) = item.map_err(failed)?;
             each(&value)?;
         }
@@ -109,13 +116,15 @@ impl Kv for Rocks {
         let mut read = ReadOptions::default();
         read.set_iterate_lower_bound(from);
         read.set_iterate_upper_bound(until);
-        let mut newest_first = self.0.iterator_opt(IteratorMode::End, read);
+        let mut newest_first = self.db.iterator_opt(IteratorMode::End, read);
         let newest = newest_first.next().transpose().map_err(failed)?;
         Ok(newest.map(|(_, value)| value.into_vec()))
     }
 
     fn write(&self, batch: Vec<Write>, durable: bool) -> io::Result<()> {
         let mut changes = WriteBatch::default();
+        let (key, value) = super::wal::marker(self.synced.load(Ordering::Acquire));
+        changes.put(key, value);
         for change in batch {
             match change {
                 Write::Put(key, value) => changes.put(key, value),
@@ -123,12 +132,14 @@ impl Kv for Rocks {
                 Write::DeleteRange(from, until) => changes.delete_range(from, until),
             }
         }
-        let mut options = WriteOptions::default();
-        options.set_sync(durable);
-        self.0.write_opt(changes, &options).map_err(failed)
+        self.db.write_opt(changes, &WriteOptions::default()).map_err(failed)?;
+        if durable { self.sync() } else { Ok(()) }
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.flush_wal(true).map_err(failed)
+        let written = self.db.latest_sequence_number();
+        self.db.flush_wal(true).map_err(failed)?;
+        self.synced.fetch_max(written, Ordering::AcqRel);
+        Ok(())
     }
 }

@@ -20,6 +20,7 @@ mod log;
 mod machine;
 mod network;
 mod types;
+mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;

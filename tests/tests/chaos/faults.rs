@@ -278,9 +278,15 @@ async fn monitor_majority(field: &mut Field, load: &Load, random: &mut SmallRng)
 }
 
 async fn power(field: &mut Field, random: &mut SmallRng) -> anyhow::Result<String> {
-    field.power_off().await?;
+    let lost = if field.loses_power() {
+        let lost = field.lose_power().await?;
+        format!("{} unsynced pages dropped, {} kept, {} torn, ", lost.dropped, lost.survived, lost.torn)
+    } else {
+        field.power_off().await?;
+        String::new()
+    };
     tokio::time::sleep(Duration::from_millis(random.random_range(0..2000))).await;
     let since = Instant::now();
     field.power_on().await?;
-    Ok(format!("all serve again after {:.2?}", since.elapsed()))
+    Ok(format!("{lost}all serve again after {:.2?}", since.elapsed()))
 }

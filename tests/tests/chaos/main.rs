@@ -23,30 +23,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use faults::Fault;
-use futures::future::{select_all, try_join_all};
-use holdfast_client::{Client, ClientConfig};
-use holdfast_devcluster::{DaemonName, INDEX_POOL, monitor_session};
 use holdfast_tests::fabric::{Fabric, obstacle};
-use holdfast_tests::field::{self, CLIENT, Field, OSDS};
-use holdfast_tests::load::{Counters, Load};
+use holdfast_tests::field::{self, Field, Ground, OSDS};
+use holdfast_tests::running::{Running, on_client};
 use holdfast_tests::watch::Watch;
 use holdfast_tests::world::seed;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom as _;
 use rand::{Rng as _, SeedableRng as _};
-use tokio::task::JoinHandle;
 
 const BUCKET: &str = "chaos";
-/// Clients of the gateway, and clients that count by the native library.
-const CLIENTS: u64 = 6;
-const COUNTING: u64 = 3;
 /// After the end of a fault, everything is to be clean again within this, with nobody's help. It is a bound on harm, not
 /// the time that is promised; that is measured.
 const CLEAN_LIMIT: Duration = Duration::from_secs(120);
 /// From this length on a run must have seen every fault, and is measured.
 const WHOLE_RUN: Duration = Duration::from_secs(300);
-/// Client number of the last reads.
-const LAST_READER: u64 = 1000;
 
 /// How long faults are dealt; `None`: a small dose.
 fn asked() -> Option<Duration> {
@@ -54,9 +45,16 @@ fn asked() -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
+/// Whether the data of all daemons lie on file systems that lose power, with what was not synced.
+fn on_power_ground() -> bool {
+    std::env::var_os("HOLDFAST_CHAOS_POWER").is_some()
+}
+
 /// Faults named by `HOLDFAST_CHAOS_ONLY` (names as in the code, with commas), to look at one.
 fn deck() -> Vec<Fault> {
-    let of_run = if asked().is_some() { Fault::ALL.to_vec() } else { Fault::QUICK.to_vec() };
+    let mut of_run = if asked().is_some() { Fault::ALL.to_vec() } else { Fault::QUICK.to_vec() };
+    // The file system that can be filled lies elsewhere then.
+    of_run.retain(|fault| *fault != Fault::DiskFull || !on_power_ground());
     let Ok(only) = std::env::var("HOLDFAST_CHAOS_ONLY") else { return of_run };
     let wanted = |fault: &Fault| only.split(',').any(|name| name == format!("{fault:?}"));
     Fault::ALL.into_iter().filter(wanted).collect()
@@ -73,78 +71,18 @@ fn nothing_acknowledged_is_lost_whatever_happens_to_processes_network_disks_and_
     on_client(&fabric, chaos(fabric.clone()))
 }
 
-/// Runs on threads whose sockets are on the client's host.
-fn on_client<T>(fabric: &Arc<Fabric>, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    fabric.move_thread_to(CLIENT)?;
-    let shared = fabric.clone();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .on_thread_start(move || shared.move_thread_to(CLIENT).expect("the first thread could"))
-        .build()?;
-    let outcome = runtime.block_on(work);
-    runtime.shutdown_timeout(Duration::from_secs(5));
-    outcome
-}
-
-/// Load, counters and watch, while they run.
-struct Running {
-    load: Load,
-    counters: Counters,
-    watch: Watch,
-    workers: Vec<JoinHandle<anyhow::Result<()>>>,
-    watching: JoinHandle<()>,
-}
-
-impl Running {
-    async fn start(field: &Field, seed: u64) -> anyhow::Result<Running> {
-        let layout = field.cluster.layout();
-        let client = Client::connect(ClientConfig::new(layout.cluster, layout.monitors())).await?;
-        // Counters are rows: they live where rows may.
-        let counters = Counters::new(client.pool(INDEX_POOL).await?);
-        let load = Load::new(field.s3(), BUCKET);
-        let mut workers = Vec::new();
-        for id in 0..CLIENTS {
-            workers.push(tokio::spawn(load.clone().client(id, seed)));
-        }
-        for id in 0..COUNTING {
-            workers.push(tokio::spawn(counters.clone().client(seed.wrapping_add(id))));
-        }
-        let watch = Watch::new(monitor_session(layout)?, field.away.clone());
-        let watching = tokio::spawn(watch.clone().run());
-        Ok(Running { load, counters, watch, workers, watching })
-    }
-
-    /// Waits for a worker to end, which it does only with a finding.
-    async fn finding(&mut self) -> anyhow::Error {
-        let (early, _, _) = select_all(&mut self.workers).await;
-        match early {
-            Ok(Err(finding)) => finding,
-            Ok(Ok(())) => anyhow::anyhow!("a client ended before it was told to"),
-            Err(error) => error.into(),
-        }
-    }
-
-    async fn stop(&mut self) -> anyhow::Result<()> {
-        self.load.stop();
-        self.counters.stop();
-        for outcome in try_join_all(self.workers.drain(..)).await? {
-            outcome?;
-        }
-        Ok(())
-    }
-}
-
 async fn chaos(fabric: Arc<Fabric>) -> anyhow::Result<()> {
     let seed = seed();
     let mut random = SmallRng::seed_from_u64(seed);
     let started = Instant::now();
-    let mut field = Field::start(fabric).await?;
+    let mut field =
+        Field::start(fabric, if on_power_ground() { Ground::Power(random.random()) } else { Ground::Plain }).await?;
     let s3 = field.s3();
     s3.create_bucket(BUCKET).await.context("the bucket cannot be made")?;
     field.wait_clean(CLEAN_LIMIT).await?;
     println!("   a cluster on {} hosts after {:.1?}", OSDS + 1, started.elapsed());
 
-    let mut running = Running::start(&field, seed).await?;
+    let mut running = Running::start(&field, BUCKET, seed).await?;
     let counts = match deal(&mut field, &mut running, &mut random).await {
         Ok(counts) => counts,
         Err(error) => {
@@ -156,35 +94,15 @@ async fn chaos(fabric: Arc<Fabric>) -> anyhow::Result<()> {
     running.stop().await?;
     field.wait_clean(CLEAN_LIMIT).await.context("after the last fault")?;
 
-    let load = running.load.clone();
-    let keys = load.read_all(LAST_READER).await.context("after it all")?;
-    let (added, uncertain) = running.counters.check().await.context("after it all")?;
-    // Clean was true: with any one OSD away, everything is still there.
-    let away = DaemonName::osd(random.random_range(0..OSDS));
-    field.kill(away).await?;
-    load.read_all(LAST_READER + 1).await.with_context(|| format!("without {away}"))?;
-    field.revive(away).await?;
-    field.wait_clean(CLEAN_LIMIT).await.with_context(|| format!("after {away} was away"))?;
-
-    let summary = load.history.summary();
-    println!(
-        "   {} writes acknowledged and {} of unknown outcome, {} reads, {keys} keys; counters: {added} additions \
-         acknowledged, {uncertain} unknown; slowest answer {} ms",
-        summary.acknowledged,
-        summary.unknown,
-        summary.reads,
-        load.slowest_ms.load(std::sync::atomic::Ordering::Relaxed)
-    );
-    let mut findings = load.history.judge();
+    running.check_all(&field, &mut random, CLEAN_LIMIT).await?;
+    let mut findings = running.load.history.judge();
     let measured = asked().filter(|asked| *asked >= WHOLE_RUN).or_else(measures::asked);
     if let Some(length) = measured {
         findings.extend(measures::measure(&field, &s3, BUCKET, length).await?);
     }
-    running.watch.stop();
-    running.watching.await?;
+    running.unwatch().await?;
     findings.extend(report(&running.watch, &counts));
     ensure!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
-    ensure!(summary.acknowledged > 100, "hardly anything was acknowledged: no test");
     field.end().await
 }
 

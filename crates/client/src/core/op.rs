@@ -189,6 +189,10 @@ impl Op {
                 if reply.epoch > view.map().epoch {
                     self.cause = Cause::WrongPrimary;
                     self.state = State::Waiting { map: reply.epoch, from: now };
+                } else if self.request.epoch < reply.epoch {
+                    // The map has come since it was sent: under that one it has not been refused yet.
+                    self.cause = Cause::WrongPrimary;
+                    self.state = State::Waiting { map: Epoch::ZERO, from: now };
                 } else {
                     self.pause(now, view, Cause::WrongPrimary);
                 }

@@ -140,6 +140,20 @@ fn the_wrong_primary_at_a_newer_epoch_is_left_when_that_map_is_there() {
 }
 
 #[test]
+fn what_was_refused_under_an_older_map_is_sent_again_at_once_and_only_once() {
+    let (view, mut op) = (MapView::new(map()), op());
+    let first = sent(op.step(at(0), &view, Input::Wake));
+    let newer = after(view.map(), |_| {});
+    assert!(matches!(op.step(at(1), &newer, Input::Wake), Action::Await), "its target is the same");
+    let wrong = || ClientOutcome::Refused(RefusedReason::WrongPrimary);
+    let again = sent(op.step(at(2), &newer, reply(11, wrong())));
+    assert_eq!(again.primary(), first.primary());
+    assert_eq!(op.request.epoch, Epoch(11));
+    let (until, _) = waits(op.step(at(3), &newer, reply(11, wrong())));
+    assert!(until > at(3), "under that map it was refused, too");
+}
+
+#[test]
 fn pauses_grow_while_nothing_moves_and_vanish_when_it_does() {
     let (view, mut op) = (MapView::new(map()), op());
     let first = sent(op.step(at(0), &view, Input::Wake));
