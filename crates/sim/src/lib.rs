@@ -10,12 +10,14 @@
 
 mod campaign;
 mod check;
+mod checker;
 mod client;
 mod config;
 mod copies;
 mod cuts;
 mod disk;
 mod faults;
+mod fence;
 #[cfg(feature = "mutants")]
 mod hunt;
 mod leases;
@@ -27,8 +29,9 @@ mod watch;
 mod world;
 
 pub use campaign::{Summary, campaign};
+pub use checker::Checker;
 pub use config::{Config, Faults};
 pub use faults::{FaultCounts, FaultKind};
 #[cfg(feature = "mutants")]
-pub use hunt::{Catch, Hunt, hunt};
+pub use hunt::{Catch, Hunt, Row, Without, hunt};
 pub use world::{Report, Violation, run};

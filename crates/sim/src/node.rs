@@ -11,6 +11,7 @@ use holdfast_osd::parts::{
 use holdfast_pg::{Input, Limits, Outbox, Pg};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
 use holdfast_wire::ClientRequest;
+use holdfast_wire::mon::StoreUsage;
 use holdfast_wire::peer::PeerMessage;
 
 use crate::disk::{CLUSTER, Disk};
@@ -41,7 +42,7 @@ pub(crate) struct Node {
     pub leases: Leases,
     pub early_beats: EarlyBeats,
     /// What its clock counts while a thousand units pass.
-    clock_rate: u64,
+    pub clock_rate: u64,
     /// Whether the process is to stop before it answers a read the next time.
     pub pauses_at_answer: bool,
     /// Whether a report is on its way.
@@ -50,9 +51,15 @@ pub(crate) struct Node {
     pub powered: bool,
     /// The process does nothing before this time.
     pub paused_until: Timestamp,
+    /// Its disk does nothing before this time.
+    pub stuck_until: Timestamp,
+    /// Whether its disk has failed a write or a sync: it is not used again.
+    pub disk_failed: bool,
     /// What it stopped before: it goes on with this, whatever has come in meanwhile.
     pub unperformed: VecDeque<(PgId, Outbox)>,
     pub space: PeerSpace,
+    /// For a mutant: how full it was when it was fullest, and when that was.
+    pub fullest: Option<(Timestamp, StoreUsage)>,
     /// Placement groups of which the store refused a transaction in this run.
     pub stopped: BTreeSet<PgId>,
     /// Messages and requests that came with a newer map than this node's.
@@ -90,8 +97,11 @@ impl Node {
             report_due: false,
             powered: true,
             paused_until: Timestamp::ZERO,
+            stuck_until: Timestamp::ZERO,
+            disk_failed: false,
             unperformed: VecDeque::new(),
             space: PeerSpace::default(),
+            fullest: None,
             stopped: BTreeSet::new(),
             early: Vec::new(),
             waiting: Vec::new(),

@@ -309,7 +309,7 @@ impl Pg {
             // C4: an earlier primary may have answered it, without leaving a trace. Who waits for it sends it again.
             return refuse(RefusedReason::WrongPrimary, self, step);
         }
-        if self.map.is_blocklisted(request.id.client, request.id.incarnation) {
+        if self.map.is_blocklisted(request.id.client, request.id.incarnation) && !on(Mutant::FenceIgnored) {
             return refuse(RefusedReason::Blocklisted, self, step);
         }
         let key = ObjectKey::of(&request.object);
@@ -378,7 +378,7 @@ impl Pg {
 
     fn try_request(&mut self, key: &ObjectKey, queued: Queued, step: &mut Step<'_>) -> Tried {
         let (client, incarnation) = (queued.request.id.client, queued.request.id.incarnation);
-        if self.map.is_blocklisted(client, incarnation) {
+        if self.map.is_blocklisted(client, incarnation) && !on(Mutant::FenceIgnored) {
             // It may have been fenced while it waited.
             self.refuse(&queued, RefusedReason::Blocklisted, step);
             return Tried::Done;
@@ -403,7 +403,7 @@ impl Pg {
         if active.recovery.is_landing(key) || active.recovery.unnamed.is_asking(key) {
             return Tried::Wait(queued);
         }
-        let alone = active.copies_held(key) < min_size && !on(Mutant::SingleCopyShown);
+        let alone = active.copies_held(key) < min_size;
         if !removes_unread && (missing || alone) {
             // W5: what is in all logs but on one disk only must not be shown, nor confirmed to its writer.
             active.recovery.hurry(key);
@@ -570,7 +570,7 @@ impl Pg {
             return Some(RefusedReason::Busy);
         }
         let ops = &queued.request.ops;
-        if frees_space(ops, queued.request.frees_space == Some(true)) {
+        if frees_space(ops, queued.request.frees_space == Some(true)) && !on(Mutant::DeletesRefusedWhenFull) {
             return None;
         }
         // Refused before it is logged: what is logged, every member must be able to take.
@@ -703,6 +703,9 @@ impl Pg {
         let log = &self.holding.log;
         let Role::Active(active) = &self.role else { return log.tail() };
         let whole = self.holding.missing.is_empty() && active.all_copied();
+        if on(Mutant::LogUntrimmed) {
+            return log.tail();
+        }
         let keep = if whole { self.limits.log_entries_min } else { self.limits.log_entries_max };
         if log.len() <= keep + self.limits.log_trim_batch && log.bytes() <= self.limits.log_bytes_max {
             return log.tail();
@@ -874,12 +877,13 @@ impl Pg {
         let size = self.interval.size as usize;
         let acting_len = self.members.acting.len();
         let Some(active) = self.active() else { return };
-        if !whole || !active.all_copied() || active.backfill.is_some() || !active.recovery.is_settled() {
+        let all_copied = active.all_copied() || on(Mutant::CleanTooEarly);
+        if !whole || !all_copied || active.backfill.is_some() || !active.recovery.is_settled() {
             return;
         }
         // Placement that has found no room for all copies must not cost one that there is: the members that serve stay, and
         // when they are as many as there shall be, nothing is left to do before a map places all (`active+clean+remapped`).
-        let placed = is_up_set || up.len() < acting_len.min(size);
+        let placed = is_up_set || (up.len() < acting_len.min(size) && !on(Mutant::ShortUpSetAsked));
         if !placed {
             if active.asked_acting_at.is_none_or(|at| step.now.since(at) >= ASK_AGAIN) {
                 active.asked_acting_at = Some(step.now);

@@ -195,7 +195,7 @@ impl Pg {
                 self.follow_activate(from, activate, said, step);
             }
             PeerBody::History(history) => self.learn_history(&history, start, step),
-            PeerBody::RemovePg if !self.is_member() => {
+            PeerBody::RemovePg if !self.is_member() && !on(Mutant::StrayKept) => {
                 tracing::info!(pg = %self.id, osd = %self.whoami, "stray copy removed");
                 self.remove_copy(RefusedReason::WrongPrimary, step);
             }
@@ -386,6 +386,9 @@ impl Pg {
             } else {
                 self.forget_damage(&key, effects);
                 entry_ops(&key, &op.entry, effects, &mut ops);
+                if on(Mutant::DeletedRowsKept) {
+                    ops.retain(|op| !matches!(op, StoreOp::Object { effect: Effect::DeleteRows { .. }, .. }));
+                }
             }
         } else {
             ops.push(rows::put_log(&op.entry));
@@ -505,7 +508,9 @@ impl Pg {
         let transfer = push.transfer;
         let send_next = |next| PushAck { transfer, next, no_room: None };
         let Role::Follower(follower) = &self.role else { return None };
-        if push.backfill && (transfer < follower.transfer_floor || follower.transfers_done.contains(&transfer)) {
+        let late_taken = push.backfill && on(Mutant::LateBackfillTaken);
+        let over = transfer < follower.transfer_floor || follower.transfers_done.contains(&transfer);
+        if push.backfill && over && !late_taken {
             return Some(send_next(None));
         }
         let key = match &push.what {
@@ -513,7 +518,7 @@ impl Pg {
             PushWhat::Remove(object) => ObjectKey::of(object),
         };
         let expected = match follower.transfers.get(&key) {
-            Some(newest) if newest.transfer > transfer => return None, // the primary has ended this one
+            Some(newest) if newest.transfer > transfer && !late_taken => return None, // the primary has ended this one
             Some(newest) if newest.transfer == transfer => newest.position.clone(),
             Some(_) | None => PiecePosition::default(),
         };
@@ -533,7 +538,7 @@ impl Pg {
         }
         if push.backfill {
             let newer = self.holding.log.newest_of(&piece.object).is_some_and(|entry| entry.version > piece.version);
-            if newer && !on(Mutant::LateBackfillTaken) {
+            if newer && !late_taken {
                 return Some(send_next(None)); // late: the object was written or deleted since
             }
         } else {

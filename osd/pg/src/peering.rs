@@ -303,7 +303,6 @@ impl Pg {
         let complete = |info: &&PgInfo| info.last_backfill.is_complete() || on(Mutant::IncompleteChosen);
         let started = copies.values().copied().filter(complete).map(|info| info.last_epoch_started).max();
         let floor = started.unwrap_or(Epoch::ZERO).max(self.history.last_epoch_started);
-        let floor = if on(Mutant::OldActivationChosen) { Epoch::ZERO } else { floor };
         let candidates = copies.iter().filter(|(_, info)| complete(info) && info.last_epoch_started >= floor);
         let rank =
             |osd: &OsdId, info: &PgInfo| (info.last_update, Reverse(info.log_tail), *osd == self.whoami, Reverse(*osd));

@@ -57,7 +57,8 @@ pub fn info(incarnation: u64, at: Epoch) -> OsdInfo {
 }
 
 fn members(map: &ClusterMap) -> PgMembers {
-    let up: Vec<OsdId> = [A, B, C].into_iter().filter(|osd| map.is_up(*osd)).collect();
+    let has_room = |osd: &OsdId| map.osds.get(osd).is_some_and(|info| info.up && info.reweight > 0);
+    let up: Vec<OsdId> = [A, B, C].into_iter().filter(has_room).collect();
     let acting = map.pg_temp.get(&PG).cloned().unwrap_or_else(|| up.clone());
     PgMembers { up, acting }
 }
