@@ -35,8 +35,8 @@ mod world;
 pub use campaign::{Summary, campaign};
 pub use checker::Checker;
 pub use config::{Config, Faults};
-pub use front::FrontSettings;
 pub use faults::{FaultCounts, FaultKind};
+pub use front::FrontSettings;
 #[cfg(feature = "mutants")]
 pub use hunt::{Catch, Hunt, Row, hunt};
 #[cfg(feature = "mutants")]

@@ -12,9 +12,9 @@ use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::KvError;
 use crate::error::ObjectsError;
 use crate::objects::{Objects, Operated};
-use crate::KvError;
 use crate::testing::MemoryPool;
 use crate::testing::actors::Scene;
 use crate::testing::history::History;

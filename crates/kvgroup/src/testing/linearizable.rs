@@ -155,7 +155,8 @@ fn mutated(rows: &Rows, mutations: &[Mutation]) -> (Rows, Vec<i64>) {
     let (mut rows, mut counters) = (rows.clone(), Vec::new());
     for mutation in mutations {
         let mut count = |rows: &mut Rows, key: (u8, Vec<u8>), change: &dyn Fn(i64) -> i64| {
-            let old = rows.get(&key).map_or(0, |bytes| i64::from_le_bytes(bytes.as_ref().try_into().unwrap_or_default()));
+            let old =
+                rows.get(&key).map_or(0, |bytes| i64::from_le_bytes(bytes.as_ref().try_into().unwrap_or_default()));
             counters.push(change(old));
             rows.insert(key, Bytes::copy_from_slice(&change(old).to_le_bytes()));
         };

@@ -3,15 +3,14 @@
 //! Production code above sees [`SimObjects`], an implementation of `holdfast_kvgroup`'s `Objects`. Each call becomes a wish;
 //! the world carries it out with the production client core ([`super::network`]) and lays the answer down here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use holdfast_client::OperateReply;
-use holdfast_client::OperateError;
+use holdfast_client::{OperateError, OperateReply};
 use holdfast_kvgroup::testing::actors::Scene;
 use holdfast_kvgroup::testing::history::History;
 use holdfast_kvgroup::{KvError, Objects, ObjectsError, Operated};
@@ -36,10 +35,23 @@ pub(crate) struct Who {
 /// What a future wants of the world.
 #[derive(Debug)]
 pub(crate) enum Wish {
-    Operate { who: Who, call: CallId, object: ObjectName, ops: Vec<ObjectOp>, frees_space: bool },
-    Pause { who: Who, call: CallId, length: Duration },
+    Operate {
+        who: Who,
+        call: CallId,
+        object: ObjectName,
+        ops: Vec<ObjectOp>,
+        frees_space: bool,
+    },
+    Pause {
+        who: Who,
+        call: CallId,
+        length: Duration,
+    },
     /// Nobody waits for it any more.
-    GiveUp { who: Who, call: CallId },
+    GiveUp {
+        who: Who,
+        call: CallId,
+    },
 }
 
 /// What came of it.
@@ -70,7 +82,7 @@ pub(crate) struct Desk {
     /// Makings of it that ended without an answer: each may have left one empty group behind.
     pub creations_unknown: usize,
     /// What the last visitor found: the objects that there may be.
-    pub found: Option<Result<std::collections::BTreeSet<ObjectName>, String>>,
+    pub found: Option<Result<BTreeSet<ObjectName>, String>>,
     calls: BTreeMap<CallId, Call>,
     last_call: CallId,
 }

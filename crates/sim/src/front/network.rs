@@ -139,7 +139,8 @@ impl World {
         running.sending = sending;
         let encoded = running.op.message(lowest);
         let payload: Bytes = encoded.payload.concat().into();
-        let request = match holdfast_wire::decode::<ClientRequest>(Kind::ClientRequest as u16, &encoded.body, &payload) {
+        let request = match holdfast_wire::decode::<ClientRequest>(Kind::ClientRequest as u16, &encoded.body, &payload)
+        {
             Ok(request) => request,
             Err(error) => return self.violation = Some(format!("F0: a request is decoded as {error}")),
         };
@@ -152,7 +153,7 @@ impl World {
             let (after, cause) = (self.delay(), Cause::Unreachable);
             return self.schedule(after, Event::Front(FrontEvent::Lost { who, call, sending, cause }));
         }
-        let client = FRONT | who.process << PROCESS_SHIFT | sending as usize;
+        let client = FRONT | (who.process << PROCESS_SHIFT) | sending as usize;
         for after in self.arrivals() {
             self.schedule(after, Event::Request { to: osd, client, request: Box::new(request.clone()) });
         }
@@ -165,7 +166,8 @@ impl World {
     pub(crate) fn front_replied(&mut self, front: &mut Front, process: usize, sending: u64, reply: ClientReply) {
         let Some(who) = front.running(process) else { return };
         let Some(client) = front.client(who) else { return };
-        let Some(call) = client.ops.iter().find(|(_, running)| running.sending == sending).map(|(call, _)| *call) else {
+        let Some(call) = client.ops.iter().find(|(_, running)| running.sending == sending).map(|(call, _)| *call)
+        else {
             return;
         };
         self.front_step(front, who, call, Input::Reply(reply));
