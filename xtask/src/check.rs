@@ -51,10 +51,11 @@ fn unit_tests() -> anyhow::Result<()> {
 }
 
 /// Runs the simulator with each seeded protocol bug, and writes which checker noticed it.
-pub fn mutants(budget: u64) -> anyhow::Result<()> {
+pub fn mutants(budget: u64, brief: bool) -> anyhow::Result<()> {
     let (budget, table) = (budget.to_string(), root().join("docs/mutants.md"));
     let mut command = cargo(&["run", "--quiet", "--release", "--locked", "--package", "holdfast-sim"]);
     command.args(["--features", "mutants", "--", "mutants", "--budget", &budget, "--table"]).arg(table);
+    command.args(brief.then_some("--brief"));
     step("mutants", &mut command)
 }
 

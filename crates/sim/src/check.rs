@@ -188,7 +188,7 @@ fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked
                 checked.stale(read);
             }
         }
-        other => return checked.note(format!("D1: {id} answered {other:?}")),
+        other => checked.note(format!("D1: {id} answered {other:?}")),
     }
 }
 
@@ -230,7 +230,7 @@ fn check_increment(one: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Che
     };
     let rank = mutations.iter().filter(|mutation| mutation.version <= *version).count();
     if usize::try_from(value) != Ok(rank) {
-        return checked.note(format!("E1: {id} at {version} is increment {rank} and answered {value}"));
+        checked.note(format!("E1: {id} at {version} is increment {rank} and answered {value}"));
     }
 }
 

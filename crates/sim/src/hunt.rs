@@ -22,7 +22,7 @@ pub struct Catch {
     pub noticed: Vec<Checker>,
     /// The first seed that shows it; seeds count from 0 in each world.
     pub seed: u64,
-    /// Seeds needed, those of the worlds before included.
+    /// Seeds needed, all that were run before included.
     pub seeds: u64,
     /// What was said.
     pub text: String,
@@ -35,8 +35,19 @@ pub struct Row {
     pub mutant: Rule,
     /// `None` if it got away.
     pub catch: Option<Catch>,
-    /// How it is caught when the checker that was first does not look. `None`: not at all.
-    pub without: Option<Catch>,
+    /// What happens when the checker that was first does not look.
+    pub without: Without,
+}
+
+/// What happens when the checker that was first does not look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Without {
+    /// Another one notices it.
+    Caught(Catch),
+    /// The mutant gets through.
+    Missed,
+    /// Nobody has tried: another mutant had already shown that the checker is needed, or none was first.
+    Untried,
 }
 
 /// What came of all of them.
@@ -58,7 +69,8 @@ impl Hunt {
     /// Those that get through when this checker does not look, and are caught otherwise.
     #[must_use]
     pub fn only_seen_by(&self, checker: Checker) -> Vec<Rule> {
-        let only = |row: &&Row| row.without.is_none() && row.catch.as_ref().is_some_and(|catch| catch.first == checker);
+        let first = |row: &Row| row.catch.as_ref().is_some_and(|catch| catch.first == checker);
+        let only = |row: &&Row| row.without == Without::Missed && first(row);
         self.rows.iter().filter(only).map(|row| row.mutant).collect()
     }
 
@@ -69,38 +81,55 @@ impl Hunt {
     }
 }
 
-/// Runs world after world until a checker complains; `off` does not look.
+/// Seeds of each world in the first round; each later round has as many as all before it.
+const FIRST_ROUND: u64 = 4;
+
+/// Runs some seeds of world after world, then more of each, until a checker complains; `off` does not look.
 fn chase(mutant: Rule, budget: u64, threads: usize, off: Option<Checker>) -> Option<Catch> {
     Rule::choose(Some(mutant));
     silence_assertions(off == Some(Checker::Assertions));
-    let mut seeds = 0;
-    let mut catch = None;
-    let shows = |(name, config): &(&str, Config)| *name != "calm" && mutant.concerns(config);
-    for (world, config) in Config::worlds().into_iter().filter(shows) {
-        let summary = campaign(0, budget, &Config { off, ..config }, threads, 1);
-        if let Some(violation) = summary.violations.first() {
-            let (first, noticed) = (Checker::of(&violation.violation), violation.noticed.clone());
-            let (seed, text) = (violation.seed, violation.violation.clone());
-            seeds += seed + 1;
-            catch = Some(Catch { world, first, noticed, seed, seeds, text });
-            break;
-        }
-        seeds += budget;
-    }
+    let catch = chase_chosen(mutant, budget, threads, off);
     Rule::choose(None);
     silence_assertions(false);
     catch
 }
 
-/// Runs the simulator with each mutant in turn, world after world, until a checker complains; then once more without that
-/// one. All other checkers need not be turned off: the first run has shown that the mutant is caught without them.
+fn chase_chosen(mutant: Rule, budget: u64, threads: usize, off: Option<Checker>) -> Option<Catch> {
+    let shows = |(name, config): &(&str, Config)| *name != "calm" && mutant.concerns(config);
+    let worlds: Vec<_> = Config::worlds().into_iter().filter(shows).collect();
+    let (mut seeds, mut from, mut round) = (0, 0, FIRST_ROUND.min(budget));
+    while round > 0 {
+        for (world, config) in &worlds {
+            let summary = campaign(from, round, &Config { off, ..*config }, threads, 1);
+            if let Some(violation) = summary.violations.first() {
+                let (first, noticed) = (Checker::of(&violation.violation), violation.noticed.clone());
+                let (seed, text) = (violation.seed, violation.violation.clone());
+                seeds += seed - from + 1;
+                return Some(Catch { world, first, noticed, seed, seeds, text });
+            }
+            seeds += round;
+        }
+        from += round;
+        round = from.min(budget.saturating_sub(from));
+    }
+    None
+}
+
+/// Runs the simulator with each mutant in turn until a checker complains; then once more without that one. All other
+/// checkers need not be turned off: the first run has shown that the mutant is caught without them. `brief` leaves out the
+/// second run where another mutant has shown that the checker is needed.
 #[must_use]
-pub fn hunt(budget: u64, threads: usize, only: Option<&str>, mut tell: impl FnMut(&Row)) -> Hunt {
+pub fn hunt(budget: u64, threads: usize, only: Option<&str>, brief: bool, mut tell: impl FnMut(&Row)) -> Hunt {
     let mut hunt = Hunt { budget, rows: Vec::new() };
     let wanted = |mutant: &Rule| only.is_none_or(|only| only.split(',').any(|name| format!("{mutant:?}") == name));
     for mutant in Rule::all().filter(wanted) {
         let catch = chase(mutant, budget, threads, None);
-        let without = catch.as_ref().and_then(|catch| chase(mutant, budget, threads, Some(catch.first)));
+        let without = match &catch {
+            Some(catch) if !brief || hunt.only_seen_by(catch.first).is_empty() => {
+                chase(mutant, budget, threads, Some(catch.first)).map_or(Without::Missed, Without::Caught)
+            }
+            Some(_) | None => Without::Untried,
+        };
         let row = Row { mutant, catch, without };
         tell(&row);
         hunt.rows.push(row);
@@ -136,15 +165,14 @@ impl fmt::Display for Hunt {
             };
             let noticed = listed(noticed, Checker::to_string);
             let without = match without {
-                Some(catch) => {
-                    format!("{} ({} seeds, {})", listed(&catch.noticed, Checker::to_string), catch.seeds, catch.world)
+                Without::Caught(catch) => {
+                    let noticed = listed(&catch.noticed, Checker::to_string);
+                    format!("{first}: {noticed} ({} seeds, {})", catch.seeds, catch.world)
                 }
-                None => "**gets through**".to_owned(),
+                Without::Missed => format!("{first}: **gets through**"),
+                Without::Untried => String::new(),
             };
-            writeln!(
-                table,
-                "| `{name}` | {breaks} | {noticed} | {world}, seed {seed} | {seeds} | {first}: {without} |"
-            )?;
+            writeln!(table, "| `{name}` | {breaks} | {noticed} | {world}, seed {seed} | {seeds} | {without} |")?;
         }
         for checker in Checker::PROVED {
             let only = self.only_seen_by(checker);
@@ -157,16 +185,17 @@ impl fmt::Display for Hunt {
             "# Mutants\n\n\
              Generated by `cargo xtask mutants`; do not edit. Each row is a rule of the protocol that was broken on purpose\n\
              (`osd/pg/src/mutants.rs`, `crates/kvgroup/src/sabotage.rs`; feature `mutants`, off in every build that is used), and the\n\
-             checkers of the simulator that noticed it in the run that showed it first: ids of [invariants.md](invariants.md), or assertions of the production\n\
-             code. The worlds are run one after the other, {} seeds each from seed 0, until one fails. Without a mutant the same\n\
-             seeds pass. The last column is what happens when the checker that complained first does not look.\n\n\
+             checkers of the simulator that noticed it in the run that showed it first: ids of [invariants.md](invariants.md), or\n\
+             assertions of the production code. Some seeds of each world are run, then more of each, up to seed {} of all, until one\n\
+             fails. Without a mutant the same seeds pass. The last column is what happens when the checker that complained first does\n\
+             not look.\n\n\
              {caught} of {} are caught.\n\n\
              | mutant | what it breaks | noticed by | first seen in | seeds needed | without |\n\
              |---|---|---|---|---|---|\n{table}\n\
              ## What each checker is needed for\n\n\
              Mutants that get through when that checker alone does not look.\n\n\
              | checker | mutants |\n|---|---|\n{needed}",
-            self.budget,
+            self.budget.saturating_sub(1),
             self.rows.len(),
         )
     }

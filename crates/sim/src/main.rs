@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 #[cfg(feature = "mutants")]
-use holdfast_sim::Catch;
+use holdfast_sim::{Catch, Without};
 use holdfast_sim::{Config, Summary, campaign};
 
 /// A campaign ends after so many violations of one world: they are mostly the same one.
@@ -53,31 +53,35 @@ fn processor_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// `holdfast-sim mutants [--budget N] [--threads N] [--only NAME] [--table PATH]`.
+/// `holdfast-sim mutants [--budget N] [--threads N] [--only NAME,NAME] [--brief] [--table PATH]`.
 #[cfg(feature = "mutants")]
 fn mutants(mut words: impl Iterator<Item = String>) -> Result<ExitCode, String> {
-    let (mut budget, mut threads, mut only, mut table) = (40, 2, None, None);
+    let (mut budget, mut threads, mut only, mut table, mut brief) = (40, 2, None, None, false);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
         match word.as_str() {
             "--budget" => budget = value()?.parse().map_err(|error| format!("--budget: {error}"))?,
             "--threads" => threads = value()?.parse().map_err(|error| format!("--threads: {error}"))?,
             "--only" => only = Some(value()?),
+            "--brief" => brief = true,
             "--table" => table = Some(value()?),
             _ => return Err(format!("unknown argument {word}")),
         }
     }
     // Broken assertions are what is looked for; each would print a backtrace.
     std::panic::set_hook(Box::new(|_| {}));
-    let hunt = holdfast_sim::hunt(budget, threads, only.as_deref(), |row| {
+    let hunt = holdfast_sim::hunt(budget, threads, only.as_deref(), brief, |row| {
         let said = |catch: &Catch| {
             let text = catch.text.lines().next().unwrap_or_default();
             format!("{:?} in {} seeds ({}, {}): {text:.160}", catch.noticed, catch.seeds, catch.world, catch.seed)
         };
         match (&row.catch, &row.without) {
             (None, _) => println!("{:?}: NOT CAUGHT", row.mutant),
-            (Some(first), None) => println!("{:?}: {}; without {}: NOT CAUGHT", row.mutant, said(first), first.first),
-            (Some(first), Some(then)) => {
+            (Some(first), Without::Untried) => println!("{:?}: {}", row.mutant, said(first)),
+            (Some(first), Without::Missed) => {
+                println!("{:?}: {}; without {}: NOT CAUGHT", row.mutant, said(first), first.first)
+            }
+            (Some(first), Without::Caught(then)) => {
                 println!("{:?}: {}; without {}: {}", row.mutant, said(first), first.first, said(then))
             }
         }

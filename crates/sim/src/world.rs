@@ -41,7 +41,7 @@ const AT_ONCE_MAX: u64 = 100_000;
 /// In such a time.
 const MAPS_WINDOW: Duration = Duration::from_secs(10);
 /// Several times the maps that the worst storm needs.
-const MAPS_MAX: u64 = 1_000;
+const MAPS_MAX: u64 = 300;
 
 /// What a run did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

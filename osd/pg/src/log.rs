@@ -319,10 +319,8 @@ impl Log {
         // The rows of all sessions that this changes are one transaction. Somewhat more than one trimming usually adds, so
         // that what is left over this time goes with the next ones.
         let sessions_max = limits.log_trim_batch + limits.log_trim_batch / 8 + 1;
-        while (self.dups.len() > limits.dups_max || self.dups_bytes > limits.dups_bytes_max)
-            && changed.len() < sessions_max
-            && !on(Mutant::DupsUntrimmed)
-        {
+        let dups_max = limits.dups_max * if on(Mutant::DupsUntrimmed) { 2 } else { 1 };
+        while (self.dups.len() > dups_max || self.dups_bytes > limits.dups_bytes_max) && changed.len() < sessions_max {
             let Some(dup) = self.dups.pop_front() else { break };
             self.dups_bytes -= entry_bytes(&dup);
             changed.extend(self.forget_answer(&dup, limits.executed_max));

@@ -138,7 +138,7 @@ impl Mutant {
             Mutant::PriorSetIgnored => "nobody is waited for of an interval that all members have left",
             Mutant::WritesNotResent => "a write that was lost on the way is not sent again",
             Mutant::QuestionsNotResent => "a question of peering that was lost on the way is not asked again",
-            Mutant::DupsUntrimmed => "what is remembered of requests beyond the log is never dropped",
+            Mutant::DupsUntrimmed => "twice as much is remembered of requests beyond the log as there may be",
             Mutant::LogUntrimmed => "the log is never trimmed",
             Mutant::ConditionIgnored => "a write that is conditional on a version is done whatever the version is",
             Mutant::TailKept => "what replaces a longer object keeps its end",

@@ -164,7 +164,7 @@ impl Explainer<'_> {
                 blocked_by: strings(&down),
                 next: self.how_to_bring_back(&down),
             });
-        } else if !down.is_empty() {
+        } else if !down.is_empty() && view.acting.len() < size {
             causes.push(Cause {
                 code: "MEMBER_DOWN".into(),
                 cause: format!("a copy is missing: {}", self.why_down(&down)),
@@ -339,7 +339,7 @@ impl Explainer<'_> {
     }
 
     fn copies_on_the_way(&self, view: &PgView<'_>, causes: &mut Vec<Cause>) {
-        let Some(report) = view.report.filter(|_| view.state.active) else { return };
+        let Some(report) = view.report.filter(|_| view.state.active && !view.state.clean) else { return };
         let map = self.map();
         let moving: Vec<OsdId> = view.up.iter().copied().filter(|osd| !view.acting.contains(osd)).collect();
         let behind = report.copies_missing > 0 || !moving.is_empty() || report.state.backfilling;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use holdfast_mon_state::Change;
 use holdfast_types::{OsdId, PgId, PoolId};
-use holdfast_wire::mon::{Explanation, MonCommand, MonError, MonReply, PgDetail, PgState, Subject};
+use holdfast_wire::mon::{Explanation, MonCommand, MonError, MonReply, PgDetail, PgState, PgTempWish, Subject};
 use holdfast_wire::scrub::PgScrub;
 
 use crate::world::{World, run_of};
@@ -180,4 +180,22 @@ fn a_member_that_hangs_is_named_although_no_state_tells_of_it() {
     assert_eq!((why.ok, codes(&why)), (false, vec!["MEMBER_SILENT"]));
     assert_eq!(why.causes[0].blocked_by, ["osd.1"]);
     assert!(world.codes().contains(&"OSD_SILENT".to_owned()));
+}
+
+#[test]
+fn members_beyond_those_that_placement_finds_are_well_where_they_are() {
+    let mut world = World::new(&[0, 1, 2, 3]);
+    world.change(Change::MarkDown { osd: OsdId(3), incarnation: run_of(3), dead: true });
+    let (pg, members) = world.map().members_of_all().into_iter().find(|(_, members)| members.up.len() == 2).unwrap();
+    let mut acting = members.up.clone();
+    acting.extend((0..3).map(OsdId).find(|osd| !members.up.contains(osd)));
+    let leader = acting[0];
+    let wishes = vec![PgTempWish { pg, acting, seen: None }];
+    world.change(Change::Request(MonCommand::PgTemp { osd: leader, incarnation: run_of(leader.0), wishes }));
+    world.report_all();
+    let why = explain(&world, Subject::Pg(pg));
+    assert!(why.ok && why.causes.is_empty(), "{why:?}");
+    assert!(world.states().contains(&"active+clean+remapped".to_owned()), "{:?}", world.states());
+    world.report_each(|report| report.state.clean = false);
+    assert!(!explain(&world, Subject::Pg(pg)).ok);
 }
