@@ -503,7 +503,7 @@ impl Config {
             kills: 0.004,
             pauses: 0.003,
             op_timeout: Duration::from_secs(6),
-            rest_ms: 50,
+            rest_ms: 200,
         };
         Config { clients: 1, depth: 2, pause: Duration::from_millis(200), front: Some(front), faults, ..storm }
     }
