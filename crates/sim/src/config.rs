@@ -500,10 +500,10 @@ impl Config {
         };
         let front = FrontSettings {
             processes: 4,
-            kills: 0.004,
-            pauses: 0.003,
+            kills: 0.01,
+            pauses: 0.006,
             op_timeout: Duration::from_secs(6),
-            rest_ms: 200,
+            rest_ms: 100,
         };
         Config { clients: 1, depth: 2, pause: Duration::from_millis(200), front: Some(front), faults, ..storm }
     }

@@ -10,10 +10,11 @@ mod executor;
 mod network;
 mod tables;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_client::Cause;
-use holdfast_types::{ClientId, Timestamp};
+use holdfast_types::{ClientId, Epoch, Timestamp};
 use holdfast_wire::ClientReply;
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -27,6 +28,8 @@ use crate::world::{Event, World};
 
 /// The first client id of front ends; those of the simulator's own clients are far below.
 const CLIENT_ID: u64 = 1_000;
+/// Pause before the monitors are asked again for the first map.
+const CONNECT_REPEAT: Duration = Duration::from_millis(200);
 /// Rounds of wishes at one moment.
 const ROUNDS_MAX: u32 = 100_000;
 
@@ -204,9 +207,14 @@ impl World {
         found.run += 1;
         let who = Who { process, run: found.run };
         found.client = Some(Client::new(who, ClientId(CLIENT_ID + process as u64)));
-        let objects = SimObjects { desk: std::sync::Arc::clone(&front.desk), who };
-        front.executor.spawn(process, Box::pin(tables::process(objects, settings, front.drops)));
+        // As the client library does, it waits for its first map.
         self.front_maps(front, who);
+        if front.client(who).is_none_or(|client| client.epoch() == Epoch::ZERO) {
+            front.processes[process].client = None;
+            return self.schedule(CONNECT_REPEAT, Event::Front(FrontEvent::Start { process }));
+        }
+        let objects = SimObjects { desk: Arc::clone(&front.desk), who };
+        front.executor.spawn(process, Box::pin(tables::process(objects, settings, front.drops)));
     }
 
     /// Lets tasks run and carries out what they wish for, until all of them wait.

@@ -43,7 +43,6 @@ struct Running {
 
 /// The client of one run of a front end.
 pub(crate) struct Client {
-    who: Who,
     session: Session,
     view: Arc<MapView>,
     ops: BTreeMap<CallId, Running>,
@@ -52,7 +51,7 @@ pub(crate) struct Client {
 impl Client {
     pub fn new(who: Who, id: ClientId) -> Client {
         let view = Arc::new(MapView::new(ClusterMap::empty(CLUSTER)));
-        Client { who, session: Session::new(id, Incarnation(who.run)), view, ops: BTreeMap::new() }
+        Client { session: Session::new(id, Incarnation(who.run)), view, ops: BTreeMap::new() }
     }
 
     /// Nobody waits for this one any more: it is not sent again.
