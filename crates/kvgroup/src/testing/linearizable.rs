@@ -20,8 +20,9 @@ pub fn check(history: &[Event]) -> Result<(), String> {
     for number in 0..ROUTES {
         let route = route(number);
         let events: Vec<&Event> = history.iter().filter(|event| concerns(event, &route)).collect();
-        if !Search::new(&route, &events).run() {
-            let story: String = events.iter().map(|event| format!("{event:?}\n")).collect();
+        let mut search = Search::new(&route, &events);
+        if !search.run() {
+            let story = search.story();
             return Err(format!("no order explains what happened to {}:\n{story}", route.escape_ascii()));
         }
     }
@@ -58,13 +59,15 @@ struct Search<'h> {
     route: &'h [u8],
     events: Vec<&'h Event>,
     tried: HashSet<(Vec<u64>, State)>,
+    /// The longest order that was found: how many events, which, and the state after them.
+    furthest: (u32, Vec<u64>, State),
 }
 
 impl<'h> Search<'h> {
     fn new(route: &'h [u8], events: &[&'h Event]) -> Search<'h> {
         let mut events = events.to_vec();
         events.sort_by_key(|event| event.began);
-        Search { route, events, tried: HashSet::new() }
+        Search { route, events, tried: HashSet::new(), furthest: (0, Vec::new(), None) }
     }
 
     fn run(&mut self) -> bool {
@@ -86,6 +89,10 @@ impl<'h> Search<'h> {
         if !self.tried.insert((done.clone(), state.clone())) {
             return false;
         }
+        let count = done.iter().map(|word| word.count_ones()).sum();
+        if count > self.furthest.0 {
+            self.furthest = (count, done.clone(), state.clone());
+        }
         // What was answered before what never was: the latter is needed only where an answer shows it.
         for answered in [true, false] {
             for index in 0..self.events.len() {
@@ -106,6 +113,22 @@ impl<'h> Search<'h> {
             }
         }
         false
+    }
+
+    /// What the longest order leaves over, newest first, and the state that it leads to: the contradiction is near.
+    fn story(&self) -> String {
+        let (_, done, state) = &self.furthest;
+        let is_done = |index: usize| done.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1);
+        let left: Vec<usize> = (0..self.events.len()).filter(|index| !is_done(*index)).collect();
+        let bound = left.iter().map(|index| self.events[*index].ended).min().unwrap_or(u64::MAX);
+        let mut lines = vec![format!("the longest order leads to {state:?}; not in it and begun by then:")];
+        let near = |index: &&usize| self.events[**index].began <= bound;
+        lines.extend(left.iter().filter(near).map(|index| format!("{:?}", self.events[*index])));
+        lines.push("before:".to_owned());
+        let before = (0..self.events.len()).rev().filter(|index| is_done(*index));
+        let writes = before.filter(|index| matches!(self.events[*index].asked, Asked::Batch { .. } | Asked::Drop));
+        lines.extend(writes.take(12).map(|index| format!("{:?}", self.events[index])));
+        lines.join("\n")
     }
 
     /// The state after the event, if the event can have happened in this one.

@@ -79,8 +79,8 @@ pub(crate) struct Desk {
     pub violation: Option<String>,
     /// Whether the table is made.
     pub created: bool,
-    /// Makings of it that ended without an answer: each may have left one empty group behind.
-    pub creations_unknown: usize,
+    /// Makings of it that were begun: each but one may have left an empty group behind.
+    pub creations: usize,
     /// What the last visitor found: the objects that there may be.
     pub found: Option<Result<BTreeSet<ObjectName>, String>>,
     calls: BTreeMap<CallId, Call>,
@@ -100,7 +100,7 @@ impl Desk {
             history: History::default(),
             violation: None,
             created: false,
-            creations_unknown: 0,
+            creations: 0,
             found: None,
             calls: BTreeMap::new(),
             last_call: 0,

@@ -153,8 +153,12 @@ impl World {
             return self.schedule(after, Event::Front(FrontEvent::Lost { who, call, sending, cause }));
         }
         let client = FRONT | (who.process << PROCESS_SHIFT) | sending as usize;
-        for after in self.arrivals() {
-            self.schedule(after, Event::Request { to: osd, client, request: Box::new(request.clone()) });
+        // A connection does not double what it carries. It may hold it for long: then the next sending arrives before.
+        let arrivals = self.arrivals();
+        if let Some(after) = arrivals.first() {
+            let held = if arrivals.len() > 1 { self.config.patience * 2 } else { Duration::ZERO };
+            let after = *after + held.mul_f64(self.rng.random_range(0.0..1.0));
+            self.schedule(after, Event::Request { to: osd, client, request: Box::new(request) });
         }
         let patience = self.config.patience.mul_f64(self.rng.random_range(0.5..1.5));
         let lost = FrontEvent::Lost { who, call, sending, cause: Cause::Disconnected };
