@@ -501,7 +501,7 @@ impl Config {
         let front = FrontSettings {
             processes: 4,
             kills: 0.01,
-            pauses: 0.006,
+            pauses: 0.03,
             op_timeout: Duration::from_secs(6),
             rest_ms: 100,
         };

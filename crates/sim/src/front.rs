@@ -289,7 +289,9 @@ impl World {
 
     fn pause_front(&mut self, front: &mut Front, who: Who) {
         self.counts.add(FaultKind::FrontPaused, 1);
-        let length = Duration::from_millis(self.rng.random_range(50..9_000));
+        // Mostly until another has gone a step further; sometimes for longer than anybody is patient.
+        let longest = if self.rng.random_bool(0.8) { 400 } else { 9_000 };
+        let length = Duration::from_millis(self.rng.random_range(5..longest));
         if let Some(process) = front.processes.get_mut(who.process) {
             process.paused_until = self.now + length;
         }
