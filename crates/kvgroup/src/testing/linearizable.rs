@@ -89,7 +89,7 @@ impl<'h> Search<'h> {
         if !self.tried.insert((done.clone(), state.clone())) {
             return false;
         }
-        let count = done.iter().map(|word| word.count_ones()).sum();
+        let count: u32 = done.iter().map(|word| word.count_ones()).sum();
         if count > self.furthest.0 {
             self.furthest = (count, done.clone(), state.clone());
         }
