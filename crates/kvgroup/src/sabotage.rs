@@ -55,6 +55,7 @@ impl Sabotage {
     ];
 
     /// What is wrong then.
+    #[cfg(feature = "mutants")]
     #[must_use]
     pub fn breaks(self) -> &'static str {
         match self {
