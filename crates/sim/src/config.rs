@@ -498,13 +498,8 @@ impl Config {
             delay_max: Duration::from_millis(20),
             ..storm.faults
         };
-        let front = FrontSettings {
-            processes: 4,
-            kills: 0.01,
-            pauses: 0.03,
-            op_timeout: Duration::from_secs(6),
-            rest_ms: 100,
-        };
+        let front =
+            FrontSettings { processes: 4, kills: 0.01, pauses: 0.03, op_timeout: Duration::from_secs(6), rest_ms: 100 };
         Config { clients: 1, depth: 2, pause: Duration::from_millis(200), front: Some(front), faults, ..storm }
     }
 
