@@ -12,7 +12,7 @@ use holdfast_mon_state::leader::{Due, Leader, ProbeResult, Quorum, Verdict};
 use holdfast_mon_state::{Change, Command, Op, Outcome, State};
 use holdfast_osd::parts::MapStep;
 use holdfast_types::{DiskUuid, Epoch, Incarnation, MonId, OsdId, PgId, PoolId, Timestamp};
-use holdfast_wire::mon::{FailureKind, LocationStep, MonCommand, MonReply, OsdReport, Subject};
+use holdfast_wire::mon::{FailureKind, LocationStep, MapUpdate, MonCommand, MonReply, OsdReport, Subject};
 
 use crate::config::Config;
 use crate::disk::CLUSTER;
@@ -122,6 +122,11 @@ impl Monitor {
 
     pub fn map(&self) -> &Arc<ClusterMap> {
         &self.newest().map
+    }
+
+    /// What a subscription brings who holds the map of this epoch.
+    pub fn maps_since(&self, after: Epoch) -> MapUpdate {
+        self.state.maps_since(after)
     }
 
     pub fn step(&self, epoch: Epoch) -> Option<&Arc<MapStep>> {

@@ -21,6 +21,7 @@ use crate::config::{Config, Faults};
 use crate::cuts::Cut;
 use crate::faults::{FAULT_TICK, FaultCounts, FaultKind};
 use crate::fence::Fencing;
+use crate::front::{self, Front, FrontEvent};
 use crate::monitor::Monitor;
 use crate::node::{Node, RATE};
 use crate::watch::Beat;
@@ -194,6 +195,7 @@ pub(crate) enum Event {
         client: usize,
     },
     FenceTick,
+    Front(FrontEvent),
     FaultTick,
 }
 
@@ -256,6 +258,8 @@ pub(crate) struct World {
     pub history: Vec<Operation>,
     /// The sessions that fence each other, if there are any.
     pub fencing: Option<Fencing>,
+    /// Processes that keep tables in the cluster, if there are any.
+    pub front: Option<Front>,
     /// An OSD that does not come back.
     pub gone: Option<OsdId>,
     pub counts: FaultCounts,
@@ -323,6 +327,7 @@ impl World {
             history: Vec::new(),
             fencing: (config.faults.fences_per_second > 0.0)
                 .then(|| Fencing::new(config.clients, names.volumes.clone())),
+            front: config.front.map(|settings| Front::new(settings, seed)),
             gone: None,
             counts: FaultCounts::default(),
             cleaned: 0,
@@ -345,20 +350,21 @@ impl World {
         }
         let mut violations: Vec<String> = self.check_copies().err().into_iter().collect();
         violations.extend(self.monitor.check_replay().err());
+        violations.extend(self.check_fronts());
         violations.retain(|violation| !self.is_off(violation));
         violations.extend(check::check(&self.history, self.config.off));
         if violations.is_empty() { Ok(self.into_report()) } else { Err(violations) }
     }
 
     /// Whether the checker that found this does not look.
-    fn is_off(&self, violation: &str) -> bool {
+    pub(crate) fn is_off(&self, violation: &str) -> bool {
         self.config.off == Some(Checker::of(violation))
     }
 
     fn into_report(self) -> Report {
         Report {
             hash: self.hash,
-            operations: self.history.len() as u64,
+            operations: self.history.len() as u64 + self.front.as_ref().map_or(0, Front::operations),
             events: self.handled,
             simulated_ms: self.now.as_nanos() / 1_000_000,
             epochs: self.monitor.map().epoch.0,
@@ -385,6 +391,7 @@ impl World {
         if self.fencing.is_some() {
             self.schedule(Duration::from_millis(1), Event::FenceTick);
         }
+        self.begin_fronts();
         self.schedule(FAULT_TICK, Event::FaultTick);
         self.schedule(Duration::from_millis(200), Event::MonTick);
         let end = self.now + self.config.duration;
@@ -417,6 +424,7 @@ impl World {
         if self.config.leaves {
             self.lose_for_good()?;
         }
+        self.finish_fronts()?;
         if let Err(violation) = self.scrub_all()
             && !self.is_off(&violation)
         {
@@ -592,6 +600,7 @@ impl World {
             Event::OneWayHealed => self.one_way.clear(),
             Event::CutAll { away } => self.cut_all(away),
             Event::FenceTick => self.fence_tick(),
+            Event::Front(event) => self.front_event(event),
             Event::FaultTick => self.fault_tick(),
         }
     }
@@ -634,6 +643,7 @@ impl World {
             let after = self.delay();
             self.schedule(after, Event::MapArrives { osd: OsdId(osd as u32) });
         }
+        self.front_published();
     }
 
     // ---- clients ----
@@ -673,6 +683,10 @@ impl World {
 
     fn replied(&mut self, client: usize, reply: ClientReply) {
         self.mix(reply.id.tid ^ reply.epoch.0 << 32);
+        if let Some((process, sending)) = front::addressee(client) {
+            let reply = Box::new(reply);
+            return self.front_event(FrontEvent::Replied { process, sending, reply });
+        }
         if client == self.clients.len() {
             return self.session_replied(&reply);
         }
@@ -691,6 +705,7 @@ impl World {
 
     fn heal(&mut self) {
         self.working = false;
+        self.heal_fronts();
         self.faults = Faults { delay_max: Duration::from_millis(2), ..Faults::NONE };
         self.cut_off.clear();
         self.one_way.clear();
@@ -727,7 +742,8 @@ impl World {
             let answered = self.clients.iter().all(|client| client.outstanding() == 0);
             let fenced = self.fencing.as_ref().is_none_or(Fencing::is_settled);
             let booted = self.nodes.iter().all(|node| node.booted || self.gone == Some(node.id));
-            if answered && fenced && booted && self.all_clean() && self.strays().is_empty() {
+            let rested = self.front.as_ref().is_none_or(Front::is_idle);
+            if answered && fenced && rested && booted && self.all_clean() && self.strays().is_empty() {
                 return Ok(());
             }
         }
@@ -771,6 +787,7 @@ impl World {
                 lines.push(format!("{} has {} requests without answer", client.id, client.outstanding()));
             }
         }
+        lines.extend(self.front.iter().flat_map(Front::explain));
         for node in &self.nodes {
             if !node.booted {
                 lines.push(format!("{} is not up (process runs: {})", node.id, node.running));
