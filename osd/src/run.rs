@@ -418,6 +418,7 @@ fn boot_command(base: &Base, incarnation: Incarnation) -> MonCommand {
         disk: base.disk,
         incarnation,
         address: base.config.advertise.clone().unwrap_or_else(|| base.address.to_string()),
+        can_split: Some(true),
     }
 }
 
