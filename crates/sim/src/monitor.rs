@@ -135,7 +135,8 @@ impl Monitor {
 
     /// What an OSD says when it starts.
     pub fn boot(osd: OsdId, incarnation: Incarnation) -> MonCommand {
-        MonCommand::OsdBoot { osd, disk: disk_uuid(osd.0), incarnation, address: format!("host-{}:6800", osd.0) }
+        let address = format!("host-{}:6800", osd.0);
+        MonCommand::OsdBoot { osd, disk: disk_uuid(osd.0), incarnation, address, can_split: Some(true) }
     }
 
     // ---- the leader ----
