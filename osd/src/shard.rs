@@ -1064,7 +1064,7 @@ mod tests {
         map.crush.insert_device(OsdId(0), 0x1_0000, None, &[("host", "h"), ("root", "default")]).expect("a place");
         let step = MapStep::new(Arc::new(map));
         let mut shard = Shard::new(0, shared.clone(), step.clone(), BTreeMap::new(), BTreeSet::new());
-        shard.advance_map(&step);
+        shard.advance_map(&step, None);
         assert_eq!(shard.pgs.len(), 16);
         let max = shared.limits.client_bytes_waiting_max;
         for tid in 1..=200 {

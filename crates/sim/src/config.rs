@@ -17,7 +17,7 @@ pub struct Faults {
     pub loss: f64,
     /// Probability that it arrives twice.
     pub duplication: f64,
-    /// Probability that it is kept on the way and arrives once more, up to [`REPLAY_MAX`] later, or with the next map of its
+    /// Probability that it is kept on the way and arrives once more, up to 15 s later, or with the next map of its
     /// receiver: from another activation or interval, or of a sender that has started anew since.
     pub replays: f64,
     /// Longest delay; messages overtake each other.
