@@ -156,7 +156,7 @@ fn who_dies_when_it_is_to_take_its_write_back_does_it_when_it_comes_again() {
 #[test]
 fn a_copy_that_lacks_what_was_deleted_does_not_take_the_place_of_the_log_that_tells_of_the_delete() {
     // OSD 1 misses `o`, whose delete reaches OSD 0 only: going back to OSD 1 would need an object that is nowhere.
-    let mut group = Group::of(2, 2, Limits::default());
+    let mut group = Group::of(3, 3, Limits { piece_bytes: 16, ..Limits::default() });
     group.write("o");
     group.write("p");
     group.rot(1, "o", true);
@@ -171,10 +171,13 @@ fn a_copy_that_lacks_what_was_deleted_does_not_take_the_place_of_the_log_that_te
     group.rot(0, "p", true);
     group.silent.clear();
     group.nodes[1].store.tight = false;
+    group.kill(2);
     group.have_lead(&[1, 0]);
     group.pass(Duration::from_secs(20));
     assert!(group.is_gone(0, "o") && group.is_gone(1, "o"));
     group.rot(0, "p", false);
+    group.start(2);
+    group.have_lead(&[1, 0, 2]);
     group.run_until_clean();
     assert_eq!(bytes_of(&group, 1, "p"), Some(format!("{}more", "p".repeat(30))));
 }
@@ -211,11 +214,17 @@ fn chance(seed: u64, spoilt: &[usize]) {
         (0..OBJECTS).map(|at| Client { tid: (at as u64 + 1) * 10_000, next: None, is: None }).collect();
     let talk = |group: &mut Group, clients: &mut Vec<Client>, at: usize, dice: &mut Dice, new: bool| {
         let client = &mut clients[at];
-        match group.answer(client.tid) {
-            Some(ClientOutcome::Done { .. }) => client.is = client.next.take().expect("under way").1,
-            Some(ClientOutcome::Failed { error: OpError::Unreadable | OpError::NotFound, .. }) => client.next = None,
-            Some(ClientOutcome::Failed { error, .. }) => panic!("{error:?}"),
-            Some(ClientOutcome::Refused(_)) | None => {}
+        while let Some(outcome) = group.answer(client.tid) {
+            match outcome {
+                ClientOutcome::Done { .. } => {
+                    if let Some((_, next)) = client.next.take() {
+                        client.is = next;
+                    }
+                }
+                ClientOutcome::Failed { error: OpError::Unreadable, .. } => client.next = None,
+                ClientOutcome::Failed { error, .. } => panic!("{error:?}"),
+                ClientOutcome::Refused(_) => {}
+            }
         }
         if client.next.is_none() && new {
             client.tid += 1;
