@@ -207,7 +207,7 @@ struct Client {
 /// in turn, objects are written and deleted. Whatever was acknowledged is there in the end, once, and nothing else.
 fn chance(seed: u64, spoilt: &[usize]) {
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1);
-    let limits = if seed % 2 == 0 { Limits::default() } else { crate::group::short_log() };
+    let limits = if seed.is_multiple_of(2) { Limits::default() } else { crate::group::short_log() };
     let mut group = Group::of(3, 3, limits);
     let object = |at: usize| format!("object-{at}");
     let mut clients: Vec<Client> =
@@ -312,4 +312,9 @@ fn the_group_that_these_tests_begin_with_is_whole() {
     group.rot(0, "o", false);
     assert!(!group.is_whole(0, "o"), "it has the append");
     assert!(shows(&group.read("p"), "p") && content("p").len() == 30);
+}
+
+#[test]
+fn bad_sectors_on_one_disk_make_nothing_unreadable_for_good() {
+    (0..100).for_each(|seed| chance(seed, &[usize::try_from(seed % 3).unwrap()]));
 }
