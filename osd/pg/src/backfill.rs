@@ -5,7 +5,7 @@
 //! | phase | what is done | next |
 //! |---|---|---|
 //! | `Scan` | the target lists its objects after the cursor | its digest is compared with the own listing → `Batch` |
-//! | `Batch` | objects that differ are sent, those that are here no more removed | none is left → cursor moves, `Scan` or `Confirm`; those left are unfound → `Confirm` |
+//! | `Batch` | those that are here no more are removed, then objects that differ sent | none is left → cursor moves, `Scan` or `Confirm`; those left are unfound → `Confirm` |
 //! | `Confirm` | the target is told that it is complete, or which objects nobody could give: it lacks them from then on, as others do | it has that durable → `Scan`, or done |
 //!
 //! A write to an object at or before the cursor, or of the batch and already done, carries its effects to the target; one
@@ -41,10 +41,19 @@ const RESEND: Duration = Duration::from_secs(1);
 /// slots from others no longer.
 const SCAN_PATIENCE: Duration = Duration::from_secs(30);
 
+/// What the comparison found of an object. It says what is done first, not what is done: that is looked up then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Differs {
+    /// It is here, and not the same there.
+    Sent,
+    /// Only the target has it.
+    Removed,
+}
+
 #[derive(Debug)]
 enum Stage {
     Scan { since: Timestamp, asked: Timestamp },
-    Batch { end: BackfillCursor, items: BTreeMap<ObjectKey, ()> },
+    Batch { end: BackfillCursor, items: BTreeMap<ObjectKey, Differs> },
     Confirm { asked: Timestamp, lacking: Vec<MissingItem> },
 }
 
@@ -147,16 +156,16 @@ impl Pg {
         for key in own.iter().filter(|key| in_batch(key.as_bytes())) {
             let version = self.own_version(key, step);
             if version == LogVersion::ZERO || theirs.get(key.as_bytes()) != Some(&version) {
-                items.insert(key.clone(), ());
+                items.insert(key.clone(), Differs::Sent);
             }
         }
         // What is missing here is sent when it has been recovered.
         let lacking = self.holding.missing.iter().map(|(key, _)| key).filter(|key| in_batch(key.as_bytes()));
-        items.extend(lacking.map(|key| (key.clone(), ())));
+        items.extend(lacking.map(|key| (key.clone(), Differs::Sent)));
         for key in theirs.keys().filter(|key| in_batch(key)) {
             let Some(key) = ObjectKey::from_bytes(key) else { continue };
             if own.binary_search(&key).is_err() {
-                items.insert(key, ());
+                items.entry(key).or_insert(Differs::Removed);
             }
         }
         if let Some(backfill) = self.active().and_then(|active| active.backfill.as_mut()) {
@@ -195,14 +204,23 @@ impl Pg {
             return;
         }
         let free = max.saturating_sub(active.recovery.transfers());
-        let ready = items.keys().filter(|key| {
+        let is_ready = |key: &ObjectKey| {
             !active.recovery.is_pushing_to(key, target)
                 && !self.holding.missing.contains(key)
                 && !active.recovery.unnamed.contains(key)
                 && !active.is_uncommitted(key)
                 && !step.touched.contains(key)
-        });
-        let ready: Vec<ObjectKey> = ready.take(free).cloned().collect();
+        };
+        let ready = |wanted: Differs| {
+            let items = items.iter().filter(move |(key, differs)| **differs == wanted && is_ready(key));
+            items.map(|(key, _)| key.clone()).take(free).collect::<Vec<_>>()
+        };
+        // What is removed makes room, perhaps the only room, for what is sent.
+        let mut ready_now = ready(Differs::Removed);
+        if ready_now.is_empty() {
+            ready_now = ready(Differs::Sent);
+        }
+        let ready = ready_now;
         for key in ready {
             let stored = step.store.stat(&key).and_then(|size| match size {
                 Some(_) => exec::stored_version(step.store, &key).map(Some),

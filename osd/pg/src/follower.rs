@@ -576,7 +576,9 @@ impl Pg {
         }
         let bytes = piece.data.len() as u64;
         let has_room = if push.backfill {
-            self.may_be_filled() && step.store.has_room(bytes)
+            // The room that the old copy of it has comes back; where that is all that is needed, a full OSD has it, too.
+            let in_its_place = self.holding.needs_no_more_room() && has_room_to_recover(&key, &piece, step);
+            in_its_place || self.may_be_filled() && step.store.has_room(bytes)
         } else {
             has_room_to_recover(&key, &piece, step)
         };
@@ -692,8 +694,11 @@ impl Pg {
 
     fn follow_reservation(&mut self, from: OsdId, step: &mut Step<'_>) {
         let now = step.now;
-        // What the log says must be here is taken as long as there is any room; a copy that is being filled waits for more.
-        let has_room = self.holding.last_backfill.is_complete() || self.may_be_filled() && step.store.has_room(0);
+        // What the log says must be here is taken as long as there is any room, and so is what takes the place of an old
+        // copy, which may be what frees a full OSD; a copy that is being filled otherwise waits for more.
+        let holding = &self.holding;
+        let no_more_needed = holding.last_backfill.is_complete() || holding.needs_no_more_room();
+        let has_room = no_more_needed || self.may_be_filled() && step.store.has_room(0);
         let Some(follower) = self.follower() else { return };
         if !has_room {
             if follower.slot.take().is_some() {

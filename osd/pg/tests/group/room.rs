@@ -378,6 +378,26 @@ fn an_osd_that_comes_back_too_full_is_rid_of_what_was_deleted_meanwhile() {
 }
 
 #[test]
+fn an_osd_that_comes_back_without_a_byte_left_is_freed_by_its_backfill() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write_before_the_log("old");
+    group.away_while(|group| {
+        for other in 1..10 {
+            assert!(is_done(&group.operate(&format!("other-{other}"), vec![ObjectOp::Remove])));
+        }
+        for new in 0..6 {
+            group.write(&format!("a-new-{new}"));
+        }
+    });
+    let held = group.nodes[2].store.live_bytes();
+    group.nodes[2].store.limit = Some(held);
+    group.publish();
+    group.run_until_clean();
+    assert!((1..10).all(|other| group.is_gone(2, &format!("other-{other}"))));
+    assert!((0..6).all(|new| group.is_whole(2, &format!("a-new-{new}"))) && group.is_whole(2, "old"));
+}
+
+#[test]
 fn an_osd_that_comes_back_too_full_is_not_filled_with_more_than_it_had() {
     let mut group = Group::of(3, 3, short_log());
     group.write_before_the_log("old");
