@@ -472,16 +472,18 @@ impl Pg {
         if step.touched.contains(key) {
             return Tried::NextStep(queued);
         }
-        if removes_unread {
-            self.remove_unread(key, queued, step);
-            return Tried::Done;
-        }
-        if !queued.request.is_write() && self.readable_until(step) <= step.now {
+        // Who cannot vouch for its interval writes nothing either: it would never be committed, and who comes back from
+        // a long pause would spoil what may be the last whole copy.
+        if self.readable_until(step) <= step.now {
             if let Some(active) = self.active() {
                 active.leaseless.insert(key.clone());
             }
             self.tick_within(lease::LOOK_AGAIN, step);
             return Tried::Wait(queued);
+        }
+        if removes_unread {
+            self.remove_unread(key, queued, step);
+            return Tried::Done;
         }
         match exec::execute(step.store, key, &queued.request.ops, self.limits.effects_bytes_max) {
             Ok(done) if done.effects.is_empty() => {
