@@ -91,6 +91,12 @@ impl Rocks {
         let db = DB::open(options, directory).map_err(failed)?;
         Ok(Rocks { db, synced: AtomicU64::new(0) })
     }
+
+    /// Writes what is in memory out into a table, as RocksDB does by itself when there is enough.
+    #[cfg(test)]
+    pub(super) fn write_out(&self) {
+        self.db.flush().expect("a table can be written");
+    }
 }
 
 impl Kv for Rocks {
