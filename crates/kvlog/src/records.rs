@@ -20,7 +20,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn of(byte: u8) -> Kind {
+    pub(crate) fn of(byte: u8) -> Kind {
         match byte {
             1 => Kind::Full,
             2 => Kind::First,
@@ -188,7 +188,7 @@ pub(crate) mod tests {
             append(&mut log, &record(number, number * 517));
             ends.push(log.len());
         }
-        for at in (0..log.len()).step_by(23) {
+        for at in (0..log.len()).step_by(511) {
             let mut bad = log.clone();
             bad[at] ^= 1 << (at % 8);
             let mut records = Records::of(&bad);
