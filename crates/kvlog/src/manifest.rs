@@ -5,12 +5,13 @@
 //! names may be there in part, and nothing after it. RocksDB opens when that edit is merely too short, but refuses one of
 //! which some sectors are there and others not, and passes in silence over the rest of a block that begins with zeros.
 //!
-//! [`cut_torn_end`] cuts such an edit off; a bad place with the beginning of a valid record behind it is damage. Damage of the very
+//! [`cut_torn_end`] cuts such an edit off; a bad place with the beginning of a later edit behind it is damage. No later edit is
+//! the note that follows each flush under the same sync, and says which logs are needless now. Damage of the very
 //! last edit looks the same as a torn end. It must be noticed by what it takes away: RocksDB misses files that a lost
 //! compaction had made needless; of a lost flush the user of the database must know up to where its rows were durable.
 //!
-//! Two edits may in theory share a sync, when a third was just being written. With one thread that flushes and one that
-//! compacts, each of which waits for its own, they do not.
+//! A flush and a compaction may in theory share a sync, when a third edit was just being written. With one thread that flushes
+//! and one that compacts, each of which waits for its own, they do not.
 //!
 //! The other files need nothing. `CURRENT`, `IDENTITY` and `OPTIONS-*` are synced before they are renamed into place, and only
 //! the first is needed; a table (`.sst`) is synced before an edit names it, and one that no edit names is removed.
@@ -143,13 +144,29 @@ fn current(directory: &Path) -> Result<Option<PathBuf>, ManifestError> {
     manifest.map(Some).ok_or(ManifestError::NoManifest { path: shown })
 }
 
-/// Whether a record begins somewhere after byte `good`.
-fn record_begins_after(log: &[u8], good: usize) -> bool {
+/// Whether an edit only says which logs are needless, as the one does that a flush writes behind its own.
+fn is_note_of_flush(edit: &[u8]) -> bool {
+    let mut bytes = edit.iter().copied().peekable();
+    let mut frees_logs = false;
+    while bytes.peek().is_some() {
+        let Some(tag) = varint(&mut bytes) else { return false };
+        let is_number = matches!(tag, tag::NEXT_FILE | tag::PREVIOUS_LOG | tag::LOG_TO_KEEP | tag::LAST_SEQUENCE);
+        if !is_number || varint(&mut bytes).is_none() {
+            return false;
+        }
+        frees_logs |= tag == tag::LOG_TO_KEEP;
+    }
+    frees_logs
+}
+
+/// Whether an edit of a later sync begins somewhere after byte `good`.
+fn later_edit_begins_after(log: &[u8], good: usize) -> bool {
     let begins = |kind| kind == Kind::Full || kind == Kind::First;
     // The type first, since few bytes look like one, and summing up is slow.
     let types = log.iter().enumerate().skip(good + HEADER_BYTES).filter(|(_, byte)| begins(Kind::of(**byte)));
-    let mut found = types.filter_map(|(at, _)| fragment(log, at.checked_sub(HEADER_BYTES - 1)?));
-    found.any(|fragment| begins(fragment.kind))
+    let found = types.filter_map(|(at, _)| fragment(log, at.checked_sub(HEADER_BYTES - 1)?));
+    let mut edits = found.filter(|fragment| begins(fragment.kind));
+    edits.any(|edit| edit.kind == Kind::First || !is_note_of_flush(edit.bytes))
 }
 
 /// Cuts off what a power failure has left of an edit that was not synced, and says what the edits before it tell. To be called
@@ -176,7 +193,7 @@ pub fn cut_torn_end(directory: &Path) -> Result<Option<Manifest>, ManifestError>
     if good == 0 {
         return Err(damaged("its beginning was synced before anything named it"));
     }
-    if record_begins_after(&log, good) {
+    if later_edit_begins_after(&log, good) {
         return Err(damaged("what is behind was written after this was synced"));
     }
     tracing::warn!(manifest = %path.display(), keep = good, bytes = log.len() - good, "torn end of the manifest cut off");
@@ -294,5 +311,29 @@ mod tests {
         assert_eq!(found, Manifest { first_log: 9, last_sequence: 300, was_cut: false });
         found.take(vec![2, 7, 4, 0xff]);
         assert_eq!(found, Manifest { first_log: 9, last_sequence: 300, was_cut: false });
+    }
+
+    #[test]
+    fn the_note_behind_a_torn_flush_is_cut_off_with_it_and_proves_nothing() {
+        let note = [9, 0, 3, 20, 4, 0x80, 2, 10, 12];
+        let (synced, _) = manifest(&[200, 300]);
+        for (behind, is_torn) in
+            [(vec![&note[..]], true), (vec![&note, &[2, 9, 4, 1, 10, 3]], false), (vec![&[]], false)]
+        {
+            let mut log = synced.clone();
+            append(&mut log, &record(5, 700));
+            log[synced.len() + 300] ^= 1;
+            for edit in behind {
+                append(&mut log, edit);
+            }
+            let directory = database(&log);
+            let found = cut_torn_end(directory.path());
+            if is_torn {
+                assert!(found.unwrap().unwrap().was_cut);
+                assert_eq!(bytes_after(&directory), synced);
+            } else {
+                assert!(matches!(found, Err(ManifestError::Damaged { .. })), "{found:?}");
+            }
+        }
     }
 }

@@ -385,6 +385,22 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_manifest_of_a_store_that_was_opened_again_is_refused_or_loses_nothing() {
+        let (_, after) = written_out(5);
+        let directory = in_directory(&after);
+        drop(Rocks::open(directory.path()).unwrap());
+        let reopened = files(directory.path());
+        let manifest = name_of(&reopened, "MANIFEST");
+        for at in (0..reopened[&manifest].len()).step_by(3) {
+            let mut files = reopened.clone();
+            files.get_mut(&manifest).unwrap()[at] ^= 1 << (at % 8);
+            if let Ok(there) = opened(&files, DURABLE + 5) {
+                assert_eq!(there.len(), DURABLE + 5, "byte {at}");
+            }
+        }
+    }
+
+    #[test]
     fn a_log_that_is_not_needed_any_more_may_have_lost_its_end() {
         let (before, mut after) = written_out(3);
         let old = name_of(&before, ".log");
@@ -401,7 +417,7 @@ mod tests {
         let (_, after) = written_out(3);
         let manifest = name_of(&after, "MANIFEST");
         let mut files = after.clone();
-        // As if the edit of the table had never been written.
+        // As if the edit of the table, and the note behind it, had never been written.
         let whole = &after[&manifest];
         let ends = {
             let mut records = Records::of(whole);
@@ -411,7 +427,7 @@ mod tests {
             }
             ends
         };
-        files.insert(manifest, whole[..ends[ends.len() - 2]].to_vec());
+        files.insert(manifest, whole[..ends[ends.len() - 3]].to_vec());
         let error = opened(&files, DURABLE).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
