@@ -263,6 +263,10 @@ impl<D: Device, I: Index> LocalObjects for Local<'_, D, I> {
         self.peers.has_room(osd)
     }
 
+    fn client_bytes_waiting(&self) -> u64 {
+        self.peers.client_bytes_waiting()
+    }
+
     fn lease_from(&self, osd: OsdId, incarnation: Incarnation, epoch: Epoch) -> Timestamp {
         self.leases.from(osd, incarnation, epoch)
     }

@@ -9,6 +9,7 @@
 //! What the monitors are told as "used" is measured against the same limit: full is when writes stop.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use holdfast_store::{Device, Engine, Index};
 use holdfast_types::OsdId;
@@ -61,13 +62,30 @@ pub fn usage<D: Device, I: Index>(engine: &Engine<D, I>) -> StoreUsage {
     }
 }
 
-/// The others that have said that they have no room.
+/// The others that have said that they have no room, and what waits here.
 #[derive(Debug, Default)]
 pub struct PeerSpace {
     full: RwLock<BTreeSet<OsdId>>,
+    /// Bytes of clients' requests that wait in placement groups.
+    waiting: AtomicU64,
 }
 
 impl PeerSpace {
+    /// What waits in one placement group has become more or less.
+    pub fn note_waiting(&self, before: u64, after: u64) {
+        if after >= before {
+            self.waiting.fetch_add(after - before, Ordering::Relaxed);
+        } else {
+            self.waiting.fetch_sub(before - after, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes of clients' requests that wait in all placement groups.
+    #[must_use]
+    pub fn client_bytes_waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// Takes note of what an OSD says of itself.
     pub fn note(&self, osd: OsdId, full: bool) {
         if self.full.read().contains(&osd) == full {

@@ -8,8 +8,8 @@ use crate::{end_to_end, files, layers};
 /// Packages whose tests drive the built binary: they run last, apart from the unit tests.
 const END_TO_END: [&str; 1] = ["holdfast-tests"];
 
-/// Seeds of each world of the simulator that every check runs: 420 runs, about a minute.
-const SIM_SEEDS: u64 = 60;
+/// Seeds of each world of the simulator that every check runs: 680 runs, some minutes.
+const SIM_SEEDS: u64 = 40;
 
 /// Seeds of the monitors' simulator that every check runs: less than a minute.
 const MONITOR_SEEDS: u64 = 60;
@@ -51,10 +51,11 @@ fn unit_tests() -> anyhow::Result<()> {
 }
 
 /// Runs the simulator with each seeded protocol bug, and writes which checker noticed it.
-pub fn mutants(budget: u64) -> anyhow::Result<()> {
+pub fn mutants(budget: u64, brief: bool) -> anyhow::Result<()> {
     let (budget, table) = (budget.to_string(), root().join("docs/mutants.md"));
     let mut command = cargo(&["run", "--quiet", "--release", "--locked", "--package", "holdfast-sim"]);
     command.args(["--features", "mutants", "--", "mutants", "--budget", &budget, "--table"]).arg(table);
+    command.args(brief.then_some("--brief"));
     step("mutants", &mut command)
 }
 

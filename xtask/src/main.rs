@@ -47,8 +47,11 @@ enum Command {
     /// Runs the simulator with each seeded protocol bug and writes docs/mutants.md; fails for one that no checker notices.
     Mutants {
         /// Seeds of each world that one bug may take.
-        #[arg(long, default_value_t = 40)]
+        #[arg(long, default_value_t = 24)]
         budget: u64,
+        /// Proves of each checker but once that it is needed: a third of the time.
+        #[arg(long)]
+        brief: bool,
     },
     /// Runs seeds of the simulator of the monitors; what follows is passed on.
     SimMonitors {
@@ -127,7 +130,7 @@ fn main() -> anyhow::Result<()> {
             rest.extend(trace.then_some("--trace"));
             check::simulation(seeds, from, &rest)
         }
-        Command::Mutants { budget } => check::mutants(budget),
+        Command::Mutants { budget, brief } => check::mutants(budget, brief),
         Command::Chaos { minutes, seed, power } => end_to_end::chaos(minutes, seed, power),
         Command::Headline { seeds, from, rounds, seed } => end_to_end::headline(seeds, from, rounds, seed),
         Command::Clients { quick, only } => end_to_end::clients(quick, only.as_deref()),

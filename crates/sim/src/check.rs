@@ -8,7 +8,29 @@ use std::collections::BTreeMap;
 use holdfast_types::{LogVersion, ObjectName, Timestamp};
 use holdfast_wire::{ClientOutcome, OpError, RefusedReason};
 
+use crate::checker::Checker;
 use crate::client::{Act, Operation, counter_value, list_values, register_value};
+
+/// What the checkers found out.
+#[derive(Debug, Default)]
+struct Checked {
+    /// A checker that does not look.
+    off: Option<Checker>,
+    /// All that is wrong, by object where it is of one.
+    violations: Vec<String>,
+}
+
+impl Checked {
+    fn stale(&mut self, read: &Seen<'_>) {
+        self.note(format!("D2: {} shows less than what was acknowledged before it was asked", read.operation.id));
+    }
+
+    fn note(&mut self, violation: String) {
+        if self.off != Some(Checker::of(&violation)) {
+            self.violations.push(violation);
+        }
+    }
+}
 
 /// An answered operation.
 struct Seen<'a> {
@@ -24,25 +46,37 @@ struct Mutation<'a> {
     completed: Timestamp,
 }
 
-/// Checks the whole history. Everything must have been answered.
-pub(crate) fn check(history: &[Operation]) -> Result<(), String> {
+/// Checks the whole history, in which everything must have been answered: all that is wrong. `off` names a checker that is
+/// not to look.
+pub(crate) fn check(history: &[Operation], off: Option<Checker>) -> Vec<String> {
+    let mut checked = Checked { off, ..Checked::default() };
     let mut by_object: BTreeMap<&ObjectName, Vec<Seen<'_>>> = BTreeMap::new();
     for operation in history {
+        let (id, act, object) = (operation.id, operation.act, &operation.object);
         let Some((at, outcome)) = &operation.answer else {
-            return Err(format!("L1: {} ({:?} {}) was never answered", operation.id, operation.act, operation.object));
+            checked.note(format!("L1: {id} ({act:?} {object}) was never answered"));
+            continue;
         };
         if let ClientOutcome::Failed { error: OpError::Unreadable | OpError::Invalid { .. }, .. } = outcome {
-            return Err(format!("D1: {} ({:?} {}) failed: {outcome:?}", operation.id, operation.act, operation.object));
+            checked.note(format!("D1: {id} ({act:?} {object}) failed: {outcome:?}"));
+            continue;
         }
         if matches!(outcome, ClientOutcome::Refused(RefusedReason::Full)) {
             continue; // it had no effect, or the others show it
         }
-        by_object.entry(&operation.object).or_default().push(Seen { operation, at: *at, outcome });
+        by_object.entry(object).or_default().push(Seen { operation, at: *at, outcome });
     }
     for (object, seen) in by_object {
-        check_object(&seen).map_err(|violation| format!("{object}: {violation}\n{}", described(&seen)))?;
+        let before = checked.violations.len();
+        check_object(&seen, &mut checked);
+        if checked.violations.len() > before {
+            let described = described(&seen);
+            for violation in checked.violations.iter_mut().skip(before) {
+                *violation = format!("{object}: {violation}\n{described}");
+            }
+        }
     }
-    Ok(())
+    checked.violations
 }
 
 /// All that was done to an object, for whoever reads the violation.
@@ -59,7 +93,7 @@ fn described(seen: &[Seen<'_>]) -> String {
     lines
 }
 
-fn check_object(seen: &[Seen<'_>]) -> Result<(), String> {
+fn check_object(seen: &[Seen<'_>], checked: &mut Checked) {
     let mut mutations: Vec<Mutation<'_>> = Vec::new();
     for one in seen {
         let mutates = matches!(one.operation.act, Act::Write { .. } | Act::Remove | Act::Increment | Act::Append);
@@ -68,26 +102,47 @@ fn check_object(seen: &[Seen<'_>]) -> Result<(), String> {
         }
     }
     mutations.sort_by_key(|mutation| mutation.version);
-    check_order(&mutations)?;
+    check_order(&mutations, checked);
     for one in seen {
         match one.operation.act {
-            Act::Read => check_read(one, &mutations)?,
-            Act::ReadCounter => check_counter_read(one, &mutations)?,
-            Act::ReadList => check_list_read(one, &mutations)?,
-            Act::Increment => check_increment(one, &mutations)?,
-            Act::Write { .. } | Act::Remove | Act::Append => {}
+            Act::Read => check_read(one, &mutations, checked),
+            Act::ReadCounter => check_counter_read(one, &mutations, checked),
+            Act::ReadList => check_list_read(one, &mutations, checked),
+            Act::Increment => check_increment(one, &mutations, checked),
+            Act::Write { if_version: Some(expected) } => {
+                check_failed(one, &mutations, |found| found != expected, checked);
+            }
+            Act::Remove => check_failed(one, &mutations, |found| found == LogVersion::ZERO, checked),
+            Act::Write { if_version: None } | Act::Append => {}
         }
     }
-    Ok(())
+}
+
+/// What failed by its condition did so in a state that there was between question and answer. `fails`: whether it does in the
+/// state that this version made, zero for no object.
+fn check_failed(one: &Seen<'_>, mutations: &[Mutation<'_>], fails: impl Fn(LogVersion) -> bool, checked: &mut Checked) {
+    if !matches!(one.outcome, ClientOutcome::Failed { .. }) {
+        return;
+    }
+    let justified = (0..=mutations.len()).any(|done| {
+        let last = done.checked_sub(1).and_then(|last| mutations.get(last));
+        let begins = last.is_none_or(|last| last.operation.invoked <= one.at);
+        let lasts = mutations.get(done).is_none_or(|next| next.completed >= one.operation.invoked);
+        let existing = last.filter(|last| last.operation.act != Act::Remove);
+        begins && lasts && fails(existing.map_or(LogVersion::ZERO, |last| last.version))
+    });
+    if !justified {
+        checked.note(format!("D2: {} failed by what was not so any more", one.operation.id));
+    }
 }
 
 /// Versions are unique, agree with real time, and conditions held.
-fn check_order(mutations: &[Mutation<'_>]) -> Result<(), String> {
+fn check_order(mutations: &[Mutation<'_>], checked: &mut Checked) {
     let mut earliest = Timestamp::from_nanos(u64::MAX);
     for mutation in mutations.iter().rev() {
         if earliest < mutation.operation.invoked {
             let id = mutation.operation.id;
-            return Err(format!("D2: {id} at {} was invoked after a later version was done", mutation.version));
+            checked.note(format!("D2: {id} at {} was invoked after a later version was done", mutation.version));
         }
         earliest = earliest.min(mutation.completed);
     }
@@ -95,26 +150,21 @@ fn check_order(mutations: &[Mutation<'_>]) -> Result<(), String> {
     for mutation in mutations {
         let id = mutation.operation.id;
         if previous.is_some_and(|previous| previous.version == mutation.version) {
-            return Err(format!("E1: {id} has the version {} of another request", mutation.version));
+            checked.note(format!("E1: {id} has the version {} of another request", mutation.version));
         }
         let existing = previous.filter(|previous| previous.operation.act != Act::Remove);
         let before = existing.map_or(LogVersion::ZERO, |previous| previous.version);
         match mutation.operation.act {
             Act::Write { if_version: Some(expected) } if expected != before => {
-                return Err(format!("D2: {id} at {} was conditional on {expected}, found {before}", mutation.version));
+                checked.note(format!("D2: {id} at {} was conditional on {expected}, found {before}", mutation.version));
             }
             Act::Remove if existing.is_none() => {
-                return Err(format!("D2: {id} removed at {} what did not exist", mutation.version));
+                checked.note(format!("D2: {id} removed at {} what did not exist", mutation.version));
             }
             _ => {}
         }
         previous = Some(mutation);
     }
-    Ok(())
-}
-
-fn stale(read: &Seen<'_>) -> String {
-    format!("D2: {} shows less than what was acknowledged before it was asked", read.operation.id)
 }
 
 /// The newest version that was done before a read began.
@@ -123,21 +173,24 @@ fn floor(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> LogVersion {
     before.map(|mutation| mutation.version).max().unwrap_or(LogVersion::ZERO)
 }
 
-fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> Result<(), String> {
+fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked) {
     let id = read.operation.id;
     let floor = floor(read, mutations);
     match read.outcome {
         ClientOutcome::Done { version, results } => {
-            let value = register_value(results).map_err(|error| format!("D1: {id}: {error}"))?;
+            let value = match register_value(results) {
+                Ok(value) => value,
+                Err(error) => return checked.note(format!("D1: {id}: {error}")),
+            };
             let source = mutations.iter().find(|mutation| mutation.version == *version);
             let Some(source) = source.filter(|source| source.operation.value == value) else {
-                return Err(format!("D1: {id} read value {value} at {version}, which no write made"));
+                return checked.note(format!("D1: {id} read value {value} at {version}, which no write made"));
             };
             if source.operation.invoked > read.at {
-                return Err(format!("D1: {id} read {version} before it was invoked"));
+                return checked.note(format!("D1: {id} read {version} before it was invoked"));
             }
             if *version < floor {
-                return Err(stale(read));
+                checked.stale(read);
             }
         }
         ClientOutcome::Failed { error: OpError::NotFound, .. } => {
@@ -152,14 +205,13 @@ fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> Result<(), String>
                     .any(|mutation| mutation.operation.act == Act::Remove && mutation.operation.invoked <= read.at);
                 let first = mutations.first().is_none_or(|first| first.completed >= read.operation.invoked);
                 if !ever && !first {
-                    return Err(format!("D1: {id} did not find what was written at {floor}"));
+                    return checked.note(format!("D1: {id} did not find what was written at {floor}"));
                 }
-                return Err(stale(read));
+                checked.stale(read);
             }
         }
-        other => return Err(format!("D1: {id} answered {other:?}")),
+        other => checked.note(format!("D1: {id} answered {other:?}")),
     }
-    Ok(())
 }
 
 /// How many mutations must, and how many may, be visible to a read.
@@ -169,55 +221,61 @@ fn bounds(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> (usize, usize) {
     (least, most)
 }
 
-fn check_counter_read(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> Result<(), String> {
+fn check_counter_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked) {
     let id = read.operation.id;
     let value = match read.outcome {
-        ClientOutcome::Done { results, .. } => counter_value(results).map_err(|error| format!("D1: {id}: {error}"))?,
+        ClientOutcome::Done { results, .. } => match counter_value(results) {
+            Ok(value) => value,
+            Err(error) => return checked.note(format!("D1: {id}: {error}")),
+        },
         ClientOutcome::Failed { error: OpError::NotFound, .. } => 0,
-        other => return Err(format!("D1: {id} answered {other:?}")),
+        other => return checked.note(format!("D1: {id} answered {other:?}")),
     };
     let (least, most) = bounds(read, mutations);
-    let value = usize::try_from(value).map_err(|_| format!("E1: {id} read {value}"))?;
+    let Ok(value) = usize::try_from(value) else { return checked.note(format!("E1: {id} read {value}")) };
     if value > most {
-        return Err(format!("E1: {id} read {value}, but only {most} increments had begun"));
+        return checked.note(format!("E1: {id} read {value}, but only {most} increments had begun"));
     }
     if value < least {
-        return Err(stale(read));
+        checked.stale(read);
     }
-    Ok(())
 }
 
-fn check_increment(one: &Seen<'_>, mutations: &[Mutation<'_>]) -> Result<(), String> {
+fn check_increment(one: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked) {
     let id = one.operation.id;
     let ClientOutcome::Done { version, results } = one.outcome else {
-        return Err(format!("E1: {id} answered {:?}", one.outcome));
+        return checked.note(format!("E1: {id} answered {:?}", one.outcome));
     };
-    let value = counter_value(results).map_err(|error| format!("E1: {id}: {error}"))?;
+    let value = match counter_value(results) {
+        Ok(value) => value,
+        Err(error) => return checked.note(format!("E1: {id}: {error}")),
+    };
     let rank = mutations.iter().filter(|mutation| mutation.version <= *version).count();
     if usize::try_from(value) != Ok(rank) {
-        return Err(format!("E1: {id} at {version} is increment {rank} and answered {value}"));
+        checked.note(format!("E1: {id} at {version} is increment {rank} and answered {value}"));
     }
-    Ok(())
 }
 
-fn check_list_read(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> Result<(), String> {
+fn check_list_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked) {
     let id = read.operation.id;
     let values = match read.outcome {
-        ClientOutcome::Done { results, .. } => list_values(results).map_err(|error| format!("D1: {id}: {error}"))?,
+        ClientOutcome::Done { results, .. } => match list_values(results) {
+            Ok(values) => values,
+            Err(error) => return checked.note(format!("D1: {id}: {error}")),
+        },
         ClientOutcome::Failed { error: OpError::NotFound, .. } => Vec::new(),
-        other => return Err(format!("D1: {id} answered {other:?}")),
+        other => return checked.note(format!("D1: {id} answered {other:?}")),
     };
     let expected = mutations.iter().map(|mutation| mutation.operation.value).take(values.len());
     if !expected.eq(values.iter().copied()) || values.len() > mutations.len() {
         let order: Vec<u64> = mutations.iter().map(|mutation| mutation.operation.value).collect();
-        return Err(format!("E1: {id} read {values:?}; appended in this order: {order:?}"));
+        return checked.note(format!("E1: {id} read {values:?}; appended in this order: {order:?}"));
     }
     let (least, most) = bounds(read, mutations);
     if values.len() > most {
-        return Err(format!("E1: {id} read {} items, but only {most} appends had begun", values.len()));
+        return checked.note(format!("E1: {id} read {} items, but only {most} appends had begun", values.len()));
     }
     if values.len() < least {
-        return Err(stale(read));
+        checked.stale(read);
     }
-    Ok(())
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use holdfast_map::ClusterMap;
 use holdfast_types::{ClientId, Epoch, Incarnation, LogVersion, ObjectName, RequestId, Timestamp};
-use holdfast_wire::{Blob, ClientOutcome, ClientReply, ClientRequest, ObjectOp, OpResult, RefusedReason};
+use holdfast_wire::{Blob, ClientOutcome, ClientReply, ClientRequest, ObjectOp, OpResult, RefusedReason, Row};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
@@ -17,6 +17,8 @@ use crate::monitor::POOL;
 const COUNTER: &[u8] = b"count";
 /// The attribute that must agree with the bytes.
 const TAG: &[u8] = b"tag";
+/// Rows that a register may have.
+const NOTES: u64 = 3;
 
 /// What a request does, in the checkers' words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +92,8 @@ pub(crate) struct Names {
     registers: Vec<ObjectName>,
     counters: Vec<ObjectName>,
     lists: Vec<ObjectName>,
+    /// What the sessions that fence each other write.
+    pub volumes: Vec<ObjectName>,
 }
 
 impl Names {
@@ -100,7 +104,7 @@ impl Names {
             let names = (0..10_000).filter_map(|number| ObjectName::new(format!("{kind}-{number}")).ok());
             names.filter(used).take(config.objects as usize).collect()
         };
-        Names { registers: some("register"), counters: some("counter"), lists: some("list") }
+        Names { registers: some("register"), counters: some("counter"), lists: some("list"), volumes: some("volume") }
     }
 }
 
@@ -176,6 +180,7 @@ impl Client {
         let choice = if self.reads_only { rng.random_range(48..66) } else { rng.random_range(0..100) };
         let (object, act) = match choice {
             65 if self.reads_only => (name(&names.counters), Act::ReadCounter),
+            48..82 if config.removes => (name(&names.registers), Act::Remove),
             0..30 => (name(&names.registers), Act::Write { if_version: None }),
             30..38 => {
                 let object = name(&names.registers);
@@ -232,8 +237,12 @@ impl Client {
         let ops = match act {
             Act::Write { if_version } => {
                 let assert = if_version.map(ObjectOp::AssertVersion);
+                // Rows that no read shows: only the comparison of copies sees what is wrong with them.
+                let note = |value: u64| format!("note-{}", value % NOTES).into_bytes();
                 let write = [
                     ObjectOp::WriteFull { data: register_bytes(value, words.max(1)).into() },
+                    ObjectOp::PutRows { rows: vec![Row { key: note(value), value: number.clone().into() }] },
+                    ObjectOp::DeleteRows { keys: vec![note(value + 1).into()] },
                     ObjectOp::SetAttr { name: TAG.to_vec(), value: number.into() },
                 ];
                 assert.into_iter().chain(write).collect()

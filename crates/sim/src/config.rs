@@ -4,6 +4,12 @@ use std::time::Duration;
 
 use holdfast_pg::{Limits, ScrubLimits};
 
+use crate::checker::Checker;
+use crate::front::FrontSettings;
+
+/// Longest time that a message is kept before it is replayed.
+pub(crate) const REPLAY_MAX: Duration = Duration::from_secs(15);
+
 /// Which faults strike, and how hard. Probabilities are per message, rates per simulated second.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Faults {
@@ -11,6 +17,9 @@ pub struct Faults {
     pub loss: f64,
     /// Probability that it arrives twice.
     pub duplication: f64,
+    /// Probability that it is kept on the way and arrives once more, up to 15 s later, or with the next map of its
+    /// receiver: from another activation or interval, or of a sender that has started anew since.
+    pub replays: f64,
     /// Longest delay; messages overtake each other.
     pub delay_max: Duration,
     /// OSD processes killed per second; each loses what it had not written, and comes back.
@@ -19,10 +28,16 @@ pub struct Faults {
     pub power_cuts_per_second: f64,
     /// All OSDs lose power at once, per second.
     pub power_losses_per_second: f64,
+    /// Probability that all OSDs lose power when a member's word of its activation arrives; one of them stays away for longer
+    /// than it takes to be marked down.
+    pub cuts_after_activation: f64,
     /// Longest time until a process or a machine is back.
     pub downtime_max: Duration,
     /// OSDs cut off from all others, from monitors and clients, per second.
     pub partitions_per_second: f64,
+    /// Times, per second, that an OSD does not hear any of the others for a while, or that they do not hear it; the way back is
+    /// open.
+    pub one_way_per_second: f64,
     /// Placement changes (an OSD goes out or comes in) per second.
     pub remaps_per_second: f64,
     /// Splits of the pool, per second, and steps of placing it by what was split off.
@@ -32,6 +47,8 @@ pub struct Faults {
     pub map_lags_per_second: f64,
     /// Bits that flip, per second: always on the same OSD's disk, which one depends on the seed.
     pub flips_per_second: f64,
+    /// Sectors, per second, that cannot be read any more: always on the same OSD's disk, in the bytes of its objects.
+    pub bad_sectors_per_second: f64,
     /// OSDs cut off from all others and from monitors, but not from clients, per second.
     pub served_cuts_per_second: f64,
     /// OSDs, per second, that others do not hear, or that do not hear others; clients reach them.
@@ -49,6 +66,13 @@ pub struct Faults {
     /// OSDs, per second, whose disk is filled by something else for a while: up to where clients' writes are not let in any
     /// more, or to where recovery is not, either.
     pub cramps_per_second: f64,
+    /// Disks, per second, that do nothing for up to ten seconds.
+    pub stuck_per_second: f64,
+    /// Disks, per second, that fail a write or a sync: such a disk is never used again, and its OSD begins anew on an empty one.
+    /// Only where all copies are whole: two disks at once may be the last ones.
+    pub disk_failures_per_second: f64,
+    /// Sessions, per second, that are fenced while they write, and go on.
+    pub fences_per_second: f64,
     /// Probability that a sync takes a hundred times longer.
     pub slow_sync: f64,
 }
@@ -58,6 +82,12 @@ impl Faults {
     pub const NONE: Faults = Faults {
         loss: 0.0,
         duplication: 0.0,
+        replays: 0.0,
+        cuts_after_activation: 0.0,
+        one_way_per_second: 0.0,
+        stuck_per_second: 0.0,
+        disk_failures_per_second: 0.0,
+        fences_per_second: 0.0,
         delay_max: Duration::from_millis(2),
         kills_per_second: 0.0,
         power_cuts_per_second: 0.0,
@@ -68,6 +98,7 @@ impl Faults {
         splits_per_second: 0.0,
         map_lags_per_second: 0.0,
         flips_per_second: 0.0,
+        bad_sectors_per_second: 0.0,
         cramps_per_second: 0.0,
         pauses_per_second: 0.0,
         served_cuts_per_second: 0.0,
@@ -95,7 +126,7 @@ pub struct Config {
     pub clients: u32,
     /// The last so many of them only read.
     pub readers: u32,
-    /// Whether the clocks of OSDs run at different rates, by up to nearly a twentieth.
+    /// Whether the clocks of OSDs run at different rates, by up to nearly a fifth.
     pub skewed_clocks: bool,
     /// Requests that each client has under way at most.
     pub depth: u32,
@@ -105,10 +136,16 @@ pub struct Config {
     pub duration: Duration,
     /// Mean pause between two requests of a client.
     pub pause: Duration,
+    /// How long a client waits for an answer before it sends again.
+    pub patience: Duration,
+    /// Whether many of the requests are removals.
+    pub removes: bool,
     /// Most words of 8 bytes in a register.
     pub words_max: usize,
     /// Whether clients write more than fits.
     pub fills: bool,
+    /// Whether one OSD does not come back after the faults, so that the monitors take it out.
+    pub leaves: bool,
     /// Segments of 64 KiB of each OSD's disk.
     pub segments: u32,
     /// What strikes.
@@ -117,6 +154,10 @@ pub struct Config {
     pub limits: Limits,
     /// How long a day of the calendar lasts, by which copies are scrubbed; `None`: the time of day is never told.
     pub day: Option<Duration>,
+    /// A checker that does not look: for the proof that it is needed.
+    pub off: Option<Checker>,
+    /// Processes that keep tables in the cluster.
+    pub front: Option<FrontSettings>,
     /// Whether every input and output is printed to standard error.
     pub trace: bool,
 }
@@ -138,6 +179,12 @@ impl Config {
             ("full", Config::full()),
             ("cramped", Config::cramped()),
             ("loss", Config::loss()),
+            ("echo", Config::echo()),
+            ("brink", Config::brink()),
+            ("limp", Config::limp()),
+            ("fence", Config::fence()),
+            ("gone", Config::gone()),
+            ("tables", Config::tables()),
             ("calm", Config::calm()),
         ]
     }
@@ -157,12 +204,17 @@ impl Config {
             objects: 4,
             duration: Duration::from_secs(5),
             pause: Duration::from_millis(30),
+            patience: Duration::from_millis(1_500),
+            removes: false,
             words_max: 40,
             fills: false,
+            leaves: false,
             segments: 40,
             faults: Faults::NONE,
             limits: Limits { piece_bytes: 64, ..Limits::default() },
             day: None,
+            off: None,
+            front: None,
             trace: false,
         }
     }
@@ -216,7 +268,7 @@ impl Config {
             kills_per_second: 0.05,
             power_cuts_per_second: 0.03,
             downtime_max: Duration::from_secs(6),
-            remaps_per_second: 0.03,
+            remaps_per_second: 0.12,
             pauses_per_second: 0.02,
             served_cuts_per_second: 0.1,
             one_way_cuts_per_second: 0.1,
@@ -321,6 +373,86 @@ impl Config {
         Config { osds: 4, pgs_used: 2, faults, pause: Duration::from_millis(40), ..storm }
     }
 
+    /// Messages of earlier intervals, activations and runs arrive again, seconds later, while members come and go.
+    #[must_use]
+    pub fn echo() -> Config {
+        let churn = Config::churn();
+        let faults = Faults {
+            loss: 0.05,
+            duplication: 0.1,
+            replays: 0.25,
+            kills_per_second: 0.15,
+            power_cuts_per_second: 0.05,
+            remaps_per_second: 0.4,
+            power_losses_per_second: 0.0,
+            downtime_max: Duration::from_secs(3),
+            delay_max: Duration::from_millis(60),
+            ..churn.faults
+        };
+        Config { faults, pause: Duration::from_millis(40), ..churn }
+    }
+
+    /// All OSDs lose power at the moment when a placement group may have gone active, and one of them stays away: what it
+    /// alone had durable must not have been shown.
+    #[must_use]
+    pub fn brink() -> Config {
+        let storm = Config::storm();
+        let faults = Faults {
+            cuts_after_activation: 0.15,
+            power_losses_per_second: 0.1,
+            downtime_max: Duration::from_millis(500),
+            slow_sync: 0.6,
+            ..Faults::NONE
+        };
+        let (duration, pause, patience) =
+            (Duration::from_secs(90), Duration::from_millis(15), Duration::from_millis(150));
+        Config { osds: 3, pgs_used: 2, faults, duration, pause, patience, removes: true, ..storm }
+    }
+
+    /// Nothing stops at once: messages get through in one direction only, clocks run at different rates, processes pause for
+    /// longer than their peers' patience, disks hang for seconds or fail for good.
+    #[must_use]
+    pub fn limp() -> Config {
+        let storm = Config::storm();
+        let faults = Faults {
+            loss: 0.01,
+            duplication: 0.02,
+            replays: 0.02,
+            one_way_per_second: 0.08,
+            stuck_per_second: 0.08,
+            disk_failures_per_second: 0.4,
+            bad_sectors_per_second: 0.5,
+            pauses_per_second: 0.06,
+            slow_sync: 0.1,
+            delay_max: Duration::from_millis(20),
+            ..Faults::NONE
+        };
+        Config { osds: 4, pgs_used: 2, faults, duration: Duration::from_secs(60), skewed_clocks: true, ..storm }
+    }
+
+    /// Sessions are fenced while they write, and go on sending, while maps are late and members come and go.
+    #[must_use]
+    pub fn fence() -> Config {
+        let churn = Config::churn();
+        let faults = Faults {
+            fences_per_second: 0.3,
+            map_lags_per_second: 0.4,
+            kills_per_second: 0.06,
+            power_cuts_per_second: 0.06,
+            power_losses_per_second: 0.0,
+            pauses_per_second: 0.04,
+            ..churn.faults
+        };
+        Config { faults, pause: Duration::from_millis(120), patience: Duration::from_millis(600), ..churn }
+    }
+
+    /// After a storm one OSD does not come back: it goes out, and what it held is copied to others.
+    #[must_use]
+    pub fn gone() -> Config {
+        let storm = Config::storm();
+        Config { leaves: true, duration: Duration::from_secs(15), ..storm }
+    }
+
     /// All OSDs lose power at once, again and again, while most syncs are slow: what was acknowledged too soon is lost.
     #[must_use]
     pub fn power() -> Config {
@@ -361,6 +493,29 @@ impl Config {
         Config { pgs_used: 2, objects: 12, faults, ..gaps }
     }
 
+    /// Front ends keep a table that splits all the time, while OSDs fail and their disks fill, and are killed and paused
+    /// themselves between any two steps.
+    #[must_use]
+    pub fn tables() -> Config {
+        let storm = Config::storm();
+        let faults = Faults {
+            loss: 0.01,
+            duplication: 0.02,
+            kills_per_second: 0.06,
+            power_cuts_per_second: 0.05,
+            partitions_per_second: 0.05,
+            cramps_per_second: 0.15,
+            client_map_lag: 0.3,
+            downtime_max: Duration::from_secs(6),
+            slow_sync: 0.15,
+            delay_max: Duration::from_millis(20),
+            ..storm.faults
+        };
+        let front =
+            FrontSettings { processes: 4, kills: 0.01, pauses: 0.03, op_timeout: Duration::from_secs(6), rest_ms: 100 };
+        Config { clients: 1, depth: 2, pause: Duration::from_millis(200), front: Some(front), faults, ..storm }
+    }
+
     /// Everything else that can strike does; knobs are tiny, so that trimming, backfill and forgetting happen all the time.
     #[must_use]
     pub fn storm() -> Config {
@@ -372,6 +527,12 @@ impl Config {
             faults: Faults {
                 loss: 0.02,
                 duplication: 0.02,
+                replays: 0.0,
+                cuts_after_activation: 0.0,
+                one_way_per_second: 0.0,
+                stuck_per_second: 0.0,
+                disk_failures_per_second: 0.0,
+                fences_per_second: 0.0,
                 delay_max: Duration::from_millis(40),
                 kills_per_second: 0.05,
                 power_cuts_per_second: 0.05,
@@ -382,6 +543,7 @@ impl Config {
                 splits_per_second: 0.0,
                 map_lags_per_second: 0.0,
                 flips_per_second: 0.0,
+                bad_sectors_per_second: 0.0,
                 cramps_per_second: 0.0,
                 pauses_per_second: 0.03,
                 served_cuts_per_second: 0.0,

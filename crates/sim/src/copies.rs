@@ -29,8 +29,7 @@ impl ObjectCopy {
 fn readable<T>(read: Result<T, ReadError>) -> Result<Option<T>, ReadError> {
     match read {
         Ok(read) => Ok(Some(read)),
-        Err(ReadError::Corrupt { .. }) => Ok(None),
-        Err(error) => Err(error),
+        Err(ReadError::Corrupt { .. } | ReadError::Device { .. }) => Ok(None),
     }
 }
 

@@ -40,9 +40,9 @@ impl World {
         !self.cut_off.contains_key(&osd)
     }
 
-    /// Whether what the one sends reaches the other.
+    /// Whether what the one sends reaches the other. A link may be open in the other direction only.
     pub(crate) fn reaches(&self, from: OsdId, to: OsdId) -> bool {
-        self.is_heard(from) && self.hears(to)
+        self.is_heard(from) && self.hears(to) && !self.one_way.contains(&(from, to))
     }
 
     /// Whether clients reach it.

@@ -198,6 +198,15 @@ impl Disk {
         Damage { sectors: stats.sectors_lost, torn: stats.sectors_torn }
     }
 
+    /// Lets the next commit fail at its write or at its sync, if something waits for one. Gives whether it did.
+    pub fn fail_commit(&mut self, rng: &mut SmallRng) -> bool {
+        if self.engine.is_none() || self.engine().pending_bytes() == 0 {
+            return false;
+        }
+        self.device.plan(self.device.io_count() + rng.random_range(0..2), Fault::Eio);
+        self.engine().commit().is_err()
+    }
+
     /// Opens the store as a starting process does; gives how many transactions the crash before cost.
     pub fn open(&mut self) -> Result<u64, OpenError> {
         if self.engine.is_some() {
@@ -229,6 +238,14 @@ impl Disk {
         self.device.flip(at, rng.random_range(0..8));
         self.flips += 1;
         FaultKind::BitFlipped
+    }
+
+    /// Makes a sector with bytes of an object unreadable. Gives whether there is one.
+    pub fn spoil(&mut self, rng: &mut SmallRng) -> bool {
+        let Some(at) = self.live_range(rng).map(|live| rng.random_range(live)) else { return false };
+        self.device.spoil(at);
+        self.flips += 1;
+        true
     }
 
     fn objects(&self) -> Vec<(CollectionId, holdfast_store::ObjectKey)> {

@@ -54,6 +54,20 @@ pub enum FaultKind {
     LeaseWaitedOut,
     ClusterFull,
     Cramped,
+    MessageReplayed,
+    ActivationCut,
+    LinkCut,
+    ClockSkewed,
+    DiskStuck,
+    DiskFailed,
+    SectorUnreadable,
+    Fenced,
+    WentOut,
+    FrontKilled,
+    FrontPaused,
+    AnswerNeverCame,
+    GroupSplit,
+    TableDropped,
 }
 
 impl fmt::Display for FaultKind {
@@ -89,6 +103,20 @@ impl fmt::Display for FaultKind {
             FaultKind::LeaseWaitedOut => "leases of former primaries waited for",
             FaultKind::ClusterFull => "writes refused for want of room",
             FaultKind::Cramped => "disks filled for a while",
+            FaultKind::MessageReplayed => "messages replayed",
+            FaultKind::ActivationCut => "power cuts of all OSDs at an activation",
+            FaultKind::LinkCut => "links open in one direction only",
+            FaultKind::ClockSkewed => "clocks at a wrong rate",
+            FaultKind::DiskStuck => "disks stuck",
+            FaultKind::DiskFailed => "writes and syncs failed",
+            FaultKind::SectorUnreadable => "sectors that cannot be read",
+            FaultKind::Fenced => "sessions fenced",
+            FaultKind::WentOut => "OSDs that went out by themselves",
+            FaultKind::FrontKilled => "front ends killed",
+            FaultKind::FrontPaused => "front ends paused",
+            FaultKind::AnswerNeverCame => "answers that never came",
+            FaultKind::GroupSplit => "groups split",
+            FaultKind::TableDropped => "tables dropped",
         })
     }
 }
@@ -137,6 +165,15 @@ impl Config {
     pub fn planned(&self) -> Vec<FaultKind> {
         let mut planned = self.faults.planned();
         planned.extend(self.fills.then_some(FaultKind::ClusterFull));
+        planned.extend(self.leaves.then_some(FaultKind::WentOut));
+        if self.front.is_some() {
+            use FaultKind as F;
+            planned.extend([F::FrontKilled, F::FrontPaused, F::AnswerNeverCame, F::GroupSplit, F::TableDropped]);
+        }
+        if self.leaves {
+            planned.retain(|kind| *kind != FaultKind::SectorTorn); // too rare for so short a storm
+        }
+        planned.extend(self.skewed_clocks.then_some(FaultKind::ClockSkewed));
         planned
     }
 }
@@ -174,6 +211,15 @@ impl Faults {
             (self.monitor_outages_per_second, F::MonitorsGone),
             (self.cramps_per_second, F::Cramped),
             (self.cramps_per_second, F::ClusterFull),
+            (self.replays, F::MessageReplayed),
+            (self.cuts_after_activation, F::ActivationCut),
+            (self.one_way_per_second, F::LinkCut),
+            (self.stuck_per_second, F::DiskStuck),
+            (self.disk_failures_per_second, F::DiskFailed),
+            (self.bad_sectors_per_second, F::SectorUnreadable),
+            (self.fences_per_second, F::Fenced),
+            (self.bad_sectors_per_second, F::CopyDamaged),
+            (self.disk_failures_per_second, F::DiskGivenUp),
         ];
         rates.into_iter().filter(|(rate, _)| *rate > 0.0).map(|(_, kind)| kind).collect()
     }
@@ -195,6 +241,8 @@ impl World {
         let (flip, lag) = (strikes(faults.flips_per_second), strikes(faults.map_lags_per_second));
         let (pause, leader) = (strikes(faults.pauses_per_second), strikes(faults.leader_changes_per_second));
         let (outage, cramp) = (strikes(faults.monitor_outages_per_second), strikes(faults.cramps_per_second));
+        let (link, stuck) = (strikes(faults.one_way_per_second), strikes(faults.stuck_per_second));
+        let (fail, spoil) = (strikes(faults.disk_failures_per_second), strikes(faults.bad_sectors_per_second));
         let (served, one_way) = (strikes(faults.served_cuts_per_second), strikes(faults.one_way_cuts_per_second));
         let (pause_answering, split) =
             (strikes(faults.pauses_at_answers_per_second), strikes(faults.splits_per_second));
@@ -217,6 +265,7 @@ impl World {
         }
         if served && self.cut_off.is_empty() {
             self.cut_off(victim, Cut::FromCluster);
+            self.replace_at_once(victim);
         }
         if one_way && self.cut_off.is_empty() {
             let cut = if self.rng.random_bool(0.5) { Cut::Deaf } else { Cut::Mute };
@@ -249,6 +298,67 @@ impl World {
         if cramp {
             self.cramp(victim);
         }
+        if link {
+            self.cut_one_way(victim);
+        }
+        if stuck {
+            self.counts.add(FaultKind::DiskStuck, 1);
+            let length = Duration::from_millis(self.rng.random_range(200..10_000));
+            let until = self.now + length;
+            self.node(victim).stuck_until = until;
+        }
+        if fail {
+            self.fail_disk(victim);
+        }
+        if spoil {
+            self.spoil();
+        }
+    }
+
+    /// One direction between an OSD and all others, or one of them, is closed for a while.
+    ///
+    /// Who has bad sectors is not made mute: an append that nobody else heard of, to an object with bytes that cannot be read
+    /// there, is the newest version and has no whole copy. The version before has, but nothing goes back to it by itself.
+    fn cut_one_way(&mut self, victim: OsdId) {
+        if !self.one_way.is_empty() {
+            return;
+        }
+        self.counts.add(FaultKind::LinkCut, 1);
+        let (deaf, only) = (self.rng.random_bool(0.5), self.rng.random_bool(0.3));
+        let deaf = deaf || (self.faults.bad_sectors_per_second > 0.0 && victim == self.rot_victim);
+        let others = (0..self.config.osds).map(OsdId).filter(|osd| *osd != victim);
+        let ways = others.map(|other| if deaf { (other, victim) } else { (victim, other) });
+        self.one_way = ways.take(if only { 1 } else { usize::MAX }).collect();
+        let healed = Duration::from_millis(self.rng.random_range(500..16_000));
+        self.schedule(healed, Event::OneWayHealed);
+    }
+
+    /// A write or a sync fails where all is whole otherwise. The store is not used again: the process ends, and the next run
+    /// of the OSD has an empty disk.
+    fn fail_disk(&mut self, victim: OsdId) {
+        if !self.nodes.iter().all(|node| node.running && node.booted) || !self.all_clean() {
+            return;
+        }
+        let (nodes, rng) = (&mut self.nodes, &mut self.rng);
+        let Some(node) = nodes.get_mut(victim.0 as usize) else { return };
+        if node.disk.fail_commit(rng) {
+            self.counts.add(FaultKind::DiskFailed, 1);
+            self.node(victim).disk_failed = true;
+            self.crash(victim, false);
+        }
+    }
+
+    /// All OSDs lose power; one of them stays away until the others have marked it down.
+    pub(crate) fn cut_all(&mut self, away: OsdId) {
+        if !self.working {
+            return;
+        }
+        self.counts.add(FaultKind::ActivationCut, 1);
+        for osd in (0..self.config.osds).map(OsdId) {
+            let (least, most) = if osd == away { (9_000, 20_000) } else { (50, 300) };
+            let back = Duration::from_millis(self.rng.random_range(least..most));
+            self.crash_for(osd, true, Some(back));
+        }
     }
 
     /// Something else fills the disk for a while.
@@ -277,6 +387,22 @@ impl World {
         if !is_in || inside > self.config.size as usize {
             self.counts.add(FaultKind::OutOrIn, 1);
             self.monitors_hear(if is_in { MonCommand::OsdOut(victim) } else { MonCommand::OsdIn(victim) });
+        }
+    }
+
+    /// Now and then others lead at once what an OSD led that has just been cut off, while it still has its leases; and some of
+    /// these times all others have just begun new runs, which remember nothing.
+    fn replace_at_once(&mut self, victim: OsdId) {
+        let is_in = self.monitor.map().osds.get(&victim).is_some_and(|info| info.in_cluster);
+        if !is_in || !self.rng.random_bool(0.5) {
+            return;
+        }
+        self.remap(victim);
+        if self.rng.random_bool(0.3) {
+            for osd in (0..self.config.osds).map(OsdId).filter(|osd| *osd != victim) {
+                let back = Duration::from_millis(self.rng.random_range(20..300));
+                self.crash_for(osd, false, Some(back));
+            }
         }
     }
 
@@ -315,6 +441,17 @@ impl World {
         }
     }
 
+    /// A sector with bytes of an object cannot be read any more, only where all is whole otherwise.
+    fn spoil(&mut self) {
+        let victim = self.rot_victim;
+        if self.nodes.iter().all(|node| node.running && node.booted) && self.all_clean() {
+            let (nodes, rng) = (&mut self.nodes, &mut self.rng);
+            if nodes.get_mut(victim.0 as usize).is_some_and(|node| node.disk.spoil(rng)) {
+                self.counts.add(FaultKind::SectorUnreadable, 1);
+            }
+        }
+    }
+
     /// The process stops, up to three times as long as its peers' patience, and goes on as if nothing had happened.
     fn pause(&mut self, victim: OsdId) {
         let now = self.now;
@@ -339,6 +476,11 @@ impl World {
 
     /// The process ends; with `power` its machine does.
     pub(crate) fn crash(&mut self, osd: OsdId, power: bool) {
+        self.crash_for(osd, power, None);
+    }
+
+    /// The same; `back` says when it starts again.
+    pub(crate) fn crash_for(&mut self, osd: OsdId, power: bool, back: Option<Duration>) {
         let (running, faults) = (self.node(osd).running, self.config.faults);
         if !running && !power {
             return;
@@ -352,8 +494,7 @@ impl World {
         let Some(node) = nodes.get_mut(osd.0 as usize) else { return };
         let damage = node.disk.crash(rng, power);
         node.generation += 1;
-        node.paused_until = Timestamp::ZERO;
-        node.unperformed.clear();
+        (node.paused_until, node.stuck_until) = (Timestamp::ZERO, Timestamp::ZERO);
         self.syncing.remove(&osd);
         if !running {
             return; // its restart is under way
@@ -362,8 +503,8 @@ impl World {
         self.counts.add(FaultKind::SectorLost, damage.sectors);
         self.counts.add(FaultKind::SectorTorn, damage.torn);
         let longest = u64::try_from(faults.downtime_max.as_millis()).unwrap_or(u64::MAX);
-        let back = self.rng.random_range(100..longest.max(101));
-        self.schedule(Duration::from_millis(back), Event::Restart { osd });
+        let back = back.unwrap_or_else(|| Duration::from_millis(self.rng.random_range(100..longest.max(101))));
+        self.schedule(back, Event::Restart { osd });
         if power {
             self.node(osd).powered = false;
         } else {

@@ -1,24 +1,53 @@
-//! The proof that the checkers bite: each seeded protocol bug of `holdfast-pg` must be caught within a budget of seeds.
+//! The proof that the checkers bite: each seeded bug of placement groups and of tables must be caught within a budget of seeds; and
+//! that each checker is needed: without it, at least one of them gets through.
 
 use std::fmt;
 use std::fmt::Write as _;
 
-use holdfast_pg::mutants::{Mutant, choose};
+use holdfast_pg::mutants::silence_assertions;
 
 use crate::campaign::campaign;
+use crate::checker::Checker;
 use crate::config::Config;
+use crate::rule::Rule;
 
 /// How one mutant was caught.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Catch {
     /// In which world.
     pub world: &'static str,
-    /// The checker that complained.
-    pub checker: String,
+    /// The checker that complained first.
+    pub first: Checker,
+    /// All that complained in the same run.
+    pub noticed: Vec<Checker>,
     /// The first seed that shows it; seeds count from 0 in each world.
     pub seed: u64,
-    /// Seeds needed, those of the worlds before included.
+    /// Seeds needed, all that were run before included.
     pub seeds: u64,
+    /// What was said.
+    pub text: String,
+}
+
+/// What came of one mutant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// The rule that was broken.
+    pub mutant: Rule,
+    /// `None` if it got away.
+    pub catch: Option<Catch>,
+    /// What happens when the checker that was first does not look.
+    pub without: Without,
+}
+
+/// What happens when the checker that was first does not look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Without {
+    /// Another one notices it.
+    Caught(Catch),
+    /// The mutant gets through.
+    Missed,
+    /// Nobody has tried: another mutant had already shown that the checker is needed, or none was first.
+    Untried,
 }
 
 /// What came of all of them.
@@ -26,64 +55,90 @@ pub struct Catch {
 pub struct Hunt {
     /// Seeds of each world that one mutant may take.
     pub budget: u64,
-    /// By mutant; `None` for one that got away.
-    pub rows: Vec<(Mutant, Option<Catch>)>,
+    /// By mutant.
+    pub rows: Vec<Row>,
 }
 
 impl Hunt {
     /// Those that no checker noticed.
     #[must_use]
-    pub fn escaped(&self) -> Vec<Mutant> {
-        self.rows.iter().filter(|(_, catch)| catch.is_none()).map(|(mutant, _)| *mutant).collect()
+    pub fn escaped(&self) -> Vec<Rule> {
+        self.rows.iter().filter(|row| row.catch.is_none()).map(|row| row.mutant).collect()
+    }
+
+    /// Those that get through when this checker does not look, and are caught otherwise.
+    #[must_use]
+    pub fn only_seen_by(&self, checker: Checker) -> Vec<Rule> {
+        let first = |row: &Row| row.catch.as_ref().is_some_and(|catch| catch.first == checker);
+        let only = |row: &&Row| row.without == Without::Missed && first(row);
+        self.rows.iter().filter(only).map(|row| row.mutant).collect()
+    }
+
+    /// Checkers without which no mutant gets through.
+    #[must_use]
+    pub fn needless(&self) -> Vec<Checker> {
+        Checker::PROVED.into_iter().filter(|checker| self.only_seen_by(*checker).is_empty()).collect()
     }
 }
 
-/// The id at the beginning of a violation, and for a broken assertion of the production code its id.
-fn checker(violation: &str) -> String {
-    // Per-object violations name the object first.
-    let text = violation.split_once(": ").filter(|(first, _)| first.contains('-')).map_or(violation, |(_, rest)| rest);
-    let mut parts = text.split(": ");
-    match (parts.next(), parts.next()) {
-        (Some("panic"), Some(id)) if id.len() <= 3 => format!("assertion {id}"),
-        (Some("panic"), _) => "assertion".to_owned(),
-        (Some(id), _) if id.len() <= 3 => id.to_owned(),
-        _ => "other".to_owned(),
-    }
+/// Seeds of each world in the first round; each later round has as many as all before it.
+const FIRST_ROUND: u64 = 4;
+
+/// Runs some seeds of world after world, then more of each, until a checker complains; `off` does not look.
+fn chase(mutant: Rule, budget: u64, threads: usize, off: Option<Checker>) -> Option<Catch> {
+    Rule::choose(Some(mutant));
+    silence_assertions(off == Some(Checker::Assertions));
+    let catch = chase_chosen(mutant, budget, threads, off);
+    Rule::choose(None);
+    silence_assertions(false);
+    catch
 }
 
-/// Runs the simulator with each mutant in turn, world after world, until one complains.
-#[must_use]
-pub fn hunt(
-    budget: u64,
-    threads: usize,
-    only: Option<&str>,
-    mut tell: impl FnMut(Mutant, Option<&Catch>, &str),
-) -> Hunt {
-    let mut hunt = Hunt { budget, rows: Vec::new() };
-    let wanted = |mutant: &Mutant| only.is_none_or(|only| format!("{mutant:?}") == only);
-    for mutant in Mutant::ALL.into_iter().filter(wanted) {
-        choose(Some(mutant));
-        let (mut seeds, mut catch, mut text) = (0, None, String::new());
-        for (world, config) in Config::worlds().into_iter().filter(|(name, _)| *name != "calm") {
-            let summary = campaign(0, budget, &config, threads, 1);
+fn chase_chosen(mutant: Rule, budget: u64, threads: usize, off: Option<Checker>) -> Option<Catch> {
+    let shows = |(name, config): &(&str, Config)| *name != "calm" && mutant.concerns(config);
+    let worlds: Vec<_> = Config::worlds().into_iter().filter(shows).collect();
+    let (mut seeds, mut from, mut round) = (0, 0, FIRST_ROUND.min(budget));
+    while round > 0 {
+        for (world, config) in &worlds {
+            let summary = campaign(from, round, &Config { off, ..*config }, threads, 1);
             if let Some(violation) = summary.violations.first() {
-                seeds += violation.seed + 1;
-                let checker = checker(&violation.violation);
-                catch = Some(Catch { world, checker, seed: violation.seed, seeds });
-                text.clone_from(&violation.violation);
-                break;
+                let (first, noticed) = (Checker::of(&violation.violation), violation.noticed.clone());
+                let (seed, text) = (violation.seed, violation.violation.clone());
+                seeds += seed - from + 1;
+                return Some(Catch { world, first, noticed, seed, seeds, text });
             }
-            seeds += budget;
+            seeds += round;
         }
-        choose(None);
-        tell(mutant, catch.as_ref(), &text);
-        hunt.rows.push((mutant, catch));
+        from += round;
+        round = from.min(budget.saturating_sub(from));
+    }
+    None
+}
+
+/// Runs the simulator with each mutant in turn until a checker complains; then once more without that one. All other
+/// checkers need not be turned off: the first run has shown that the mutant is caught without them. `brief` leaves out the
+/// second run where another mutant has shown that the checker is needed.
+#[must_use]
+pub fn hunt(budget: u64, threads: usize, only: Option<&str>, brief: bool, mut tell: impl FnMut(&Row)) -> Hunt {
+    let mut hunt = Hunt { budget, rows: Vec::new() };
+    let wanted = |mutant: &Rule| only.is_none_or(|only| only.split(',').any(|name| format!("{mutant:?}") == name));
+    for mutant in Rule::all().filter(wanted) {
+        let catch = chase(mutant, budget, threads, None);
+        let without = match &catch {
+            Some(catch) if !brief || hunt.only_seen_by(catch.first).is_empty() => {
+                chase(mutant, budget, threads, Some(catch.first)).map_or(Without::Missed, Without::Caught)
+            }
+            Some(_) | None => Without::Untried,
+        };
+        let row = Row { mutant, catch, without };
+        tell(&row);
+        hunt.rows.push(row);
     }
     hunt
 }
 
 /// `WordsLikeThis` as `words-like-this`.
-fn spoken(mutant: Mutant) -> String {
+fn spoken(mutant: Rule) -> String {
     let mut out = String::new();
     for letter in format!("{mutant:?}").chars() {
         if letter.is_uppercase() && !out.is_empty() {
@@ -94,30 +149,53 @@ fn spoken(mutant: Mutant) -> String {
     out
 }
 
-/// The table of `docs/mutants.md`.
+fn listed<T>(items: &[T], mut show: impl FnMut(&T) -> String) -> String {
+    items.iter().map(&mut show).collect::<Vec<_>>().join(", ")
+}
+
+/// The tables of `docs/mutants.md`.
 impl fmt::Display for Hunt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = String::new();
-        for (mutant, catch) in &self.rows {
+        let (mut table, mut needed) = (String::new(), String::new());
+        for Row { mutant, catch, without } in &self.rows {
             let (name, breaks) = (spoken(*mutant), mutant.breaks());
-            match catch {
-                Some(Catch { world, checker, seed, seeds }) => {
-                    writeln!(table, "| `{name}` | {breaks} | {checker} | {world}, seed {seed} | {seeds} |")?;
+            let Some(Catch { world, first, noticed, seed, seeds, .. }) = catch else {
+                writeln!(table, "| `{name}` | {breaks} | **not caught** | | | |")?;
+                continue;
+            };
+            let noticed = listed(noticed, Checker::to_string);
+            let without = match without {
+                Without::Caught(catch) => {
+                    let noticed = listed(&catch.noticed, Checker::to_string);
+                    format!("{first}: {noticed} ({} seeds, {})", catch.seeds, catch.world)
                 }
-                None => writeln!(table, "| `{name}` | {breaks} | **not caught** | | |")?,
-            }
+                Without::Missed => format!("{first}: **gets through**"),
+                Without::Untried => String::new(),
+            };
+            writeln!(table, "| `{name}` | {breaks} | {noticed} | {world}, seed {seed} | {seeds} | {without} |")?;
+        }
+        for checker in Checker::PROVED {
+            let only = self.only_seen_by(checker);
+            let only = listed(&only, |mutant| format!("`{}`", spoken(*mutant)));
+            writeln!(needed, "| {checker} | {} |", if only.is_empty() { "none" } else { &only })?;
         }
         let caught = self.rows.len() - self.escaped().len();
         write!(
             f,
             "# Mutants\n\n\
              Generated by `cargo xtask mutants`; do not edit. Each row is a rule of the protocol that was broken on purpose\n\
-             (`osd/pg/src/mutants.rs`, feature `mutants`, off in every build that is used), and the checker of the simulator that\n\
-             noticed: an id of [invariants.md](invariants.md), or an assertion of the production code. The worlds are run one after\n\
-             the other, {} seeds each from seed 0, until one fails. Without a mutant the same seeds pass.\n\n\
+             (`osd/pg/src/mutants.rs`, `crates/kvgroup/src/sabotage.rs`; feature `mutants`, off in every build that is used), and the\n\
+             checkers of the simulator that noticed it in the run that showed it first: ids of [invariants.md](invariants.md), or\n\
+             assertions of the production code. Some seeds of each world are run, then more of each, up to seed {} of all, until one\n\
+             fails. Without a mutant the same seeds pass. The last column is what happens when the checker that complained first does\n\
+             not look.\n\n\
              {caught} of {} are caught.\n\n\
-             | mutant | what it breaks | checker | first seen in | seeds needed |\n|---|---|---|---|---|\n{table}",
-            self.budget,
+             | mutant | what it breaks | noticed by | first seen in | seeds needed | without |\n\
+             |---|---|---|---|---|---|\n{table}\n\
+             ## What each checker is needed for\n\n\
+             Mutants that get through when that checker alone does not look.\n\n\
+             | checker | mutants |\n|---|---|\n{needed}",
+            self.budget.saturating_sub(1),
             self.rows.len(),
         )
     }

@@ -6,6 +6,8 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
+#[cfg(feature = "mutants")]
+use holdfast_sim::{Catch, Without};
 use holdfast_sim::{Config, FaultKind, Summary, campaign};
 
 /// A campaign ends after so many violations of one world: they are mostly the same one.
@@ -58,33 +60,49 @@ fn processor_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// `holdfast-sim mutants [--budget N] [--threads N] [--only NAME] [--table PATH]`.
+/// `holdfast-sim mutants [--budget N] [--threads N] [--only NAME,NAME] [--brief] [--table PATH]`.
 #[cfg(feature = "mutants")]
 fn mutants(mut words: impl Iterator<Item = String>) -> Result<ExitCode, String> {
-    let (mut budget, mut threads, mut only, mut table) = (40, 2, None, None);
+    let (mut budget, mut threads, mut only, mut table, mut brief) = (40, 2, None, None, false);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
         match word.as_str() {
             "--budget" => budget = value()?.parse().map_err(|error| format!("--budget: {error}"))?,
             "--threads" => threads = value()?.parse().map_err(|error| format!("--threads: {error}"))?,
             "--only" => only = Some(value()?),
+            "--brief" => brief = true,
             "--table" => table = Some(value()?),
             _ => return Err(format!("unknown argument {word}")),
         }
     }
     // Broken assertions are what is looked for; each would print a backtrace.
     std::panic::set_hook(Box::new(|_| {}));
-    let hunt = holdfast_sim::hunt(budget, threads, only.as_deref(), |mutant, catch, text| match catch {
-        Some(catch) => {
-            println!("{mutant:?}: {} in {} seeds ({}): {text:.200}", catch.checker, catch.seeds, catch.world)
+    let hunt = holdfast_sim::hunt(budget, threads, only.as_deref(), brief, |row| {
+        let said = |catch: &Catch| {
+            let text = catch.text.lines().next().unwrap_or_default();
+            format!("{:?} in {} seeds ({}, {}): {text:.160}", catch.noticed, catch.seeds, catch.world, catch.seed)
+        };
+        match (&row.catch, &row.without) {
+            (None, _) => println!("{:?}: NOT CAUGHT", row.mutant),
+            (Some(first), Without::Untried) => println!("{:?}: {}", row.mutant, said(first)),
+            (Some(first), Without::Missed) => {
+                println!("{:?}: {}; without {}: NOT CAUGHT", row.mutant, said(first), first.first)
+            }
+            (Some(first), Without::Caught(then)) => {
+                println!("{:?}: {}; without {}: {}", row.mutant, said(first), first.first, said(then))
+            }
         }
-        None => println!("{mutant:?}: NOT CAUGHT"),
     });
     if let Some(path) = table {
         std::fs::write(&path, hunt.to_string()).map_err(|error| format!("cannot write {path}: {error}"))?;
     }
-    println!("{} mutants, {} not caught", hunt.rows.len(), hunt.escaped().len());
-    Ok(if hunt.escaped().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let (escaped, needless) = (hunt.escaped(), hunt.needless());
+    println!("{} mutants; not caught: {escaped:?}; checkers that none needs: {needless:?}", hunt.rows.len());
+    Ok(if escaped.is_empty() && (needless.is_empty() || only.is_some()) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn print_violations(name: &str, summary: &Summary) {

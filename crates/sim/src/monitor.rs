@@ -4,14 +4,15 @@
 //! of the production `Leader`. What is simple is the log: one leader at a time appends encoded commands in order, nothing is
 //! lost and nothing forks. When leaders change, the next one starts from a snapshot, with an empty memory.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use holdfast_map::ClusterMap;
-use holdfast_mon_state::leader::{Due, Leader, ProbeResult, Verdict};
+use holdfast_mon_state::leader::{Due, Leader, ProbeResult, Quorum, Verdict};
 use holdfast_mon_state::{Change, Command, Op, Outcome, State};
 use holdfast_osd::parts::MapStep;
-use holdfast_types::{DiskUuid, Epoch, Incarnation, OsdId, PgId, PoolId, Timestamp};
-use holdfast_wire::mon::{FailureKind, LocationStep, MonCommand, MonReply, OsdReport};
+use holdfast_types::{DiskUuid, Epoch, Incarnation, MonId, OsdId, PgId, PoolId, Timestamp};
+use holdfast_wire::mon::{FailureKind, LocationStep, MapUpdate, MonCommand, MonReply, OsdReport, Subject};
 
 use crate::config::Config;
 use crate::disk::CLUSTER;
@@ -123,13 +124,19 @@ impl Monitor {
         &self.newest().map
     }
 
+    /// What a subscription brings who holds the map of this epoch.
+    pub fn maps_since(&self, after: Epoch) -> MapUpdate {
+        self.state.maps_since(after)
+    }
+
     pub fn step(&self, epoch: Epoch) -> Option<&Arc<MapStep>> {
         self.steps.get(usize::try_from(epoch.0).ok()?)
     }
 
     /// What an OSD says when it starts.
     pub fn boot(osd: OsdId, incarnation: Incarnation) -> MonCommand {
-        MonCommand::OsdBoot { osd, disk: disk_uuid(osd.0), incarnation, address: format!("host-{}:6800", osd.0) }
+        let address = format!("host-{}:6800", osd.0);
+        MonCommand::OsdBoot { osd, disk: disk_uuid(osd.0), incarnation, address, can_split: Some(true) }
     }
 
     // ---- the leader ----
@@ -160,6 +167,14 @@ impl Monitor {
 
     pub fn due(&mut self, now: Timestamp) -> Vec<Due> {
         self.leader.due(now, &self.state.scene(unix_ms(now)))
+    }
+
+    /// What the leader says of an OSD when it is asked to explain it.
+    pub fn explain(&self, now: Timestamp, osd: OsdId) -> String {
+        let quorum = Quorum { leader: MonId(0), answering: BTreeSet::new() };
+        let question = MonCommand::Explain(Subject::Osd(osd));
+        let answer = self.leader.answer(now, &self.state.scene(unix_ms(now)), &quorum, &question);
+        format!("{answer:?}")
     }
 
     /// The next leader has a snapshot, and no memory of reports.

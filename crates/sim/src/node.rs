@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use holdfast_map::{ClusterMap, PgMembers};
 use holdfast_osd::parts::{
-    CaughtUp, EarlyBeats, HeartbeatTable, Leases, Local, MapStep, PeerSpace, Slots, collection_of, needed_maps, take_up,
+    CaughtUp, EarlyBeats, HeartbeatTable, Leases, Local, MapStep, PeerSpace, Slots, collection_of, may_be_part_of,
+    needed_maps, take_up,
 };
 use holdfast_pg::{Input, Limits, Outbox, Pg};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
 use holdfast_wire::ClientRequest;
+use holdfast_wire::mon::StoreUsage;
 use holdfast_wire::peer::PeerMessage;
 
 use crate::disk::{CLUSTER, Disk};
@@ -41,7 +43,7 @@ pub(crate) struct Node {
     pub leases: Leases,
     pub early_beats: EarlyBeats,
     /// What its clock counts while a thousand units pass.
-    clock_rate: u64,
+    pub clock_rate: u64,
     /// Whether the process is to stop before it answers a read the next time.
     pub pauses_at_answer: bool,
     /// Whether a report is on its way.
@@ -50,9 +52,15 @@ pub(crate) struct Node {
     pub powered: bool,
     /// The process does nothing before this time.
     pub paused_until: Timestamp,
+    /// Its disk does nothing before this time.
+    pub stuck_until: Timestamp,
+    /// Whether its disk has failed a write or a sync: it is not used again.
+    pub disk_failed: bool,
     /// What it stopped before: it goes on with this, whatever has come in meanwhile.
     pub unperformed: VecDeque<(PgId, Outbox)>,
     pub space: PeerSpace,
+    /// For a mutant: how full it was when it was fullest, and when that was.
+    pub fullest: Option<(Timestamp, StoreUsage)>,
     /// Placement groups of which the store refused a transaction in this run.
     pub stopped: BTreeSet<PgId>,
     /// Messages and requests that came with a newer map than this node's.
@@ -62,6 +70,8 @@ pub(crate) struct Node {
     pub life: u8,
     /// Up to this epoch the disk has lost all that it held.
     pub lost_before: Option<Epoch>,
+    /// Copies that could not be used when the present run began.
+    pub unusable: BTreeSet<PgId>,
     pub copies_lost: u64,
     limits: Limits,
     segments: u32,
@@ -90,13 +100,17 @@ impl Node {
             report_due: false,
             powered: true,
             paused_until: Timestamp::ZERO,
+            stuck_until: Timestamp::ZERO,
+            disk_failed: false,
             unperformed: VecDeque::new(),
             space: PeerSpace::default(),
+            fullest: None,
             stopped: BTreeSet::new(),
             early: Vec::new(),
             waiting: Vec::new(),
             life: 0,
             lost_before: None,
+            unusable: BTreeSet::new(),
             copies_lost: 0,
             limits,
             segments,
@@ -165,10 +179,10 @@ impl Node {
         self.pgs.insert(pg, made);
     }
 
-    /// Whether the placement group may have been here in the disk's earlier life.
+    /// Whether the placement group may have been here in the disk's earlier life, or in a copy that could not be used.
     pub fn may_have_lost(&self, pg: PgId) -> bool {
         let created = self.step.map.pools.get(&pg.pool).map_or(Epoch::ZERO, |pool| pool.created);
-        self.lost_before.is_some_and(|before| created <= before)
+        self.lost_before.is_some_and(|before| created <= before) || may_be_part_of(&self.unusable, pg)
     }
 
     /// Gives up what the disk held; it begins anew, empty.
@@ -222,6 +236,7 @@ impl Node {
             return Err(format!("N1: {} lost its copy of {pg}, though nothing rotted: {error}", self.id));
         }
         self.copies_lost += taken.lost.len() as u64;
+        self.unusable = taken.lost.iter().map(|(pg, _)| *pg).collect();
         self.pgs = taken.pgs;
         self.step = steps.remove(0);
         // Those that it has kept need not be kept again, but the placement groups must see them.

@@ -13,12 +13,17 @@ use holdfast_wire::peer::{PeerBody, PeerMessage};
 use holdfast_wire::{ClientRequest, Kind};
 use rand::Rng;
 
+use crate::config::REPLAY_MAX;
 use crate::faults::FaultKind;
 use crate::monitor::Monitor;
 use crate::world::{Event, World};
 
 /// Every so many messages one is sent through the codec.
 const CODEC_EVERY: u64 = 16;
+/// Time between two power cuts at an activation, so that something happens meanwhile.
+const ACTIVATION_CUT_GAP: Duration = Duration::from_secs(25);
+/// Messages that are kept to be replayed with the next map.
+const KEPT_MAX: usize = 512;
 /// Messages and requests that wait for a map.
 const EARLY_MAX: usize = 1024;
 /// Pause before the monitors are told of a run again, when no map showed it.
@@ -30,6 +35,15 @@ impl World {
     // ---- inputs ----
 
     pub(crate) fn peer(&mut self, to: OsdId, from: OsdId, from_run: Incarnation, message: PeerMessage) {
+        let cut = self.faults.cuts_after_activation;
+        let used = message.pg.seed < self.config.pgs_used && self.now.since(self.last_cut) >= ACTIVATION_CUT_GAP;
+        if cut > 0.0 && used && matches!(message.body, PeerBody::ActivateAck(_)) && self.rng.random_bool(cut) {
+            self.last_cut = self.now;
+            let after = Duration::from_millis(self.rng.random_range(0..400));
+            // More often than not the primary: it may be the only one that has what is newest.
+            let away = if self.rng.random_bool(0.6) { to } else { from };
+            self.schedule(after, Event::CutAll { away });
+        }
         if let PeerBody::RepOpAck { full, .. } = &message.body {
             self.node(to).space.note(from, full.unwrap_or(false));
         }
@@ -100,6 +114,12 @@ impl World {
 
     pub(crate) fn perform(&mut self, osd: OsdId, pg: PgId, outbox: Outbox) {
         let run = self.node(osd).incarnation;
+        let now = self.now;
+        if self.node(osd).paused_until > now {
+            // It stopped in the middle of what an earlier step of this same moment had to do: first that, then this.
+            self.node(osd).unperformed.push_back((pg, outbox));
+            return self.schedule(Duration::ZERO, Event::Perform { osd });
+        }
         let mut outbox = outbox.into_iter();
         while let Some(output) = outbox.next() {
             if !self.is_run(osd, run) || self.node(osd).stopped.contains(&pg) {
@@ -203,9 +223,38 @@ impl World {
             }
         }
         let (run, from_run) = (self.node(to).incarnation, self.node(from).incarnation);
-        for after in self.arrivals() {
+        let mut arrivals = self.arrivals();
+        if self.faults.replays > 0.0 && self.rng.random_bool(self.faults.replays) {
+            self.counts.add(FaultKind::MessageReplayed, 1);
+            if self.rng.random_bool(0.5) {
+                let message = Box::new(message.clone());
+                if self.kept.len() >= KEPT_MAX {
+                    self.kept.pop_front();
+                }
+                self.kept.push_back((self.now, Event::Peer { to, run, from, from_run, message }));
+            } else {
+                let most = u64::try_from(REPLAY_MAX.as_millis()).unwrap_or(u64::MAX);
+                arrivals.push(Duration::from_millis(self.rng.random_range(100..most)));
+            }
+        }
+        for after in arrivals {
             let message = Box::new(message.clone());
             self.schedule(after, Event::Peer { to, run, from, from_run, message });
+        }
+    }
+
+    /// A map has reached an OSD: what was kept of messages to it arrives now, when placement groups peer anew.
+    fn replay_kept(&mut self, osd: OsdId) {
+        let (now, kept) = (self.now, std::mem::take(&mut self.kept));
+        for (since, event) in kept {
+            match event {
+                Event::Peer { to, .. } if to == osd => {
+                    let after = Duration::from_micros(self.rng.random_range(100..60_000));
+                    self.schedule(after, event);
+                }
+                event if now.since(since) < REPLAY_MAX => self.kept.push_back((since, event)),
+                _ => {} // too old
+            }
         }
     }
 
@@ -246,6 +295,10 @@ impl World {
     pub(crate) fn commit(&mut self, osd: OsdId, generation: u64) {
         if self.node(osd).generation != generation {
             return;
+        }
+        let stuck = self.node(osd).stuck_until.since(self.now);
+        if !stuck.is_zero() {
+            return self.schedule(stuck, Event::Commit { osd, generation });
         }
         self.syncing.remove(&osd);
         let run = self.node(osd).incarnation;
@@ -326,6 +379,7 @@ impl World {
                 self.not_taken(osd, &error);
             }
             self.schedule_commit(osd);
+            self.replay_kept(osd);
         }
         let node = self.node(osd);
         node.step = step.clone();
@@ -351,6 +405,7 @@ impl World {
         let node = self.node(osd);
         node.running = false;
         node.booted = false;
+        node.unperformed.clear();
     }
 
     pub(crate) fn end_run(&mut self, osd: OsdId, run: Incarnation) {
@@ -362,7 +417,7 @@ impl World {
     }
 
     pub(crate) fn restart(&mut self, osd: OsdId) {
-        if self.node(osd).running {
+        if self.node(osd).running || self.gone == Some(osd) {
             return;
         }
         if !self.is_connected(osd) || self.monitors_are_gone() {
@@ -376,6 +431,10 @@ impl World {
     }
 
     fn start(&mut self, osd: OsdId) -> Result<(), String> {
+        if std::mem::take(&mut self.node(osd).disk_failed) {
+            self.counts.add(FaultKind::DiskGivenUp, 1);
+            self.node(osd).give_up_disk()?;
+        }
         match self.node(osd).disk.open() {
             Ok(lost) => self.counts.add(FaultKind::TransactionLost, lost),
             Err(error) if error.copy_is_lost() && self.node(osd).disk.flips > 0 => {

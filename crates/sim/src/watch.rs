@@ -6,6 +6,7 @@ use std::time::Duration;
 use holdfast_mon_state::Change;
 use holdfast_mon_state::leader::{Due, ProbeResult, Verdict as LeaderVerdict};
 use holdfast_osd::parts::{HEARTBEAT_INTERVAL, Verdict, has_room, usage};
+use holdfast_pg::mutants::{Mutant, on};
 use holdfast_types::{Epoch, Incarnation, OsdId, Timestamp};
 use holdfast_wire::mon::{FailureKind, MonCommand, OsdReport};
 use rand::Rng;
@@ -19,6 +20,8 @@ const MON_TICK: Duration = Duration::from_millis(200);
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 /// Changes gather for this long.
 const REPORT_GATHER: Duration = Duration::from_millis(30);
+/// Entries of a log beyond twice the limit at which writes are refused: those that were let in together.
+const LOG_SLACK: usize = 64;
 /// What a look at an address that does not answer takes.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -166,19 +169,43 @@ impl World {
         } else {
             self.node(osd).report_due = false;
         }
+        self.check_bounds(osd);
+        let now = self.now;
         let node = self.node(osd);
+        let mut usage = usage(node.disk.engine());
+        if on(Mutant::RoomToldLate) {
+            let fullest = node.fullest.filter(|(since, fullest)| {
+                now.since(*since) < Duration::from_secs(60) && fullest.used_bytes > usage.used_bytes
+            });
+            usage = node.fullest.insert(fullest.unwrap_or((now, usage))).1;
+        }
         let pgs = node.pgs.values().filter(|pg| pg.is_primary()).map(holdfast_pg::Pg::report).collect();
         let report = OsdReport {
             osd,
             incarnation: run,
             epoch: node.epoch(),
-            usage: usage(node.disk.engine()),
+            usage,
             pgs,
             checksum_errors: 0,
             repaired: 0,
             copies_lost: Some(node.copies_lost).filter(|lost| *lost > 0),
         };
         self.tell_monitors(osd, MonCommand::Report(report));
+    }
+
+    /// M1: logs and what is remembered of requests are bounded.
+    fn check_bounds(&mut self, osd: OsdId) {
+        let limits = self.config.limits;
+        let entries_max = 2 * limits.log_entries_max + LOG_SLACK;
+        // Trimming drops a few more than it adds, so a log that was just trimmed may be above the bound by what it held.
+        let dups_max = limits.dups_max + 2 * entries_max;
+        for (pg, core) in &self.node(osd).pgs {
+            let (entries, dups) = core.log_sizes();
+            if entries > entries_max || dups > dups_max {
+                self.violation = Some(format!("M1: {osd} holds {entries} entries and {dups} dups of {pg}"));
+                return;
+            }
+        }
     }
 
     pub(crate) fn report_soon(&mut self, osd: OsdId) {

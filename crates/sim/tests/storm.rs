@@ -83,3 +83,33 @@ fn a_full_cluster_is_writable_again_when_something_was_deleted() {
 fn acknowledged_writes_survive_disks_that_something_else_fills_for_a_while() {
     run_all(15, &Config::cramped());
 }
+
+#[test]
+fn what_was_said_in_another_interval_or_run_changes_nothing() {
+    run_all(15, &Config::echo());
+}
+
+#[test]
+fn nothing_is_shown_that_a_power_cut_at_an_activation_takes_back() {
+    run_all(10, &Config::brink());
+}
+
+#[test]
+fn acknowledged_writes_survive_half_open_links_wrong_clocks_and_failing_disks() {
+    run_all(15, &Config::limp());
+}
+
+#[test]
+fn a_fenced_session_changes_nothing_after_the_barrier() {
+    run_all(15, &Config::fence());
+}
+
+#[test]
+fn tables_that_split_are_linearizable_and_whole_though_front_ends_and_osds_fail() {
+    run_all(15, &Config::tables());
+}
+
+#[test]
+fn an_osd_that_does_not_come_back_goes_out_and_all_is_clean_without_it() {
+    run_all(5, &Config::gone());
+}

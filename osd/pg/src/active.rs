@@ -242,6 +242,11 @@ impl Active {
             })
     }
 
+    /// Whether another acting set has been asked for, in which another leads.
+    pub fn asks_for_another(&self) -> bool {
+        self.better_acting.is_some()
+    }
+
     /// Everything is where it should be, as far as copies go.
     pub fn all_copied(&self) -> bool {
         self.peers.values().all(|peer| peer.missing.is_empty() && peer.cursor.is_complete())
@@ -288,6 +293,9 @@ impl Pg {
         }
         if request.epoch > self.map.epoch {
             step.out.push(Output::NeedMap { at_least: request.epoch });
+            if self.may_not_wait(&queued, step) {
+                return refuse(RefusedReason::Busy, self, step);
+            }
             self.clients.push_early(queued);
             return;
         }
@@ -297,22 +305,34 @@ impl Pg {
         if !self.is_primary() || self.map.pg_of(self.id.pool, &request.object) != Some(self.id) {
             return refuse(RefusedReason::WrongPrimary, self, step);
         }
-        if self.map.is_blocklisted(request.id.client, request.id.incarnation) {
+        if request.is_write() && request.epoch < self.leads_since {
+            // C4: an earlier primary may have answered it, without leaving a trace. Who waits for it sends it again.
+            return refuse(RefusedReason::WrongPrimary, self, step);
+        }
+        if self.map.is_blocklisted(request.id.client, request.id.incarnation) && !on(Mutant::FenceIgnored) {
             return refuse(RefusedReason::Blocklisted, self, step);
         }
         let key = ObjectKey::of(&request.object);
-        match &self.role {
-            Role::Active(active) if active.writeable => {}
-            _ => {
-                let replaced = self.clients.push_waiting(queued);
-                return self.answer_replaced(replaced, step);
-            }
+        let serves = matches!(&self.role, Role::Active(active) if active.writeable);
+        let waits = !serves || self.clients.is_blocked(&key);
+        if waits && self.may_not_wait(&queued, step) {
+            return refuse(RefusedReason::Busy, self, step);
         }
-        if self.clients.is_blocked(&key) {
+        if !serves {
+            let replaced = self.clients.push_waiting(queued);
+            return self.answer_replaced(replaced, step);
+        }
+        if waits {
             let replaced = self.clients.push_blocked(key, queued);
             return self.answer_replaced(replaced, step);
         }
         self.try_or_block(key, queued, step);
+    }
+
+    /// Whether as much waits on this OSD as may: its memory for requests is for those that can be served, too.
+    fn may_not_wait(&self, queued: &Queued, step: &Step<'_>) -> bool {
+        let waiting = step.store.client_bytes_waiting();
+        waiting > 0 && waiting.saturating_add(queued.bytes()) > self.limits.client_bytes_waiting_max
     }
 
     /// A resend has taken the place of an earlier sending, for which nobody waits any more: it is answered only so that
@@ -326,6 +346,7 @@ impl Pg {
     fn try_or_block(&mut self, key: ObjectKey, queued: Queued, step: &mut Step<'_>) {
         match self.try_request(&key, queued, step) {
             Tried::Done => {}
+            Tried::Wait(queued) if self.may_not_wait(&queued, step) => self.refuse(&queued, RefusedReason::Busy, step),
             Tried::Wait(queued) => self.clients.put_back(key, queued),
             Tried::NextStep(queued) => {
                 self.clients.put_back(key.clone(), queued);
@@ -357,7 +378,7 @@ impl Pg {
 
     fn try_request(&mut self, key: &ObjectKey, queued: Queued, step: &mut Step<'_>) -> Tried {
         let (client, incarnation) = (queued.request.id.client, queued.request.id.incarnation);
-        if self.map.is_blocklisted(client, incarnation) {
+        if self.map.is_blocklisted(client, incarnation) && !on(Mutant::FenceIgnored) {
             // It may have been fenced while it waited.
             self.refuse(&queued, RefusedReason::Blocklisted, step);
             return Tried::Done;
@@ -382,7 +403,7 @@ impl Pg {
         if active.recovery.is_landing(key) || active.recovery.unnamed.is_asking(key) {
             return Tried::Wait(queued);
         }
-        let alone = active.copies_held(key) < min_size && !on(Mutant::SingleCopyShown);
+        let alone = active.copies_held(key) < min_size;
         if !removes_unread && (missing || alone) {
             // W5: what is in all logs but on one disk only must not be shown, nor confirmed to its writer.
             active.recovery.hurry(key);
@@ -549,7 +570,7 @@ impl Pg {
             return Some(RefusedReason::Busy);
         }
         let ops = &queued.request.ops;
-        if frees_space(ops, queued.request.frees_space == Some(true)) {
+        if frees_space(ops, queued.request.frees_space == Some(true)) && !on(Mutant::DeletesRefusedWhenFull) {
             return None;
         }
         // Refused before it is logged: what is logged, every member must be able to take.
@@ -587,6 +608,11 @@ impl Pg {
     /// Lets an answer out.
     fn answer(&mut self, held: Held, step: &mut Step<'_>) {
         let Held { queued, outcome, logged } = held;
+        if !logged && self.readable_until(step) <= step.now && !on(Mutant::AnswerNotJudged) {
+            // It may show what another primary has replaced: it does not leave, and so is not to be remembered. (What is
+            // judged too late only later was true after its request had come: a resend may be told it.)
+            return self.refuse(&queued, RefusedReason::Busy, step);
+        }
         if !logged && queued.request.is_write() && !on(Mutant::UnloggedForgotten) {
             self.clients.remember(queued.request.id, &outcome);
         }
@@ -677,6 +703,9 @@ impl Pg {
         let log = &self.holding.log;
         let Role::Active(active) = &self.role else { return log.tail() };
         let whole = self.holding.missing.is_empty() && active.all_copied();
+        if on(Mutant::LogUntrimmed) {
+            return log.tail();
+        }
         let keep = if whole { self.limits.log_entries_min } else { self.limits.log_entries_max };
         if log.len() <= keep + self.limits.log_trim_batch && log.bytes() <= self.limits.log_bytes_max {
             return log.tail();
@@ -848,12 +877,13 @@ impl Pg {
         let size = self.interval.size as usize;
         let acting_len = self.members.acting.len();
         let Some(active) = self.active() else { return };
-        if !whole || !active.all_copied() || active.backfill.is_some() || !active.recovery.is_settled() {
+        let all_copied = active.all_copied() || on(Mutant::CleanTooEarly);
+        if !whole || !all_copied || active.backfill.is_some() || !active.recovery.is_settled() {
             return;
         }
         // Placement that has found no room for all copies must not cost one that there is: the members that serve stay, and
         // when they are as many as there shall be, nothing is left to do before a map places all (`active+clean+remapped`).
-        let placed = is_up_set || up.len() < acting_len;
+        let placed = is_up_set || (up.len() < acting_len.min(size) && !on(Mutant::ShortUpSetAsked));
         if !placed {
             if active.asked_acting_at.is_none_or(|at| step.now.since(at) >= ASK_AGAIN) {
                 active.asked_acting_at = Some(step.now);

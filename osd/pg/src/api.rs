@@ -321,6 +321,12 @@ pub trait LocalObjects {
     /// space. Zero bytes always fit.
     fn has_room_to_recover(&self, bytes: u64) -> bool;
 
+    /// Bytes of clients' requests that wait in all placement groups of this OSD, this one included, as of before this step;
+    /// zero where nobody counts them.
+    fn client_bytes_waiting(&self) -> u64 {
+        0
+    }
+
     /// Whether another OSD has room, by what it said last. `true` when it has not said anything.
     fn peer_has_room(&self, osd: OsdId) -> bool;
 
@@ -362,6 +368,9 @@ pub struct Limits {
     /// Bytes of such requests, beside a single larger one; what is beyond is told to come again. One placement group that
     /// cannot serve must not keep the memory that the OSD has for the requests to all others.
     pub client_bytes_max: u64,
+    /// Bytes of such requests in all placement groups of an OSD. A connection may bring more than that, and one request
+    /// beside it: whatever cannot be served, what can be is.
+    pub client_bytes_waiting_max: u64,
     /// Messages kept for a map that has not come yet.
     pub early_messages_max: usize,
     /// Objects that are copied at the same time.
@@ -425,6 +434,7 @@ impl Default for Limits {
             sessions_max: 1_024,
             client_requests_max: 4_096,
             client_bytes_max: 32 << 20,
+            client_bytes_waiting_max: 48 << 20,
             early_messages_max: 1_024,
             transfers_max: 4,
             piece_bytes: 4 << 20,

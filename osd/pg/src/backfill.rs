@@ -13,7 +13,7 @@
 //! it deletes the object: that ends the transfer.
 //!
 //! A target is left out for a while, and its slots are given back (`slots`), when it does not list for [`SCAN_PATIENCE`], or
-//! when nothing is left of a batch but objects of which not even the version is known.
+//! when nothing is left of a batch but objects of which not even the version is known, or for which there is no room here.
 //!
 //! A listing that cannot be read ends nothing in silence: the primary asks for its place to be given to a member that can
 //! list (`peering`), a target gives up what it holds and is filled from the beginning.
@@ -179,8 +179,10 @@ impl Pg {
         }
         let unknown = |key: &ObjectKey| active.recovery.unnamed.is_unknown(key);
         let unfound = |key: &ObjectKey| active.recovery.is_unfound(key) && self.holding.missing.contains(key);
-        if items.keys().all(|key| unfound(key) || unknown(key)) {
-            if items.keys().any(unknown) {
+        let no_room =
+            |key: &ObjectKey| active.recovery.waits_for_room_here(key, step.now) && self.holding.missing.contains(key);
+        if items.keys().all(|key| unfound(key) || unknown(key) || no_room(key)) {
+            if items.keys().any(|key| unknown(key) || no_room(key) && !unfound(key)) {
                 return self.leave_out(target, Refusal::Stuck, step);
             }
             let end = end.clone();

@@ -1,11 +1,13 @@
 //! Client requests that cannot be executed yet.
 //!
 //! Invariants: C1 requests for one object are executed in the order in which they came; C2 their number and their bytes are
-//! bounded ([`crate::Limits::client_requests_max`], [`crate::Limits::client_bytes_max`]); C3 none is forgotten: each is
+//! bounded ([`crate::Limits::client_requests_max`], [`crate::Limits::client_bytes_max`], for all of an OSD
+//! [`crate::Limits::client_bytes_waiting_max`]); C3 none is forgotten: each is
 //! executed, refused, or dropped when its client is gone; one that its client has given up is not kept; C4 a request that
 //! writes and was answered without a log entry (it failed, or had nothing to change) gives the same answer when a late copy of it
 //! comes, or none (`Forgotten`) when that would have been too much to keep: it does not take effect after its client was
-//! told that it had none. That holds within one leadership; what the log tells of goes first, for a client that hears of
+//! told that it had none. Answers are remembered within one leadership, and a copy that was sent before it began is not taken
+//! (`Pg::leads_since`): an earlier primary may have answered it. What the log tells of goes first, for a client that hears of
 //! another primary drops the answer that it was given, and what that primary executed since has had its effect.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

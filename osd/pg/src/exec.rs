@@ -12,6 +12,7 @@ use holdfast_wire::{Blob, Effect, ObjectOp, ObjectStat, OpError, OpResult, Row, 
 
 use crate::api::{LocalObjects, OBJECT_BYTES_MAX, ReadError, VERSION_ATTR, WRITE_RESULT_BYTES_MAX};
 use crate::key::ObjectKey;
+use crate::mutants::{Mutant, on};
 
 /// Longest row key in bytes; keeps index entries small.
 const ROW_KEY_BYTES_MAX: usize = 2_048;
@@ -251,7 +252,7 @@ impl View<'_> {
             ObjectOp::AssertExists => self.must_exist().map(|()| OpResult::Done),
             ObjectOp::AssertAbsent if self.exists => Err(OpError::Exists.into()),
             ObjectOp::AssertAbsent => Ok(OpResult::Done),
-            ObjectOp::AssertVersion(version) => holds(*version == self.version, None),
+            ObjectOp::AssertVersion(version) => holds(*version == self.version || on(Mutant::ConditionIgnored), None),
             ObjectOp::AssertAttr { name, expected } => {
                 let current = self.attr(name)?;
                 holds(current.as_deref() == expected.as_ref().map(AsRef::as_ref), current)
@@ -312,7 +313,7 @@ impl View<'_> {
             ObjectOp::Write { offset, data } => self.write(*offset, data)?,
             ObjectOp::Append { data } => self.write(self.size, data)?,
             ObjectOp::WriteFull { data } => {
-                if self.size > 0 {
+                if self.size > 0 && !on(Mutant::TailKept) {
                     self.truncate(0)?;
                 }
                 self.write(0, data)?;
@@ -372,7 +373,8 @@ impl View<'_> {
             }
             ObjectOp::AddRow { key, delta } => {
                 let sum = self.counter(key)?.checked_add(*delta).ok_or_else(|| invalid("the counter overflows"))?;
-                return self.set_counter(key, sum);
+                let set = self.set_counter(key, sum);
+                return if on(Mutant::CounterAnswersBefore) { Ok(OpResult::Counter(sum - delta)) } else { set };
             }
             ObjectOp::MaxRow { key, value } => {
                 let raised = self.counter(key)?.max(*value);

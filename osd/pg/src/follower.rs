@@ -23,7 +23,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use holdfast_types::{LogVersion, OsdId, Timestamp};
+use holdfast_types::{LogVersion, ObjectName, OsdId, Timestamp};
 use holdfast_wire::peer::{
     Activate, ActivateAck, BackfillCursor, BackfillDigest, BackfillProgress, BackfillScan, DigestItem, EntryKind,
     LogEntry, LogReply, ObjectPiece, PeerBody, PiecePosition, Pull, Push, PushAck, PushWhat, RepOp,
@@ -38,6 +38,7 @@ use crate::missing::Lack;
 use crate::mutants::{Mutant, on};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step};
 use crate::rows;
+use crate::split;
 use crate::transfer;
 
 /// A stray tells the primary of itself again after this long, then after twice as long, up to [`GREETING_MAX`].
@@ -195,7 +196,7 @@ impl Pg {
                 self.follow_activate(from, activate, said, step);
             }
             PeerBody::History(history) => self.learn_history(&history, start, step),
-            PeerBody::RemovePg if !self.is_member() => {
+            PeerBody::RemovePg if !self.is_member() && !on(Mutant::StrayKept) => {
                 tracing::info!(pg = %self.id, osd = %self.whoami, "stray copy removed");
                 self.remove_copy(RefusedReason::WrongPrimary, step);
             }
@@ -325,7 +326,20 @@ impl Pg {
 
     // ---- writes ----
 
+    /// Whether a peer's message is about an object of another placement group. No sound peer sends that; the store would
+    /// refuse it, and this daemon would take its own disk for the cause.
+    fn is_foreign(&self, from: OsdId, object: &ObjectName) -> bool {
+        let is_foreign = !split::has(&self.map, self.id)(object);
+        if is_foreign {
+            tracing::warn!(pg = %self.id, %from, ?object, "message about an object of another placement group dropped");
+        }
+        is_foreign
+    }
+
     fn follow_write(&mut self, from: OsdId, op: RepOp, step: &mut Step<'_>) {
+        if self.is_foreign(from, &op.entry.object) {
+            return;
+        }
         let head = self.holding.log.head();
         let Some(follower) = self.follower() else { return };
         if op.entry.version <= head {
@@ -386,6 +400,9 @@ impl Pg {
             } else {
                 self.forget_damage(&key, effects);
                 entry_ops(&key, &op.entry, effects, &mut ops);
+                if on(Mutant::DeletedRowsKept) {
+                    ops.retain(|op| !matches!(op, StoreOp::Object { effect: Effect::DeleteRows { .. }, .. }));
+                }
             }
         } else {
             ops.push(rows::put_log(&op.entry));
@@ -495,6 +512,13 @@ impl Pg {
     }
 
     fn follow_push(&mut self, from: OsdId, push: Push, step: &mut Step<'_>) {
+        let object = match &push.what {
+            PushWhat::Piece(piece) => &piece.object,
+            PushWhat::Remove(object) => object,
+        };
+        if self.is_foreign(from, object) {
+            return;
+        }
         if let Some(ack) = self.take_push(push, step) {
             self.send_when_durable(from, PeerBody::PushAck(ack), step);
         }
@@ -505,7 +529,9 @@ impl Pg {
         let transfer = push.transfer;
         let send_next = |next| PushAck { transfer, next, no_room: None };
         let Role::Follower(follower) = &self.role else { return None };
-        if push.backfill && (transfer < follower.transfer_floor || follower.transfers_done.contains(&transfer)) {
+        let late_taken = push.backfill && on(Mutant::LateBackfillTaken);
+        let over = transfer < follower.transfer_floor || follower.transfers_done.contains(&transfer);
+        if push.backfill && over && !late_taken {
             return Some(send_next(None));
         }
         let key = match &push.what {
@@ -513,7 +539,7 @@ impl Pg {
             PushWhat::Remove(object) => ObjectKey::of(object),
         };
         let expected = match follower.transfers.get(&key) {
-            Some(newest) if newest.transfer > transfer => return None, // the primary has ended this one
+            Some(newest) if newest.transfer > transfer && !late_taken => return None, // the primary has ended this one
             Some(newest) if newest.transfer == transfer => newest.position.clone(),
             Some(_) | None => PiecePosition::default(),
         };
@@ -533,7 +559,7 @@ impl Pg {
         }
         if push.backfill {
             let newer = self.holding.log.newest_of(&piece.object).is_some_and(|entry| entry.version > piece.version);
-            if newer && !on(Mutant::LateBackfillTaken) {
+            if newer && !late_taken {
                 return Some(send_next(None)); // late: the object was written or deleted since
             }
         } else {

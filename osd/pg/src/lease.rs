@@ -34,6 +34,7 @@ use holdfast_map::ClusterMap;
 use holdfast_types::{Epoch, Incarnation, OsdId, Timestamp};
 use holdfast_wire::peer::{HeldLease, Notice};
 
+use crate::intervals;
 use crate::mutants::{Mutant, on};
 use crate::peering::Phase;
 use crate::pg::{Pg, Role, Step};
@@ -41,8 +42,9 @@ use crate::pg::{Pg, Role, Step};
 /// How long a lease holds for who asked, from the moment of asking: 0.8 of the silence after which an OSD is reported.
 /// So it has ended when a silent primary is replaced.
 pub const LEASE: Duration = Duration::from_secs(4);
-/// How long it holds for who granted it: clocks may differ in rate by a twentieth.
-pub const LEASE_GRANTED: Duration = Duration::from_millis(4_200);
+/// How long it holds for who granted it: the clocks of any two hosts may differ in rate by less than a fifth. A clock that is
+/// set right by slewing runs up to a twelfth too fast or too slow (chrony's default), so two differ by up to 13/11.
+pub const LEASE_GRANTED: Duration = Duration::from_millis(4_800);
 /// What waits for a lease looks again after this long: heartbeats come each second, and at once to a new peer.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -76,12 +78,14 @@ impl Known {
 
     /// As told by a notice that came just now: the time that was left when it was sent counts from here.
     fn told(notice: &Notice, now: Timestamp) -> Known {
+        // No lease has more left than it had at first, whatever is said.
+        let left = |ms| Duration::from_millis(ms).min(LEASE_GRANTED);
         let leases = notice.leases.iter().flatten().map(|lease| Granted {
             to: lease.primary,
             incarnation: lease.incarnation,
-            until: now + Duration::from_millis(lease.left_ms),
+            until: now + left(lease.left_ms),
         });
-        let forgotten = Duration::from_millis(notice.leases_forgotten_ms.unwrap_or(0));
+        let forgotten = notice.leases_forgotten_ms.map_or(Duration::ZERO, left);
         Known { leases: leases.collect(), forgotten_until: now + forgotten }
     }
 }
@@ -176,9 +180,10 @@ impl Pg {
         (end > step.now).then_some(end)
     }
 
-    /// Whether `osd` was a member under a primary that may still run and has not answered.
+    /// Whether `osd` was a member under a primary that may still run and has not answered. Whoever led before the last
+    /// activation is of no concern: that one has waited for all of its leases.
     fn may_have_granted_to_an_absent(&self, osd: OsdId, answered: impl Fn(OsdId) -> bool) -> bool {
-        self.history.past.iter().filter(|past| past.maybe_rw && past.acting.contains(&osd)).any(|past| {
+        intervals::needed(&self.history).filter(|past| past.acting.contains(&osd)).any(|past| {
             let Some(primary) = past.acting.first().filter(|primary| !answered(**primary)) else { return false };
             // A run that began after the interval is not the one that led it.
             let info = self.map.osds.get(primary);

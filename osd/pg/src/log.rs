@@ -30,6 +30,7 @@ use holdfast_types::{ClientId, Incarnation, LogVersion, ObjectName, RequestId};
 use holdfast_wire::peer::{LogEntry, SessionMemory};
 
 use crate::api::Limits;
+use crate::mutants::{Mutant, on};
 
 /// What the log knows of a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -314,13 +315,15 @@ impl Log {
             }
             self.dups.extend(self.entries.pop_front());
         }
+        if let Some(first) = self.entries.front().filter(|_| on(Mutant::TailTooFar)) {
+            self.tail = first.version;
+        }
         let (mut dropped, mut changed) = (None, BTreeSet::new());
         // The rows of all sessions that this changes are one transaction. Somewhat more than one trimming usually adds, so
         // that what is left over this time goes with the next ones.
         let sessions_max = limits.log_trim_batch + limits.log_trim_batch / 8 + 1;
-        while (self.dups.len() > limits.dups_max || self.dups_bytes > limits.dups_bytes_max)
-            && changed.len() < sessions_max
-        {
+        let dups_max = limits.dups_max * if on(Mutant::DupsUntrimmed) { 2 } else { 1 };
+        while (self.dups.len() > dups_max || self.dups_bytes > limits.dups_bytes_max) && changed.len() < sessions_max {
             let Some(dup) = self.dups.pop_front() else { break };
             self.dups_bytes -= entry_bytes(&dup);
             changed.extend(self.forget_answer(&dup, limits.executed_max));

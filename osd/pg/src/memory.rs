@@ -45,6 +45,8 @@ pub struct MemoryCollection {
     pub spare: u64,
     /// Other OSDs that have said that they have no room.
     pub full_peers: BTreeSet<OsdId>,
+    /// Bytes of requests that wait in all placement groups.
+    pub client_bytes_waiting: u64,
     /// Collections that splits of this one have made, until whoever keeps collections takes them.
     pub made: BTreeMap<PgId, MemoryCollection>,
     /// Ends of the leases that others have given; without an entry one that never ends.
@@ -244,6 +246,10 @@ impl LocalObjects for MemoryCollection {
 
     fn peer_has_room(&self, osd: OsdId) -> bool {
         !self.full_peers.contains(&osd)
+    }
+
+    fn client_bytes_waiting(&self) -> u64 {
+        self.client_bytes_waiting
     }
 
     fn lease_from(&self, osd: OsdId, _incarnation: Incarnation, _epoch: Epoch) -> Timestamp {

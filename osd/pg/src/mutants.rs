@@ -15,10 +15,8 @@ pub enum Mutant {
     UnloggedForgotten,
     SkipUpThru,
     StaleIntervalAccepted,
-    StaleRunAccepted,
     StaleActivationAccepted,
     ShortestLogChosen,
-    OldActivationChosen,
     IncompleteChosen,
     DivergentKept,
     AdoptedDeletesForgotten,
@@ -32,22 +30,38 @@ pub enum Mutant {
     MinSizeIgnored,
     UncommittedRead,
     WriteGapIgnored,
-    SingleCopyShown,
     OldPushTaken,
     LateBackfillTaken,
     PriorSetIgnored,
     WritesNotResent,
     QuestionsNotResent,
+    DupsUntrimmed,
+    LogUntrimmed,
+    ConditionIgnored,
+    TailKept,
+    CounterAnswersBefore,
+    DeletesRefusedWhenFull,
+    ScrubMarksNothing,
+    ScrubBelievesFirst,
+    CleanTooEarly,
+    StrayKept,
+    FenceIgnored,
+    BarrierSkipped,
+    WokenForEver,
     LeaseIgnored,
     LeaseNotWaitedFor,
     LeaseForgotten,
     LeaseOfOneEnough,
     AnswerNotJudged,
+    ShortUpSetAsked,
+    TailTooFar,
+    DeletedRowsKept,
+    RoomToldLate,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 35] = [
+    pub const ALL: [Mutant; 49] = [
         Mutant::AckBeforeReplicas,
         Mutant::AckBeforeDurable,
         Mutant::AckActivationBeforeDurable,
@@ -55,10 +69,8 @@ impl Mutant {
         Mutant::UnloggedForgotten,
         Mutant::SkipUpThru,
         Mutant::StaleIntervalAccepted,
-        Mutant::StaleRunAccepted,
         Mutant::StaleActivationAccepted,
         Mutant::ShortestLogChosen,
-        Mutant::OldActivationChosen,
         Mutant::IncompleteChosen,
         Mutant::DivergentKept,
         Mutant::AdoptedDeletesForgotten,
@@ -72,17 +84,33 @@ impl Mutant {
         Mutant::MinSizeIgnored,
         Mutant::UncommittedRead,
         Mutant::WriteGapIgnored,
-        Mutant::SingleCopyShown,
         Mutant::OldPushTaken,
         Mutant::LateBackfillTaken,
         Mutant::PriorSetIgnored,
         Mutant::WritesNotResent,
         Mutant::QuestionsNotResent,
+        Mutant::DupsUntrimmed,
+        Mutant::LogUntrimmed,
+        Mutant::ConditionIgnored,
+        Mutant::TailKept,
+        Mutant::CounterAnswersBefore,
+        Mutant::DeletesRefusedWhenFull,
+        Mutant::ScrubMarksNothing,
+        Mutant::ScrubBelievesFirst,
+        Mutant::CleanTooEarly,
+        Mutant::StrayKept,
+        Mutant::FenceIgnored,
+        Mutant::BarrierSkipped,
+        Mutant::WokenForEver,
         Mutant::LeaseIgnored,
         Mutant::LeaseNotWaitedFor,
         Mutant::LeaseForgotten,
         Mutant::LeaseOfOneEnough,
         Mutant::AnswerNotJudged,
+        Mutant::ShortUpSetAsked,
+        Mutant::TailTooFar,
+        Mutant::DeletedRowsKept,
+        Mutant::RoomToldLate,
     ];
 
     /// What is wrong with it, in words.
@@ -96,10 +124,8 @@ impl Mutant {
             Mutant::UnloggedForgotten => "answers without a log entry are not remembered",
             Mutant::SkipUpThru => "a primary goes active before the map shows its up_thru",
             Mutant::StaleIntervalAccepted => "messages of older intervals are accepted",
-            Mutant::StaleRunAccepted => "messages of earlier runs of a sender are accepted",
             Mutant::StaleActivationAccepted => "messages of an older activation of the interval are accepted",
             Mutant::ShortestLogChosen => "the log that ends first is the authoritative one",
-            Mutant::OldActivationChosen => "a copy that missed the last activation may have the authoritative log",
             Mutant::IncompleteChosen => "a copy that is being filled may have the authoritative log",
             Mutant::DivergentKept => "what a divergent entry did to its object is kept",
             Mutant::AdoptedDeletesForgotten => "deletes that a copy has missed are not carried out",
@@ -113,17 +139,35 @@ impl Mutant {
             Mutant::MinSizeIgnored => "a placement group serves with fewer than min_size members",
             Mutant::UncommittedRead => "a read shows what is not durable everywhere",
             Mutant::WriteGapIgnored => "a member takes a write whose predecessor it lacks",
-            Mutant::SingleCopyShown => "an object of which one member alone has the newest version is served",
             Mutant::OldPushTaken => "a member takes a pushed object whatever its version",
-            Mutant::LateBackfillTaken => "a member takes an object that backfill sent before it was written again",
+            Mutant::LateBackfillTaken => "a member takes what backfill sent, however late it comes",
             Mutant::PriorSetIgnored => "nobody is waited for of an interval that all members have left",
             Mutant::WritesNotResent => "a write that was lost on the way is not sent again",
             Mutant::QuestionsNotResent => "a question of peering that was lost on the way is not asked again",
+            Mutant::DupsUntrimmed => "twice as much is remembered of requests beyond the log as there may be",
+            Mutant::LogUntrimmed => "the log is never trimmed",
+            Mutant::ConditionIgnored => "a write that is conditional on a version is done whatever the version is",
+            Mutant::TailKept => "what replaces a longer object keeps its end",
+            Mutant::CounterAnswersBefore => "an addition answers what the counter was before",
+            Mutant::DeletesRefusedWhenFull => "a full cluster refuses deletions, too",
+            Mutant::ScrubMarksNothing => "copies that a scrub has found bad are not marked for repair",
+            Mutant::ScrubBelievesFirst => "the copy on the first member is right, whatever the others have",
+            Mutant::CleanTooEarly => "a placement group says that it is clean though other members lack objects",
+            Mutant::StrayKept => "a copy that is needed no more is kept for ever",
+            Mutant::FenceIgnored => "requests of a fenced session are served",
+            Mutant::BarrierSkipped => {
+                "who fences a session does not wait until every OSD acts by the map that fences it"
+            }
+            Mutant::WokenForEver => "a placement group wants to be woken at once, though there is nothing to do",
             Mutant::LeaseIgnored => "a primary reads without a lease",
             Mutant::LeaseNotWaitedFor => "a primary does not wait for the leases of its predecessors",
             Mutant::LeaseForgotten => "who has just started does not say that it may have granted leases",
             Mutant::LeaseOfOneEnough => "a primary goes by the lease of one acting member alone",
             Mutant::AnswerNotJudged => "an answer leaves though its lease has ended since it was read",
+            Mutant::ShortUpSetAsked => "a primary asks back to an up set that has fewer members than the acting set",
+            Mutant::TailTooFar => "a trimmed log says that it begins after its first entry",
+            Mutant::DeletedRowsKept => "members other than the primary keep rows that a write deletes",
+            Mutant::RoomToldLate => "an OSD tells the monitors a minute late that it has room again",
         }
     }
 }
@@ -137,15 +181,39 @@ pub fn choose(mutant: Option<Mutant>) {
     CHOSEN.store(mutant.map_or(0, |mutant| mutant as u8), std::sync::atomic::Ordering::SeqCst);
 }
 
+#[cfg(feature = "mutants")]
+static SILENT: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// Turns the assertions of [`crate::Pg::step`] off, or on again, in the whole process: for the proof that they are needed.
+#[cfg(feature = "mutants")]
+pub fn silence_assertions(silent: bool) {
+    SILENT.store(silent, std::sync::atomic::Ordering::SeqCst);
+}
+
+/// Whether the assertions are off.
+#[cfg(feature = "mutants")]
+pub(crate) fn assertions_are_silent() -> bool {
+    SILENT.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+/// Whether the assertions are off: never.
+#[cfg(not(feature = "mutants"))]
+#[inline(always)]
+pub(crate) const fn assertions_are_silent() -> bool {
+    false
+}
+
 /// Whether this rule is broken.
 #[cfg(feature = "mutants")]
-pub(crate) fn on(mutant: Mutant) -> bool {
+#[must_use]
+pub fn on(mutant: Mutant) -> bool {
     CHOSEN.load(std::sync::atomic::Ordering::Relaxed) == mutant as u8
 }
 
 /// Whether this rule is broken: never.
 #[cfg(not(feature = "mutants"))]
 #[inline(always)]
-pub(crate) const fn on(_mutant: Mutant) -> bool {
+#[must_use]
+pub const fn on(_mutant: Mutant) -> bool {
     false
 }

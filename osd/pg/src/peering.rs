@@ -5,7 +5,7 @@
 //! | `GetInfo` | every live OSD of the prior set has answered, none is missing for an interval with writes | choice of the log; `Down` or `Incomplete` when somebody is missing |
 //! | `Down` | an OSD of `blocked_by` is up again (map), or a notice shows a newer `les` | `GetInfo` |
 //! | `Incomplete` | a map or a notice brings a copy that may be chosen | `GetInfo` |
-//! | `WaitActing` | the map has the acting set asked for (a new interval), or changes otherwise | new interval, `GetInfo` |
+//! | `WaitActing` | the map has the acting set asked for (a new interval), or changes otherwise; no map comes, and the present one can serve, too | new interval, `GetInfo`; as if that were the choice |
 //! | `GetLog` | the chosen log has come and is merged; it does not join | `GetMissing`; choice without this copy |
 //! | `GetMissing` | all members' logs are known; one does not join | `WaitUpThru`; choice with that member as backfill target |
 //! | `WaitUpThru` | `up_thru ≥ interval start` in the map; an earlier primary may still answer reads | `Activating`; `WaitLease` |
@@ -60,6 +60,9 @@ const RESEND: Duration = Duration::from_secs(1);
 /// waits for an object that it lacks would wait for a transfer, and it counts for nothing until it has it. (Ceph: the same
 /// number decides on asynchronous recovery and on who leads.)
 const LAG_MAX: u64 = 100;
+
+/// For so long a better acting set is waited for; then the present one serves if it can: the monitors may be away.
+const BETTER_ACTING_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where peering stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +119,8 @@ pub(crate) struct Peering {
     /// What was said of leases.
     pub told: Told,
     up_thru_asked: Option<Timestamp>,
+    /// Since when another acting set is waited for, without a new map.
+    acting_asked: Option<Timestamp>,
 }
 
 impl Default for Peering {
@@ -130,6 +135,7 @@ impl Default for Peering {
             acked: BTreeMap::new(),
             told: Told::new(),
             up_thru_asked: None,
+            acting_asked: None,
         }
     }
 }
@@ -154,6 +160,8 @@ impl Peering {
 struct Choice {
     auth: OsdId,
     want: Vec<OsdId>,
+    /// Whether the present members could serve, too: all of them can take that log.
+    acting_can: bool,
 }
 
 impl Pg {
@@ -265,7 +273,13 @@ impl Pg {
             self.enter(Phase::Incomplete, step);
             return;
         };
-        if choice.want != self.members.acting {
+        let now = step.now;
+        let Some(peering) = self.peering() else { return };
+        let waited = peering.acting_asked.is_some_and(|since| now.since(since) >= BETTER_ACTING_PATIENCE);
+        if choice.want != self.members.acting && !(waited && choice.acting_can) {
+            if let Some(peering) = self.peering() {
+                peering.acting_asked.get_or_insert(now);
+            }
             let want = if choice.want == self.members.up { Vec::new() } else { choice.want };
             step.out.push(Output::AskPgTemp { want: want.clone() });
             self.enter(Phase::WaitActing { want }, step);
@@ -289,7 +303,6 @@ impl Pg {
         let complete = |info: &&PgInfo| info.last_backfill.is_complete() || on(Mutant::IncompleteChosen);
         let started = copies.values().copied().filter(complete).map(|info| info.last_epoch_started).max();
         let floor = started.unwrap_or(Epoch::ZERO).max(self.history.last_epoch_started);
-        let floor = if on(Mutant::OldActivationChosen) { Epoch::ZERO } else { floor };
         let candidates = copies.iter().filter(|(_, info)| complete(info) && info.last_epoch_started >= floor);
         let rank =
             |osd: &OsdId, info: &PgInfo| (info.last_update, Reverse(info.log_tail), *osd == self.whoami, Reverse(*osd));
@@ -330,7 +343,7 @@ impl Pg {
                 false => missing(osd) == 0,
             };
             let mut others = self.members.up.iter().chain(&self.members.acting);
-            first = others.find(|osd| whole(osd) && may_lead(osd)).copied().unwrap_or(first);
+            first = others.find(|osd| whole(osd) && is_near(osd) && may_lead(osd)).copied().unwrap_or(first);
         }
         // Somebody must be filled, and that one cannot say with what.
         let lists = |osd: &OsdId| {
@@ -354,7 +367,12 @@ impl Pg {
                 want.push(*osd);
             }
         }
-        Some(Choice { auth: *auth, want })
+        let acting = &self.members.acting;
+        let own_tail = copies.get(&self.whoami).map_or(auth_info.log_tail, |info| info.log_tail);
+        let all_listed = lists(&self.whoami) || self.members.up.iter().all(reaches_auth);
+        let acting_can = acting.len() >= want.len() && reaches_auth(&self.whoami) && all_listed;
+        let acting_can = acting_can && acting.iter().all(|osd| reaches(osd, own_tail) && self.map.is_up(*osd));
+        Some(Choice { auth: *auth, want, acting_can })
     }
 
     // ---- GetLog ----
@@ -609,6 +627,7 @@ impl Pg {
         if matches!(peering.phase, Phase::Activating { .. } | Phase::WaitUpThru | Phase::WaitLease { .. }) {
             return;
         }
+        peering.acting_asked = None;
         // An OSD that went down and came back may have lost what was not durable: forget what it said.
         let gone = |osd: &OsdId| !map.is_up(*osd) || map.osds.get(osd).is_some_and(|info| info.up_from == map.epoch);
         let dropped: Vec<OsdId> = peering.asked.iter().copied().filter(gone).collect();
@@ -640,7 +659,7 @@ impl Pg {
                     self.send(osd, PeerBody::QueryInfo, step);
                 }
             }
-            Phase::WaitActing { want } => step.out.push(Output::AskPgTemp { want }),
+            Phase::WaitActing { .. } => self.choose(step),
             Phase::GetLog { from } => self.send(from, PeerBody::QueryLog { since: head }, step),
             Phase::GetMissing { waiting } => {
                 for osd in waiting {

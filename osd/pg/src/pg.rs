@@ -211,6 +211,8 @@ pub struct Pg {
     pub(crate) holding: Holding,
     pub(crate) role: Role,
     pub(crate) clients: Clients,
+    /// Since which epoch this instance has led without a break, if it leads.
+    pub(crate) leads_since: Epoch,
     /// Intervals seen by this instance: tells apart what was started in which.
     interval_number: u64,
     /// The pool's placement groups as of which this copy is split.
@@ -264,6 +266,7 @@ impl Pg {
         let interval = Interval::beginning(&map, pg, &members);
         let created = map.pools.get(&pg.pool).map_or(map.epoch, |pool| pool.created);
         let history = intervals::new_history(created, map.epoch);
+        let leads_since = map.epoch;
         let split_to = interval.pg_num;
         Pg {
             id: pg,
@@ -277,6 +280,7 @@ impl Pg {
             holding: Holding::empty(),
             role: Role::Follower(Follower::unstarted()),
             clients: Clients::default(),
+            leads_since,
             interval_number: 0,
             split_to,
             activations: 0,
@@ -393,6 +397,12 @@ impl Pg {
         self.map.epoch
     }
 
+    /// Bytes of clients' requests that wait here.
+    #[must_use]
+    pub fn client_bytes(&self) -> u64 {
+        self.clients.bytes()
+    }
+
     /// The acting set of that map, primary first.
     #[must_use]
     pub fn acting(&self) -> &[OsdId] {
@@ -417,7 +427,9 @@ impl Pg {
         self.deliver_inbox(&mut step);
         self.advance(&mut step);
         self.finish(&mut step);
-        self.check_invariants();
+        if !crate::mutants::assertions_are_silent() {
+            self.check_invariants();
+        }
     }
 
     fn apply(&mut self, input: Input, step: &mut Step<'_>) {
@@ -464,7 +476,7 @@ impl Pg {
         if !self.inbox.is_empty() {
             step.rerun = true;
         }
-        let wish = if step.rerun { Some(step.now) } else { self.tick_at };
+        let wish = if step.rerun || on(Mutant::WokenForEver) { Some(step.now) } else { self.tick_at };
         if let Some(at) = wish.filter(|at| Some(*at) != self.wake_wish) {
             self.wake_wish = Some(at);
             step.out.push(Output::Wake { at });
@@ -504,8 +516,12 @@ impl Pg {
         let gap = map.epoch != self.map.epoch.next();
         let next = Interval::beginning(&map, self.id, &members);
         let continues = self.interval.continues_as(&next) && !gap;
+        let led = self.is_primary() && !gap;
         let last_map = std::mem::replace(&mut self.map, map);
         let last_members = std::mem::replace(&mut self.members, members);
+        if !led || !self.is_primary() {
+            self.leads_since = self.map.epoch;
+        }
         if deleted {
             self.remove_copy(RefusedReason::PoolGone, step);
         } else if continues {
@@ -671,7 +687,6 @@ impl Pg {
     /// F1 and F3: whether sender and receiver are in the same interval, and the sender in its present run.
     fn is_current(&self, from: OsdId, incarnation: Incarnation, message: &PeerMessage) -> bool {
         let sender = self.map.osds.get(&from).is_some_and(|info| info.up && info.incarnation == incarnation);
-        let sender = sender || on(Mutant::StaleRunAccepted);
         let in_interval = message.epoch >= self.interval.first || on(Mutant::StaleIntervalAccepted);
         let current = sender && in_interval && self.is_alive();
         if !current {

@@ -9,6 +9,9 @@
 //! | an object that it lacks | the transfer ends and is begun anew later; meanwhile others go on, and writes of the object are refused (`Full`) |
 //! | a backfill | the transfer ends, and the target is left out for a while; meanwhile writes of the object only go to its log |
 //!
+//! So it is here: a transfer that finds no room ends, and is begun anew later, after a longer pause each time. Meanwhile all
+//! else goes on, and the slots are not kept for it.
+//!
 //! A target that lacks only what cannot be sent now (no room there, unfound here) is left out for a while, too: no slot is
 //! held without progress.
 //!
@@ -71,12 +74,26 @@ fn patience(repeated: u32) -> Duration {
     RESEND * (1 << repeated.min(RESEND_DOUBLINGS_MAX))
 }
 
-/// A peer had no room for an object that it lacks.
+/// There was no room for an object, at a peer that lacks it or here.
 #[derive(Debug)]
 struct NoRoom {
     at: Timestamp,
     /// How often in a row.
     times: u32,
+}
+
+impl NoRoom {
+    /// Notes one more time.
+    fn again(objects: &mut BTreeMap<ObjectKey, NoRoom>, key: &ObjectKey, now: Timestamp) {
+        let no_room = objects.entry(key.clone()).or_insert(NoRoom { at: now, times: 0 });
+        no_room.at = now;
+        no_room.times = no_room.times.saturating_add(1);
+    }
+
+    /// When it is worth another look, though no client waits for that.
+    fn over(&self) -> Timestamp {
+        self.at + pause_for_room(self.times)
+    }
 }
 
 /// See the module document.
@@ -95,6 +112,8 @@ pub(crate) struct Recovery {
     look_again_at: Option<Timestamp>,
     /// Objects for which peers that lack them had no room.
     no_room: BTreeMap<OsdId, BTreeMap<ObjectKey, NoRoom>>,
+    /// Objects for which there was none here.
+    no_room_here: BTreeMap<ObjectKey, NoRoom>,
     /// Up to where the missing objects of a peer have been looked through without finding one to send.
     looked_to: BTreeMap<OsdId, LogVersion>,
     /// Objects of which the version is not known.
@@ -163,7 +182,26 @@ impl Recovery {
     /// Whether an object is to be sent again to a peer that had no room for it, though no client waits for it.
     fn may_have_room(&self, osd: OsdId, key: &ObjectKey, now: Timestamp) -> bool {
         let no_room = self.no_room.get(&osd).and_then(|objects| objects.get(key));
-        no_room.is_none_or(|no_room| now.since(no_room.at) >= pause_for_room(no_room.times))
+        no_room.is_none_or(|no_room| no_room.over() <= now)
+    }
+
+    /// Whether an object is not fetched for the time being: there was no room for it here.
+    pub fn waits_for_room_here(&self, key: &ObjectKey, now: Timestamp) -> bool {
+        self.no_room_here.get(key).is_some_and(|no_room| no_room.over() > now)
+    }
+
+    /// Whether that was so just now: then it is not fetched though clients wait for it.
+    fn had_no_room_here(&self, key: &ObjectKey, now: Timestamp) -> bool {
+        self.no_room_here.get(key).is_some_and(|no_room| now.since(no_room.at) < SLOT_RETRY)
+    }
+
+    /// How many wait for room, and when the first of them is looked at again.
+    fn waiting_for_room_here(&self, now: Timestamp) -> (usize, Option<Timestamp>) {
+        let waiting = self.no_room_here.iter().filter(|(key, _)| !self.unfound.contains(*key));
+        let ends = waiting.map(|(_, no_room)| no_room.over()).filter(|over| *over > now);
+        ends.fold((0, None), |(count, first), over| {
+            (count + 1, Some(first.map_or(over, |first: Timestamp| first.min(over))))
+        })
     }
 
     /// Ends what a backfill has on its way to a target; gives the objects.
@@ -182,6 +220,7 @@ impl Recovery {
             self.pushes.retain(|_, push| push.key != *key);
         }
         self.urgent.remove(key);
+        self.no_room_here.remove(key);
         self.unnamed.forget(key);
     }
 
@@ -215,7 +254,11 @@ impl Pg {
         let backfilling = active.backfill.as_ref().map(|backfill| backfill.target).or(next);
         targets.extend(backfilling);
         targets.retain(|osd| !left_out(osd));
-        let fetchable = self.holding.missing.len() > active.recovery.unfound.len();
+        let (no_room, look_again_at) = active.recovery.waiting_for_room_here(step.now);
+        let fetchable = self.holding.missing.len() > active.recovery.unfound.len() + no_room;
+        if let Some(at) = look_again_at {
+            self.tick_within(at.since(step.now), step);
+        }
         if targets.is_empty() && !fetchable {
             self.release_all_slots(step);
         } else if self.has_outgoing_slot(step) {
@@ -227,6 +270,17 @@ impl Pg {
             }
         }
         self.forget_settled();
+        self.let_a_whole_one_lead(step);
+    }
+
+    /// Without room for what is missing here, one who misses nothing should lead: as soon as there is one.
+    fn let_a_whole_one_lead(&mut self, step: &mut Step<'_>) {
+        let is_cramped = self.is_cramped();
+        let Some(active) = self.active().filter(|active| is_cramped && !active.asks_for_another()) else { return };
+        let whole = |peer: &Peer| peer.cursor.is_complete() && peer.missing.is_empty();
+        if active.peers.values().any(whole) && self.let_another_lead(whole, step) {
+            tracing::info!(pg = %self.id, osd = %self.whoami, "no room for what is missing here: another should lead");
+        }
     }
 
     fn recover_urgent(&mut self, step: &mut Step<'_>) {
@@ -234,7 +288,9 @@ impl Pg {
         if active.recovery.urgent.is_empty() {
             return;
         }
-        let urgent: Vec<ObjectKey> = active.recovery.urgent.iter().take(LOOK_MAX).cloned().collect();
+        let recovery = &active.recovery;
+        let worth_a_try = recovery.urgent.iter().filter(|key| !recovery.had_no_room_here(key, step.now));
+        let urgent: Vec<ObjectKey> = worth_a_try.take(LOOK_MAX).cloned().collect();
         for key in urgent {
             if self.holding.missing.contains(&key) {
                 self.start_pull(&key, step);
@@ -264,6 +320,7 @@ impl Pg {
         }
         let wanted = self.holding.missing.oldest_first().map(|(key, _)| key);
         let wanted = wanted.filter(|key| !recovery.pulls.contains_key(*key) && !recovery.unfound.contains(*key));
+        let wanted = wanted.filter(|key| !recovery.waits_for_room_here(key, step.now));
         let pulls: Vec<ObjectKey> = wanted.take(free).cloned().collect();
         let mut pushes = Vec::new();
         let idle = pulls.is_empty() && recovery.pulls.is_empty();
@@ -319,8 +376,12 @@ impl Pg {
     fn start_pull(&mut self, key: &ObjectKey, step: &mut Step<'_>) {
         let Some(lack) = self.holding.missing.get(key) else { return };
         let Some(active) = self.active() else { return };
-        if active.recovery.pulls.contains_key(key) || active.recovery.unfound.contains(key) {
+        let recovery = &active.recovery;
+        if recovery.pulls.contains_key(key) || recovery.unfound.contains(key) {
             return;
+        }
+        if recovery.had_no_room_here(key, step.now) {
+            return; // whoever waits for it
         }
         self.pull_from_next(key, lack.need, BTreeSet::new(), step);
     }
@@ -370,13 +431,11 @@ impl Pg {
             return;
         }
         if !has_room_to_recover(&key, &piece, step) {
-            let whole = |peer: &Peer| peer.cursor.is_complete() && peer.missing.is_empty();
-            if !std::mem::replace(&mut self.cramped, true) {
-                self.cramped = self.let_another_lead(whole, step);
-                tracing::info!(pg = %self.id, osd = %self.whoami, asked = self.cramped,
-                    "no room for what is missing here: another should lead");
-            }
-            return; // asked for again, and there may be room then
+            active.recovery.pulls.remove(&key);
+            NoRoom::again(&mut active.recovery.no_room_here, &key, step.now);
+            self.cramped = true;
+            step.rerun = true; // others may be fetched meanwhile, or another lead
+            return;
         }
         let (object, version, next) = (piece.object.clone(), piece.version, piece.next.clone());
         match &next {
@@ -551,10 +610,7 @@ impl Pg {
             self.clients.wake(&push.key);
             return self.leave_out(from, Refusal::Piece, step);
         }
-        let objects = recovery.no_room.entry(from).or_default();
-        let no_room = objects.entry(push.key.clone()).or_insert(NoRoom { at: step.now, times: 0 });
-        no_room.at = step.now;
-        no_room.times = no_room.times.saturating_add(1);
+        NoRoom::again(recovery.no_room.entry(from).or_default(), &push.key, step.now);
         recovery.urgent.remove(&push.key);
         recovery.looked_to.extend(push.version.map(|version| (from, version)));
         self.clients.wake(&push.key);
@@ -630,6 +686,7 @@ impl Pg {
         let missing = &self.holding.missing;
         if let Role::Active(active) = &mut self.role {
             active.recovery.unfound.retain(|key| missing.contains(key));
+            active.recovery.no_room_here.retain(|key, _| missing.contains(key));
             let peers = &active.peers;
             active.recovery.no_room.retain(|osd, objects| {
                 let Some(peer) = peers.get(osd) else { return false };

@@ -69,6 +69,12 @@ impl Pg {
         }
     }
 
+    /// How many entries the log has, and how many older ones are remembered for their answers.
+    #[must_use]
+    pub fn log_sizes(&self) -> (usize, usize) {
+        (self.holding.log.len(), self.holding.log.dups().count())
+    }
+
     /// What must hold after every step; cheap enough for production (docs/invariants.md).
     pub(crate) fn check_invariants(&self) {
         self.holding.log.check();

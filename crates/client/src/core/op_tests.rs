@@ -140,6 +140,20 @@ fn the_wrong_primary_at_a_newer_epoch_is_left_when_that_map_is_there() {
 }
 
 #[test]
+fn what_was_refused_under_an_older_map_is_sent_again_at_once_and_only_once() {
+    let (view, mut op) = (MapView::new(map()), op());
+    let first = sent(op.step(at(0), &view, Input::Wake));
+    let newer = after(view.map(), |_| {});
+    assert!(matches!(op.step(at(1), &newer, Input::Wake), Action::Await), "its target is the same");
+    let wrong = || ClientOutcome::Refused(RefusedReason::WrongPrimary);
+    let again = sent(op.step(at(2), &newer, reply(11, wrong())));
+    assert_eq!(again.primary(), first.primary());
+    assert_eq!(op.request.epoch, Epoch(11));
+    let (until, _) = waits(op.step(at(3), &newer, reply(11, wrong())));
+    assert!(until > at(3), "under that map it was refused, too");
+}
+
+#[test]
 fn pauses_grow_while_nothing_moves_and_vanish_when_it_does() {
     let (view, mut op) = (MapView::new(map()), op());
     let first = sent(op.step(at(0), &view, Input::Wake));
@@ -200,6 +214,21 @@ fn each_final_answer_becomes_its_error() {
         sent(op.step(at(0), &view, Input::Wake));
         assert_eq!(finished(op.step(at(1), &view, reply(10, answer))), Err(error));
     }
+}
+
+#[test]
+fn a_full_cluster_says_nothing_of_an_earlier_sending() {
+    let view = MapView::new(map());
+    let mut op = op();
+    sent(op.step(at(0), &view, Input::Wake));
+    let Action::Wait { until, .. } = op.step(at(100), &view, Input::Lost(Cause::Disconnected)) else {
+        panic!("a lost request is not sent again at once");
+    };
+    sent(op.step(until, &view, Input::Wake));
+    let refused = finished(op.step(at(500), &view, reply(10, ClientOutcome::Refused(RefusedReason::Full))));
+    let error = refused.expect_err("it was refused");
+    assert_eq!(error, OperateError::Timeout { after: Duration::from_millis(500), last_cause: Cause::Full });
+    assert!(!error.had_no_effect());
 }
 
 #[test]

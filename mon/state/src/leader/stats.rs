@@ -228,7 +228,8 @@ impl Stats {
             state.remapped = true;
         }
         // Members beyond what placement finds room for are where they shall be: nothing moves before a map places them.
-        let moves = state.remapped && members.up.len() >= members.acting.len();
+        let wanted = members.acting.len().min(pool.size() as usize);
+        let moves = state.remapped && members.up.len() >= wanted;
         if state.degraded || state.undersized || moves || !state.active {
             state.clean = false;
         }

@@ -25,6 +25,8 @@ use std::collections::BTreeMap;
 use holdfast_types::{LogVersion, OsdId};
 use holdfast_wire::scrub::{BadCopy, CopyFault, CopySummary, ScrubCopy};
 
+use crate::mutants::{Mutant, on};
+
 /// What the log says that there must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expected {
@@ -93,6 +95,9 @@ pub(crate) fn judge(copies: &BTreeMap<OsdId, Option<ScrubCopy>>, expected: Expec
 fn right_copy(copies: &BTreeMap<OsdId, Option<ScrubCopy>>, expected: Expected, asked: bool) -> Option<Usable> {
     if expected == Expected::Deleted {
         return Some(Usable::Absent);
+    }
+    if on(Mutant::ScrubBelievesFirst) {
+        return copies.values().next().map(|copy| usable(copy.as_ref()).unwrap_or(Usable::Absent));
     }
     let exists = copies.values().any(|copy| matches!(copy, Some(ScrubCopy::Whole(_))));
     let mut groups = BTreeMap::<Usable, usize>::new();

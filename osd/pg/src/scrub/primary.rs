@@ -14,6 +14,7 @@ use crate::active::Active;
 use crate::api::{LocalObjects, Output, ReadError, ScrubLimits, Slot};
 use crate::key::ObjectKey;
 use crate::missing::Lack;
+use crate::mutants::{Mutant, on};
 use crate::pg::{Pg, Role, Step, TICK};
 
 /// Writes that make a chunk begin anew, in a row; the next one waits.
@@ -480,7 +481,7 @@ impl Pg {
         let upto = maps.values().map(|map| map.upto.clone()).min().unwrap_or(BackfillCursor::Complete);
         let found = self.judge_chunk(pass, maps, &upto);
         self.record_findings(pass, &upto, found.inconsistent, step);
-        if found.marks.is_empty() {
+        if found.marks.is_empty() || on(Mutant::ScrubMarksNothing) {
             pass.go_on(upto, step.now, &self.limits.scrub);
             step.rerun = true;
             return true;

@@ -15,7 +15,7 @@ use holdfast_types::{
 };
 use holdfast_wire::mon::PgReport;
 use holdfast_wire::peer::{PeerBody, PeerMessage};
-use holdfast_wire::{Blob, ClientOutcome, ClientRequest, ObjectOp, OpError, OpResult};
+use holdfast_wire::{Blob, ClientOutcome, ClientRequest, ObjectOp, OpError, OpResult, RefusedReason};
 
 pub const PG: PgId = PgId { pool: PoolId(1), seed: 0 };
 
@@ -178,7 +178,12 @@ impl Group {
                     self.inputs.push_back((to, input));
                 }
             }
-            Output::Reply { reply_to, reply, .. } => self.answers.push((reply_to, reply.outcome)),
+            Output::Reply { reply_to, mut reply, valid_until } => {
+                if valid_until.is_some_and(|until| self.now >= until) {
+                    reply.outcome = ClientOutcome::Refused(RefusedReason::Busy);
+                }
+                self.answers.push((reply_to, reply.outcome));
+            }
             Output::AskUpThru { at_least } => {
                 self.map.osds.get_mut(&osd(id)).unwrap().up_thru = at_least;
                 self.publish();
@@ -259,9 +264,14 @@ impl Group {
 
     /// Has a client send a request, all before which are answered; the answer goes to the request's number.
     pub fn send(&mut self, client: u64, tid: u64, object: &str, ops: Vec<ObjectOp>) {
+        self.send_of(self.map.epoch, client, tid, object, ops);
+    }
+
+    /// The same, by a client that has a certain map.
+    pub fn send_of(&mut self, epoch: Epoch, client: u64, tid: u64, object: &str, ops: Vec<ObjectOp>) {
         let request = ClientRequest {
             id: RequestId { client: ClientId(client), incarnation: Incarnation(1), tid },
-            epoch: self.map.epoch,
+            epoch,
             pg: PG,
             object: name(object),
             ops,

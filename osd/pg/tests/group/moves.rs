@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use holdfast_map::PoolKind;
 use holdfast_pg::Limits;
 use holdfast_wire::peer::PeerBody;
 
-use crate::group::{Group, osd, shows};
+use crate::group::{Group, PG, osd, shows};
 
 /// A placement group whose log goes back to its beginning: a new copy can be made whole by the log alone.
 fn filled(all: usize, members: usize) -> Group {
@@ -53,6 +54,27 @@ fn one_that_was_away_for_long_leads_again_when_it_has_caught_up() {
 }
 
 #[test]
+fn one_that_lacks_much_leads_all_the_same_when_no_map_lets_another_lead() {
+    let mut group = filled(3, 3);
+    group.map.osds.get_mut(&osd(0)).unwrap().up = false;
+    group.have_lead(&[1, 2]);
+    group.silent.insert(0);
+    for object in 0..120 {
+        group.write(&format!("o-{object}"));
+    }
+    group.silent.clear();
+    group.monitors_away = true;
+    group.map.osds.get_mut(&osd(0)).unwrap().up = true;
+    group.have_lead(&[0, 1, 2]);
+    group.pass(Duration::from_secs(5));
+    assert!(!group.report().state.active, "another would serve at once");
+    group.pass(Duration::from_secs(10));
+    assert!(shows(&group.read("o-7"), "o-7"));
+    group.run_until_clean();
+    assert_eq!(group.members.acting, [osd(0), osd(1), osd(2)]);
+}
+
+#[test]
 fn an_osd_that_is_out_keeps_its_copy_until_somebody_takes_its_place() {
     let mut group = filled(4, 3);
     group.members.up = vec![osd(0), osd(1)];
@@ -67,4 +89,22 @@ fn an_osd_that_is_out_keeps_its_copy_until_somebody_takes_its_place() {
     group.publish();
     group.run_until_clean();
     assert!(group.is_whole(3, "o-7"));
+}
+
+#[test]
+fn fewer_copies_than_before_end_a_move() {
+    let mut group = filled(4, 3);
+    group.members.up = vec![osd(0), osd(1), osd(3)];
+    group.members.acting = group.members.up.clone();
+    group.publish();
+    group.pause_on = Some(|body| matches!(body, PeerBody::ReservationGrant));
+    group.run();
+    assert_eq!(group.members.acting, [osd(0), osd(1), osd(2)]);
+    group.map.pools.get_mut(&PG.pool).unwrap().kind = PoolKind::Replicated { size: 2, min_size: 1 };
+    group.members.up = vec![osd(0), osd(1)];
+    group.publish();
+    group.run_until_clean();
+    assert_eq!(group.members.acting, [osd(0), osd(1)]);
+    group.pass(Duration::from_secs(10));
+    assert!(group.nodes[2].pg.is_none() && group.nodes[3].pg.is_none(), "nothing is left of the others");
 }

@@ -54,6 +54,41 @@ fn what_another_primary_executed_since_counts_more_than_a_failure_remembered_her
     }
 }
 
+#[test]
+fn a_late_copy_of_what_another_primary_has_answered_is_not_executed() {
+    let mut group = Group::of(3, 3, Limits::default());
+    let sent = group.map.epoch;
+    group.have_lead(&[1, 0, 2]);
+    group.send(9, 1, "o", append());
+    group.run();
+    let failed = group.answer(1).unwrap();
+    assert!(matches!(failed, ClientOutcome::Failed { index: 0, error: OpError::NotFound }), "{failed:?}");
+    group.tid = 100;
+    group.write("o");
+    let before = size(&mut group, "o");
+    // Who answered is gone, and what was sent to another one before arrives.
+    group.map.osds.get_mut(&osd(1)).unwrap().up = false;
+    group.have_lead(&[0, 2]);
+    group.pass(Duration::from_secs(3));
+    group.send_of(sent, 9, 1, "o", append());
+    group.pass(Duration::from_secs(3));
+    assert_eq!(group.answer(1), Some(ClientOutcome::Refused(RefusedReason::WrongPrimary)));
+    assert_eq!(size(&mut group, "o"), before);
+}
+
+#[test]
+fn a_client_with_an_old_map_is_served_while_the_same_one_leads() {
+    let mut group = Group::of(3, 3, Limits::default());
+    let sent = group.map.epoch;
+    group.map.osds.get_mut(&osd(2)).unwrap().up = false;
+    group.have_lead(&[0, 1]);
+    group.pass(Duration::from_secs(3));
+    group.send_of(sent, 9, 1, "o", full_write(10));
+    group.pass(Duration::from_secs(3));
+    let done = group.answer(1);
+    assert!(matches!(done, Some(ClientOutcome::Done { .. })), "{done:?}");
+}
+
 /// One that cannot serve: two of three are gone.
 fn stopped(limits: Limits) -> Group {
     let mut group = Group::of(3, 3, limits);
@@ -96,6 +131,19 @@ fn waiting_requests_are_bounded_in_bytes() {
     group.send(1, 1, "o", full_write(8 << 20));
     group.run();
     assert!(group.answers.is_empty(), "a single one is taken however large it is");
+}
+
+#[test]
+fn what_waits_elsewhere_on_the_osd_lets_nothing_more_wait_and_all_else_be_served() {
+    let mut group = stopped(Limits::default());
+    group.nodes[0].store.client_bytes_waiting = Limits::default().client_bytes_waiting_max;
+    group.send(1, 1, "o", full_write(10));
+    group.run();
+    assert_eq!(group.answer(1), Some(ClientOutcome::Refused(RefusedReason::Busy)));
+    let mut group = Group::of(3, 3, Limits::default());
+    group.nodes[0].store.client_bytes_waiting = Limits::default().client_bytes_waiting_max;
+    group.write("o");
+    assert_eq!(size(&mut group, "o"), 30);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use holdfast_map::{ScrubKind, SpaceLevel};
-use holdfast_pg::ObjectKey;
+use holdfast_pg::{Limits, ObjectKey, Slot};
 use holdfast_wire::{Blob, ClientOutcome, ObjectOp, OpResult, RefusedReason, Row};
 
 use crate::group::{Group, content, name, osd, short_log};
@@ -57,7 +57,11 @@ impl Group {
 
     /// An object of bytes that the third copy lacks, noticed by a write that is answered.
     fn lose_third_copy(&mut self, object: &str) {
-        self.spoil(2, object);
+        self.lose_copy(2, object);
+    }
+
+    fn lose_copy(&mut self, id: usize, object: &str) {
+        self.spoil(id, object);
         let outcome = self.operate(object, vec![ObjectOp::RemoveAttr { name: b"none".to_vec() }]);
         assert!(is_done(&outcome), "{outcome:?}");
     }
@@ -237,6 +241,81 @@ fn a_primary_without_room_serves_all_else_while_nobody_can_let_another_lead() {
     group.nodes[0].store.full = false;
     group.run_until_clean();
     assert_eq!(group.members.acting, group.members.up);
+}
+
+#[test]
+fn what_finds_no_room_at_the_primary_keeps_no_other_copy_from_being_made_whole() {
+    let mut group = Group::of(3, 3, short_log());
+    let large: Vec<String> = (0..8).map(|n| format!("large-{n}")).collect();
+    large.iter().for_each(|object| group.write(object));
+    group.write_before_the_log("old");
+    group.nodes[1].store.tight = true;
+    group.lose_copy(1, "old");
+    group.map.osds.get_mut(&osd(2)).unwrap().up = false;
+    group.have_lead(&[0, 1]);
+    group.pass(Duration::from_secs(3));
+    // As many as may be on their way at a time, and more: none of them finds room.
+    group.nodes[0].store.full = true;
+    for (client, object) in (10..).zip(&large) {
+        group.spoil(0, object);
+        group.send(client, 1_000 + client, object, vec![ObjectOp::Stat]);
+    }
+    group.pass(Duration::from_secs(30));
+    assert!(!group.is_whole(1, "old"));
+    assert!(!group.slots.contains(&(0, Slot::Outgoing)), "others may use it");
+    group.nodes[1].store.tight = false;
+    group.pass(Duration::from_secs(60));
+    assert!(group.is_whole(1, "old"));
+    assert_eq!(group.members.acting[0], osd(1), "it has all");
+    group.nodes[0].store.full = false;
+    group.map.osds.get_mut(&osd(2)).unwrap().up = true;
+    group.members.up = (0..3).map(osd).collect();
+    group.publish();
+    group.run_until_clean();
+}
+
+#[test]
+fn a_primary_without_room_asks_as_soon_as_somebody_else_has_all() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write("large");
+    group.write_before_the_log("old");
+    group.nodes[1].store.tight = true;
+    group.lose_copy(1, "old");
+    group.spoil(0, "large");
+    group.nodes[0].store.full = true;
+    group.operate("large", vec![ObjectOp::Stat]);
+    assert_eq!(group.members.acting[0], osd(2));
+    // That one goes, and nobody has all.
+    group.map.osds.get_mut(&osd(2)).unwrap().up = false;
+    group.have_lead(&[0, 1]);
+    group.pass(Duration::from_secs(10));
+    assert_eq!(group.members.acting[0], osd(0));
+    group.nodes[1].store.tight = false;
+    group.pass(Duration::from_secs(60));
+    assert_eq!(group.members.acting[0], osd(1));
+}
+
+#[test]
+fn in_the_place_of_a_primary_without_room_leads_one_that_has_all_not_one_that_will_lack_much() {
+    let mut group = Group::of(3, 3, Limits::default());
+    group.write("old");
+    group.map.osds.get_mut(&osd(1)).unwrap().up = false;
+    group.silent.insert(1);
+    group.have_lead(&[0, 2]);
+    for object in 0..120 {
+        group.write(&format!("o-{object}"));
+    }
+    group.spoil(0, "old");
+    group.nodes[0].store.full = true;
+    group.send(9, 1_000, "old", vec![ObjectOp::Stat]);
+    group.pass(Duration::from_secs(3));
+    assert_eq!(group.members.acting[0], osd(2));
+    group.silent.clear();
+    group.map.osds.get_mut(&osd(1)).unwrap().up = true;
+    group.have_lead(&[0, 1, 2]);
+    assert_eq!(group.members.acting[0], osd(2), "the second is not told yet what it lacks");
+    group.nodes[0].store.full = false;
+    group.run_until_clean();
 }
 
 #[test]

@@ -3,4 +3,5 @@
 
 mod forgetful;
 mod lease;
+mod short;
 mod world;

@@ -12,7 +12,7 @@ use holdfast_types::{
     ClientId, ClusterId, DiskUuid, Epoch, Incarnation, ObjectName, OsdId, PgId, PoolId, RequestId, Timestamp,
 };
 use holdfast_wire::peer::PeerMessage;
-use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, OpResult};
+use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, OpResult, RefusedReason};
 
 pub const PG: PgId = PgId { pool: PoolId(1), seed: 0 };
 pub const A: OsdId = OsdId(1);
@@ -35,6 +35,8 @@ pub struct World {
     wishes: Vec<(OsdId, Output)>,
     replies: Vec<ClientReply>,
     pub now: Timestamp,
+    /// How long each of the 20 rounds takes in which everything settles.
+    pub round: Duration,
     tid: u64,
 }
 
@@ -55,7 +57,8 @@ pub fn info(incarnation: u64, at: Epoch) -> OsdInfo {
 }
 
 fn members(map: &ClusterMap) -> PgMembers {
-    let up: Vec<OsdId> = [A, B, C].into_iter().filter(|osd| map.is_up(*osd)).collect();
+    let has_room = |osd: &OsdId| map.osds.get(osd).is_some_and(|info| info.up && info.reweight > 0);
+    let up: Vec<OsdId> = [A, B, C].into_iter().filter(has_room).collect();
     let acting = map.pg_temp.get(&PG).cloned().unwrap_or_else(|| up.clone());
     PgMembers { up, acting }
 }
@@ -71,6 +74,7 @@ impl World {
             wishes: Vec::new(),
             replies: Vec::new(),
             now: Timestamp::ZERO,
+            round: Duration::from_secs(2),
             tid: 0,
         };
         world.publish(|map| {
@@ -135,7 +139,12 @@ impl World {
                     Output::Send { to, message } => {
                         self.mail.push_back((osd, to, std::sync::Arc::unwrap_or_clone(message)))
                     }
-                    Output::Reply { reply, .. } => self.replies.push(reply),
+                    Output::Reply { mut reply, valid_until, .. } => {
+                        if valid_until.is_some_and(|until| self.now >= until) {
+                            reply.outcome = ClientOutcome::Refused(RefusedReason::Busy);
+                        }
+                        self.replies.push(reply);
+                    }
                     Output::Reserve(slot) => inputs.push_back(Input::Reserved(slot)),
                     wish @ (Output::AskUpThru { .. } | Output::AskPgTemp { .. }) => self.wishes.push((osd, wish)),
                     Output::Gone => self.nodes.get_mut(&osd).unwrap().pg = None,
@@ -167,7 +176,7 @@ impl World {
                     });
                 }
             }
-            self.now = self.now + Duration::from_secs(2);
+            self.now = self.now + self.round;
             for osd in [A, B, C] {
                 if self.nodes[&osd].running {
                     self.step(osd, Input::Tick);
@@ -206,13 +215,17 @@ impl World {
 
     pub fn ask(&mut self, ops: Vec<ObjectOp>) -> Option<ClientOutcome> {
         self.tid += 1;
-        let id = RequestId { client: ClientId(1), incarnation: Incarnation(1), tid: self.tid };
+        let primary = members(&self.newest()).acting[0];
+        self.ask_of(primary, 1, self.tid, ops)
+    }
+
+    /// Has one client send one request to one OSD.
+    pub fn ask_of(&mut self, osd: OsdId, client: u64, tid: u64, ops: Vec<ObjectOp>) -> Option<ClientOutcome> {
+        let id = RequestId { client: ClientId(client), incarnation: Incarnation(1), tid };
         let object = ObjectName::new("object".to_owned()).unwrap();
         let epoch = self.newest().epoch;
-        let request =
-            ClientRequest { id, epoch, pg: PG, object, ops, lowest_outstanding_tid: self.tid, frees_space: None };
-        let primary = members(&self.newest()).acting[0];
-        self.step(primary, Input::Client { reply_to: ReplyTo(0), request });
+        let request = ClientRequest { id, epoch, pg: PG, object, ops, lowest_outstanding_tid: tid, frees_space: None };
+        self.step(osd, Input::Client { reply_to: ReplyTo(0), request });
         self.settle();
         self.replies.drain(..).find(|reply| reply.id == id).map(|reply| reply.outcome)
     }
