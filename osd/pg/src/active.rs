@@ -824,7 +824,7 @@ impl Pg {
             PeerBody::PullFailed(pull) => self.pull_failed(from, &pull, step),
             PeerBody::NotActivated { activation } if activation == self.activations => {
                 tracing::info!(pg = %self.id, %from, activation, "a member has lost track, peering again");
-                self.start_interval(step);
+                self.peer_again(step);
             }
             _ if !in_this_activation => {
                 tracing::debug!(pg = %self.id, %from, ?said, "message of another activation dropped");
