@@ -329,7 +329,9 @@ impl World {
         let others = (0..self.config.osds).map(OsdId).filter(|osd| *osd != victim);
         let ways = others.map(|other| if deaf { (other, victim) } else { (victim, other) });
         self.one_way = ways.take(if only { 1 } else { usize::MAX }).collect();
-        let healed = Duration::from_millis(self.rng.random_range(500..16_000));
+        // One link alone may stay cut for longer than the monitors let the two accuse each other.
+        let longest = if only { 45_000 } else { 16_000 };
+        let healed = Duration::from_millis(self.rng.random_range(500..longest));
         self.schedule(healed, Event::OneWayHealed);
     }
 
@@ -386,6 +388,9 @@ impl World {
         let is_in = self.monitor.map().osds.get(&victim).is_some_and(|info| info.in_cluster);
         if !is_in || inside > self.config.size as usize {
             self.counts.add(FaultKind::OutOrIn, 1);
+            if is_in {
+                self.put_out.insert(victim);
+            }
             self.monitors_hear(if is_in { MonCommand::OsdOut(victim) } else { MonCommand::OsdIn(victim) });
         }
     }
