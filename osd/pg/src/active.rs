@@ -120,6 +120,8 @@ pub(crate) struct Active {
     pub strays: BTreeSet<OsdId>,
     /// Objects that somebody wants to read, for want of a lease.
     leaseless: BTreeSet<ObjectKey>,
+    /// Listings of backfill targets that were asked for so far.
+    pub scans: u64,
     /// Others that have said that they hold none.
     pub without_copy: BTreeSet<OsdId>,
     pub recovery: Recovery,
@@ -148,6 +150,7 @@ impl Active {
             peers,
             strays,
             leaseless: BTreeSet::new(),
+            scans: 0,
             without_copy: BTreeSet::new(),
             recovery: Recovery::default(),
             backfill: None,

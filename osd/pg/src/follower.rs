@@ -410,7 +410,7 @@ impl Pg {
                 && effects.first() != Some(&Effect::Remove)
             {
                 // The store would not take it. The object becomes missing, and the primary must learn that. Beyond the
-                // cursor (backfill had just sent it) nothing is ever missing (M3): it is compared again.
+                // cursor (backfill had just sent it) nothing is ever missing (MG3): it is compared again.
                 self.note_damage(&key, &error, step);
                 if self.holding.last_backfill.covers(key.as_bytes()) {
                     self.put_lack(&key, Lack { need: version, have: LogVersion::ZERO }, &mut ops);
@@ -675,7 +675,7 @@ impl Pg {
             version: exec::stored_version(step.store, key).unwrap_or(LogVersion::ZERO),
         };
         let objects = keys.iter().map(item).collect();
-        let digest = BackfillDigest { after: scan.after, upto, objects };
+        let digest = BackfillDigest { after: scan.after, upto, objects, number: scan.number };
         self.send(from, PeerBody::BackfillDigest(digest), step);
     }
 

@@ -7,6 +7,7 @@
 //! | `Incomplete` | a map or a notice brings a copy that may be chosen | `GetInfo` |
 //! | `WaitActing` | the map has the acting set asked for (a new interval), or changes otherwise; no map comes, and the present one can serve, too | new interval, `GetInfo`; as if that were the choice |
 //! | `GetLog` | the chosen log has come and is merged; it does not join | `GetMissing`; choice without this copy |
+//! | `GetLog`, choice of the own log | its holder cannot give what only it tells of (P7) | choice without it |
 //! | `GetMissing` | all members' logs are known; one does not join | `WaitUpThru`; choice with that member as backfill target |
 //! | `WaitUpThru` | `up_thru ≥ interval start` in the map; an earlier primary may still answer reads | `Activating`; `WaitLease` |
 //! | `WaitLease` | its lease has ended, it answers, or the map says that it does not run any more | `Activating` |
@@ -436,7 +437,8 @@ impl Pg {
             return self.go_back(from, item, step);
         }
         let Some(common) = common else {
-            if let Some(peering) = self.peering().filter(|peering| !peering.ungiving.is_empty()) {
+            let other = |peering: &&mut Peering| !peering.ungiving.is_empty() && !peering.ungiving.contains(&from);
+            if let Some(peering) = self.peering().filter(other) {
                 // The longest log is still there.
                 peering.ungiving.insert(from);
                 return self.choose(step);
