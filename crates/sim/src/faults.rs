@@ -501,12 +501,12 @@ impl World {
         node.generation += 1;
         (node.paused_until, node.stuck_until) = (Timestamp::ZERO, Timestamp::ZERO);
         self.syncing.remove(&osd);
+        self.counts.add(FaultKind::SectorLost, damage.sectors);
+        self.counts.add(FaultKind::SectorTorn, damage.torn);
         if !running {
             return; // its restart is under way
         }
         self.counts.add(if power { FaultKind::PowerCut } else { FaultKind::ProcessKilled }, 1);
-        self.counts.add(FaultKind::SectorLost, damage.sectors);
-        self.counts.add(FaultKind::SectorTorn, damage.torn);
         let longest = u64::try_from(faults.downtime_max.as_millis()).unwrap_or(u64::MAX);
         let back = back.unwrap_or_else(|| Duration::from_millis(self.rng.random_range(100..longest.max(101))));
         self.schedule(back, Event::Restart { osd });
