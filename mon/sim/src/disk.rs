@@ -81,8 +81,13 @@ fn apply(rows: &mut Rows, batch: &[Write]) {
 
 impl Disk {
     fn settle(&mut self, batches: usize) {
-        for batch in self.unsynced.drain(..batches) {
-            apply(&mut self.durable, &batch);
+        for change in self.unsynced.drain(..batches).flatten() {
+            match change {
+                Write::Put(key, value) => {
+                    self.durable.insert(key, value);
+                }
+                change => apply(&mut self.durable, &[change]),
+            }
         }
     }
 
