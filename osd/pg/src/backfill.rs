@@ -19,7 +19,8 @@
 //! list (`peering`), a target gives up what it holds and is filled from the beginning.
 //!
 //! Invariants: B1 everything at or before the cursor follows the log on the target; B2 the cursor moves only when the
-//! whole batch is durable there, and what is stored of it is never ahead of that; B3 what is sent is committed.
+//! whole batch is durable there, and what is stored of it is never ahead of that; B3 what is sent is committed;
+//! B4 what is compared is a listing that was made after everything that was sent before it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -52,9 +53,20 @@ enum Differs {
 
 #[derive(Debug)]
 enum Stage {
-    Scan { since: Timestamp, asked: Timestamp },
-    Batch { end: BackfillCursor, items: BTreeMap<ObjectKey, Differs> },
-    Confirm { asked: Timestamp, lacking: Vec<MissingItem> },
+    /// `number`: of the listing that is waited for; a late one of earlier does not tell of what was sent since.
+    Scan {
+        since: Timestamp,
+        asked: Timestamp,
+        number: u64,
+    },
+    Batch {
+        end: BackfillCursor,
+        items: BTreeMap<ObjectKey, Differs>,
+    },
+    Confirm {
+        asked: Timestamp,
+        lacking: Vec<MissingItem>,
+    },
 }
 
 /// See the module document.
@@ -107,20 +119,31 @@ impl Pg {
             && let Some(peer) = active.peers.get(&next)
         {
             let cursor = peer.cursor.clone();
-            active.backfill =
-                Some(Backfill { target: next, cursor, stage: Stage::Scan { since: step.now, asked: step.now } });
-            self.ask_digest(step.now, step);
+            active.backfill = Some(Backfill {
+                target: next,
+                cursor,
+                stage: Stage::Scan { since: step.now, asked: step.now, number: 0 },
+            });
+            self.scan(step);
             step.report = true;
         }
         self.fill_batch(step);
     }
 
-    fn ask_digest(&mut self, since: Timestamp, step: &mut Step<'_>) {
+    /// Asks for the next listing.
+    fn scan(&mut self, step: &mut Step<'_>) {
+        let Some(active) = self.active() else { return };
+        active.scans += 1;
+        let number = active.scans;
+        self.ask_digest(step.now, number, step);
+    }
+
+    fn ask_digest(&mut self, since: Timestamp, number: u64, step: &mut Step<'_>) {
         let limit = u32::try_from(self.limits.backfill_batch).unwrap_or(u32::MAX);
         let Some(backfill) = self.active().and_then(|active| active.backfill.as_mut()) else { return };
-        backfill.stage = Stage::Scan { since, asked: step.now };
+        backfill.stage = Stage::Scan { since, asked: step.now, number };
         let (target, after) = (backfill.target, cursor_key(&backfill.cursor));
-        self.send(target, PeerBody::BackfillScan(BackfillScan { after, limit }), step);
+        self.send(target, PeerBody::BackfillScan(BackfillScan { after, limit, number: Some(number) }), step);
         self.tick_within(TICK, step);
     }
 
@@ -129,7 +152,9 @@ impl Pg {
         let limit = self.limits.backfill_batch.max(1);
         let Role::Active(active) = &self.role else { return };
         let Some(backfill) = active.backfill.as_ref().filter(|backfill| backfill.target == from) else { return };
-        if !matches!(backfill.stage, Stage::Scan { .. }) || cursor_key(&backfill.cursor) != digest.after {
+        let Stage::Scan { number, .. } = &backfill.stage else { return };
+        let is_late = digest.number.is_some_and(|answered| answered != *number);
+        if is_late || cursor_key(&backfill.cursor) != digest.after {
             return;
         }
         let after = (!digest.after.is_empty()).then_some(digest.after.as_slice());
@@ -268,7 +293,7 @@ impl Pg {
         self.send(target, PeerBody::BackfillProgress(progress), step);
         self.tick_within(TICK, step);
         if !confirm {
-            self.ask_digest(step.now, step);
+            self.scan(step);
         }
     }
 
@@ -283,7 +308,7 @@ impl Pg {
             active.backfill = None;
             step.report = true;
         } else {
-            self.ask_digest(step.now, step);
+            self.scan(step);
         }
     }
 
@@ -297,9 +322,9 @@ impl Pg {
                 tracing::warn!(pg = %self.id, %target, "what is there cannot be compared: others are filled meanwhile");
                 self.leave_out(target, Refusal::Stuck, step);
             }
-            Stage::Scan { since, asked } if step.now.since(*asked) >= RESEND => {
-                let since = *since;
-                self.ask_digest(since, step);
+            Stage::Scan { since, asked, number } if step.now.since(*asked) >= RESEND => {
+                let (since, number) = (*since, *number);
+                self.ask_digest(since, number, step);
             }
             Stage::Confirm { asked, lacking } if step.now.since(*asked) >= RESEND => {
                 *asked = step.now;
