@@ -421,7 +421,8 @@ impl World {
                 (FaultKind::PoolSpread, Change::Spread { pool: POOL, placed })
             }
             None if pg_num < SPLIT_PGS_MAX => {
-                (FaultKind::PoolSplit, Change::Split { pool: POOL, pg_num: self.rng.random_range(1..=2) * 2 * pg_num })
+                let pg_num = self.rng.random_range(1..=2) * 2 * pg_num;
+                (FaultKind::PoolSplit, Change::Split { pool: POOL, pg_num, judged_at: Some(map.epoch) })
             }
             None => return,
         };
