@@ -135,8 +135,15 @@ impl Failures {
 
     /// Whether the reporter's domain calls only that of the target silent: who calls several so is itself cut off, or did
     /// not run. On one host the two are their own domains: the reporter may have failed although its host has not.
+    ///
+    /// The target's domain says the same of the reporter: heartbeats are asked and answered both ways, so whatever is wrong
+    /// with a link, both ends notice. Where one end alone complains, it may be the one that has failed.
     fn is_of_a_link(&self, now: Timestamp, map: &ClusterMap, reporter: OsdId, target: OsdId) -> bool {
         let (here, there) = (host(map, reporter), host(map, target));
+        let back = |(by, silence): (&OsdId, &Silence)| silence.counts(now, map, *by) && host(map, *by) == there;
+        if !self.targets.get(&reporter).is_some_and(|entry| entry.silent_by.iter().any(back)) {
+            return false;
+        }
         if here == there {
             let called = |(osd, entry): (&OsdId, &Target)| {
                 *osd != target

@@ -141,6 +141,16 @@ fn an_osd_that_hears_none_of_those_on_its_own_host_takes_none_of_them_down_alone
 }
 
 #[test]
+fn one_that_alone_complains_of_another_takes_nobody_down() {
+    let mut world = World::new(&[0, 1, 2, 3]);
+    for _ in 0..60 {
+        world.wait(Duration::from_secs(1));
+        let verdict = world.silent(0, 1);
+        assert!(!matches!(verdict, Verdict::Propose(_)), "{verdict:?}");
+    }
+}
+
+#[test]
 fn a_silence_that_is_taken_back_in_between_does_not_add_up_to_that_of_a_link() {
     let mut world = World::new(&[0, 1, 2, 3]);
     for _ in 0..5 {
