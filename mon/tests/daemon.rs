@@ -105,7 +105,7 @@ async fn boot_osd(session: &MonSession, id: u8) -> FakeOsd {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let incarnation = Incarnation(1_000 + u64::from(id));
     let address = socket.local_addr().unwrap().to_string();
-    ask(session, MonCommand::OsdBoot { osd, disk, incarnation, address }).await.unwrap();
+    ask(session, MonCommand::OsdBoot { osd, disk, incarnation, address, can_split: Some(true) }).await.unwrap();
     FakeOsd { osd, incarnation, socket }
 }
 

@@ -4,13 +4,12 @@
 //! the placement groups, tell the monitors of the new incarnation, serve until the map says otherwise or the daemon is
 //! stopped.
 
-use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use holdfast_net::mon_session::{MonSession, MonSessionError};
-use holdfast_pg::{LoadError, Pg};
+use holdfast_pg::LoadError;
 use holdfast_store::{FormatError, Identity, Options as StoreOptions, Store, StoreConfig, Transaction, TxOp};
 use holdfast_types::{ClientId, DiskUuid, Epoch, Incarnation, OsdId, PgId};
 use holdfast_wire::mon::{MapUpdate, MonCommand, MonError, MonReply};
@@ -20,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::config::OsdConfig;
-use crate::copies::{self, CaughtUp, needed_maps};
+use crate::copies::{self, CaughtUp, TakenUp, needed_maps};
 use crate::counters::Counters;
 use crate::identity::{self, IdentityError};
 use crate::local::{collection_of, own_collection};
@@ -445,7 +444,7 @@ async fn live(base: Base) -> Result<(), OsdError> {
             Err(error) => break Err(error.into()),
         };
         let taken = note_loss(&base, &maps).and_then(|lost| Ok((lost, take_up(&base, incarnation, &maps)?)));
-        let (lost, pgs) = match taken {
+        let (lost, taken) = match taken {
             Ok(taken) => taken,
             Err(OsdError::Mark { source, .. }) if is_full(&source) => {
                 wait_for_room(&base).await;
@@ -453,7 +452,7 @@ async fn live(base: Base) -> Result<(), OsdError> {
             }
             Err(error) => break Err(error),
         };
-        match run::run(&base, incarnation, maps, pgs, lost).await {
+        match run::run(&base, incarnation, maps, taken, lost).await {
             Ok(RunEnd::Stopped) => break Ok(()),
             Ok(RunEnd::MarkedDown { epoch }) => {
                 warn!(osd = %base.id, %epoch, "the monitors marked this daemon down while it lives; it comes back");
@@ -567,7 +566,7 @@ fn note_loss(base: &Base, maps: &CaughtUp) -> Result<Option<Epoch>, OsdError> {
 
 /// The placement groups that this disk has copies of. A copy that cannot be taken up is given up: it begins anew, as a
 /// lost one.
-fn take_up(base: &Base, incarnation: Incarnation, maps: &CaughtUp) -> Result<BTreeMap<PgId, Pg>, OsdError> {
+fn take_up(base: &Base, incarnation: Incarnation, maps: &CaughtUp) -> Result<TakenUp, OsdError> {
     let taken = copies::take_up(base.store.engine(), base.id, incarnation, maps, run::limits(base));
     let taken = taken.map_err(|(pg, source)| OsdError::PlacementGroup { pg, source })?;
     for (pg, error) in &taken.lost {
@@ -575,10 +574,10 @@ fn take_up(base: &Base, incarnation: Incarnation, maps: &CaughtUp) -> Result<BTr
             "the copy of a placement group is not to be used: it is given up, and filled anew from the others");
         base.counters.copy_lost();
     }
-    for pg in taken.deleted {
-        remove_collection(base, pg)?;
+    for pg in &taken.deleted {
+        remove_collection(base, *pg)?;
     }
-    Ok(taken.pgs)
+    Ok(taken)
 }
 
 fn remove_collection(base: &Base, pg: PgId) -> Result<(), OsdError> {

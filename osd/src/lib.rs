@@ -37,7 +37,7 @@ pub use daemon::{OsdError, OsdHandle, start};
 /// What of the daemon needs no thread, no socket and no clock: the simulator drives these same parts.
 pub mod parts {
     pub use crate::awaited::{leave_known, split_pairs};
-    pub use crate::copies::{CaughtUp, TakenUp, needed_maps, take_up};
+    pub use crate::copies::{CaughtUp, TakenUp, may_be_part_of, needed_maps, take_up};
     pub use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
     pub use crate::leases::{EARLY_HEARTBEAT, EarlyBeats, Leases};
     pub use crate::local::{

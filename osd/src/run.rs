@@ -19,7 +19,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::copies::CaughtUp;
+use crate::copies::{CaughtUp, TakenUp};
 use crate::daemon::{Base, OsdError, ask_maps, hangs};
 use crate::handler::{OsdHandler, Sign};
 use crate::heartbeat::{HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, HeartbeatTable, Verdict};
@@ -138,7 +138,7 @@ pub(crate) async fn run(
     base: &Base,
     incarnation: Incarnation,
     maps: CaughtUp,
-    pgs: BTreeMap<PgId, Pg>,
+    taken: TakenUp,
     lost_before: Option<Epoch>,
 ) -> Result<RunEnd, OsdError> {
     let stop = CancellationToken::new();
@@ -169,6 +169,7 @@ pub(crate) async fn run(
         counters: base.counters.clone(),
         lost_before,
         lost_now: base.lost_now,
+        lost_copies: taken.lost.iter().map(|(pg, _)| *pg).collect(),
         stall_grace: STALL_GRACE,
         space: PeerSpace::default(),
         leases: leases.clone(),
@@ -185,7 +186,7 @@ pub(crate) async fn run(
         newest: watch::Sender::new(start.clone()),
     });
     let (ended, shards_ended) = mpsc::channel(1);
-    start_shards(&shared, &start, pgs, inboxes, &ended)?;
+    start_shards(&shared, &start, taken.pgs, inboxes, &ended)?;
     drop(ended);
     let (feeding, stop_feeding) = (run.clone(), base.stop.clone());
     let mut fed = tokio::task::spawn_blocking(move || feeding.feed_first(maps, &stop_feeding));
@@ -418,6 +419,7 @@ fn boot_command(base: &Base, incarnation: Incarnation) -> MonCommand {
         disk: base.disk,
         incarnation,
         address: base.config.advertise.clone().unwrap_or_else(|| base.address.to_string()),
+        can_split: Some(true),
     }
 }
 

@@ -28,6 +28,7 @@ use tracing::{debug, error, warn};
 use crate::answers::{respond, respond_client};
 use crate::awaited::{Awaited, leave_known, split_pairs};
 use crate::barrier::BarrierWait;
+use crate::copies::may_be_part_of;
 use crate::counters::Counters;
 use crate::heartbeat::HEARTBEAT_GRACE;
 use crate::leases::Leases;
@@ -217,6 +218,8 @@ pub(crate) struct Shared {
     pub(crate) lost_before: Option<Epoch>,
     /// Whether that was found by this process.
     pub(crate) lost_now: bool,
+    /// Copies that could not be used when this run began.
+    pub(crate) lost_copies: BTreeSet<PgId>,
     /// For so long the device may take nothing and the daemon still answers heartbeats: [`STALL_GRACE`].
     pub(crate) stall_grace: Duration,
     /// Told when the store failed for good: the daemon must end.
@@ -323,7 +326,7 @@ impl Shard {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(event) => {
                     self.answer(inbox);
-                    self.handle(event);
+                    self.handle(event, Some(inbox));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -332,7 +335,7 @@ impl Shard {
                     Event::Stop => return self.held.flush(),
                     event => {
                         self.answer(inbox);
-                        self.handle(event);
+                        self.handle(event, Some(inbox));
                     }
                 }
             }
@@ -378,14 +381,15 @@ impl Shard {
         }
     }
 
-    fn handle(&mut self, event: Event) {
+    /// `inbox`: heartbeats that come meanwhile are answered, where the event is one for all placement groups.
+    fn handle(&mut self, event: Event, inbox: Option<&Inbox>) {
         match event {
             Event::Map(step) => {
                 if let Some(step) = self.awaited.admit(step) {
-                    self.advance_map(&step);
+                    self.advance_map(&step, inbox);
                 }
             }
-            Event::Child { pg, epoch, made } => self.child(pg, epoch, made),
+            Event::Child { pg, epoch, made } => self.child(pg, epoch, made, inbox),
             Event::Peer { from, incarnation, message, permit } => {
                 if let PeerBody::RepOpAck { full, .. } = &message.body {
                     self.shared.space.note(from, full.unwrap_or(false));
@@ -437,13 +441,17 @@ impl Shard {
         }
     }
 
-    fn advance_map(&mut self, step: &Arc<MapStep>) {
+    fn advance_map(&mut self, step: &Arc<MapStep>, inbox: Option<&Inbox>) {
         let before = std::mem::replace(&mut self.step, step.clone());
         self.given.clear();
         // After a restart a placement group may be ahead of what the others are fed first.
         let behind = |pg: &Pg| pg.epoch() < step.map.epoch;
         let known: Vec<PgId> = self.pgs.iter().filter(|(_, pg)| behind(pg)).map(|(id, _)| *id).collect();
         for pg in known {
+            // All of them may be split, or peer anew: that takes longer than peers wait.
+            if let Some(inbox) = inbox {
+                self.answer(inbox);
+            }
             self.step_pg(pg, Input::Map { map: step.map.clone(), members: step.members_of(pg) });
         }
         let is_mine = |shard: &Shard, pg| shard.shared.shards.index_of(pg) == shard.index;
@@ -473,7 +481,7 @@ impl Shard {
         self.shared.shards.send(child, Event::Child { pg: child, epoch: self.step.map.epoch, made });
     }
 
-    fn child(&mut self, pg: PgId, epoch: Epoch, made: Option<Box<Pg>>) {
+    fn child(&mut self, pg: PgId, epoch: Epoch, made: Option<Box<Pg>>, inbox: Option<&Inbox>) {
         let is_made = made.is_some();
         if let Some(made) = made {
             if self.pgs.contains_key(&pg) {
@@ -487,7 +495,7 @@ impl Shard {
         if self.awaited.answered(pg, is_made, epoch, self.step.map.epoch) {
             self.settle_map();
             while let Some(step) = self.awaited.next_map() {
-                self.advance_map(&step);
+                self.advance_map(&step, inbox);
             }
         }
     }
@@ -546,10 +554,10 @@ impl Shard {
         self.step_pg(pg, Input::Tick);
     }
 
-    /// Whether the placement group may have been here in the disk's earlier life.
+    /// Whether the placement group may have been here in the disk's earlier life, or in a copy that could not be used.
     fn may_have_lost(&self, pg: PgId) -> bool {
         let created = self.step.map.pools.get(&pg.pool).map_or(Epoch::ZERO, |pool| pool.created);
-        self.shared.lost_before.is_some_and(|before| created <= before)
+        self.shared.lost_before.is_some_and(|before| created <= before) || may_be_part_of(&self.shared.lost_copies, pg)
     }
 
     fn peer(&mut self, from: OsdId, incarnation: Incarnation, message: PeerMessage) {
@@ -875,6 +883,7 @@ mod tests {
             counters: Arc::default(),
             lost_before: None,
             lost_now: false,
+            lost_copies: BTreeSet::new(),
             stall_grace,
             fatal,
             space: PeerSpace::default(),
@@ -965,6 +974,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_heartbeat_is_answered_between_two_placement_groups_that_take_a_map() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (shards, inboxes) = Shards::new(1);
+        let shared = shared(directory.path(), &shards, STALL_GRACE);
+        let map = |epoch| {
+            let mut map = ClusterMap::empty(CLUSTER);
+            map.epoch = Epoch(epoch);
+            Arc::new(map)
+        };
+        let pg = PgId { pool: holdfast_types::PoolId(1), seed: 0 };
+        let copy = Pg::create(pg, OsdId(0), Incarnation(1), map(1), shared.limits);
+        let pgs = BTreeMap::from([(pg, copy)]);
+        let mut shard = Shard::new(0, shared, MapStep::new(map(1)), pgs, BTreeSet::new());
+        let asker = Asker::new().await;
+        let (question, answered) = asker.ask(7).await;
+        shards.ask(0, question);
+        shard.handle(Event::Map(MapStep::new(map(2))), Some(&inboxes[0]));
+        assert!(inboxes[0].questions.try_recv().is_err(), "it was not left for later");
+        assert_eq!(answered.await.expect("answered"), 7);
+    }
+
+    #[tokio::test]
     async fn no_heartbeat_is_answered_while_the_device_hangs() {
         let directory = tempfile::tempdir().expect("a directory");
         let (shards, inboxes) = Shards::new(1);
@@ -998,8 +1029,8 @@ mod tests {
         unanswered.abort();
     }
 
-    #[test]
-    fn what_placement_groups_cannot_serve_leaves_memory_for_what_others_can() {
+    #[tokio::test]
+    async fn what_placement_groups_cannot_serve_leaves_memory_for_what_others_can() {
         let directory = tempfile::tempdir().expect("a directory");
         let (shards, _inboxes) = Shards::new(1);
         let shared = shared(directory.path(), &shards, STALL_GRACE);
@@ -1033,7 +1064,7 @@ mod tests {
         map.crush.insert_device(OsdId(0), 0x1_0000, None, &[("host", "h"), ("root", "default")]).expect("a place");
         let step = MapStep::new(Arc::new(map));
         let mut shard = Shard::new(0, shared.clone(), step.clone(), BTreeMap::new(), BTreeSet::new());
-        shard.advance_map(&step);
+        shard.advance_map(&step, None);
         assert_eq!(shard.pgs.len(), 16);
         let max = shared.limits.client_bytes_waiting_max;
         for tid in 1..=200 {

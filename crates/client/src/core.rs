@@ -9,7 +9,7 @@
 //! | pausing | waits on | sent | – | – | sent |
 //!
 //! `WrongPrimary` at a newer epoch: waits for that map. `WrongPrimary` at ours or `Busy`: pauses. All other refusals
-//! finish. Every state ends at the op's deadline, and only there: nothing else bounds resending, because a request keeps
+//! finish; `Full` says that nothing happened only if the request was sent once. Every state ends at the op's deadline, and only there: nothing else bounds resending, because a request keeps
 //! its id and is executed at most once.
 
 mod follow;

@@ -32,6 +32,9 @@ pub enum Cause {
     /// The daemon has too much to do.
     #[error("the daemon is overloaded")]
     Busy,
+    /// The cluster is full. The last sending of several was refused for it; an earlier one may yet be executed.
+    #[error("the cluster is full")]
+    Full,
     /// The daemon answered something else.
     #[error("the answer made no sense")]
     BadReply,

@@ -6,12 +6,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod actors;
-mod linearizable;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::sabotage::{self, Sabotage};
+use crate::testing::linearizable;
 
 /// Seeds that once failed: a drop that met another drop's end; a paused helper of a split that woke in a dropped table.
 const REGRESSIONS: [u64; 2] = [90, 5685];
@@ -20,7 +20,7 @@ const REGRESSIONS: [u64; 2] = [90, 5685];
 fn run(seed: u64) {
     let world = actors::play(seed);
     let history = world.lock().history.clone();
-    linearizable::check(&history);
+    linearizable::check(&history.events).unwrap();
 }
 
 fn env(name: &str) -> Option<u64> {
@@ -38,8 +38,8 @@ fn what_callers_see_is_linearizable_whatever_happens_in_between() {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let world = actors::play(seed);
             let world = world.lock();
-            linearizable::check(&world.history);
-            (world.splits(), world.drops())
+            linearizable::check(&world.history.events).unwrap();
+            (world.splits(), world.history.drops())
         }));
         match outcome {
             Ok((split, drop)) => (splits, drops) = (splits + split, drops + drop),
@@ -63,24 +63,8 @@ fn a_seed_plays_the_same_way_twice() {
 
 #[test]
 fn each_broken_rule_is_noticed() {
-    use Sabotage::*;
-    let all = [
-        BatchIgnoresVersion,
-        BatchResent,
-        FrozenTakesWrites,
-        CopyIgnoresVersion,
-        CopyStopsEarly,
-        CopyForgetsSpaces,
-        OpenBeforeCut,
-        BuildingServes,
-        RootRowForgotten,
-        ScanSkipsNextGroup,
-        ThawUndecided,
-        DropIgnoresRows,
-        DropIgnoresRootVersion,
-    ];
     let mut unnoticed = Vec::new();
-    for broken in all {
+    for broken in Sabotage::ALL {
         sabotage::set(Some(broken));
         match (0..600).find(|seed| catch_unwind(|| run(*seed)).is_err()) {
             Some(seed) => println!("{broken:?}: noticed at seed {seed}"),

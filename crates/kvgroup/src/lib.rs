@@ -26,7 +26,10 @@ mod key;
 mod lifecycle;
 mod locate;
 mod objects;
+#[cfg(not(feature = "mutants"))]
 mod sabotage;
+#[cfg(feature = "mutants")]
+pub mod sabotage;
 mod shell;
 mod split;
 mod table;

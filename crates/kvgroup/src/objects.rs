@@ -47,6 +47,11 @@ pub trait Objects: Send + Sync + 'static {
         self.operate(object, ops)
     }
 
+    /// Has work done beside the caller's, whoever drops the caller. It ends with the process.
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(work);
+    }
+
     /// Waits.
     fn pause(&self, duration: Duration) -> impl Future<Output = ()> + Send {
         tokio::time::sleep(duration)

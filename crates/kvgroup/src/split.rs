@@ -57,7 +57,7 @@ impl<O: Objects> Shared<O> {
             drop(claim);
         };
         if self.config.split_in_background {
-            tokio::spawn(work);
+            self.objects.spawn(work);
         } else {
             work.await;
         }

@@ -1,6 +1,14 @@
 //! Objects in memory: executes op vectors as a PG does, for tests of this crate and of those above it.
 //!
 //! Rows, attributes and asserts only; bytes of objects are not modelled and fail with [`OpError::Invalid`].
+//!
+//! Beside that what every simulation of tables needs: [`actors`] with random work, the [`history`] of what they saw, whether
+//! it is [`linearizable`], and the [`shape`] of a table at rest.
+
+pub mod actors;
+pub mod history;
+pub mod linearizable;
+pub mod shape;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;

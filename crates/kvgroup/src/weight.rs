@@ -36,7 +36,7 @@ pub struct Config {
     pub cached_groups: usize,
     /// Groups of a table, at most: the root object is a group of rows itself.
     pub groups_max: u32,
-    /// Whether splits run on their own tokio task (else within the batch that finds them due).
+    /// Whether splits run as work of their own, [`crate::Objects::spawn`] (else within the batch that finds them due).
     pub split_in_background: bool,
 }
 

@@ -27,6 +27,10 @@ pub enum Checker {
     M1,
     /// A fenced session changes nothing after the barrier.
     X1,
+    /// What front ends see of a table's rows and listings has one order.
+    KV1,
+    /// At rest a table is whole, and nothing else is left of it.
+    KV2,
     /// Assertions of the production code.
     Assertions,
     /// The parts by themselves: codec, replay of the monitors' log, opening of stores.
@@ -35,7 +39,7 @@ pub enum Checker {
 
 impl Checker {
     /// Those that are to be proved needed, one by one. [`Checker::Parts`] is attacked by the unit tests of those parts.
-    pub const PROVED: [Checker; 12] = [
+    pub const PROVED: [Checker; 14] = [
         Checker::D1,
         Checker::D2,
         Checker::H2,
@@ -47,6 +51,8 @@ impl Checker {
         Checker::N8,
         Checker::M1,
         Checker::X1,
+        Checker::KV1,
+        Checker::KV2,
         Checker::Assertions,
     ];
 
@@ -68,6 +74,8 @@ impl Checker {
             "N8" => Checker::N8,
             "M1" => Checker::M1,
             "X1" => Checker::X1,
+            "KV1" => Checker::KV1,
+            "KV2" => Checker::KV2,
             "panic" => Checker::Assertions,
             _ => Checker::Parts,
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use holdfast_pg::{Limits, ScrubLimits};
 
 use crate::checker::Checker;
+use crate::front::FrontSettings;
 
 /// Longest time that a message is kept before it is replayed.
 pub(crate) const REPLAY_MAX: Duration = Duration::from_secs(15);
@@ -16,7 +17,7 @@ pub struct Faults {
     pub loss: f64,
     /// Probability that it arrives twice.
     pub duplication: f64,
-    /// Probability that it is kept on the way and arrives once more, up to [`REPLAY_MAX`] later, or with the next map of its
+    /// Probability that it is kept on the way and arrives once more, up to 15 s later, or with the next map of its
     /// receiver: from another activation or interval, or of a sender that has started anew since.
     pub replays: f64,
     /// Longest delay; messages overtake each other.
@@ -155,6 +156,8 @@ pub struct Config {
     pub day: Option<Duration>,
     /// A checker that does not look: for the proof that it is needed.
     pub off: Option<Checker>,
+    /// Processes that keep tables in the cluster.
+    pub front: Option<FrontSettings>,
     /// Whether every input and output is printed to standard error.
     pub trace: bool,
 }
@@ -181,6 +184,7 @@ impl Config {
             ("limp", Config::limp()),
             ("fence", Config::fence()),
             ("gone", Config::gone()),
+            ("tables", Config::tables()),
             ("calm", Config::calm()),
         ]
     }
@@ -210,6 +214,7 @@ impl Config {
             limits: Limits { piece_bytes: 64, ..Limits::default() },
             day: None,
             off: None,
+            front: None,
             trace: false,
         }
     }
@@ -486,6 +491,29 @@ impl Config {
         let gaps = Config::gaps();
         let faults = Faults { splits_per_second: 0.6, map_lags_per_second: 0.2, ..gaps.faults };
         Config { pgs_used: 2, objects: 12, faults, ..gaps }
+    }
+
+    /// Front ends keep a table that splits all the time, while OSDs fail and their disks fill, and are killed and paused
+    /// themselves between any two steps.
+    #[must_use]
+    pub fn tables() -> Config {
+        let storm = Config::storm();
+        let faults = Faults {
+            loss: 0.01,
+            duplication: 0.02,
+            kills_per_second: 0.06,
+            power_cuts_per_second: 0.05,
+            partitions_per_second: 0.05,
+            cramps_per_second: 0.15,
+            client_map_lag: 0.3,
+            downtime_max: Duration::from_secs(6),
+            slow_sync: 0.15,
+            delay_max: Duration::from_millis(20),
+            ..storm.faults
+        };
+        let front =
+            FrontSettings { processes: 4, kills: 0.01, pauses: 0.03, op_timeout: Duration::from_secs(6), rest_ms: 100 };
+        Config { clients: 1, depth: 2, pause: Duration::from_millis(200), front: Some(front), faults, ..storm }
     }
 
     /// Everything else that can strike does; knobs are tiny, so that trimming, backfill and forgetting happen all the time.

@@ -63,6 +63,11 @@ pub enum FaultKind {
     SectorUnreadable,
     Fenced,
     WentOut,
+    FrontKilled,
+    FrontPaused,
+    AnswerNeverCame,
+    GroupSplit,
+    TableDropped,
 }
 
 impl fmt::Display for FaultKind {
@@ -107,6 +112,11 @@ impl fmt::Display for FaultKind {
             FaultKind::SectorUnreadable => "sectors that cannot be read",
             FaultKind::Fenced => "sessions fenced",
             FaultKind::WentOut => "OSDs that went out by themselves",
+            FaultKind::FrontKilled => "front ends killed",
+            FaultKind::FrontPaused => "front ends paused",
+            FaultKind::AnswerNeverCame => "answers that never came",
+            FaultKind::GroupSplit => "groups split",
+            FaultKind::TableDropped => "tables dropped",
         })
     }
 }
@@ -156,6 +166,10 @@ impl Config {
         let mut planned = self.faults.planned();
         planned.extend(self.fills.then_some(FaultKind::ClusterFull));
         planned.extend(self.leaves.then_some(FaultKind::WentOut));
+        if self.front.is_some() {
+            use FaultKind as F;
+            planned.extend([F::FrontKilled, F::FrontPaused, F::AnswerNeverCame, F::GroupSplit, F::TableDropped]);
+        }
         if self.leaves {
             planned.retain(|kind| *kind != FaultKind::SectorTorn); // too rare for so short a storm
         }

@@ -2,7 +2,8 @@
 //!
 //! Production code: placement groups (`holdfast-pg`), the store engine, the translation between the two and the taking up of
 //! copies, recovery slots and heartbeat tables (`holdfast-osd`), the monitors' state machine and their leader's judgement
-//! (`holdfast-mon-state`), map increments and CRUSH, the wire codec.
+//! (`holdfast-mon-state`), map increments and CRUSH, the wire codec; in front of them the client's core and tables of rows
+//! (`holdfast-client`, `holdfast-kvgroup`).
 //! Simulated: network, clock, device and index under the engine, the monitors' log (one leader that never forks), and what in
 //! a daemon is threads and sockets. One heap of events, one random number generator, no wall time, no hash maps: the same
 //! seed gives the same run, and [`Report::hash`] proves it. A run has three phases: faults under load, healing, settling;
@@ -18,11 +19,14 @@ mod cuts;
 mod disk;
 mod faults;
 mod fence;
+mod front;
 #[cfg(feature = "mutants")]
 mod hunt;
 mod leases;
 mod monitor;
 mod node;
+#[cfg(feature = "mutants")]
+mod rule;
 mod scrub;
 mod shell;
 mod watch;
@@ -32,6 +36,9 @@ pub use campaign::{Summary, campaign};
 pub use checker::Checker;
 pub use config::{Config, Faults};
 pub use faults::{FaultCounts, FaultKind};
+pub use front::FrontSettings;
 #[cfg(feature = "mutants")]
 pub use hunt::{Catch, Hunt, Row, Without, hunt};
+#[cfg(feature = "mutants")]
+pub use rule::Rule;
 pub use world::{Report, Violation, run};

@@ -12,7 +12,7 @@ use holdfast_mon_state::leader::{Due, Leader, ProbeResult, Quorum, Verdict};
 use holdfast_mon_state::{Change, Command, Op, Outcome, State};
 use holdfast_osd::parts::MapStep;
 use holdfast_types::{DiskUuid, Epoch, Incarnation, MonId, OsdId, PgId, PoolId, Timestamp};
-use holdfast_wire::mon::{FailureKind, LocationStep, MonCommand, MonReply, OsdReport, Subject};
+use holdfast_wire::mon::{FailureKind, LocationStep, MapUpdate, MonCommand, MonReply, OsdReport, Subject};
 
 use crate::config::Config;
 use crate::disk::CLUSTER;
@@ -124,13 +124,19 @@ impl Monitor {
         &self.newest().map
     }
 
+    /// What a subscription brings who holds the map of this epoch.
+    pub fn maps_since(&self, after: Epoch) -> MapUpdate {
+        self.state.maps_since(after)
+    }
+
     pub fn step(&self, epoch: Epoch) -> Option<&Arc<MapStep>> {
         self.steps.get(usize::try_from(epoch.0).ok()?)
     }
 
     /// What an OSD says when it starts.
     pub fn boot(osd: OsdId, incarnation: Incarnation) -> MonCommand {
-        MonCommand::OsdBoot { osd, disk: disk_uuid(osd.0), incarnation, address: format!("host-{}:6800", osd.0) }
+        let address = format!("host-{}:6800", osd.0);
+        MonCommand::OsdBoot { osd, disk: disk_uuid(osd.0), incarnation, address, can_split: Some(true) }
     }
 
     // ---- the leader ----

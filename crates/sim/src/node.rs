@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use holdfast_map::{ClusterMap, PgMembers};
 use holdfast_osd::parts::{
-    CaughtUp, EarlyBeats, HeartbeatTable, Leases, Local, MapStep, PeerSpace, Slots, collection_of, needed_maps, take_up,
+    CaughtUp, EarlyBeats, HeartbeatTable, Leases, Local, MapStep, PeerSpace, Slots, collection_of, may_be_part_of,
+    needed_maps, take_up,
 };
 use holdfast_pg::{Input, Limits, Outbox, Pg};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
@@ -69,6 +70,8 @@ pub(crate) struct Node {
     pub life: u8,
     /// Up to this epoch the disk has lost all that it held.
     pub lost_before: Option<Epoch>,
+    /// Copies that could not be used when the present run began.
+    pub unusable: BTreeSet<PgId>,
     pub copies_lost: u64,
     limits: Limits,
     segments: u32,
@@ -107,6 +110,7 @@ impl Node {
             waiting: Vec::new(),
             life: 0,
             lost_before: None,
+            unusable: BTreeSet::new(),
             copies_lost: 0,
             limits,
             segments,
@@ -175,10 +179,10 @@ impl Node {
         self.pgs.insert(pg, made);
     }
 
-    /// Whether the placement group may have been here in the disk's earlier life.
+    /// Whether the placement group may have been here in the disk's earlier life, or in a copy that could not be used.
     pub fn may_have_lost(&self, pg: PgId) -> bool {
         let created = self.step.map.pools.get(&pg.pool).map_or(Epoch::ZERO, |pool| pool.created);
-        self.lost_before.is_some_and(|before| created <= before)
+        self.lost_before.is_some_and(|before| created <= before) || may_be_part_of(&self.unusable, pg)
     }
 
     /// Gives up what the disk held; it begins anew, empty.
@@ -232,6 +236,7 @@ impl Node {
             return Err(format!("N1: {} lost its copy of {pg}, though nothing rotted: {error}", self.id));
         }
         self.copies_lost += taken.lost.len() as u64;
+        self.unusable = taken.lost.iter().map(|(pg, _)| *pg).collect();
         self.pgs = taken.pgs;
         self.step = steps.remove(0);
         // Those that it has kept need not be kept again, but the placement groups must see them.

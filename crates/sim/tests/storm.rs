@@ -105,6 +105,11 @@ fn a_fenced_session_changes_nothing_after_the_barrier() {
 }
 
 #[test]
+fn tables_that_split_are_linearizable_and_whole_though_front_ends_and_osds_fail() {
+    run_all(15, &Config::tables());
+}
+
+#[test]
 fn an_osd_that_does_not_come_back_goes_out_and_all_is_clean_without_it() {
     run_all(5, &Config::gone());
 }

@@ -50,6 +50,22 @@ fn check(engine: &MemEngine, c: CollectionId, contents: &BTreeMap<u32, Bytes>, n
 }
 
 #[test]
+fn what_a_split_copies_counts_as_pending_like_what_is_written() {
+    let (_device, _index, engine) = new_engine(&tiny(4096));
+    let (low, high) = (collection(0), collection(1));
+    submit(&engine, vec![TxOp::CreateCollection { c: low }]);
+    for row in 0..40u8 {
+        submit(&engine, vec![TxOp::PutMeta { c: low, key: vec![row], value: Bytes::from(vec![row; 1000]) }]);
+        engine.commit().unwrap();
+    }
+    assert_eq!(engine.pending_bytes(), 0);
+    submit(&engine, vec![TxOp::SplitCollection { c: low, into: high, at: b"m".to_vec() }]);
+    assert!(engine.pending_bytes() > 40 * 1000, "a writer waits for it: {}", engine.pending_bytes());
+    engine.commit().unwrap();
+    assert_eq!(engine.pending_bytes(), 0);
+}
+
+#[test]
 fn a_split_moves_no_object_and_both_sides_are_on_their_own_from_then_on() {
     let options = tiny(512);
     let (device, index, engine) = new_engine(&options);

@@ -179,7 +179,8 @@ async fn found(founder: &mut Client) {
         };
         if let Some(MonReply::OsdId(osd)) = founder.ask(register).await {
             let address = format!("osd-{number}:0");
-            founder.ask(MonCommand::OsdBoot { osd, disk, incarnation: Incarnation(1), address }).await;
+            let boot = MonCommand::OsdBoot { osd, disk, incarnation: Incarnation(1), address, can_split: Some(true) };
+            founder.ask(boot).await;
         }
     }
 }

@@ -62,7 +62,7 @@ pub trait Kv: Send + Sync + Sized + 'static {
     fn sync(&self) -> io::Result<()>;
 }
 
-/// RocksDB. Each batch says what was durable before it, see [`super::wal`].
+/// RocksDB. Each batch says what was durable before it, see the module `wal`.
 pub struct Rocks {
     db: DB,
     /// All up to this sequence number is durable.

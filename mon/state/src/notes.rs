@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 
+use holdfast_map::ClusterMap;
 use holdfast_types::OsdId;
 use minicbor::{Decode, Encode};
 
@@ -74,10 +75,20 @@ pub struct OsdNote {
     /// When, in Unix milliseconds.
     #[n(5)]
     down_at_ms: Option<u64>,
+    /// What it said at its newest boot of splitting its copies; nothing: its build does not know of it.
+    #[n(6)]
+    can_split: Option<bool>,
 }
 
 /// The notes of all OSDs.
 pub(crate) type OsdNotes = BTreeMap<OsdId, OsdNote>;
+
+/// The OSDs, those that are down too, that have not said that they split their copies. While there is one, no pool is to
+/// be split: it would keep in the parent what everybody looks for in the children.
+pub(crate) fn unable_to_split(map: &ClusterMap, notes: &OsdNotes) -> Vec<OsdId> {
+    let is_able = |osd: &OsdId| notes.get(osd).is_some_and(OsdNote::can_split);
+    map.osds.keys().filter(|osd| !is_able(osd)).copied().collect()
+}
 
 /// A hold-off that is in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +117,16 @@ impl OsdNote {
     #[must_use]
     pub fn out(&self) -> Option<OutReason> {
         self.out
+    }
+
+    /// Whether it splits its copies when a pool is split, by what it said at its newest boot.
+    #[must_use]
+    pub fn can_split(&self) -> bool {
+        self.can_split.unwrap_or(false)
+    }
+
+    pub(crate) fn note_boot(&mut self, can_split: bool) {
+        self.can_split = can_split.then_some(true);
     }
 
     /// How it last went down, and when, in Unix milliseconds.

@@ -92,6 +92,7 @@ pub(crate) struct Boot<'a> {
     pub(crate) disk: DiskUuid,
     pub(crate) incarnation: Incarnation,
     pub(crate) address: &'a str,
+    pub(crate) can_split: bool,
 }
 
 pub(crate) fn boot(map: &mut ClusterMap, notes: &mut OsdNotes, at_ms: u64, boot: &Boot<'_>) -> Result<(), MonError> {
@@ -105,6 +106,7 @@ pub(crate) fn boot(map: &mut ClusterMap, notes: &mut OsdNotes, at_ms: u64, boot:
         return Err(MonError::Invalid { reason: "a boot needs an incarnation and an address".into() });
     }
     if info.up && info.incarnation == boot.incarnation && info.address == boot.address {
+        notes.entry(boot.osd).or_default().note_boot(boot.can_split);
         return Ok(());
     }
     let (ran, runs) = (info.incarnation, boot.incarnation);
@@ -127,6 +129,7 @@ pub(crate) fn boot(map: &mut ClusterMap, notes: &mut OsdNotes, at_ms: u64, boot:
     if info.up {
         info.down_at = epoch; // a reboot that nobody noticed still makes a new interval
     }
+    note.note_boot(boot.can_split);
     info.incarnation = boot.incarnation;
     boot.address.clone_into(&mut info.address);
     info.up = true;

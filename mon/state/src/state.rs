@@ -18,7 +18,7 @@ use crate::config::{ConfigStore, HISTORY_BYTES_MAX, OPTIONS_BYTES_MAX};
 use crate::keys::{KEYS_BYTES_MAX, KeyStore};
 use crate::leader::Scene;
 use crate::maps::{INCREMENT_BYTES_MAX, Maps, PastMap};
-use crate::notes::OsdNotes;
+use crate::notes::{self, OsdNotes};
 use crate::{hierarchy, osds, pools, scrubs};
 
 /// The largest [`State::encode`]: it travels to a monitor that is behind in one message. Each part is bounded in bytes;
@@ -45,6 +45,21 @@ const SPLIT_OPTION: &str = "pg_split";
 
 /// The option with the bytes in all pools below which none is split: what there is does not yet say what is to come.
 const SPLIT_BYTES_OPTION: &str = "pg_split_bytes_min";
+
+/// Refuses values of the monitors' own options that would mean something else than they seem to.
+fn check_option(name: &str, value: Option<&str>) -> Result<(), MonError> {
+    let (is_valid, wanted) = match (name, value) {
+        (SPLIT_OPTION, Some(value)) => (matches!(value, "on" | "off"), "on or off"),
+        (SPLIT_BYTES_OPTION, Some(value)) => (value.parse::<u64>().is_ok(), "a number of bytes, without a unit"),
+        _ => return Ok(()),
+    };
+    if is_valid {
+        return Ok(());
+    }
+    Err(MonError::Invalid {
+        reason: format!("{:?} is no value of {name}: it takes {wanted}", value.unwrap_or_default()),
+    })
+}
 
 /// Bytes that are no state of this release.
 #[derive(Debug, thiserror::Error)]
@@ -266,7 +281,10 @@ impl State {
                 Ok(Answer::Done)
             }
             Change::Split { pool, pg_num } => {
-                map.split_pool(*pool, *pg_num);
+                // Here, too: one of an earlier build may have booted since the leader looked.
+                if notes::unable_to_split(map, &self.notes).is_empty() {
+                    map.split_pool(*pool, *pg_num);
+                }
                 Ok(Answer::Done)
             }
             Change::Spread { pool, placed } => {
@@ -316,8 +334,9 @@ impl State {
                 };
                 return Ok(Answer::OsdId(osds::register(map, notes, &disk)?));
             }
-            MonCommand::OsdBoot { osd, disk, incarnation, address } => {
-                let boot = osds::Boot { osd: *osd, disk: *disk, incarnation: *incarnation, address };
+            MonCommand::OsdBoot { osd, disk, incarnation, address, can_split } => {
+                let can_split = can_split.unwrap_or(false);
+                let boot = osds::Boot { osd: *osd, disk: *disk, incarnation: *incarnation, address, can_split };
                 osds::boot(map, notes, at_ms, &boot)?;
             }
             MonCommand::OsdStopping { osd, incarnation } => osds::stopping(map, notes, at_ms, *osd, *incarnation)?,
@@ -398,7 +417,10 @@ impl State {
                 return Ok(Answer::Key(self.keys.add(name, access_key, secret)?));
             }
             MonCommand::KeyRemove { name } => self.keys.remove(name)?,
-            MonCommand::ConfigSet { name, value } => self.config.set(at_ms, name, value.as_deref())?,
+            MonCommand::ConfigSet { name, value } => {
+                check_option(name, value.as_deref())?;
+                self.config.set(at_ms, name, value.as_deref())?;
+            }
             MonCommand::ConfigRollback { version } => self.config.rollback(at_ms, *version)?,
             MonCommand::KeyNew { .. }
             | MonCommand::OsdFailure { .. }

@@ -86,6 +86,7 @@ fn boot(id: u32, incarnation: u64) -> MonCommand {
         disk: disk(id),
         incarnation: Incarnation(incarnation),
         address: format!("127.0.0.1:{}", 7000 + id),
+        can_split: Some(true),
     }
 }
 
@@ -117,6 +118,7 @@ fn a_disk_gets_one_id_for_ever_and_a_new_disk_another() {
         disk: disk(9),
         incarnation: Incarnation(1),
         address: "127.0.0.1:1".into(),
+        can_split: Some(true),
     };
     assert!(matches!(cluster.ask(swapped), Err(MonError::Invalid { .. })), "a swapped disk does not pass for it");
     let nowhere = MonCommand::OsdRegister {

@@ -33,7 +33,7 @@ fn cluster() -> State {
         };
         apply(&mut state, Change::Request(register));
         let (osd, address) = (OsdId(u32::from(id)), format!("127.0.0.1:{}", 7000 + u32::from(id)));
-        let boot = MonCommand::OsdBoot { osd, disk, incarnation: Incarnation(1), address };
+        let boot = MonCommand::OsdBoot { osd, disk, incarnation: Incarnation(1), address, can_split: Some(true) };
         apply(&mut state, Change::Request(boot));
     }
     let pool = MonCommand::PoolCreate {

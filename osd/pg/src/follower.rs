@@ -23,7 +23,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use holdfast_types::{LogVersion, OsdId, Timestamp};
+use holdfast_types::{LogVersion, ObjectName, OsdId, Timestamp};
 use holdfast_wire::peer::{
     Activate, ActivateAck, BackfillCursor, BackfillDigest, BackfillProgress, BackfillScan, DigestItem, EntryKind,
     LogEntry, LogReply, ObjectPiece, PeerBody, PiecePosition, Pull, Push, PushAck, PushWhat, RepOp,
@@ -38,6 +38,7 @@ use crate::missing::Lack;
 use crate::mutants::{Mutant, on};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step};
 use crate::rows;
+use crate::split;
 use crate::transfer;
 
 /// A stray tells the primary of itself again after this long, then after twice as long, up to [`GREETING_MAX`].
@@ -325,7 +326,20 @@ impl Pg {
 
     // ---- writes ----
 
+    /// Whether a peer's message is about an object of another placement group. No sound peer sends that; the store would
+    /// refuse it, and this daemon would take its own disk for the cause.
+    fn is_foreign(&self, from: OsdId, object: &ObjectName) -> bool {
+        let is_foreign = !split::has(&self.map, self.id)(object);
+        if is_foreign {
+            tracing::warn!(pg = %self.id, %from, ?object, "message about an object of another placement group dropped");
+        }
+        is_foreign
+    }
+
     fn follow_write(&mut self, from: OsdId, op: RepOp, step: &mut Step<'_>) {
+        if self.is_foreign(from, &op.entry.object) {
+            return;
+        }
         let head = self.holding.log.head();
         let Some(follower) = self.follower() else { return };
         if op.entry.version <= head {
@@ -498,6 +512,13 @@ impl Pg {
     }
 
     fn follow_push(&mut self, from: OsdId, push: Push, step: &mut Step<'_>) {
+        let object = match &push.what {
+            PushWhat::Piece(piece) => &piece.object,
+            PushWhat::Remove(object) => object,
+        };
+        if self.is_foreign(from, object) {
+            return;
+        }
         if let Some(ack) = self.take_push(push, step) {
             self.send_when_durable(from, PeerBody::PushAck(ack), step);
         }

@@ -12,6 +12,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::tests::{CLUSTER, shared_with};
 use super::{Event, Fatal, Inbox, MapStep, STALL_GRACE, Shard, Shards};
+use crate::copies::{CaughtUp, take_up};
 use crate::local::{Local, collection_of};
 
 const ME: OsdId = OsdId(0);
@@ -99,8 +100,8 @@ impl Two {
     /// Gives both shards a map, and has them handle what they have to say to each other about it.
     fn take(&mut self, map: ClusterMap) {
         let step = MapStep::new(Arc::new(map));
-        self.parent.handle(Event::Map(step.clone()));
-        self.child.handle(Event::Map(step));
+        self.parent.handle(Event::Map(step.clone()), None);
+        self.child.handle(Event::Map(step), None);
         self.talk();
     }
 
@@ -108,7 +109,7 @@ impl Two {
         for shard in [&mut self.parent, &mut self.child] {
             let events = &self.inboxes[shard.index].events;
             while let Ok(event) = events.try_recv() {
-                shard.handle(event);
+                shard.handle(event, None);
             }
         }
     }
@@ -127,9 +128,9 @@ impl Two {
 async fn a_child_gets_its_part_of_the_copy_and_no_other_shard_makes_it() {
     let mut two = Two::new();
     let step = MapStep::new(Arc::new(split_map(2)));
-    two.child.handle(Event::Map(step.clone()));
+    two.child.handle(Event::Map(step.clone()), None);
     assert!(!two.child_is_here(), "the shard of the parent has not spoken");
-    two.parent.handle(Event::Map(step));
+    two.parent.handle(Event::Map(step), None);
     two.talk();
     assert!(two.child.pgs.contains_key(&CHILD));
     assert_eq!((two.objects(PARENT), two.objects(CHILD)), (1, 1));
@@ -168,7 +169,7 @@ async fn no_empty_child_is_made_before_a_copy_that_owes_it_has_had_its_turn() {
 #[tokio::test]
 async fn a_child_that_is_here_already_ends_the_run_and_keeps_what_was_split_off() {
     let mut two = Two::new();
-    two.parent.handle(Event::Map(MapStep::new(Arc::new(split_map(2)))));
+    two.parent.handle(Event::Map(MapStep::new(Arc::new(split_map(2)))), None);
     // What no map and no disk can bring about: the shard of the child did not wait.
     let shared = &two.child.shared;
     let early = Pg::create(CHILD, ME, shared.incarnation, Arc::new(split_map(2)), shared.limits);
@@ -177,4 +178,26 @@ async fn a_child_that_is_here_already_ends_the_run_and_keeps_what_was_split_off(
     assert!(matches!(two.fatal.try_recv(), Ok(Fatal::NotTaken(_))));
     assert!(two.child.stopped.contains(&CHILD), "it says and writes nothing more");
     assert_eq!((two.objects(PARENT), two.objects(CHILD)), (1, 1));
+}
+
+#[tokio::test]
+async fn children_of_a_copy_that_cannot_be_used_are_lost_where_the_run_begins_after_their_split() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (shards, _inboxes) = Shards::new(2);
+    let (fatal, _fatal_seen) = tokio::sync::mpsc::unbounded_channel();
+    let mut shared = shared_with(directory.path(), &shards, STALL_GRACE, fatal);
+    let c = collection_of(PARENT);
+    let spoilt = TxOp::PutMeta { c, key: b"i".to_vec(), value: bytes::Bytes::from_static(b"spoilt") };
+    let ops = vec![TxOp::CreateCollection { c }, spoilt];
+    shared.store.submit_and_wait(Transaction { ops }).expect("written");
+    let start = Arc::new(split_map(3));
+    let maps = CaughtUp { start: start.clone(), kept: Vec::new(), new: Vec::new() };
+    let taken = take_up(shared.store.engine(), ME, shared.incarnation, &maps, shared.limits).expect("taken up");
+    let run = Arc::get_mut(&mut shared).expect("no shard has it yet");
+    run.lost_copies = taken.lost.iter().map(|(pg, _)| *pg).collect();
+    run.lost_now = true;
+    let mut child =
+        Shard::new(shards.index_of(CHILD), shared.clone(), MapStep::new(start), BTreeMap::new(), BTreeSet::new());
+    child.create(CHILD);
+    assert_eq!(shared.counters.copies_lost(), 1, "it is no copy that never had anything");
 }

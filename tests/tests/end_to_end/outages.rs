@@ -96,7 +96,7 @@ async fn reads_and_writes_go_on_while_no_monitor_is_there() -> anyhow::Result<()
     })
     .await?;
     world.cluster.wait_clean(CLEAN_LIMIT).await?;
-    let away = Duration::from_secs(dose(20, 120));
+    let away = Duration::from_secs(dose(20, 600));
     let outage = async {
         for mon in 0..3 {
             world.cluster.kill9(DaemonName::mon(mon)).await?;

@@ -70,6 +70,8 @@ pub struct Op {
     started: Timestamp,
     deadline: Timestamp,
     state: State,
+    /// How often it was sent.
+    sendings: u32,
     /// Losses and refusals that led to a pause; decides how long the next one is.
     pauses: u32,
     cause: Cause,
@@ -90,7 +92,7 @@ impl Op {
         let (epoch, lowest_outstanding_tid) = (Epoch::ZERO, id.tid);
         let request = ClientRequest { id, epoch, pg, object, ops, lowest_outstanding_tid, frees_space: None };
         let state = State::Waiting { map: Epoch::ZERO, from: Timestamp::ZERO };
-        Op { request, pool, started, deadline, state, pauses: 0, cause: Cause::NotSent }
+        Op { request, pool, started, deadline, state, sendings: 0, pauses: 0, cause: Cause::NotSent }
     }
 
     /// The same, marked as one that serves to free space.
@@ -158,6 +160,7 @@ impl Op {
                 self.request.pg = target.pg;
                 self.state = State::InFlight(Arc::clone(&target));
                 self.cause = Cause::NoAnswer;
+                self.sendings = self.sendings.saturating_add(1);
                 Action::Send(target)
             }
             (_, Err(_)) => {
@@ -201,6 +204,10 @@ impl Op {
             ClientOutcome::Refused(RefusedReason::Busy) => {
                 self.pause(now, view, Cause::Busy);
                 None
+            }
+            // Nobody remembers this refusal: an earlier sending that is still under way may find room again.
+            ClientOutcome::Refused(RefusedReason::Full) if self.sendings > 1 => {
+                finish(Err(OperateError::Timeout { after: now.since(self.started), last_cause: Cause::Full }))
             }
             ClientOutcome::Refused(RefusedReason::Full) => finish(Err(OperateError::Full)),
             ClientOutcome::Refused(RefusedReason::Blocklisted) => finish(Err(OperateError::Fenced)),

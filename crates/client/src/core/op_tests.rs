@@ -217,6 +217,21 @@ fn each_final_answer_becomes_its_error() {
 }
 
 #[test]
+fn a_full_cluster_says_nothing_of_an_earlier_sending() {
+    let view = MapView::new(map());
+    let mut op = op();
+    sent(op.step(at(0), &view, Input::Wake));
+    let Action::Wait { until, .. } = op.step(at(100), &view, Input::Lost(Cause::Disconnected)) else {
+        panic!("a lost request is not sent again at once");
+    };
+    sent(op.step(until, &view, Input::Wake));
+    let refused = finished(op.step(at(500), &view, reply(10, ClientOutcome::Refused(RefusedReason::Full))));
+    let error = refused.expect_err("it was refused");
+    assert_eq!(error, OperateError::Timeout { after: Duration::from_millis(500), last_cause: Cause::Full });
+    assert!(!error.had_no_effect());
+}
+
+#[test]
 fn a_fenced_session_and_a_deleted_pool_end_the_op_wherever_it_is() {
     let view = MapView::new(map());
     let entry = BlocklistEntry { client: ID.client, incarnation: ID.incarnation };

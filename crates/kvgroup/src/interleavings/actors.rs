@@ -5,24 +5,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use rand::Rng;
 
-use super::world::{Answered, Asked, Faults, SharedWorld, SimObjects, World};
-use crate::header::{GroupHeader, GroupState, HEADER_ATTR, Record, RootHeader, RootState, VERSION_ATTR};
-use crate::key::{GROUP_COUNT_ROW, prefix_end, root_rows_end, start_of_root_row};
-use crate::shell::root_row;
-use crate::{
-    Affinity, BatchError, Condition, Config, DropError, KvError, Mutation, PageLimit, Require, RowKey, Table, TableId,
-    Tables,
-};
+use super::world::{Faults, SharedWorld, SimObjects, World};
+use crate::testing::actors::{Actor, table_id};
+use crate::testing::shape;
+use crate::{Affinity, Config, Tables};
 
-const ROUTES: u32 = 14;
-const ROWS: u8 = 1;
-const PARTS: u8 = 2;
-const COUNTERS: u8 = 3;
-/// What the table must have no rows of to be dropped.
-const SPACES: [u8; 3] = [ROWS, PARTS, COUNTERS];
 const STEPS_MAX: u64 = 400_000;
 
 /// Groups of about seven rows, nobody waits for anybody.
@@ -40,160 +29,15 @@ fn config() -> Config {
     }
 }
 
-pub fn table_id() -> TableId {
-    TableId::new("t").unwrap()
-}
-
-pub fn route(number: u32) -> Vec<u8> {
-    format!("k{number:02}\0\u{1}").into_bytes()
-}
-
-fn row(space: u8, number: u32, part: &str) -> RowKey {
-    let mut key = route(number);
-    key.extend_from_slice(part.as_bytes());
-    RowKey::new(space, key)
-}
-
-fn all_parts(number: u32) -> Mutation {
-    let start = route(number);
-    Mutation::DeleteRange { space: PARTS, end: prefix_end(&start).unwrap(), start }
-}
-
 type Process = Pin<Box<dyn Future<Output = ()>>>;
-
-fn random(world: &SharedWorld, below: u32) -> u32 {
-    world.lock().random.random_range(0..below)
-}
-
-async fn batch(world: &SharedWorld, table: &Table<SimObjects>, conditions: Vec<Condition>, mutations: Vec<Mutation>) {
-    let route = conditions.first().map(|c| c.row.key.clone()).or_else(|| match mutations.first() {
-        Some(Mutation::Put { row, .. } | Mutation::Delete { row } | Mutation::Add { row, .. }) => Some(row.key.clone()),
-        Some(Mutation::DeleteRange { start, .. }) => Some(start.clone()),
-        _ => None,
-    });
-    let asked = Asked::Batch { conditions: conditions.clone(), mutations: mutations.clone() };
-    let event = world.lock().begin(asked);
-    let answered = match table.batch(&route.unwrap(), &conditions, &mutations).await {
-        Ok(reply) => Answered::Applied { counters: reply.counters },
-        Err(BatchError::Condition { index, current }) => Answered::Condition { index, current },
-        Err(BatchError::OutcomeUnknown) => Answered::Unknown,
-        Err(BatchError::Kv(error)) => failed(error),
-    };
-    world.lock().end(event, answered);
-}
-
-fn failed(error: KvError) -> Answered {
-    match error {
-        KvError::TableGone | KvError::TableMissing => Answered::Gone,
-        KvError::Unanswered | KvError::GroupFull => Answered::Nothing,
-        error => panic!("{error:?}"),
-    }
-}
-
-async fn mutate(world: &SharedWorld, table: &Table<SimObjects>, deletes: bool) {
-    // A table can only be dropped when few write and most of it is deletes.
-    let number = random(world, if deletes { ROUTES / 3 } else { ROUTES });
-    let part = ["a", "b", "c"][random(world, 3) as usize];
-    // Every value is unique, so that each read tells which write it saw.
-    let value = Bytes::from(format!("v{}", world.lock().history.len()));
-    let put = |row: RowKey| Mutation::Put { row, value: value.clone() };
-    let (object, piece) = (row(ROWS, number, ""), row(PARTS, number, part));
-    let (conditions, mutations) = match random(world, if deletes { 16 } else { 7 }) {
-        0 | 1 => (vec![], vec![put(piece)]),
-        2 => {
-            let absent = Condition { row: object.clone(), require: Require::Absent };
-            (vec![absent], vec![put(object), put(piece)])
-        }
-        3 | 4 => {
-            let Ok(Some(current)) = table.get(&object).await else { return };
-            let equals = Condition { row: object.clone(), require: Require::Equals(current) };
-            (vec![equals], vec![put(object), put(piece)])
-        }
-        5 => (vec![], vec![Mutation::Add { row: row(COUNTERS, number, ""), delta: 1 }]),
-        6 => {
-            let present = Condition { row: piece.clone(), require: Require::Present };
-            (vec![present], vec![all_parts(number), put(object)])
-        }
-        7 => (vec![], vec![all_parts(number)]),
-        8 => (vec![], vec![Mutation::Delete { row: row(COUNTERS, number, "") }, Mutation::Delete { row: object }]),
-        _ => (
-            vec![],
-            vec![
-                all_parts(number),
-                Mutation::Delete { row: row(COUNTERS, number, "") },
-                Mutation::Delete { row: object },
-            ],
-        ),
-    };
-    batch(world, table, conditions, mutations).await;
-}
-
-async fn get(world: &SharedWorld, table: &Table<SimObjects>, number: u32) {
-    let rows = vec![row(ROWS, number, ""), row(PARTS, number, "a"), row(PARTS, number, "b"), row(COUNTERS, number, "")];
-    let event = world.lock().begin(Asked::Get { rows: rows.clone() });
-    let answered = match table.get_many(&route(number), &rows).await {
-        Ok(values) => Answered::Values(values),
-        Err(error) => failed(error),
-    };
-    world.lock().end(event, answered);
-}
-
-/// Scans a space; each page is an event of its own.
-async fn scan(world: &SharedWorld, table: &Table<SimObjects>, space: u8) {
-    let mut start = Vec::new();
-    loop {
-        let limit = PageLimit { rows: 1 + random(world, 6), bytes: 1 << 20 };
-        let event = world.lock().begin(Asked::Page { space, start: start.clone(), end: None });
-        let outcome = table.scan(space, &start, None, limit).await;
-        let mut world = world.lock();
-        match outcome {
-            Err(error) => return world.end(event, failed(error)),
-            Ok(page) => {
-                let (keys, next) = (page.rows.iter().map(|(key, _)| key), &page.next);
-                assert!(keys.clone().is_sorted_by(|a, b| a < b), "a page is out of order");
-                assert!(keys.clone().all(|key| *key >= start && next.as_ref().is_none_or(|next| key < next)));
-                assert!(next.as_ref().is_none_or(|next| *next > start), "a scan does not advance");
-                world.history[event].asked = Asked::Page { space, start: start.clone(), end: next.clone() };
-                world.end(event, Answered::Rows(page.rows));
-                match page.next {
-                    Some(next) => start = next,
-                    None => return,
-                }
-            }
-        }
-    }
-}
-
-async fn drop_table(world: &SharedWorld, tables: &Tables<SimObjects>) {
-    let event = world.lock().begin(Asked::Drop);
-    let answered = match tables.drop_if_empty(&table_id(), &SPACES).await {
-        Ok(()) => Answered::Dropped,
-        Err(DropError::NotEmpty { .. }) => Answered::Nothing,
-        Err(DropError::Kv(KvError::Unanswered | KvError::Contended { .. })) => Answered::Unknown,
-        Err(error) => panic!("{error:?}"),
-    };
-    world.lock().end(event, answered);
-}
 
 /// A process: a cache of its own and some work.
 fn process(world: &SharedWorld, works: u32, drops: bool) -> Process {
-    let world = world.clone();
+    let objects = SimObjects(world.clone());
     Box::pin(async move {
-        let tables = Tables::new(SimObjects(world.clone()), config());
-        let table = tables.table(table_id(), Affinity::S3);
+        let actor = Actor::new(objects.clone(), Tables::new(objects, config()), drops);
         for _ in 0..works {
-            match random(&world, 20) {
-                0..13 => mutate(&world, &table, drops).await,
-                13..17 => {
-                    let number = random(&world, ROUTES);
-                    get(&world, &table, number).await;
-                }
-                17 | 18 if drops => drop_table(&world, &tables).await,
-                _ => {
-                    let space = SPACES[random(&world, 3) as usize];
-                    scan(&world, &table, space).await;
-                }
-            }
+            actor.work().await;
         }
     })
 }
@@ -255,53 +99,14 @@ pub fn play(seed: u64) -> SharedWorld {
     world.lock().faults = Faults::default();
     world.lock().deliver_late(true);
     let last = {
-        let world = world.clone();
+        let objects = SimObjects(world.clone());
         async move {
-            let tables = Tables::new(SimObjects(world.clone()), config());
-            let table = tables.table(table_id(), Affinity::S3);
-            for space in SPACES {
-                scan(&world, &table, space).await;
-            }
-            for number in 0..ROUTES {
-                get(&world, &table, number).await;
-                // A write finishes whatever split its group is in.
-                let put = Mutation::Put { row: row(ROWS, number, ""), value: Bytes::from_static(b"last") };
-                batch(&world, &table, vec![], vec![put]).await;
-            }
-            for space in SPACES {
-                scan(&world, &table, space).await;
-            }
+            Actor::new(objects.clone(), Tables::new(objects.clone(), config()), false).visit_all().await;
+            let found = shape::check(&objects, &table_id()).await.unwrap();
+            let there: Vec<_> = objects.0.lock().pool.objects.keys().cloned().collect();
+            assert!(found.iter().eq(&there), "an object is left over: {found:?} and {there:?}");
         }
     };
     once(Box::pin(last));
-    check_shape(&world.lock());
     world
-}
-
-/// At rest: the groups tile the key space, hold only their own rows, and nothing else is left.
-fn check_shape(world: &World) {
-    let id = table_id();
-    let root_name = id.root_object();
-    let root = &world.pool.objects[&root_name];
-    let header = RootHeader::parse(&root_name, &root.attrs[HEADER_ATTR], &root.attrs[VERSION_ATTR]).unwrap();
-    let mut end: Option<Vec<u8>> = None;
-    let mut count = 0;
-    for (key, value) in root.rows.iter().take_while(|(key, _)| **key < root_rows_end()) {
-        let name = id.group_object(root_row(&root_name, value).unwrap().group);
-        let group = &world.pool.objects[&name];
-        let record = GroupHeader::parse(&name, &group.attrs[HEADER_ATTR], &group.attrs[VERSION_ATTR]).unwrap();
-        assert_eq!((Some(&record.start), &record.end), (start_of_root_row(key).as_ref(), &end), "groups do not tile");
-        match header.state {
-            RootState::Dropped => assert!(matches!(record.state, GroupState::Dropping { .. })),
-            _ => assert_eq!(record.state, GroupState::Open),
-        }
-        for key in group.rows.keys().filter(|key| key[0] != crate::SPACE_RESERVED) {
-            assert!(record.covers(&key[1..]), "a row outside of its group");
-        }
-        end = Some(record.start.clone());
-        count += 1;
-    }
-    assert_eq!(end, Some(Vec::new()), "the first group does not start at the beginning");
-    assert_eq!(root.rows[GROUP_COUNT_ROW].as_ref(), i64::from(count).to_le_bytes());
-    assert_eq!(world.pool.objects.len(), 1 + usize::try_from(count).unwrap(), "an object is left over");
 }

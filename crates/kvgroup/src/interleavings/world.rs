@@ -6,66 +6,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use holdfast_types::ObjectName;
 use holdfast_wire::ObjectOp;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::KvError;
 use crate::error::ObjectsError;
 use crate::objects::{Objects, Operated};
 use crate::testing::MemoryPool;
-use crate::{Condition, Mutation, RowKey};
-
-/// What was asked.
-#[derive(Debug, Clone)]
-pub enum Asked {
-    Batch {
-        conditions: Vec<Condition>,
-        mutations: Vec<Mutation>,
-    },
-    Get {
-        rows: Vec<RowKey>,
-    },
-    /// One page of a scan; it showed all rows of `space` in `start..end`.
-    Page {
-        space: u8,
-        start: Vec<u8>,
-        end: Option<Vec<u8>>,
-    },
-    Drop,
-}
-
-/// What was answered.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Answered {
-    /// No answer, or one that says nothing: it may have happened, may yet, or never.
-    Unknown,
-    /// It certainly had no effect, and says nothing of the rows.
-    Nothing,
-    Gone,
-    Applied {
-        counters: Vec<i64>,
-    },
-    Condition {
-        index: usize,
-        current: Option<Bytes>,
-    },
-    Values(Vec<Option<Bytes>>),
-    Rows(Vec<(Vec<u8>, Bytes)>),
-    Dropped,
-}
-
-/// One request of one process.
-#[derive(Debug, Clone)]
-pub struct Event {
-    pub asked: Asked,
-    pub answered: Answered,
-    pub began: u64,
-    /// `u64::MAX` while there is no answer.
-    pub ended: u64,
-}
+use crate::testing::actors::Scene;
+use crate::testing::history::History;
 
 /// Per mille.
 #[derive(Debug, Clone, Copy, Default)]
@@ -81,7 +33,7 @@ pub struct World {
     pub pool: MemoryPool,
     pub random: SmallRng,
     pub faults: Faults,
-    pub history: Vec<Event>,
+    pub history: History,
     /// Ops that are still under way to the cluster though nobody waits for them.
     late: Vec<(ObjectName, Vec<ObjectOp>)>,
     pub step: u64,
@@ -95,7 +47,7 @@ impl World {
             pool: MemoryPool::default(),
             random: SmallRng::seed_from_u64(seed),
             faults,
-            history: Vec::new(),
+            history: History::default(),
             late: Vec::new(),
             step: 0,
         }))
@@ -103,19 +55,6 @@ impl World {
 
     pub fn chance(&mut self, per_mille: u32) -> bool {
         self.random.random_range(0..1000) < per_mille
-    }
-
-    pub fn begin(&mut self, asked: Asked) -> usize {
-        let (began, answered) = (self.step, Answered::Unknown);
-        self.history.push(Event { asked, answered, began, ended: u64::MAX });
-        self.history.len() - 1
-    }
-
-    pub fn end(&mut self, event: usize, answered: Answered) {
-        if answered != Answered::Unknown {
-            self.history[event].answered = answered;
-            self.history[event].ended = self.step;
-        }
     }
 
     /// Lets an op arrive that was given up long ago.
@@ -132,10 +71,6 @@ impl World {
 
     pub fn splits(&self) -> usize {
         self.pool.objects.len().saturating_sub(2)
-    }
-
-    pub fn drops(&self) -> usize {
-        self.history.iter().filter(|event| event.answered == Answered::Dropped).count()
     }
 }
 
@@ -184,5 +119,27 @@ impl Objects for SimObjects {
 
     fn fresh_id(&self) -> [u8; 16] {
         self.0.lock().random.random()
+    }
+}
+
+impl Scene for SimObjects {
+    fn random(&self, below: u32) -> u32 {
+        self.0.lock().random.random_range(0..below)
+    }
+
+    fn now(&self) -> u64 {
+        self.0.lock().step
+    }
+
+    fn history<T>(&self, work: impl FnOnce(&mut History) -> T) -> T {
+        work(&mut self.0.lock().history)
+    }
+
+    fn excuses(&self, _: &KvError) -> bool {
+        false
+    }
+
+    fn wrong(&self, what: String) {
+        panic!("{what}");
     }
 }

@@ -54,7 +54,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             std::mem::take(&mut state.pending).into()
         };
         let last = group.last().map_or(Position(0), |record| record.effect.position);
-        let bytes: u64 = group.iter().map(|record| record.bytes).sum();
+        let bytes: u64 = group.iter().map(|record| record.bytes + record.copied_bytes).sum();
         let written = self.write_group(&group).and_then(|()| self.device.sync().map_err(CommitError::Sync));
         if let Err(error) = written {
             let told = group.into_iter().filter_map(|record| record.on_durable.map(Mutex::into_inner)).collect();

@@ -152,6 +152,8 @@ struct Pending {
     ops: Vec<u8>,
     payload: Vec<Bytes>,
     bytes: u64,
+    /// Beside the record: see [`stage::Stage::copied_bytes`].
+    copied_bytes: u64,
     /// In a mutex only to be shareable: it is taken out by value.
     on_durable: Option<Mutex<OnDurable>>,
 }
@@ -170,7 +172,7 @@ struct State {
     applied: Position,
     /// The index surely has all up to here after a crash.
     flushed: Position,
-    /// Log bytes since the last index flush.
+    /// Log bytes since the last index flush, and what their records have copied within the index.
     unflushed_bytes: u64,
     failed: Option<Arc<CommitError>>,
     closed: bool,

@@ -67,6 +67,8 @@ pub(super) struct Stage<'a> {
     pub(super) changes: Changes,
     /// Collections made, cut or (`None`) removed by this record.
     pub(super) collections_changed: BTreeMap<CollectionId, Option<Objects>>,
+    /// What is in memory until the index has it and not in the record: metadata that splits copy.
+    pub(super) copied_bytes: u64,
 }
 
 fn note_live<'a>(live: &'a mut BTreeMap<u32, i64>, o: &'a ObjectKey) -> impl FnMut(&Extent, bool) + 'a {
@@ -99,7 +101,7 @@ impl<'a> Stage<'a> {
         place: Place,
     ) -> Stage<'a> {
         let (changes, collections_changed) = (Changes::default(), BTreeMap::new());
-        Stage { overlay, cache, index, collections, place, last: None, changes, collections_changed }
+        Stage { overlay, cache, index, collections, place, last: None, changes, collections_changed, copied_bytes: 0 }
     }
 
     /// The object that an op names; its collection must exist.
@@ -269,6 +271,7 @@ impl<'a> Stage<'a> {
         });
         scanned.map_err(|source| StageError::Meta(c, source))?;
         for (key, value) in copied {
+            self.copied_bytes += (key.len() + value.len()) as u64;
             self.changes.set(key, Value::Raw(value));
         }
         self.set_collection(c, low);

@@ -112,6 +112,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             })?;
         }
         let (changes, collections_changed) = (stage.changes, stage.collections_changed);
+        let copied_bytes = stage.copied_bytes;
 
         // Nothing fails from here on.
         let segment_header = plan.opens_with_next.map(|next| {
@@ -169,7 +170,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             next_segment: head.next_segment,
             chain,
         };
-        state.pending_bytes += bytes;
+        state.pending_bytes += bytes + copied_bytes;
         state.pending.push_back(Pending {
             effect: Effect { position, changes, after, payload: in_memory },
             segment: plan.segment,
@@ -179,6 +180,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             ops: encoded,
             payload,
             bytes,
+            copied_bytes,
             on_durable: on_durable.take().map(Mutex::new),
         });
         Ok(Receipt { position })

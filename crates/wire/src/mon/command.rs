@@ -100,6 +100,10 @@ pub enum MonCommand {
         /// Where it listens, `host:port`.
         #[n(3)]
         address: String,
+        /// Whether it splits its copies when a map has more placement groups in a pool. A build that does not know of it
+        /// would leave objects where nobody looks for them: pools are split when all OSDs have said that they can.
+        #[n(4)]
+        can_split: Option<bool>,
     },
     /// An OSD stops on purpose: mark it down at once.
     #[n(2)]

@@ -120,6 +120,15 @@ impl Explainer<'_> {
                 report.copies_missing
             ));
         }
+        let outgrown = super::growth::outgrown(self.scene, &self.leader.stats.views(map, self.now));
+        if let Some((_, wanted)) = outgrown.into_iter().find(|(pool, _)| *pool == pg.pool)
+            && let Some((held, next)) = super::growth::held_back(self.scene)
+        {
+            facts.push(format!(
+                "pool {} has {} placement groups, should have {wanted}, and is not split: {held}; {next}",
+                pool.name, pool.pg_num
+            ));
+        }
         let mut causes = Vec::new();
         self.lack_of_members(&view, &placed, &mut causes);
         self.silent_members(&view, &mut causes);

@@ -7,17 +7,21 @@
 //! | else | nothing |
 //!
 //! One step at a time over all pools; each makes placement groups unclean, and the next waits until they are clean
-//! again. A pool is never given fewer. With the option `pg_split` set to `off` nothing of it is done;
+//! again. None is begun that could not end: not while an OSD takes no copies, and a split not while one is nearly full. No
+//! pool is split while an OSD of the map, even one that is down, has not said at its newest boot that it splits its copies
+//! ([`held_back`]). A pool is never given fewer. With the option `pg_split` set to `off` nothing of it is done;
 //! `pg_split_bytes_min` takes the place of [`DATA_BYTES_MIN`].
 
 use std::time::Duration;
 
-use holdfast_map::pg_num_for;
-use holdfast_types::{PoolId, Timestamp};
+use holdfast_map::{SpaceLevel, pg_num_for};
+use holdfast_types::{OsdId, PoolId, Timestamp};
 
 use super::Scene;
+use super::explain::names;
 use super::stats::{PgView, Stats};
 use crate::Change;
+use crate::notes::unable_to_split;
 
 /// How long all must have been clean before a pool is split; the steps of spreading follow each other at once.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -50,6 +54,9 @@ impl Growth {
             return None;
         }
         if let Some((pool, placed)) = map.placed_as.iter().next() {
+            if !at_least(scene, SpaceLevel::BackfillFull).is_empty() {
+                return None;
+            }
             let pg_num = map.pools.get(pool)?.pg_num;
             let placed = placed.saturating_add((pg_num / SPREAD_STEPS).max(1)).min(pg_num);
             return Some(Change::Spread { pool: *pool, placed });
@@ -58,9 +65,46 @@ impl Growth {
             return None;
         }
         self.settled_at = now + SETTLE;
+        if held_back(scene).is_some() {
+            return None;
+        }
         let grown = map.pools.keys().find(|pool| wanted(scene, &views, **pool) > map.pools[*pool].pg_num)?;
         Some(Change::Split { pool: *grown, pg_num: wanted(scene, &views, *grown) })
     }
+}
+
+/// The OSDs that are as full as this, or fuller.
+fn at_least(scene: &Scene, level: SpaceLevel) -> Vec<OsdId> {
+    let holds = |osd: &OsdId| scene.map.osds.get(osd).is_some_and(|info| info.up && info.in_cluster);
+    let full = scene.map.space.iter().filter(|(osd, has)| **has >= level && holds(osd));
+    full.map(|(osd, _)| *osd).collect()
+}
+
+/// What keeps pools from being split, and what to do about it.
+pub(super) fn held_back(scene: &Scene) -> Option<(String, &'static str)> {
+    let unable = unable_to_split(&scene.map, &scene.notes);
+    if !unable.is_empty() {
+        let says =
+            format!("{} did not say at the last start that pools may be split: an earlier build", names(&unable));
+        return Some((
+            says,
+            "restart these OSDs with this build, after the monitors; `holdfast osd rm` those that are gone for good",
+        ));
+    }
+    let full = at_least(scene, SpaceLevel::NearFull);
+    if scene.map.flags.full || scene.map.flags.near_full || !full.is_empty() {
+        return Some((format!("nearly full or more: {}", names(&full)), "delete data, or add disks"));
+    }
+    None
+}
+
+/// Pools that should have more placement groups, with how many; none while the operator wants no splits.
+pub(super) fn outgrown(scene: &Scene, views: &[PgView<'_>]) -> Vec<(PoolId, u32)> {
+    if !scene.split_on {
+        return Vec::new();
+    }
+    let wanted = scene.map.pools.iter().map(|(pool, info)| (*pool, info.pg_num, wanted(scene, views, *pool)));
+    wanted.filter(|(_, present, wanted)| wanted > present).map(|(pool, _, wanted)| (pool, wanted)).collect()
 }
 
 /// Twice what the pool has, if it should have that many or more; else what it has.

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use holdfast_map::{RuleShape, UpmapItem};
+use holdfast_map::{RuleShape, SpaceLevel, UpmapItem};
 use holdfast_mon_state::Change;
-use holdfast_types::{OsdId, PgId, PoolId};
-use holdfast_wire::mon::{BalancerReport, LocationStep, MonCommand, MonReply};
+use holdfast_types::{Incarnation, OsdId, PgId, PoolId};
+use holdfast_wire::mon::{BalancerReport, LocationStep, MonCommand, MonError, MonReply, Subject};
 
 use crate::world::World;
 
@@ -32,6 +32,90 @@ fn check_rules(world: &World) {
         assert!(shape.is_kept_by(&members.up), "{pg} is on {:?}", members.up);
         assert_eq!(members.up.len(), 3, "{pg}");
     }
+}
+
+/// What is due of pools that grow.
+fn growth_steps(world: &mut World) -> Vec<Change> {
+    let of_growth = |change: &Change| matches!(change, Change::Split { .. } | Change::Spread { .. });
+    world.proposals().into_iter().filter(of_growth).collect()
+}
+
+/// All placement groups hold much and have been clean for long.
+fn all_clean(world: &mut World) {
+    for _ in 0..2 {
+        world.report_each(|report| report.bytes = 64 << 20);
+        world.wait(Duration::from_secs(11));
+    }
+    world.report_each(|report| report.bytes = 64 << 20);
+}
+
+fn boot(world: &mut World, osd: u32, run: u64, can_split: Option<bool>) {
+    let info = world.map().osds[&OsdId(osd)].clone();
+    let (osd, disk, address, incarnation) = (OsdId(osd), info.disk, info.address, Incarnation(run));
+    world.change(Change::Request(MonCommand::OsdBoot { osd, disk, incarnation, address, can_split }));
+}
+
+#[test]
+fn no_pool_is_split_before_every_osd_has_said_at_its_newest_boot_that_it_can() {
+    let mut world = World::new(&[0, 1, 2]);
+    for id in 3..12u32 {
+        world.add(id, vec![LocationStep { kind: "host".into(), name: format!("h{id}") }]);
+    }
+    let split = Change::Split { pool: PoolId(1), pg_num: 128 };
+    all_clean(&mut world);
+    assert!(world.codes().iter().all(|code| code != "POOL_NOT_SPLIT"));
+    // One went back to an earlier build, and is down and out by now.
+    boot(&mut world, 7, 5_000, None);
+    for change in
+        [MonCommand::OsdStopping { osd: OsdId(7), incarnation: Incarnation(5_000) }, MonCommand::OsdOut(OsdId(7))]
+    {
+        world.change(Change::Request(change));
+    }
+    for leaders in 0..2 {
+        all_clean(&mut world);
+        assert!(growth_steps(&mut world).is_empty(), "{leaders}");
+        let status = world.status();
+        let check = status.checks.iter().find(|check| check.code == "POOL_NOT_SPLIT").expect("it is said why");
+        assert!(check.detail[0].contains("osd.7") && check.detail[0].contains("64"), "{check:?}");
+        let pg = PgId { pool: PoolId(1), seed: 0 };
+        let MonReply::Explanation(explained) = world.ask(&MonCommand::Explain(Subject::Pg(pg))) else { panic!() };
+        assert!(explained.facts.iter().any(|fact| fact.contains("is not split: osd.7")), "{explained:?}");
+        world.change(split.clone());
+        assert_eq!(world.map().pools[&PoolId(1)].pg_num, 64, "nor by a leader that has not heard of it yet");
+        world.elect();
+    }
+    boot(&mut world, 7, 5_001, Some(true));
+    world.change(Change::Request(MonCommand::OsdStopping { osd: OsdId(7), incarnation: Incarnation(5_001) }));
+    all_clean(&mut world);
+    assert_eq!(growth_steps(&mut world), [split], "down, it splits its copies when it is back");
+}
+
+#[test]
+fn a_split_waits_for_room_and_options_are_what_they_seem() {
+    let mut world = World::new(&[0, 1, 2]);
+    for id in 3..12u32 {
+        world.add(id, vec![LocationStep { kind: "host".into(), name: format!("h{id}") }]);
+    }
+    let full = |level| Change::Space(BTreeMap::from([(OsdId(3), level)]));
+    let is_asked = |world: &mut World| {
+        all_clean(world);
+        !growth_steps(world).is_empty()
+    };
+    world.change(full(SpaceLevel::NearFull));
+    assert!(!is_asked(&mut world));
+    assert!(world.codes().contains(&"POOL_NOT_SPLIT".to_owned()));
+    world.change(Change::Space(BTreeMap::new()));
+    assert!(is_asked(&mut world));
+    for (name, value) in [("pg_split", "no"), ("pg_split", "0"), ("pg_split_bytes_min", "1G")] {
+        let set = MonCommand::ConfigSet { name: name.into(), value: Some(value.into()) };
+        let refused = world.try_change(Change::Request(set));
+        assert!(matches!(refused, Err(MonError::Invalid { .. })), "{name} {value}: {refused:?}");
+    }
+    world.change(Change::Split { pool: PoolId(1), pg_num: 128 });
+    world.change(full(SpaceLevel::BackfillFull));
+    assert!(!is_asked(&mut world), "what cannot be filled is not moved");
+    world.change(full(SpaceLevel::NearFull));
+    assert!(is_asked(&mut world), "what was begun is ended");
 }
 
 /// Lets the balancer work until it rests, as if each move were done at once. Answers how many rounds it took.

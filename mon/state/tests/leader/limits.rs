@@ -34,7 +34,8 @@ fn flap(world: &mut World, osd: u32) {
 fn boot(world: &mut World, osd: u32, incarnation: u64) {
     let info = world.map().osds[&OsdId(osd)].clone();
     let incarnation = Incarnation(incarnation);
-    let boot = MonCommand::OsdBoot { osd: OsdId(osd), disk: info.disk, incarnation, address: info.address };
+    let (osd, disk, address) = (OsdId(osd), info.disk, info.address);
+    let boot = MonCommand::OsdBoot { osd, disk, incarnation, address, can_split: Some(true) };
     world.change(Change::Request(boot));
 }
 

@@ -191,7 +191,7 @@ fn add(state: &mut State, id: u32, location: Vec<LocationStep>) {
         MonCommand::OsdRegister { disk, location, class: None, capacity_bytes: 1 << 40, wanted: None, blank: None };
     apply(state, Change::Request(register));
     let address = format!("127.0.0.1:{}", 7000 + id);
-    let boot = MonCommand::OsdBoot { osd: OsdId(id), disk, incarnation: run_of(id), address };
+    let boot = MonCommand::OsdBoot { osd: OsdId(id), disk, incarnation: run_of(id), address, can_split: Some(true) };
     apply(state, Change::Request(boot));
 }
 

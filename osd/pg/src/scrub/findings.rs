@@ -14,6 +14,7 @@ use super::primary::Pass;
 use crate::key::ObjectKey;
 use crate::pg::{Pg, Step};
 use crate::rows;
+use crate::split;
 
 /// What the comparison of a chunk found.
 #[derive(Default)]
@@ -41,7 +42,9 @@ impl Pg {
             }
         }
         let mut expected = BTreeMap::new();
-        for entry in self.holding.log.entries() {
+        // Both parts of a split keep the whole log: of the objects that are elsewhere now it says nothing here.
+        let is_here = split::has(&self.map, self.id);
+        for entry in self.holding.log.entries().filter(|entry| is_here(&entry.object)) {
             let key = ObjectKey::of(&entry.object);
             if key.as_bytes() > pass.after.as_slice() && upto.covers(key.as_bytes()) {
                 let says = match entry.kind {

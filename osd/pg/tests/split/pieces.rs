@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use holdfast_map::split_from;
+use holdfast_map::{ScrubKind, split_from};
 use holdfast_pg::{Input, Limits, Pg};
 use holdfast_types::PgId;
 use holdfast_wire::{ClientOutcome, ObjectOp};
@@ -96,6 +96,36 @@ fn counts_that_a_split_has_guessed_become_exact_while_clients_write() {
     world.idle(Duration::from_secs(10));
     world.check_copies();
     assert_ne!(guessed, reported(&world));
+}
+
+#[test]
+fn scrubs_after_a_split_find_what_is_damaged_and_nothing_else() {
+    let mut world = world(3, 1, Limits::default());
+    for n in 0..60u8 {
+        world.ask(&format!("object-{n}"), append(n));
+    }
+    world.settle();
+    world.split(4);
+    world.settle();
+    for kind in [ScrubKind::Deep, ScrubKind::Repair] {
+        for report in world.scrub(kind) {
+            let scrub = report.scrub.unwrap();
+            assert_eq!((scrub.objects_inconsistent, scrub.copies_repaired), (0, 0), "{kind:?} of {}", report.pg);
+            assert_eq!((scrub.objects_verified, report.state.inconsistent), (report.objects, false));
+        }
+    }
+    // One bad copy in each part: each is mended by a scrub that nobody has asked to repair.
+    let parts: Vec<PgId> = world.nodes[1].disk.visible.keys().copied().collect();
+    assert_eq!(parts.len(), 4);
+    for pg in parts {
+        let collection = world.nodes[1].disk.visible.get_mut(&pg).unwrap();
+        collection.objects.values_mut().next().expect("an object in each part").rotten = true;
+    }
+    for report in world.scrub(ScrubKind::Deep) {
+        let scrub = report.scrub.unwrap();
+        assert_eq!((scrub.objects_inconsistent, scrub.copies_repaired), (0, 1), "{}: {scrub:?}", report.pg);
+    }
+    world.check_copies();
 }
 
 /// Objects in the order of their keys: key and data.

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_crush::{RuleKind, SimpleRule};
-use holdfast_map::{ClusterMap, OsdInfo, Pool, PoolKind};
+use holdfast_map::{ClusterMap, OsdInfo, Pool, PoolKind, ScrubKind, ScrubWish};
 use holdfast_pg::memory::MemoryCollection;
 use holdfast_pg::{Input, Limits, ObjectKey, Outbox, Output, Pg, ReplyTo, StoreOp, TxnId, answer_without_copy};
 use holdfast_types::{
     ClientId, ClusterId, DiskUuid, Epoch, Incarnation, ObjectName, OsdId, PgId, PoolId, RequestId, Timestamp,
 };
+use holdfast_wire::mon::PgReport;
 use holdfast_wire::peer::PeerMessage;
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, OpResult, RefusedReason};
 use rand::Rng;
@@ -495,6 +496,27 @@ impl World {
             self.pass(step);
             self.rest();
         }
+    }
+
+    /// Has all placement groups scrubbed, and gives what their primaries report then.
+    pub fn scrub(&mut self, kind: ScrubKind) -> Vec<PgReport> {
+        let ids: Vec<PgId> = self.map.pgs().collect();
+        self.publish(|map| {
+            let epoch = map.epoch;
+            map.scrub_wishes = ids.iter().map(|id| (*id, ScrubWish { kind, epoch })).collect();
+        });
+        let wished = self.map.epoch;
+        let mut reports = Vec::new();
+        for _ in 0..100 {
+            self.idle(Duration::from_secs(1));
+            let primaries = self.nodes.iter().flat_map(|node| node.pgs.values()).filter(|pg| pg.is_primary());
+            reports = primaries.map(Pg::report).collect();
+            let is_done = |report: &PgReport| report.scrub.as_ref().is_some_and(|scrub| scrub.served == wished);
+            if reports.len() == ids.len() && reports.iter().all(is_done) {
+                return reports;
+            }
+        }
+        panic!("not scrubbed: {reports:#?}");
     }
 
     /// Asks and waits for the answer.

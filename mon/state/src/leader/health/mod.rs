@@ -85,7 +85,7 @@ fn checks(leader: &Leader, now: Timestamp, scene: &Scene, views: &[PgView<'_>], 
     checks.extend(osds::copies_lost(map, stats));
     checks.extend(space::checks(map, stats));
     checks.extend(pgs::checks(views));
-    checks.extend(pools::checks(map));
+    checks.extend(pools::checks(scene, views));
     checks.extend(scrub::checks(views));
     checks.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.code.cmp(&b.code)));
     checks

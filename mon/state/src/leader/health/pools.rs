@@ -4,16 +4,41 @@
 //! one host, stays so until somebody says otherwise.
 
 use holdfast_map::{ClusterMap, Pool};
+use holdfast_types::PoolId;
 use holdfast_wire::mon::{HealthCheck, Severity};
 
 use super::{check, plural};
 use crate::hierarchy;
+use crate::leader::stats::PgView;
+use crate::leader::{Scene, growth};
 
 /// Copies below which one failure may lose data.
 const SIZE_SAFE: u32 = 2;
 
-pub(super) fn checks(map: &ClusterMap) -> Vec<HealthCheck> {
-    [no_redundancy(map), weak_domain(map)].into_iter().flatten().collect()
+pub(super) fn checks(scene: &Scene, views: &[PgView<'_>]) -> Vec<HealthCheck> {
+    let map = &*scene.map;
+    [no_redundancy(map), weak_domain(map), not_split(scene, views)].into_iter().flatten().collect()
+}
+
+/// Pools that have outgrown their placement groups, and what keeps them from getting more.
+fn not_split(scene: &Scene, views: &[PgView<'_>]) -> Option<HealthCheck> {
+    let outgrown = growth::outgrown(scene, views);
+    if outgrown.is_empty() {
+        return None;
+    }
+    let (cause, fix) = growth::held_back(scene)?;
+    let line = |(pool, wanted): &(PoolId, u32)| {
+        let info = scene.map.pools.get(pool)?;
+        Some(format!("pool {} has {} placement groups and should have {wanted}: {cause}", info.name, info.pg_num))
+    };
+    Some(check(
+        "POOL_NOT_SPLIT",
+        Severity::Warning,
+        format!("{} more placement groups", plural(outgrown.len(), "pool cannot be given", "pools cannot be given")),
+        outgrown.iter().filter_map(line).collect(),
+        "OSDs are filled less evenly than they could be; nothing is at risk",
+        fix,
+    ))
 }
 
 /// Pools that acknowledge what is on one disk only, though there are others.

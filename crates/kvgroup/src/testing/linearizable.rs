@@ -5,23 +5,28 @@ use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 
-use super::actors::route;
-use super::world::{Answered, Asked, Event};
+use super::actors::{ROUTES, route};
+use super::history::{Answered, Asked, Event};
 use crate::{Affinity, Mutation, Require};
 
 /// The rows of a route; `None` once the table is dropped.
 type State = Option<BTreeMap<(u8, Vec<u8>), Bytes>>;
 
 /// Checks each route of a history on its own.
-pub fn check(history: &[Event]) {
-    for number in 0..14 {
+///
+/// # Errors
+/// The route that no order explains, and all that happened to it.
+pub fn check(history: &[Event]) -> Result<(), String> {
+    for number in 0..ROUTES {
         let route = route(number);
         let events: Vec<&Event> = history.iter().filter(|event| concerns(event, &route)).collect();
-        if !Search::new(&route, &events).run() {
-            let story: String = events.iter().map(|event| format!("{event:?}\n")).collect();
-            panic!("no order explains what happened to {}:\n{story}", route.escape_ascii());
+        let mut search = Search::new(&route, &events);
+        if !search.run() {
+            let story = search.story();
+            return Err(format!("no order explains what happened to {}:\n{story}", route.escape_ascii()));
         }
     }
+    Ok(())
 }
 
 fn concerns(event: &Event, route: &[u8]) -> bool {
@@ -54,13 +59,15 @@ struct Search<'h> {
     route: &'h [u8],
     events: Vec<&'h Event>,
     tried: HashSet<(Vec<u64>, State)>,
+    /// The longest order that was found: how many events, which, and the state after them.
+    furthest: (u32, Vec<u64>, State),
 }
 
 impl<'h> Search<'h> {
     fn new(route: &'h [u8], events: &[&'h Event]) -> Search<'h> {
         let mut events = events.to_vec();
         events.sort_by_key(|event| event.began);
-        Search { route, events, tried: HashSet::new() }
+        Search { route, events, tried: HashSet::new(), furthest: (0, Vec::new(), None) }
     }
 
     fn run(&mut self) -> bool {
@@ -82,23 +89,46 @@ impl<'h> Search<'h> {
         if !self.tried.insert((done.clone(), state.clone())) {
             return false;
         }
-        for index in 0..self.events.len() {
-            let event = self.events[index];
-            if event.began > bound {
-                break;
-            }
-            if is_done(done, index) {
-                continue;
-            }
-            if let Some(next) = self.apply(event, state) {
-                done[index / 64] |= 1 << (index % 64);
-                if self.explains(done, &next) {
-                    return true;
+        let count: u32 = done.iter().map(|word| word.count_ones()).sum();
+        if count > self.furthest.0 {
+            self.furthest = (count, done.clone(), state.clone());
+        }
+        // What was answered before what never was: the latter is needed only where an answer shows it.
+        for answered in [true, false] {
+            for index in 0..self.events.len() {
+                let event = self.events[index];
+                if event.began > bound {
+                    break;
                 }
-                done[index / 64] &= !(1 << (index % 64));
+                if is_done(done, index) || (event.ended != u64::MAX) != answered {
+                    continue;
+                }
+                if let Some(next) = self.apply(event, state) {
+                    done[index / 64] |= 1 << (index % 64);
+                    if self.explains(done, &next) {
+                        return true;
+                    }
+                    done[index / 64] &= !(1 << (index % 64));
+                }
             }
         }
         false
+    }
+
+    /// What the longest order leaves over, newest first, and the state that it leads to: the contradiction is near.
+    fn story(&self) -> String {
+        let (_, done, state) = &self.furthest;
+        let is_done = |index: usize| done.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1);
+        let left: Vec<usize> = (0..self.events.len()).filter(|index| !is_done(*index)).collect();
+        let bound = left.iter().map(|index| self.events[*index].ended).min().unwrap_or(u64::MAX);
+        let mut lines = vec![format!("the longest order leads to {state:?}; not in it and begun by then:")];
+        let near = |index: &&usize| self.events[**index].began <= bound;
+        lines.extend(left.iter().filter(near).map(|index| format!("{:?}", self.events[*index])));
+        lines.push("before:".to_owned());
+        let before = (0..self.events.len()).rev().filter(|index| is_done(*index));
+        let writes = before.filter(|index| matches!(self.events[*index].asked, Asked::Batch { .. } | Asked::Drop));
+        lines.extend(writes.take(12).map(|index| format!("{:?}", self.events[index])));
+        lines.join("\n")
     }
 
     /// The state after the event, if the event can have happened in this one.
@@ -148,7 +178,8 @@ fn mutated(rows: &Rows, mutations: &[Mutation]) -> (Rows, Vec<i64>) {
     let (mut rows, mut counters) = (rows.clone(), Vec::new());
     for mutation in mutations {
         let mut count = |rows: &mut Rows, key: (u8, Vec<u8>), change: &dyn Fn(i64) -> i64| {
-            let old = rows.get(&key).map_or(0, |bytes| i64::from_le_bytes(bytes.as_ref().try_into().unwrap()));
+            let old =
+                rows.get(&key).map_or(0, |bytes| i64::from_le_bytes(bytes.as_ref().try_into().unwrap_or_default()));
             counters.push(change(old));
             rows.insert(key, Bytes::copy_from_slice(&change(old).to_le_bytes()));
         };

@@ -1,0 +1,63 @@
+//! The rules that can be broken on purpose, of all parts.
+
+use std::fmt;
+
+use holdfast_kvgroup::sabotage::{self, Sabotage};
+use holdfast_pg::mutants::{self, Mutant};
+
+use crate::config::Config;
+
+/// A rule of some part.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// Of placement groups, and of what surrounds them in an OSD.
+    Group(Mutant),
+    /// Of tables.
+    Table(Sabotage),
+}
+
+impl Rule {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Rule> {
+        Mutant::ALL.into_iter().map(Rule::Group).chain(Sabotage::ALL.into_iter().map(Rule::Table))
+    }
+
+    /// What is wrong when it is broken.
+    #[must_use]
+    pub fn breaks(self) -> &'static str {
+        match self {
+            Rule::Group(mutant) => mutant.breaks(),
+            Rule::Table(sabotage) => sabotage.breaks(),
+        }
+    }
+
+    /// Whether this world can show it.
+    #[must_use]
+    pub fn concerns(self, world: &Config) -> bool {
+        match self {
+            Rule::Group(_) => true,
+            Rule::Table(_) => world.front.is_some(),
+        }
+    }
+
+    /// Breaks a rule in the whole process.
+    pub fn choose(rule: Option<Rule>) {
+        mutants::choose(match rule {
+            Some(Rule::Group(mutant)) => Some(mutant),
+            _ => None,
+        });
+        sabotage::choose(match rule {
+            Some(Rule::Table(sabotage)) => Some(sabotage),
+            _ => None,
+        });
+    }
+}
+
+impl fmt::Debug for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Rule::Group(mutant) => mutant.fmt(f),
+            Rule::Table(sabotage) => sabotage.fmt(f),
+        }
+    }
+}
