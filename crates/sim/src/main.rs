@@ -60,12 +60,12 @@ fn processor_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// `holdfast-sim mutants [--budget N] [--without N] [--threads N] [--only NAME,NAME] [--brief] [--table PATH]`;
-/// `--without` is the budget of runs without a checker.
+/// `holdfast-sim mutants [--budget N] [--without N] [--threads N] [--only NAME,NAME] [--world W] [--brief]
+/// [--table PATH]`; `--without` is the budget of runs without a checker.
 #[cfg(feature = "mutants")]
 fn mutants(mut words: impl Iterator<Item = String>) -> Result<ExitCode, String> {
     let (mut budget, mut without, mut threads, mut brief) = (40, None::<u64>, 2, false);
-    let (mut only, mut table) = (None, None::<String>);
+    let (mut only, mut world, mut table) = (None, None::<String>, None::<String>);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
         match word.as_str() {
@@ -73,6 +73,7 @@ fn mutants(mut words: impl Iterator<Item = String>) -> Result<ExitCode, String> 
             "--without" => without = Some(value()?.parse().map_err(|error| format!("--without: {error}"))?),
             "--threads" => threads = value()?.parse().map_err(|error| format!("--threads: {error}"))?,
             "--only" => only = Some(value()?),
+            "--world" => world = Some(value()?),
             "--brief" => brief = true,
             "--table" => table = Some(value()?),
             _ => return Err(format!("unknown argument {word}")),
@@ -82,7 +83,7 @@ fn mutants(mut words: impl Iterator<Item = String>) -> Result<ExitCode, String> 
     std::panic::set_hook(Box::new(|_| {}));
     let mut written = Ok(());
     let budget = Budget { first: budget, without: without.unwrap_or(budget) };
-    let hunt = holdfast_sim::hunt(budget, threads, only.as_deref(), brief, |hunt, row| {
+    let hunt = holdfast_sim::hunt(budget, threads, only.as_deref(), world.as_deref(), brief, |hunt, row| {
         let said = |catch: &Catch| {
             let text = catch.text.lines().next().unwrap_or_default();
             format!("{:?} in {} seeds ({}, {}): {text:.160}", catch.noticed, catch.seeds, catch.world, catch.seed)
