@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use holdfast_client::{OperateError, Pool};
 use holdfast_types::ObjectName;
 use holdfast_wire::{ObjectOp, OpResult};
+use http::StatusCode;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -41,6 +42,8 @@ pub struct Load {
     pub slowest_ms: Arc<AtomicU64>,
     /// Operations with a good answer.
     pub answered: Arc<AtomicU64>,
+    /// Until then a PUT may be refused for want of room.
+    pub full_until: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Load {
@@ -55,6 +58,7 @@ impl Load {
             stop: Arc::default(),
             slowest_ms: Arc::default(),
             answered: Arc::default(),
+            full_until: Arc::default(),
         }
     }
 
@@ -127,6 +131,13 @@ impl Load {
             Ok(()) => self.history.wrote(id, key, called, held, true),
             Err(S3Error::Unknown(_)) => {
                 self.history.wrote(id, key, called, held, false);
+                return Ok(false);
+            }
+            // Nothing has happened: who reads what was to be written has found a fault.
+            Err(S3Error::Refused { status, .. })
+                if status == StatusCode::INSUFFICIENT_STORAGE
+                    && self.full_until.lock().is_some_and(|until| called < until) =>
+            {
                 return Ok(false);
             }
             Err(refused @ S3Error::Refused { .. }) => return Err(refused.into()),

@@ -3,7 +3,7 @@
 use anyhow::Context;
 
 use crate::run::{cargo, installed, root, step};
-use crate::{end_to_end, files, layers};
+use crate::{end_to_end, files, invariants, layers};
 
 /// Packages whose tests drive the built binary: they run last, apart from the unit tests.
 const END_TO_END: [&str; 1] = ["holdfast-tests"];
@@ -19,6 +19,7 @@ pub fn all(fast: bool) -> anyhow::Result<()> {
     println!("\n== layers");
     layers::check()?;
     files::report()?;
+    invariants::check()?;
     step("formatting", &mut cargo(&["fmt", "--all", "--check"]))?;
     step("lints", &mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
     step(

@@ -31,7 +31,8 @@ pub fn report() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn visit(directory: &Path, each: &mut impl FnMut(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
+/// Calls `each` with every Rust source file below `directory`.
+pub(crate) fn visit(directory: &Path, each: &mut impl FnMut(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
     for entry in fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

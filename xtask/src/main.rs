@@ -5,6 +5,7 @@
 mod check;
 mod end_to_end;
 mod files;
+mod invariants;
 mod layers;
 mod run;
 
@@ -27,6 +28,8 @@ enum Command {
     },
     /// Checks which crate uses which, and that pure crates have no runtime beneath them.
     Layers,
+    /// Holds docs/invariants.md to what it claims: ids, checkers, tests, and that what it names is there.
+    Invariants,
     /// Lists source files that outgrew one idea.
     Files,
     /// Runs seeds of the simulator: a whole cluster in one thread, on two threads at a time.
@@ -123,6 +126,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Check { fast } => check::all(fast),
         Command::Layers => layers::check(),
+        Command::Invariants => invariants::check(),
         Command::Files => files::report(),
         Command::SimMonitors { seeds, from, rest } => check::monitors(seeds, from, &rest),
         Command::Sim { seeds, from, world, trace } => {

@@ -6,13 +6,13 @@
 //! them is one op vector on one object: atomic, one round trip, one sync. So is a get, and a page of a scan.
 //!
 //! There is no server of this: it is client-side access to rows kept in the OSDs. Invariants:
-//! - K1: at any moment exactly one object holds the truth of a row: the group that covers its key and is not being
+//! - KG1: at any moment exactly one object holds the truth of a row: the group that covers its key and is not being
 //!   built. Splits keep it (`split` module, ADR 0002), under any number of concurrent and stopped helpers.
-//! - K2: every op vector on a group asserts the version of the group's record, so that it acts on the range and state
+//! - KG2: every op vector on a group asserts the version of the group's record, so that it acts on the range and state
 //!   that it was chosen for, or not at all – however late it arrives.
-//! - K3: a batch is sent once. A reply that says "not this version" means that nothing happened, and only then is it
+//! - KG3: a batch is sent once. A reply that says "not this version" means that nothing happened, and only then is it
 //!   sent again; silence is [`BatchError::OutcomeUnknown`].
-//! - K4: groups are cut only between routes.
+//! - KG4: groups are cut only between routes.
 //!
 //! What rows mean is not known here. The pure half is `key`, `header`, `batch`, `weight`, `cache`; the shell around
 //! it `shell`, `locate`, `split`, `lifecycle`, `table`. Formats: `docs/formats/kvgroup.md`.

@@ -6,9 +6,9 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Sabotage {
-    /// A batch does not assert the version of its group (K2).
+    /// A batch does not assert the version of its group (KG2).
     BatchIgnoresVersion = 1,
-    /// A batch with an unknown outcome is sent again as a new one (K3).
+    /// A batch with an unknown outcome is sent again as a new one (KG3).
     BatchResent,
     /// A frozen group takes writes.
     FrozenTakesWrites,

@@ -1,8 +1,8 @@
 //! Executes an op vector against the local copy: asserts and reads see the writes before them in the vector; the outcome
 //! is effects and results, or the first failure. Nothing is changed here.
 //!
-//! Invariants: X1 a failed vector has no effects; X2 effects depend on no condition, so replicas apply them blindly;
-//! X3 clients neither see nor set attributes whose name begins with a zero byte.
+//! Invariants: O1 a failed vector has no effects; O2 effects depend on no condition, so replicas apply them blindly;
+//! O3 clients neither see nor set attributes whose name begins with a zero byte.
 
 use std::collections::BTreeMap;
 

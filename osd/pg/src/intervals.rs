@@ -190,3 +190,50 @@ fn ask_everyone(mut prior: PriorSet, history: &PgHistory, map: &ClusterMap, whoa
     prior.probe.remove(&whoami);
     prior
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn past(first: u64, last: u64) -> PastInterval {
+        let members = vec![OsdId(0), OsdId(1)];
+        PastInterval { first: Epoch(first), last: Epoch(last), up: members.clone(), acting: members, maybe_rw: true }
+    }
+
+    fn firsts(history: &PgHistory) -> Vec<u64> {
+        history.past.iter().map(|interval| interval.first.0).collect()
+    }
+
+    #[test]
+    fn an_interval_is_forgotten_only_when_a_later_activation_or_clean_state_superseded_it() {
+        let many = PAST_MAX as u64 + 10;
+        let mut history = new_history(Epoch(1), Epoch(1));
+        history.past = (1..=many).map(|epoch| past(epoch, epoch)).collect();
+        forget_superseded(&mut history);
+        assert_eq!(history.past.len() as u64, many, "nothing superseded any of them, however many they are");
+        history.last_epoch_started = Epoch(6);
+        forget_superseded(&mut history);
+        assert_eq!(firsts(&history), (6..=many).collect::<Vec<u64>>(), "older ones only, and no more than needed");
+        history.last_epoch_clean = Epoch(many - 1);
+        forget_superseded(&mut history);
+        assert_eq!(firsts(&history), [many - 1, many]);
+    }
+
+    #[test]
+    fn a_clean_state_that_is_heard_of_does_not_make_an_unknown_past_known() {
+        let mut ours = new_history(Epoch(1), Epoch(20));
+        assert!(!is_known(&ours));
+        let theirs = PgHistory {
+            last_epoch_clean: Epoch(10),
+            past: vec![past(8, 12), past(13, 19)],
+            ..new_history(Epoch(1), Epoch(5))
+        };
+        assert!(merge_history(&mut ours, &theirs), "it was learnt from");
+        assert!(is_known(&ours) && firsts(&ours) == [8, 13], "with the intervals since, not without them");
+
+        let mut ours = new_history(Epoch(1), Epoch(20));
+        let as_late = PgHistory { last_epoch_clean: Epoch(10), ..new_history(Epoch(1), Epoch(20)) };
+        merge_history(&mut ours, &as_late);
+        assert!(!is_known(&ours), "nobody has told of the epochs from 10 to 19");
+    }
+}

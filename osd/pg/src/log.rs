@@ -20,8 +20,8 @@
 //! written last longest ago going first. That one is the only way left to run a request twice: it takes more client runs
 //! than [`crate::Limits::sessions_max`] that write to one placement group between two sendings of one request.
 //!
-//! Invariants: L1 versions grow strictly; L2 `tail` is before the first entry and `head` is the last; L3 the request
-//! index names exactly the entries and dups that are kept, less those below their session's watermark; L4 a request that
+//! Invariants: LG1 versions grow strictly; LG2 `tail` is before the first entry and `head` is the last; LG3 the request
+//! index names exactly the entries and dups that are kept, less those below their session's watermark; LG4 a request that
 //! was executed is never `Unknown` while its session is remembered.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -275,7 +275,7 @@ impl Log {
 
     /// Adds an entry at the head.
     pub fn append(&mut self, entry: LogEntry) {
-        assert!(entry.version > self.head, "L1: {} does not follow {}", entry.version, self.head);
+        assert!(entry.version > self.head, "LG1: {} does not follow {}", entry.version, self.head);
         self.index(&entry);
         self.head = entry.version;
         self.newest.insert(hash_of(&entry.object), entry.version);
@@ -367,13 +367,18 @@ impl Log {
         excess.checked_sub(1).and_then(|last| self.entries.get(last)).map(|entry| entry.version)
     }
 
-    /// Checks L2 (cheap).
+    /// Checks LG2 (cheap).
     pub fn check(&self) {
         if let (Some(first), Some(last)) = (self.entries.front(), self.entries.back()) {
-            assert!(first.version > self.tail, "L2: first entry {} at or before the tail {}", first.version, self.tail);
-            assert_eq!(last.version, self.head, "L2: the head is the last entry");
+            assert!(
+                first.version > self.tail,
+                "LG2: first entry {} at or before the tail {}",
+                first.version,
+                self.tail
+            );
+            assert_eq!(last.version, self.head, "LG2: the head is the last entry");
         } else {
-            assert_eq!(self.head, self.tail, "L2: an empty log ends where it begins");
+            assert_eq!(self.head, self.tail, "LG2: an empty log ends where it begins");
         }
     }
 }

@@ -6,7 +6,7 @@
 //! removed when there was none. Entries that only the authoritative log has are **adopted**: their objects become missing,
 //! their deletes are carried out. Entries about objects of other placement groups, left by a split, count as entries only.
 //!
-//! Invariants: M1 the result depends on nothing but the arguments; M2 a merge with an equal log changes nothing; M3 an
+//! Invariants: MG1 the result depends on nothing but the arguments; MG2 a merge with an equal log changes nothing; MG3 an
 //! object that `last_backfill` does not cover, or that is elsewhere, never enters the missing set.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -24,8 +24,8 @@
 //! A pass that ended early leaves no stamp and begins again at the first object. What was found stays recorded until a later
 //! chunk finds the object whole.
 //!
-//! Invariants (`docs/invariants.md`): N1–N3 in `compare`; N4 what is compared was neither written nor recovered between the
-//! first question and the last answer; N5 a copy found bad is durably missing where it lies before anything takes its place
+//! Invariants (`docs/invariants.md`): N3, N9, N10 in `compare`; N4 what is compared was neither written nor recovered between
+//! the first question and the last answer; N5 a copy found bad is durably missing where it lies before anything takes its place
 //! (a crash in between leaves it missing, not trusted), and whoever asks for it is served from a good one; N6 a write waits
 //! for a comparison at most [`HOLD_MAX`]; N7 a stamp is set only when each object was compared on all members.
 

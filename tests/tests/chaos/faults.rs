@@ -192,6 +192,7 @@ async fn random_loss(field: &mut Field, random: &mut SmallRng) -> anyhow::Result
 async fn disk_full(field: &mut Field, load: &Load, random: &mut SmallRng) -> anyhow::Result<String> {
     // To the last byte, or with room for the index and for no segment more.
     let left = if random.random_bool(0.5) { 0 } else { LESS_THAN_A_SEGMENT };
+    *load.full_until.lock() = Some(Instant::now() + FULL_NOTICE_LIMIT + NOTICE_LIMIT);
     field.fill(left)?;
     let since = Instant::now();
     let full = |report: &holdfast_wire::mon::StatusReport| {
@@ -212,6 +213,8 @@ async fn disk_full(field: &mut Field, load: &Load, random: &mut SmallRng) -> any
         ensure!(since.elapsed() < NOTICE_LIMIT, "hardly anything is answered although there is room again");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    // What the monitors know of room is a little older than what there is.
+    *load.full_until.lock() = Some(Instant::now() + NOTICE_LIMIT);
     Ok(format!("{OSD_ON_LOOP} with {left} bytes left, {words}"))
 }
 

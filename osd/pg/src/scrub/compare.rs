@@ -16,8 +16,8 @@
 //! when all that is left elsewhere was never whole. When a person has asked for repair, copies that verify are sent to who
 //! has none: an object that should be gone can be deleted again, the last copy of one that should not cannot be had back.
 //!
-//! Invariants: N1 a copy that was verified, is of the version that the log names (or the newest, where it names none) and
-//! stands against no other is never overwritten; N2 the result does not depend on which OSD is which; N3 no version that
+//! Invariants: N9 a copy that was verified, is of the version that the log names (or the newest, where it names none) and
+//! stands against no other is never overwritten; N10 the result does not depend on which OSD is which; N3 no version that
 //! verifies gives way to an older one, unless the log names the older.
 
 use std::collections::BTreeMap;

@@ -162,3 +162,30 @@ fn requests_of_clients_that_are_gone_are_not_executed() {
     assert_eq!(group.answers.iter().map(|(to, _)| to.0).collect::<Vec<_>>(), [3]);
     assert!(!group.is_gone(0, "o"), "{:?}", name("o"));
 }
+
+#[test]
+fn what_waited_for_one_object_is_executed_as_it_came() {
+    let mut group = stopped(Limits::default());
+    let order = [3, 1, 4, 2];
+    for client in order {
+        let data = Blob(vec![u8::try_from(client).unwrap()].into());
+        group.send(client, client, "o", vec![ObjectOp::Append { data }]);
+    }
+    group.run();
+    assert!(group.answers.is_empty(), "all of them wait");
+    for id in [1, 2] {
+        group.map.osds.get_mut(&osd(id)).unwrap().up = true;
+    }
+    group.have_lead(&[0, 1, 2]);
+    group.pass(Duration::from_secs(5));
+    assert_eq!(group.answers.iter().map(|(to, _)| to.0).collect::<Vec<_>>(), order, "answered as they came");
+    group.answers.clear();
+    group.tid = 10;
+    match group.read("o") {
+        ClientOutcome::Done { results, .. } => match results.as_slice() {
+            [holdfast_wire::OpResult::Data(data)] => assert_eq!(data.0[..], [3, 1, 4, 2]),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}

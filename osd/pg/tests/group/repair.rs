@@ -251,7 +251,7 @@ fn an_object_that_backfill_had_just_sent_and_that_is_unreadable_then_is_compared
         *from == 3 && matches!(message.body, PeerBody::NotActivated { .. })
     };
     assert!(group.sent.iter().any(lost_track));
-    assert!(!group.nodes[3].store.meta.keys().any(|key| key.starts_with(b"m")), "M3");
+    assert!(!group.nodes[3].store.meta.keys().any(|key| key.starts_with(b"m")), "MG3");
     group.silent.clear();
     group.run_until_clean();
     assert!(group.is_whole(3, "b") && !group.is_gone(3, "a"));

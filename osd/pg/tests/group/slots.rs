@@ -1,10 +1,12 @@
 //! Slots: nobody holds one without making progress.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use holdfast_map::{ScrubKind, ScrubWish};
 use holdfast_pg::{Input, Limits};
 use holdfast_wire::ObjectOp;
+use holdfast_wire::peer::{PeerBody, Push, PushWhat};
 
 use crate::group::{Group, PG, is_unreadable, osd, short_log};
 
@@ -87,4 +89,35 @@ fn a_scrub_finds_out_that_a_member_has_lost_track() {
     group.pass(Duration::from_secs(60));
     assert_eq!(group.report().scrub.map(|scrub| scrub.served), Some(epoch));
     assert!(group.is_clean() && group.slots.is_empty());
+}
+
+#[test]
+fn no_more_objects_are_on_their_way_than_transfers_are_allowed() {
+    let mut group = Group::of(3, 3, Limits { transfers_max: 2, ..Limits::default() });
+    group.map.osds.get_mut(&osd(1)).unwrap().up = false;
+    group.have_lead(&[0, 2]);
+    for object in 0..6 {
+        group.write(&format!("o-{object}"));
+    }
+    group.sent.clear();
+    group.map.osds.get_mut(&osd(1)).unwrap().up = true;
+    group.pause_on = Some(|body| matches!(body, PeerBody::Push(_)));
+    group.have_lead(&[0, 1, 2]);
+    if group.pause_on.is_some() {
+        group.pass(Duration::from_secs(5));
+    }
+    // From the first push on nothing is heard of the one that is sent to.
+    group.silent.insert(1);
+    group.pass(Duration::from_secs(5));
+    let pushed = |group: &Group| -> BTreeSet<String> {
+        let object = |body: &PeerBody| match body {
+            PeerBody::Push(Push { what: PushWhat::Piece(piece), .. }) => Some(piece.object.to_string()),
+            _ => None,
+        };
+        group.sent.iter().filter_map(|(_, _, message)| object(&message.body)).collect()
+    };
+    assert_eq!(pushed(&group).len(), 2, "{:?}", pushed(&group));
+    group.silent.clear();
+    group.run_until_clean();
+    assert_eq!(pushed(&group).len(), 6);
 }
