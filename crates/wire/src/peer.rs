@@ -56,8 +56,11 @@ pub enum PeerBody {
         /// The last entry that the primary assumes to be shared; [`LogVersion::ZERO`] asks for the whole log.
         #[n(0)]
         since: LogVersion,
+        /// Say, too, whether you can give all objects that the entries after this one tell of: nobody else may.
+        #[n(1)]
+        whole_after: Option<LogVersion>,
     },
-    /// The sender's log and missing set.
+    /// The sender's log, and what of it cannot be given.
     #[n(3)]
     Log(#[n(0)] LogReply),
     /// Primary → acting and backfill peers: take this log, the placement group goes active.
@@ -407,7 +410,9 @@ pub struct LogReply {
     /// Entries after `since`, oldest first; the whole log when `since` is zero or does not overlap.
     #[n(4)]
     pub entries: Vec<LogEntry>,
-    /// Not used: there may be more than one message can carry. A member tells what it misses in its [`ActivateAck`].
+    /// When that was asked: the first object found that the sender misses or cannot read, of those that the entries after
+    /// the one in question tell of. Not the whole missing set, which may be more than one message can carry: a member tells
+    /// it in its [`ActivateAck`].
     #[n(5)]
     pub missing: Vec<MissingItem>,
     /// Entries at or before the tail, kept for exactly-once only; sent with the whole log.

@@ -187,9 +187,10 @@ impl Pg {
                 let notice = PeerBody::Notice(self.notice(step));
                 self.send_when_durable(from, notice, step);
             }
-            PeerBody::QueryLog { since } => {
-                let reply = PeerBody::Log(self.log_reply(since));
-                self.send_when_durable(from, reply, step);
+            PeerBody::QueryLog { since, whole_after } => {
+                let missing = whole_after.and_then(|after| self.first_ungivable(after, step));
+                let reply = LogReply { missing: missing.into_iter().collect(), ..self.log_reply(since) };
+                self.send_when_durable(from, PeerBody::Log(reply), step);
             }
             PeerBody::Activate(_) if activated => self.acknowledge_activation(from, step),
             PeerBody::Activate(activate) if said.activation > ours => {

@@ -6,7 +6,7 @@
 //! stored rows in `docs/formats/pg.md`.
 //!
 //! Read in this order: `api` (what goes in and out), `pg` (what all roles share), `intervals`, `log` and `merge`,
-//! `peering`, `active` with `exec`, `follower` with `adopt`, `recovery` with `transfer` and `unnamed`, `backfill`,
+//! `peering` with `standby`, `active` with `exec`, `follower` with `adopt`, `recovery` with `transfer` and `unnamed`, `backfill`,
 //! `scrub`, `split`.
 
 mod active;
@@ -32,6 +32,7 @@ mod rows;
 mod scrub;
 mod slots;
 mod split;
+mod standby;
 #[cfg(test)]
 mod tests;
 mod transfer;

@@ -31,7 +31,9 @@
 //! interval and never counts as "there is nothing"; P5 an
 //! acknowledgement counts only for the activation that it names, and only when the member's log ends where the primary's
 //! does: what the primary then confirms as committed is durable on all of them; P6 members are told of no entry that is
-//! not durable at the primary: it alone may have the object, and a crash would leave an entry of which nobody has it.
+//! not durable at the primary: it alone may have the object, and a crash would leave an entry of which nobody has it;
+//! P7 a log whose last entries no other whole candidate has is chosen only if its holder can read what they made of their
+//! objects, as long as there is such a candidate (`standby`).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,6 +54,7 @@ use crate::missing::Missing;
 use crate::mutants::{Mutant, on};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step};
 use crate::rows;
+use crate::standby;
 
 /// Questions that are not answered are asked again after this long.
 const RESEND: Duration = Duration::from_secs(1);
@@ -112,6 +115,10 @@ pub(crate) struct Peering {
     asked: BTreeSet<OsdId>,
     /// Copies whose logs do not join the authoritative one.
     apart: BTreeSet<OsdId>,
+    /// Copies that cannot give what only their logs tell of (P7).
+    ungiving: BTreeSet<OsdId>,
+    /// What the source of the log is asked to be able to give: all that is after this.
+    whole_after: Option<LogVersion>,
     logs: BTreeMap<OsdId, PeerLog>,
     /// What members have said so far that they miss, where it takes several messages.
     partial: BTreeMap<OsdId, PartialMissing>,
@@ -130,6 +137,8 @@ impl Default for Peering {
             notices: BTreeMap::new(),
             asked: BTreeSet::new(),
             apart: BTreeSet::new(),
+            ungiving: BTreeSet::new(),
+            whole_after: None,
             logs: BTreeMap::new(),
             partial: BTreeMap::new(),
             acked: BTreeMap::new(),
@@ -159,6 +168,8 @@ impl Peering {
 /// The choice of log and members.
 struct Choice {
     auth: OsdId,
+    /// Another log ends here, and could take its place: what is after this, it must be able to give (P7).
+    whole_after: Option<LogVersion>,
     want: Vec<OsdId>,
     /// Whether the present members could serve, too: all of them can take that log.
     acting_can: bool,
@@ -285,13 +296,30 @@ impl Pg {
             self.enter(Phase::WaitActing { want }, step);
             return;
         }
-        if choice.auth == self.whoami {
+        let Choice { auth, whole_after, .. } = choice;
+        if auth == self.whoami {
+            if let Some(item) = whole_after.and_then(|after| self.first_ungivable(after, step)) {
+                return self.go_back(auth, &item, step);
+            }
             self.get_missing(step);
         } else {
             let since = self.holding.log.head();
-            self.enter(Phase::GetLog { from: choice.auth }, step);
-            self.send(choice.auth, PeerBody::QueryLog { since }, step);
+            if let Some(peering) = self.peering() {
+                peering.whole_after = whole_after;
+            }
+            self.enter(Phase::GetLog { from: auth }, step);
+            self.send(auth, PeerBody::QueryLog { since, whole_after }, step);
         }
+    }
+
+    /// P7: a copy cannot give an object that only its log tells of. Another log takes its place.
+    fn go_back(&mut self, from: OsdId, item: &MissingItem, step: &mut Step<'_>) {
+        let (object, version) = (&item.object, item.need);
+        tracing::warn!(pg = %self.id, %from, ?object, %version, "what was never acknowledged cannot be had: going back");
+        if let Some(peering) = self.peering() {
+            peering.ungiving.insert(from);
+        }
+        self.choose(step);
     }
 
     /// The authoritative log and the acting set that can serve it; `None` when no copy may be chosen.
@@ -304,6 +332,7 @@ impl Pg {
         let started = copies.values().copied().filter(complete).map(|info| info.last_epoch_started).max();
         let floor = started.unwrap_or(Epoch::ZERO).max(self.history.last_epoch_started);
         let candidates = copies.iter().filter(|(_, info)| complete(info) && info.last_epoch_started >= floor);
+        let may_be_chosen = candidates.clone().map(|(osd, info)| (*osd, *info));
         let rank =
             |osd: &OsdId, info: &PgInfo| (info.last_update, Reverse(info.log_tail), *osd == self.whoami, Reverse(*osd));
         let shortest =
@@ -372,7 +401,11 @@ impl Pg {
         let all_listed = lists(&self.whoami) || self.members.up.iter().all(reaches_auth);
         let acting_can = acting.len() >= want.len() && reaches_auth(&self.whoami) && all_listed;
         let acting_can = acting_can && acting.iter().all(|osd| reaches(osd, own_tail) && self.map.is_up(*osd));
-        Some(Choice { auth: *auth, want, acting_can })
+        // Who serves does not depend on P7, or two primaries with different knowledge would hand over to each other.
+        let stands_in = |osd: &OsdId| !peering.ungiving.contains(osd) && !peering.apart.contains(osd);
+        let stand_ins = may_be_chosen.filter(|(osd, _)| stands_in(osd));
+        let (auth, whole_after) = standby::source((*auth, auth_info), &peering.ungiving, stand_ins, rank);
+        Some(Choice { auth, whole_after, want, acting_can })
     }
 
     // ---- GetLog ----
@@ -389,7 +422,16 @@ impl Pg {
         } else {
             merge::common_version(log, reply.info.log_tail, &reply.entries)
         };
+        let Some(peering) = self.peering() else { return };
+        if let Some(item) = reply.missing.first().filter(|_| peering.whole_after.is_some()) {
+            return self.go_back(from, item, step);
+        }
         let Some(common) = common else {
+            if let Some(peering) = self.peering().filter(|peering| !peering.ungiving.is_empty()) {
+                // The longest log is still there.
+                peering.ungiving.insert(from);
+                return self.choose(step);
+            }
             let whoami = self.whoami;
             tracing::info!(pg = %self.id, %from, "own log does not join the authoritative one");
             if let Some(peering) = self.peering() {
@@ -434,7 +476,7 @@ impl Pg {
             }
         }
         for (osd, since) in questions {
-            self.send(osd, PeerBody::QueryLog { since }, step);
+            self.send(osd, PeerBody::QueryLog { since, whole_after: None }, step);
         }
         self.enter(Phase::GetMissing { waiting }, step);
     }
@@ -660,12 +702,15 @@ impl Pg {
                 }
             }
             Phase::WaitActing { .. } => self.choose(step),
-            Phase::GetLog { from } => self.send(from, PeerBody::QueryLog { since: head }, step),
+            Phase::GetLog { from } => {
+                let whole_after = peering.whole_after;
+                self.send(from, PeerBody::QueryLog { since: head, whole_after }, step);
+            }
             Phase::GetMissing { waiting } => {
                 for osd in waiting {
                     let info = peering.notices.get(&osd).and_then(|notice| notice.info.as_ref());
                     let since = self.holding.log.floor(info.map_or(LogVersion::ZERO, |info| info.last_update));
-                    self.send(osd, PeerBody::QueryLog { since }, step);
+                    self.send(osd, PeerBody::QueryLog { since, whole_after: None }, step);
                 }
             }
             Phase::WaitLease { .. } => {} // looked at by `try_activate`, too

@@ -720,7 +720,11 @@ impl Pg {
         let from_primary = self.members.primary() == Some(from);
         let reads_store = matches!(
             message.body,
-            PeerBody::Pull(_) | PeerBody::BackfillScan(_) | PeerBody::BackfillDigest(_) | PeerBody::PushAck(_)
+            PeerBody::Pull(_)
+                | PeerBody::BackfillScan(_)
+                | PeerBody::BackfillDigest(_)
+                | PeerBody::PushAck(_)
+                | PeerBody::QueryLog { whole_after: Some(_), .. }
         );
         if reads_store && step.submitted {
             self.defer(from, message);

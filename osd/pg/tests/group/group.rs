@@ -298,6 +298,27 @@ impl Group {
         self.run();
     }
 
+    /// An OSD's process ends; what it had submitted is on its disk.
+    pub fn kill(&mut self, id: usize) {
+        self.nodes[id].pg = None;
+        self.nodes[id].wake_at = None;
+        self.inputs.retain(|(to, _)| *to != id);
+        self.slots.retain(|(holder, _)| *holder != id);
+        self.silent.insert(id);
+        self.map.osds.get_mut(&osd(id)).unwrap().up = false;
+    }
+
+    /// It runs again, with what is on its disk.
+    pub fn start(&mut self, id: usize) {
+        let store = &self.nodes[id].store;
+        let (map, members) = (Arc::new(self.map.clone()), self.members.clone());
+        let pg = Pg::load_with(PG, osd(id), Incarnation(1), map, members, self.limits, store).unwrap();
+        self.nodes[id].pg = Some(pg);
+        self.silent.remove(&id);
+        let info = self.map.osds.get_mut(&osd(id)).unwrap();
+        (info.up, info.up_from) = (true, self.map.epoch.next());
+    }
+
     pub fn answer(&mut self, tid: u64) -> Option<ClientOutcome> {
         let at = self.answers.iter().position(|(to, _)| to.0 == tid)?;
         Some(self.answers.remove(at).1)

@@ -2,6 +2,7 @@
 //! the one who leads.
 #![allow(clippy::unwrap_used)]
 
+mod going_back;
 mod group;
 mod moves;
 mod queues;
