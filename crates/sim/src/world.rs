@@ -24,6 +24,7 @@ use crate::fence::Fencing;
 use crate::front::{self, Front, FrontEvent};
 use crate::monitor::Monitor;
 use crate::node::{Node, RATE};
+use crate::rifts::Rift;
 use crate::watch::Beat;
 
 /// Longest time that a healed cluster may take to be clean and to have answered everything.
@@ -188,8 +189,12 @@ pub(crate) enum Event {
         osd: OsdId,
     },
     OneWayHealed,
+    RiftHealed {
+        number: u64,
+    },
     CutAll {
         away: OsdId,
+        kind: FaultKind,
     },
     ClientTick {
         client: usize,
@@ -245,7 +250,12 @@ pub(crate) struct World {
     pub cut_off: BTreeMap<OsdId, Cut>,
     /// From whom to whom nothing gets through, though it does the other way.
     pub one_way: BTreeSet<(OsdId, OsdId)>,
-    /// When all OSDs lost power at an activation last.
+    /// OSDs that reach each other, whatever else is cut off.
+    pub island: BTreeSet<OsdId>,
+    /// The primary whose network falls apart, if there is one.
+    pub rift: Option<Rift>,
+    pub rifts: u64,
+    /// When all OSDs lost power at an activation or an acknowledgement last.
     pub last_cut: Timestamp,
     /// The newest version of each object that an OSD has acknowledged, and which.
     pub acknowledged: BTreeMap<ObjectName, (LogVersion, OsdId)>,
@@ -314,6 +324,9 @@ impl World {
             nodes: nodes?,
             cut_off: BTreeMap::new(),
             one_way: BTreeSet::new(),
+            island: BTreeSet::new(),
+            rift: None,
+            rifts: 0,
             last_cut: Timestamp::ZERO,
             acknowledged: BTreeMap::new(),
             leases_granted: 0,
@@ -598,7 +611,8 @@ impl World {
             Event::ClientTick { client } => self.client_tick(client),
             Event::RoomBack { osd } => self.room_back(osd),
             Event::OneWayHealed => self.one_way.clear(),
-            Event::CutAll { away } => self.cut_all(away),
+            Event::RiftHealed { number } => self.heal_rift(number),
+            Event::CutAll { away, kind } => self.cut_all(away, kind),
             Event::FenceTick => self.fence_tick(),
             Event::Front(event) => self.front_event(event),
             Event::FaultTick => self.fault_tick(),
@@ -618,6 +632,7 @@ impl World {
             self.violation = Some(violation);
         } else if self.monitor.map().epoch > before {
             self.count_maps();
+            self.rift_sees_map();
             self.publish();
         }
     }
@@ -642,6 +657,10 @@ impl World {
         for osd in 0..self.nodes.len() {
             let after = self.delay();
             self.schedule(after, Event::MapArrives { osd: OsdId(osd as u32) });
+        }
+        for client in 0..self.config.prompt as usize {
+            let after = self.delay();
+            self.schedule(after, Event::ClientMap { client });
         }
         self.front_published();
     }
@@ -709,6 +728,7 @@ impl World {
         self.faults = Faults { delay_max: Duration::from_millis(2), ..Faults::NONE };
         self.cut_off.clear();
         self.one_way.clear();
+        (self.rift, self.island) = Default::default();
         self.monitors_gone_until = Timestamp::ZERO;
         for node in &mut self.nodes {
             (node.lags_until, node.paused_until, node.stuck_until) = Default::default();
