@@ -320,7 +320,19 @@ impl Config {
             pauses_at_answers_per_second: 0.0,
             ..leases.faults
         };
-        Config { osds: 5, prompt: 1, duration: Duration::from_secs(90), faults, ..leases }
+        // Far more objects than writes under way: what waits for a member that is lost cannot be read.
+        let (clients, readers, objects, min_size) = (5, 3, 30, 1);
+        Config {
+            osds: 5,
+            min_size,
+            prompt: 1,
+            clients,
+            readers,
+            objects,
+            duration: Duration::from_secs(90),
+            faults,
+            ..leases
+        }
     }
 
     /// Clients write more than the disks hold, while processes and machines fail; at the end they delete.
@@ -432,7 +444,7 @@ impl Config {
             replays: 0.4,
             kills_per_second: 0.2,
             power_cuts_per_second: 0.1,
-            remaps_per_second: 0.1,
+            remaps_per_second: 0.0,
             downtime_max: Duration::from_secs(9),
             delay_max: Duration::from_millis(30),
             ..echo.faults
