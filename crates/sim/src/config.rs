@@ -466,7 +466,9 @@ impl Config {
         };
         let (duration, pause, patience) =
             (Duration::from_secs(90), Duration::from_millis(15), Duration::from_millis(150));
-        Config { osds: 3, pgs_used: 2, faults, duration, pause, patience, removes: true, ..storm }
+        // Twice as much as may be remembered still fits into one transaction: the bound itself is checked.
+        let limits = Limits { dups_max: 300, ..storm.limits };
+        Config { osds: 3, pgs_used: 2, faults, duration, pause, patience, removes: true, limits, ..storm }
     }
 
     /// Nothing stops at once: messages get through in one direction only, clocks run at different rates, processes pause for
