@@ -463,6 +463,7 @@ impl Shard {
                 self.awaited.expect(child, step.map.epoch);
             }
         }
+        self.awaited.passed(step.map.epoch);
         if self.awaited.is_empty() {
             self.settle_map();
         }
@@ -482,7 +483,6 @@ impl Shard {
     }
 
     fn child(&mut self, pg: PgId, epoch: Epoch, made: Option<Box<Pg>>, inbox: Option<&Inbox>) {
-        let is_made = made.is_some();
         if let Some(made) = made {
             if self.pgs.contains_key(&pg) {
                 return self.made_twice(pg);
@@ -492,7 +492,7 @@ impl Shard {
             self.told_time = None;
             self.step_pg(pg, Input::Tick);
         }
-        if self.awaited.answered(pg, is_made, epoch, self.step.map.epoch) {
+        if self.awaited.answered(pg, epoch, self.step.map.epoch) {
             self.settle_map();
             while let Some(step) = self.awaited.next_map() {
                 self.advance_map(&step, inbox);

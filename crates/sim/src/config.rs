@@ -139,6 +139,8 @@ pub struct Config {
     pub skewed_clocks: bool,
     /// Requests that each client has under way at most.
     pub depth: u32,
+    /// The same for those that only read.
+    pub reader_depth: u32,
     /// Objects of each kind.
     pub objects: u32,
     /// How long clients work under faults.
@@ -213,6 +215,7 @@ impl Config {
             prompt: 0,
             skewed_clocks: false,
             depth: 3,
+            reader_depth: 3,
             objects: 4,
             duration: Duration::from_secs(5),
             pause: Duration::from_millis(30),
@@ -291,6 +294,7 @@ impl Config {
         let (duration, pause) = (Duration::from_secs(60), Duration::from_millis(50));
         let (clients, readers, depth, objects) = (4, 2, 12, 6);
         Config {
+            reader_depth: depth,
             osds: 4,
             clients,
             readers,
@@ -320,16 +324,18 @@ impl Config {
             pauses_at_answers_per_second: 0.0,
             ..leases.faults
         };
-        // Far more objects than writes under way: what waits for a member that is lost cannot be read.
-        let (clients, readers, objects, min_size) = (5, 3, 30, 1);
+        // What waits for a member that is lost cannot be read: few writes are under way, and many reads of many objects.
         Config {
             osds: 5,
-            min_size,
-            prompt: 1,
-            clients,
-            readers,
-            objects,
+            min_size: 1,
+            clients: 5,
+            readers: 3,
+            prompt: 2,
+            depth: 6,
+            reader_depth: 60,
+            objects: 40,
             duration: Duration::from_secs(90),
+            patience: Duration::from_millis(600),
             faults,
             ..leases
         }
@@ -446,10 +452,10 @@ impl Config {
             power_cuts_per_second: 0.1,
             remaps_per_second: 0.0,
             downtime_max: Duration::from_secs(9),
-            delay_max: Duration::from_millis(30),
+            delay_max: Duration::from_millis(100),
             ..echo.faults
         };
-        Config { osds: 3, min_size: 1, faults, ..echo }
+        Config { osds: 3, min_size: 1, duration: Duration::from_secs(60), faults, ..echo }
     }
 
     /// All OSDs lose power at the moment when a placement group may have gone active, and one of them stays away: what it
@@ -521,7 +527,7 @@ impl Config {
         let storm = Config::storm();
         let faults = Faults {
             power_losses_per_second: 0.12,
-            cuts_after_ack: 0.01,
+            cuts_after_ack: 0.05,
             downtime_max: Duration::from_secs(9),
             slow_sync: 0.5,
             ..Faults::NONE
@@ -548,12 +554,12 @@ impl Config {
     }
 
     /// The pool is split, and what was split off is placed elsewhere step by step, while maps come late or never, members
-    /// crash and placement changes.
+    /// crash and placement changes. Days fly: scrubs go over what was split, and must find nothing wrong.
     #[must_use]
     pub fn splits() -> Config {
         let gaps = Config::gaps();
         let faults = Faults { splits_per_second: 0.6, map_lags_per_second: 0.2, ..gaps.faults };
-        Config { pgs_used: 2, objects: 12, faults, ..gaps }
+        Config { pgs_used: 2, objects: 12, faults, day: Some(Duration::from_millis(500)), ..gaps }
     }
 
     /// Front ends keep a table that splits all the time, while OSDs fail and their disks fill, and are killed and paused

@@ -343,7 +343,9 @@ impl World {
         let others = (0..self.config.osds).map(OsdId).filter(|osd| *osd != victim);
         let ways = others.map(|other| if deaf { (other, victim) } else { (victim, other) });
         self.one_way = ways.take(if only { 1 } else { usize::MAX }).collect();
-        let healed = Duration::from_millis(self.rng.random_range(500..16_000));
+        // One link alone may stay cut for longer than the monitors let the two accuse each other.
+        let longest = if only { 45_000 } else { 16_000 };
+        let healed = Duration::from_millis(self.rng.random_range(500..longest));
         self.schedule(healed, Event::OneWayHealed);
     }
 
@@ -400,6 +402,9 @@ impl World {
         let is_in = self.monitor.map().osds.get(&victim).is_some_and(|info| info.in_cluster);
         if !is_in || inside > self.config.size as usize {
             self.counts.add(FaultKind::OutOrIn, 1);
+            if is_in {
+                self.put_out.insert(victim);
+            }
             self.monitors_hear(if is_in { MonCommand::OsdOut(victim) } else { MonCommand::OsdIn(victim) });
         }
     }
@@ -510,12 +515,12 @@ impl World {
         node.generation += 1;
         (node.paused_until, node.stuck_until) = (Timestamp::ZERO, Timestamp::ZERO);
         self.syncing.remove(&osd);
+        self.counts.add(FaultKind::SectorLost, damage.sectors);
+        self.counts.add(FaultKind::SectorTorn, damage.torn);
         if !running {
             return; // its restart is under way
         }
         self.counts.add(if power { FaultKind::PowerCut } else { FaultKind::ProcessKilled }, 1);
-        self.counts.add(FaultKind::SectorLost, damage.sectors);
-        self.counts.add(FaultKind::SectorTorn, damage.torn);
         let longest = u64::try_from(faults.downtime_max.as_millis()).unwrap_or(u64::MAX);
         let back = back.unwrap_or_else(|| Duration::from_millis(self.rng.random_range(100..longest.max(101))));
         self.schedule(back, Event::Restart { osd });

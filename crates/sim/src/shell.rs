@@ -45,6 +45,7 @@ fn is_of_peering(body: &PeerBody) -> bool {
             | PeerBody::ActivateAck(_)
             | PeerBody::NotActivated { .. }
             | PeerBody::RemovePg
+            | PeerBody::History(_)
     )
 }
 
@@ -269,7 +270,9 @@ impl World {
             let Event::Peer { to, run, from, from_run, message } = event else { continue };
             let arrives = to == osd && self.rng.random_bool(REPLAYED);
             if arrives {
-                let after = Duration::from_micros(self.rng.random_range(100..60_000));
+                // Half of it before there can be a true answer to what is asked in the new interval.
+                let latest = if self.rng.random_bool(0.5) { 2_000 } else { 60_000 };
+                let after = Duration::from_micros(self.rng.random_range(100..latest));
                 self.schedule(after, Event::Peer { to, run, from, from_run, message: message.clone() });
             }
             if !arrives || self.rng.random_bool(REPLAYED) {

@@ -250,6 +250,8 @@ pub(crate) struct World {
     pub cut_off: BTreeMap<OsdId, Cut>,
     /// From whom to whom nothing gets through, though it does the other way.
     pub one_way: BTreeSet<(OsdId, OsdId)>,
+    /// OSDs that a command put out of the cluster.
+    pub put_out: BTreeSet<OsdId>,
     /// OSDs that reach each other, whatever else is cut off.
     pub island: BTreeSet<OsdId>,
     /// The primary whose network falls apart, if there is one.
@@ -327,6 +329,7 @@ impl World {
             island: BTreeSet::new(),
             rift: None,
             rifts: 0,
+            put_out: BTreeSet::new(),
             last_cut: Timestamp::ZERO,
             acknowledged: BTreeMap::new(),
             leases_granted: 0,
@@ -682,7 +685,8 @@ impl World {
         for tid in late {
             self.send_request(client, tid);
         }
-        if self.working && self.clients[client].outstanding() < self.config.depth as usize {
+        let depth = if self.clients[client].reads_only() { self.config.reader_depth } else { self.config.depth };
+        if self.working && self.clients[client].outstanding() < depth as usize {
             let tid = self.clients[client].start(&self.config, now, &mut self.rng, &mut self.history);
             self.send_request(client, tid);
         }
@@ -739,9 +743,11 @@ impl World {
             self.schedule(Duration::from_millis(5), Event::MapArrives { osd: OsdId(osd) });
         }
         for osd in 0..self.config.osds {
-            self.command(MonCommand::OsdIn(OsdId(osd)));
-            self.command(MonCommand::OsdRelease(OsdId(osd)));
             self.schedule(Duration::ZERO, Event::RoomBack { osd: OsdId(osd) });
+        }
+        // Only what a command did is undone by one.
+        for osd in std::mem::take(&mut self.put_out) {
+            self.command(MonCommand::OsdIn(osd));
         }
     }
 

@@ -120,6 +120,8 @@ pub(crate) struct Active {
     pub strays: BTreeSet<OsdId>,
     /// Objects that somebody wants to read, for want of a lease.
     leaseless: BTreeSet<ObjectKey>,
+    /// Listings of backfill targets that were asked for so far.
+    pub scans: u64,
     /// Others that have said that they hold none.
     pub without_copy: BTreeSet<OsdId>,
     pub recovery: Recovery,
@@ -148,6 +150,7 @@ impl Active {
             peers,
             strays,
             leaseless: BTreeSet::new(),
+            scans: 0,
             without_copy: BTreeSet::new(),
             recovery: Recovery::default(),
             backfill: None,
@@ -472,16 +475,18 @@ impl Pg {
         if step.touched.contains(key) {
             return Tried::NextStep(queued);
         }
-        if removes_unread {
-            self.remove_unread(key, queued, step);
-            return Tried::Done;
-        }
-        if !queued.request.is_write() && self.readable_until(step) <= step.now {
+        // Who cannot vouch for its interval writes nothing either: it would never be committed, and who comes back from
+        // a long pause would spoil what may be the last whole copy.
+        if self.readable_until(step) <= step.now {
             if let Some(active) = self.active() {
                 active.leaseless.insert(key.clone());
             }
             self.tick_within(lease::LOOK_AGAIN, step);
             return Tried::Wait(queued);
+        }
+        if removes_unread {
+            self.remove_unread(key, queued, step);
+            return Tried::Done;
         }
         match exec::execute(step.store, key, &queued.request.ops, self.limits.effects_bytes_max) {
             Ok(done) if done.effects.is_empty() => {
@@ -822,7 +827,7 @@ impl Pg {
             PeerBody::PullFailed(pull) => self.pull_failed(from, &pull, step),
             PeerBody::NotActivated { activation } if activation == self.activations => {
                 tracing::info!(pg = %self.id, %from, activation, "a member has lost track, peering again");
-                self.start_interval(step);
+                self.peer_again(step);
             }
             _ if !in_this_activation => {
                 tracing::debug!(pg = %self.id, %from, ?said, "message of another activation dropped");

@@ -993,8 +993,10 @@ impl Pg {
 /// What an OSD without a copy of the placement group answers to a message about it, if anything.
 #[must_use]
 pub fn answer_without_copy(message: &PeerMessage, epoch: Epoch) -> Option<PeerMessage> {
-    let body = match message.body {
+    let body = match &message.body {
         PeerBody::QueryInfo | PeerBody::QueryLog { .. } => PeerBody::Notice(Notice::default()),
+        // The copy was removed since the primary heard of it: who waits for the object is to look elsewhere.
+        PeerBody::Pull(pull) => PeerBody::PullFailed(pull.clone()),
         _ => return None,
     };
     let interval_start = message.interval_start;
