@@ -25,11 +25,13 @@ pub enum Mutant {
     ResendAppliedTwice,
     /// A leader that restarts leads on in its term.
     LeaderRestored,
+    /// A monitor that waits to be let in forms the cluster at its next start, when it is told to and reaches nobody.
+    FormsAfterAll,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 9] = [
+    pub const ALL: [Mutant; 10] = [
         Mutant::AnswerBeforeSync,
         Mutant::VoteNotSynced,
         Mutant::TruncateOneTooMany,
@@ -39,6 +41,7 @@ impl Mutant {
         Mutant::VoteWithoutMemory,
         Mutant::ResendAppliedTwice,
         Mutant::LeaderRestored,
+        Mutant::FormsAfterAll,
     ];
 
     /// What it breaks, for the table in the docs.
@@ -54,6 +57,7 @@ impl Mutant {
             Mutant::VoteWithoutMemory => "a monitor that lost its disk votes at once",
             Mutant::ResendAppliedTwice => "a resent request is committed under a new id",
             Mutant::LeaderRestored => "a leader that restarts leads on in its term",
+            Mutant::FormsAfterAll => "a monitor without memory forgets at its next start that it has none",
         }
     }
 }

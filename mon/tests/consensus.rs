@@ -372,6 +372,37 @@ async fn a_monitor_that_lost_its_directory_joins_although_it_is_told_to_form_a_c
     quorum.end().await;
 }
 
+/// What it heard at its first start, nobody needs to tell it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_that_waits_to_be_let_in_does_not_form_a_cluster_at_its_next_start() {
+    let mut quorum = Quorum::start(3).await;
+    quorum.propose(MonId(0), b"one").await;
+    let leader = quorum.leader_seen_by(MonId(0), None).await;
+    let [lost, lagging] = quorum.others(leader);
+    for id in [leader, lost, lagging] {
+        quorum.holds(id, &[b"one"]).await;
+    }
+    quorum.stop(lagging).await;
+    quorum.propose(leader, b"two").await;
+    quorum.wipe(lost).await;
+    // It hears of the cluster, but one monitor alone lets nobody in.
+    quorum.try_boot(lost, true).await.unwrap();
+    assert!(!quorum.mons[&lost].0.votes());
+    // The power fails everywhere. It is back first, and reaches nobody; then comes the one that lags.
+    quorum.stop(leader).await;
+    quorum.stop(lost).await;
+    quorum.try_boot(lost, true).await.unwrap();
+    assert!(!quorum.mons[&lost].0.votes(), "it has forgotten that it has no memory");
+    quorum.try_boot(lagging, true).await.unwrap();
+    quorum.no_leader_is_seen_by(lagging, leader, Duration::from_secs(3)).await;
+    quorum.try_boot(leader, true).await.unwrap();
+    quorum.propose(lagging, b"three").await;
+    for id in [leader, lost, lagging] {
+        quorum.holds(id, &[b"one", b"two", b"three"]).await;
+    }
+    quorum.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_monitor_that_comes_late_to_the_forming_of_its_cluster_votes_in_the_end() {
     let mut quorum = Quorum::start(3).await;

@@ -330,16 +330,12 @@ impl World {
     }
 
     /// One direction between an OSD and all others, or one of them, is closed for a while.
-    ///
-    /// Who has bad sectors is not made mute: an append that nobody else heard of, to an object with bytes that cannot be read
-    /// there, is the newest version and has no whole copy. The version before has, but nothing goes back to it by itself.
     fn cut_one_way(&mut self, victim: OsdId) {
         if !self.one_way.is_empty() {
             return;
         }
         self.counts.add(FaultKind::LinkCut, 1);
         let (deaf, only) = (self.rng.random_bool(0.5), self.rng.random_bool(0.3));
-        let deaf = deaf || (self.faults.bad_sectors_per_second > 0.0 && victim == self.rot_victim);
         let others = (0..self.config.osds).map(OsdId).filter(|osd| *osd != victim);
         let ways = others.map(|other| if deaf { (other, victim) } else { (victim, other) });
         self.one_way = ways.take(if only { 1 } else { usize::MAX }).collect();
@@ -439,7 +435,8 @@ impl World {
                 (FaultKind::PoolSpread, Change::Spread { pool: POOL, placed })
             }
             None if pg_num < SPLIT_PGS_MAX => {
-                (FaultKind::PoolSplit, Change::Split { pool: POOL, pg_num: self.rng.random_range(1..=2) * 2 * pg_num })
+                let pg_num = self.rng.random_range(1..=2) * 2 * pg_num;
+                (FaultKind::PoolSplit, Change::Split { pool: POOL, pg_num, judged_at: Some(map.epoch) })
             }
             None => return,
         };

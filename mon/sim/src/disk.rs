@@ -18,6 +18,11 @@ use crate::world;
 
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
+/// Where a monitor has its vote.
+const VOTE: &[u8] = b"m/vote";
+/// There while it waits to be let in.
+const JOINING: &[u8] = b"m/joining";
+
 /// How a process comes to its end at an IO.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Crash {
@@ -42,6 +47,8 @@ pub(crate) struct Disk {
     pub(crate) crash_in: Option<(u32, Crash)>,
     /// Whether that has happened, and the process's end is due.
     pub(crate) crashed: Option<Crash>,
+    /// The power fails a moment after the next vote was written.
+    pub(crate) cut_after_vote: bool,
     /// Syncs fail.
     pub(crate) failing: bool,
     /// Whether one has failed since the store was opened.
@@ -74,8 +81,13 @@ fn apply(rows: &mut Rows, batch: &[Write]) {
 
 impl Disk {
     fn settle(&mut self, batches: usize) {
-        for batch in self.unsynced.drain(..batches) {
-            apply(&mut self.durable, &batch);
+        for change in self.unsynced.drain(..batches).flatten() {
+            match change {
+                Write::Put(key, value) => {
+                    self.durable.insert(key, value);
+                }
+                change => apply(&mut self.durable, &[change]),
+            }
         }
     }
 
@@ -97,12 +109,23 @@ impl Disk {
 
     /// Whether the monitor remembers nothing yet or waits to be let in.
     pub(crate) fn is_joining(&self) -> bool {
-        self.seen.contains_key(b"m/joining".as_slice()) || !self.seen.contains_key(b"m/vote".as_slice())
+        self.is_marked() || self.is_blank()
+    }
+
+    /// Whether the monitor knows that it began without memory.
+    pub(crate) fn is_marked(&self) -> bool {
+        self.seen.contains_key(JOINING)
+    }
+
+    /// Whether the monitor has never taken part.
+    pub(crate) fn is_blank(&self) -> bool {
+        !self.seen.contains_key(VOTE)
     }
 
     /// Faults of the disk that pass.
     pub(crate) fn mend(&mut self) {
         (self.failing, self.slowness, self.stuck_until, self.crash_in) = (false, 0, 0, None);
+        self.cut_after_vote = false;
     }
 }
 
@@ -181,6 +204,10 @@ impl Kv for SimKv {
                 return Err(io::Error::other("the simulated disk cannot sync"));
             }
             apply(&mut disk.seen, &batch);
+            let votes = batch.iter().any(|change| matches!(change, Write::Put(key, _) if key == VOTE));
+            if votes && std::mem::take(&mut disk.cut_after_vote) {
+                world::cut_soon(self.node);
+            }
             disk.unsynced.push(batch);
             if durable {
                 let all = disk.unsynced.len();

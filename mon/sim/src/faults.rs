@@ -25,6 +25,7 @@ pub(crate) enum Fault {
     PowerCut,
     PowerCutAtIo,
     PowerCutAll,
+    PowerCutAfterVote,
     Pause,
     DiskLost,
     DiskFails,
@@ -39,7 +40,7 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// All kinds.
-    pub(crate) const ALL: [Fault; 22] = [
+    pub(crate) const ALL: [Fault; 23] = [
         Fault::Partition,
         Fault::OneWay,
         Fault::Isolation,
@@ -52,6 +53,7 @@ impl Fault {
         Fault::PowerCut,
         Fault::PowerCutAtIo,
         Fault::PowerCutAll,
+        Fault::PowerCutAfterVote,
         Fault::Pause,
         Fault::DiskLost,
         Fault::DiskFails,
@@ -66,7 +68,7 @@ impl Fault {
 }
 
 /// The counts that a campaign must not find at zero.
-pub(crate) const COUNTED: [&str; 28] = [
+pub(crate) const COUNTED: [&str; 30] = [
     "partition",
     "one-way-partition",
     "isolation",
@@ -80,9 +82,11 @@ pub(crate) const COUNTED: [&str; 28] = [
     "power-cut",
     "power-cut-at-io",
     "power-cut-all",
+    "power-cut-after-vote",
     "unsynced-writes-lost",
     "pause",
     "disk-lost",
+    "told-to-form",
     "joined-again",
     "fsync-error",
     "stopped-by-its-disk",
@@ -173,13 +177,8 @@ async fn strike(kind: Fault) {
         Fault::Resets => bad_net(|net| net.resets = 10 + below(200)),
         Fault::Kill => end(node, Crash::Kill, "kill"),
         Fault::PowerCut => end(node, Crash::PowerCut, "power-cut"),
-        Fault::PowerCutAll => {
-            world::count("power-cut-all");
-            for node in 1..=world::monitors() {
-                world::kill(node, Crash::PowerCut);
-                world::boot_in(node, some_time(10, 2_000));
-            }
-        }
+        Fault::PowerCutAll => cut_all(None),
+        Fault::PowerCutAfterVote => cut_after_vote(world::leader().map_or(node, |(leader, _)| leader)).await,
         Fault::KillAtIo | Fault::PowerCutAtIo => {
             let crash = if kind == Fault::KillAtIo { Crash::Kill } else { Crash::PowerCut };
             if runtime::is_alive(node) {
@@ -267,6 +266,57 @@ fn end(node: NodeId, crash: Crash, kind: &'static str) {
     }
 }
 
+/// The power of all fails; `first` is back before the others.
+fn cut_all(first: Option<NodeId>) {
+    world::count("power-cut-all");
+    for node in 1..=world::monitors() {
+        world::kill(node, Crash::PowerCut);
+        let after = match first {
+            Some(first) if first == node => some_time(1, 20),
+            Some(_) => some_time(500, 4_000),
+            None => some_time(10, 2_000),
+        };
+        world::boot_in(node, after);
+    }
+}
+
+/// The others fall into two sides that do not reach each other. The one between them reaches the first side only, votes for
+/// one there, and loses power with its answer under way; when it is back, it reaches the second side only, where somebody
+/// asks for its vote in the same term. What is committed there must hold when all reach each other again.
+async fn cut_after_vote(between: NodeId) {
+    let mut others: Vec<NodeId> = (1..=world::monitors()).filter(|node| *node != between).collect();
+    // Within a term the higher one takes over: it asks first in most cases.
+    if below(4) > 0 {
+        others.reverse();
+    }
+    let (one, other) = others.split_at(others.len() / 2);
+    let ways = |from: &[NodeId], to: &[NodeId]| -> Vec<(NodeId, NodeId)> {
+        let pairs = from.iter().flat_map(|a| to.iter().map(move |b| (*a, *b)));
+        pairs.flat_map(|(a, b)| [(a, b), (b, a)]).collect()
+    };
+    let away = ways(other, &[between]);
+    block(ways(one, other), some_time(4_000, 8_000));
+    block(away.clone(), Duration::from_secs(4));
+    world::kill(between, Crash::PowerCut);
+    world::disk(between).lock().cut_after_vote = true;
+    // Until those that it led, if it did, want to be led again.
+    world::boot_in(between, some_time(500, 1_500));
+    for _ in 0..4_000 {
+        SimRuntime::sleep(Duration::from_millis(1)).await;
+        if !world::disk(between).lock().cut_after_vote {
+            break;
+        }
+    }
+    SimRuntime::sleep(Duration::from_millis(3)).await; // the vote gets out, the power fails
+    world::net(|net| {
+        away.iter().for_each(|way| {
+            net.blocked.remove(way);
+        })
+    });
+    block(ways(one, &[between]), some_time(300, 4_000));
+    SimRuntime::sleep(some_time(300, 3_000)).await;
+}
+
 /// One monitor at a time may lose its disk: when all others remember and vote.
 async fn lose_disk(node: NodeId) {
     if world::is_reshaped() || (1..=world::monitors()).any(|other| !world::remembers(other)) {
@@ -282,6 +332,13 @@ async fn lose_disk(node: NodeId) {
         }
         world::count("joined-again");
     });
+    if below(3) == 0 {
+        // What it has heard by then must be enough, whomever it reaches when it is back.
+        SimRuntime::sleep(some_time(100, 4_000)).await;
+        if !world::remembers(node) {
+            cut_all(Some(node));
+        }
+    }
 }
 
 /// Takes a voter away and gives it its seat back later.

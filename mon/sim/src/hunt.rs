@@ -31,7 +31,13 @@ pub fn hunt(
         let first = summary.failed.first();
         let catch = first.map(|(seed, violations)| Catch {
             seed: *seed,
-            violation: violations.first().cloned().unwrap_or_default(),
+            // A panic is told last, and says more than what followed from it.
+            violation: violations
+                .iter()
+                .rfind(|text| text.starts_with("panic"))
+                .or(violations.first())
+                .cloned()
+                .unwrap_or_default(),
         });
         tell(mutant, catch.as_ref());
         rows.push((mutant, catch));

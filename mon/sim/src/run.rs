@@ -132,6 +132,7 @@ async fn scene(shape: Shape, config: Config) {
         world::violation(format!("L1: no cluster was formed within {FORMED_WITHIN:?}"));
         return;
     }
+    world::is_formed();
     let until = runtime::true_nanos() + nanos(config.storm);
     let clients: Vec<_> = (1..=shape.clients)
         .map(|number| {

@@ -287,12 +287,15 @@ fn poll(shared: &Arc<Shared>, id: TaskId) {
 fn fire(shared: &Arc<Shared>) -> bool {
     let due: Vec<Waker> = {
         let mut state = shared.state.lock();
-        let Some(&(deadline, _)) = state.timers.keys().next() else { return false };
+        let Some((&(deadline, _), _)) = state.timers.first_key_value() else { return false };
         state.now = state.now.max(deadline);
         state.polls_at_instant = 0;
-        let after = (state.now + 1, 0);
-        let later = state.timers.split_off(&after);
-        std::mem::replace(&mut state.timers, later).into_values().collect()
+        let now = state.now;
+        std::iter::from_fn(|| {
+            let first = state.timers.first_entry()?;
+            (first.key().0 <= now).then(|| first.remove())
+        })
+        .collect()
     };
     due.into_iter().for_each(Waker::wake);
     true

@@ -45,6 +45,8 @@ struct Machine {
     rate: u64,
     /// A boot is due.
     booting: bool,
+    /// It is told to form a cluster that there is already, and has heard of none yet.
+    forming: bool,
 }
 
 /// A run.
@@ -71,6 +73,8 @@ struct Seen {
     epochs: Vec<(u64, Epoch)>,
     /// Whether some monitors may have lost their seats.
     reshaped: bool,
+    /// Whether there is a cluster with more than its first entry.
+    formed: bool,
 }
 
 /// Makes the world of this thread.
@@ -85,6 +89,7 @@ pub(crate) fn make(monitors: usize, limits: LogLimits, traced: bool) {
         leaders: BTreeSet::new(),
         epochs: Vec::new(),
         reshaped: false,
+        formed: false,
     };
     let disks = (0..=monitors).map(|_| Arc::default()).collect();
     let world = World { monitors, disks, limits, traced, seen: Mutex::new(seen) };
@@ -199,26 +204,64 @@ pub(crate) fn node_at(address: &str) -> Option<NodeId> {
     address.strip_prefix("mon-")?.strip_suffix(":0")?.parse().ok()
 }
 
-/// Starts a monitor's process.
+/// Starts a monitor's process, told to form a cluster or not: in a unit file that may stand for good.
 pub(crate) fn boot(node: NodeId, bootstrap: bool) {
-    trace(|| format!("monitor {node} starts"));
+    trace(|| format!("monitor {node} starts{}", if bootstrap { ", told to form the cluster" } else { "" }));
+    let (is_blank, is_marked) = {
+        let disk = disk(node);
+        let mut disk = disk.lock();
+        disk.crashed = None;
+        (disk.is_blank(), disk.is_marked())
+    };
     let rate = seen(|seen| {
         let machine = &mut seen.machines[node];
         machine.boots += 1;
         machine.booting = false;
+        machine.forming = bootstrap && seen.formed && is_blank && !is_marked;
+        if seen.formed && bootstrap && is_blank {
+            *seen.counts.entry("told-to-form").or_default() += 1;
+        }
         machine.rate
     });
-    disk(node).lock().crashed = None;
     runtime::start(node, rate);
-    runtime::spawn_on(node, process(node, bootstrap));
+    runtime::spawn_on(node, process(node, bootstrap, is_marked));
 }
 
-async fn process(node: NodeId, bootstrap: bool) {
+/// There is a cluster now.
+pub(crate) fn is_formed() {
+    seen(|seen| seen.formed = true);
+}
+
+/// Whoever reaches none of the others forms the cluster once more, and its vote may elect one that lags: that is known
+/// (ADR 0007), so such a monitor loses its disk again before it says anything. Tells whether this was one.
+fn take_back_forming(node: NodeId) -> bool {
+    let was_forming = seen(|seen| std::mem::take(&mut seen.machines[node].forming));
+    let disk = disk(node);
+    let mut disk = disk.lock();
+    let forms = was_forming && !disk.is_marked();
+    if forms {
+        disk.wipe();
+    }
+    forms
+}
+
+async fn process(node: NodeId, bootstrap: bool, was_marked: bool) {
     let members = members();
     let directory = PathBuf::from(node.to_string());
     let id = MonId(node as u64);
     let seat = Seat { id, cluster: CLUSTER, members: &members, directory: &directory, bootstrap };
     let started = Member::<Sim>::start(seat, Arc::new(Wire { from: node }), CancellationToken::new()).await;
+    if was_marked && started.is_ok() && !disk(node).lock().is_marked() {
+        violation(format!("Q2: monitor {node} has forgotten at its start that it waits to be let in"));
+    }
+    if started.is_ok() && take_back_forming(node) {
+        count("formed-alone");
+        runtime::spawn_on(WORLD, async move {
+            kill(node, Crash::PowerCut);
+            boot_in(node, Duration::from_millis(500));
+        });
+        return;
+    }
     let reason = match started {
         Ok(member) => {
             let member = Arc::new(member);
@@ -253,7 +296,7 @@ pub(crate) fn boot_in(node: NodeId, after: Duration) {
             SimRuntime::sleep(after).await;
             if !runtime::is_alive(node) {
                 disk(node).lock().failing = false;
-                boot(node, false);
+                boot(node, runtime::random().is_multiple_of(2));
             }
         });
     }
@@ -266,9 +309,23 @@ pub(crate) fn kill(node: NodeId, crash: Crash) {
     let member = seen(|seen| seen.machines[node].member.take());
     drop(member);
     let lost = crash == Crash::PowerCut && disk(node).lock().power_cut();
+    take_back_forming(node);
     if lost {
         count("unsynced-writes-lost");
     }
+}
+
+/// The power of a monitor fails within some milliseconds, in which what it says may get out.
+pub(crate) fn cut_soon(node: NodeId) {
+    let boots = seen(|seen| seen.machines[node].boots);
+    runtime::spawn_on(WORLD, async move {
+        SimRuntime::sleep(Duration::from_micros(runtime::random() % 3_000)).await;
+        if runtime::is_alive(node) && seen(|seen| seen.machines[node].boots) == boots {
+            count("power-cut-after-vote");
+            kill(node, Crash::PowerCut);
+            boot_in(node, Duration::from_millis(1 + runtime::random() % 30));
+        }
+    });
 }
 
 /// A process has died at an IO; what is left of it is cleared away.
@@ -287,7 +344,7 @@ pub(crate) fn crashed_at_io(node: NodeId) {
 
 /// Whether this monitor may vote: its disk has its memory.
 pub(crate) fn remembers(node: NodeId) -> bool {
-    !disk(node).lock().is_joining()
+    !seen(|seen| seen.machines[node].forming) && !disk(node).lock().is_joining()
 }
 
 fn hash(bytes: &[u8]) -> u64 {
@@ -371,10 +428,12 @@ async fn watch_maps(member: Arc<Member<Sim>>) {
         if newest.epoch < last {
             violation(format!("Q5: {who} went back from epoch {last} to {}", newest.epoch));
         }
-        for map in member.maps_after(last) {
-            check_map(&who, &map);
+        let since = member.maps_after(last);
+        since.iter().for_each(|map| check_map(&who, map));
+        // What a snapshot brought is not among them.
+        if since.last().is_none_or(|map| map.epoch < newest.epoch) {
+            check_map(&who, &newest);
         }
-        check_map(&who, &newest);
         last = newest.epoch;
         if maps.changed().await.is_err() {
             return;

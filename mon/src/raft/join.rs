@@ -22,7 +22,8 @@
 //! one that lags may then be elected with its vote. A deposed leader of a cluster that is just being formed may have
 //! more than the first entry, too, so such votes cannot be refused.
 //!
-//! The standing is durable (`m/joining`): a restart half way does not make a voter. With a majority's memory lost no
+//! The standing is durable (`m/joining`): a restart half way does not make a voter, and no `--bootstrap` does: who heard
+//! once that there is a cluster may reach nobody at its next start, as after a power failure of all. With a majority's memory lost no
 //! entry can be committed, and nobody joins: such a cluster is not formed anew behind the operator's back.
 
 use std::collections::BTreeMap;
@@ -165,9 +166,10 @@ impl<T: Transport, M: Machine, H: Host> Joining<T, M, H> {
                 tracing::warn!(
                     mon = %self.id,
                     answers = %answers.join("; "),
-                    "still waiting to be let in: a majority of the other monitors must run with their data. If this is \
-                     a new cluster, start each of its monitors once with --bootstrap. If this monitor has lost its \
-                     directory (is it mounted?), bring that back or wait for the others"
+                    "still waiting to be let in: a majority of the other monitors must run with their data. If this \
+                     monitor has lost its directory (is it mounted?), bring that back or wait for the others. If this is \
+                     a new cluster that has never served, empty the directories of its monitors and start each once \
+                     with --bootstrap"
                 );
             }
             H::Runtime::sleep(ASK_EVERY).await;

@@ -3,11 +3,13 @@
 //! The promise that `log` builds on: a batch is all or nothing, batches survive a power cut in the order in which they were
 //! written (a prefix of them), and [`Kv::sync`] or a durable write makes that one and every earlier one survive.
 
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions};
+use rustix::fs::{FlockOperation, flock};
 
 /// Size of RocksDB's write buffer: the whole monitor state is a few MiB.
 const WRITE_BUFFER_BYTES: usize = 8 << 20;
@@ -62,11 +64,49 @@ pub trait Kv: Send + Sync + Sized + 'static {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// The file whose lock a process holds while the directory is its own. Its content means nothing.
+const LOCK_FILE: &str = "holdfast.lock";
+
+/// Somebody else has the directory.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} is in use by another process: a monitor that still runs, or has not ended yet, with the same data directory; stop \
+     that one (`fuser {}` names it), or give this one a directory of its own",
+    directory.display(),
+    directory.join(LOCK_FILE).display()
+)]
+pub(super) struct InUse {
+    /// Which.
+    directory: PathBuf,
+}
+
+/// A directory that no other process opens. RocksDB's own lock comes too late: the end of its log is cut before it is opened.
+struct Lock {
+    _held: File,
+}
+
+impl Lock {
+    /// Makes the directory if there is none, and takes its lock.
+    fn take(directory: &Path) -> io::Result<Lock> {
+        std::fs::create_dir_all(directory)?;
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(directory.join(LOCK_FILE))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Lock { _held: file }),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(io::Error::new(io::ErrorKind::ResourceBusy, InUse { directory: directory.to_owned() }))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
 /// RocksDB. Each batch says what was durable before it, see the module `wal`.
 pub struct Rocks {
     db: DB,
     /// All up to this sequence number is durable.
     synced: AtomicU64,
+    /// Let go when the database is closed.
+    _lock: Lock,
 }
 
 fn failed(error: rocksdb::Error) -> io::Error {
@@ -87,11 +127,12 @@ impl Rocks {
     }
 
     pub(super) fn open_with(options: &Options, directory: &Path) -> io::Result<Rocks> {
+        let lock = Lock::take(directory)?;
         super::wal::cut_torn_end(directory)?;
         let db = DB::open(options, directory).map_err(failed)?;
         // Opening has written out, durably, what the log had, and the log is gone. The new one says so from its first batch on:
         // should the manifest lose what stands for the old one, that is damage and no torn end.
-        let rocks = Rocks { synced: AtomicU64::new(db.latest_sequence_number()), db };
+        let rocks = Rocks { synced: AtomicU64::new(db.latest_sequence_number()), db, _lock: lock };
         if rocks.synced.load(Ordering::Acquire) > 0 {
             rocks.write(Vec::new(), true)?;
         }
@@ -153,5 +194,40 @@ impl Kv for Rocks {
         self.db.flush_wal(true).map_err(failed)?;
         self.synced.fetch_max(written, Ordering::AcqRel);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn log_of(directory: &Path) -> PathBuf {
+        let files = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.extension().is_some_and(|extension| extension == "log")).max().unwrap()
+    }
+
+    /// A second start, while the first is in the middle of a record that takes several writes.
+    #[test]
+    fn a_directory_that_is_in_use_is_refused_and_left_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let put = |rocks: &Rocks, key: &str| rocks.write(vec![Write::Put(key.into(), vec![7; 100])], true).unwrap();
+        let first = Rocks::open(directory.path()).unwrap();
+        put(&first, "acknowledged");
+        let log = log_of(directory.path());
+        let whole = std::fs::read(&log).unwrap();
+        let half = [&whole[..], &whole[..40]].concat();
+        OpenOptions::new().append(true).open(&log).unwrap().write_all(&whole[..40]).unwrap();
+        let refused = Rocks::open(directory.path()).err().unwrap();
+        assert_eq!(std::fs::read(&log).unwrap(), half, "the log of a monitor that runs was cut");
+        assert_eq!(refused.kind(), io::ErrorKind::ResourceBusy);
+        let said = refused.to_string();
+        assert!(said.contains(&directory.path().display().to_string()) && said.contains("stop that one"), "{said}");
+        drop(first);
+        let second = Rocks::open(directory.path()).unwrap();
+        assert!(second.get(b"acknowledged").unwrap().is_some(), "free again, and torn for good now");
     }
 }

@@ -241,7 +241,7 @@ impl<I: Copy> Heard<I> {
 impl<M: Machine, H: Host> Consensus<M, H> {
     /// Opens the log in `directory` and takes part. With `bootstrap`, and an empty directory, it forms the cluster of
     /// `members` (address by id) with others that are told so, too, unless one of them that is reached says that it exists;
-    /// later the stored membership counts. Otherwise an empty directory is one whose content was lost: this monitor waits
+    /// later the stored membership counts. A monitor that once began without memory joins, `bootstrap` or not. Otherwise an empty directory is one whose content was lost: this monitor waits
     /// until the others let it in.
     ///
     /// # Errors
@@ -258,6 +258,8 @@ impl<M: Machine, H: Host> Consensus<M, H> {
         claim(&storage, id, cluster).await?;
         storage.check_purged()?;
         let joining = match (storage.is_blank()?, bootstrap) {
+            // What was heard once holds, whoever can be reached now.
+            (true, true) if storage.joining()? && !on(Mutant::FormsAfterAll) => true,
             (true, true) => join::is_formed(id, cluster, members, &transport).await,
             (true, false) if members.len() == 1 => return Err(StartError::NoMemory { id }),
             (true, false) => true,

@@ -4,8 +4,8 @@
 //! is no damage, but RocksDB takes it for such and does not open. Passing over whatever is damaged instead would forget
 //! votes and entries that were acknowledged. So each batch says up to where the log was synced when it was written
 //! ([`marker`]), and before RocksDB opens, [`cut_torn_end`] reads the log: a bad record behind which nothing says that it was
-//! synced is the torn end, and is cut off; any other is damage. Only damage of the very last batch, with nothing written
-//! after it, cannot be told from a torn end.
+//! synced is the torn end, and is cut off; any other is damage. Only damage of what
+//! the very last sync made durable, with nothing written after that, cannot be told from a torn end.
 //!
 //! The numbers of changes have no gap: a batch that does not follow on what the tables hold (as the manifest says, whose own torn
 //! end is cut off first) and on the batches before it is a bad place, too. Logs that the manifest does not need any more may
@@ -60,7 +60,7 @@ impl Batch {
     }
 
     fn last(&self) -> u64 {
-        (self.sequence + self.count).saturating_sub(1)
+        self.sequence.saturating_add(self.count).saturating_sub(1)
     }
 }
 
@@ -69,22 +69,21 @@ impl Batch {
 struct Read {
     /// All before this is whole batches.
     good: usize,
-    /// The last sequence number of those and of what was before; `None` without any.
-    last: Option<u64>,
+    /// The last sequence number of those and of what was before; 0 without any.
+    last: u64,
 }
 
 /// Reads batches up to the first bad place. `before`: the last sequence number before this log.
-fn read(log: &[u8], before: Option<u64>) -> Read {
+fn read(log: &[u8], before: u64) -> Read {
     let mut found = Read { good: 0, last: before };
     let mut records = Records::of(log);
     while let Some(record) = records.next() {
         let batch = Batch::of(&record.first_bytes(BATCH_HEAD_BYTES));
-        let follows = |batch: &Batch| found.last.is_none_or(|last| batch.sequence <= last.saturating_add(1));
-        if batch.is_some_and(|batch| !follows(&batch)) {
+        if batch.is_some_and(|batch| batch.sequence > found.last.saturating_add(1)) {
             return found;
         }
         found.good = records.good();
-        found.last = found.last.max(batch.map(|batch| batch.last()));
+        found.last = found.last.max(batch.map_or(0, |batch| batch.last()));
     }
     found.good = records.good(); // notes of RocksDB's own at the end
     found
@@ -100,15 +99,10 @@ fn batches_in(log: &[u8], from: usize) -> impl Iterator<Item = Batch> + '_ {
     })
 }
 
-/// Whether something in these logs, read on from the bad place of the first of them, says that the bad place was synced.
-fn was_synced(last: Option<u64>, later: impl Iterator<Item = Batch>) -> bool {
-    // Without a batch before the bad place: was one synced that lies behind it?
-    let mut limit = last;
-    later.into_iter().any(|batch| {
-        let synced = limit.zip(batch.synced).is_some_and(|(limit, synced)| synced > limit);
-        limit = limit.or(batch.sequence.checked_sub(1));
-        synced
-    })
+/// Whether one of these batches, which lie behind a bad place, says that it was synced: `last` is the last sequence number
+/// before the bad place, in the log or in the tables.
+fn was_synced(last: u64, mut later: impl Iterator<Item = Batch>) -> bool {
+    later.any(|batch| batch.synced.is_some_and(|synced| synced > last))
 }
 
 /// The logs of `directory` from number `first` on, in their order.
@@ -141,15 +135,36 @@ fn manifest_of(directory: &Path) -> io::Result<Option<manifest::Manifest>> {
     })
 }
 
+/// A directory without `CURRENT` has never been a database: that file is there before the first log or table is. RocksDB would
+/// take what else is there for needless, and begin anew.
+fn check_unused(directory: &Path) -> io::Result<()> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "log" || extension == "sst") {
+            let detail = format!(
+                "{} is there, but CURRENT is not: the database is damaged. Bring its files back, or empty the directory: then \
+                 this monitor learns all from the others",
+                path.display()
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, detail));
+        }
+    }
+    Ok(())
+}
+
 /// Cuts off what a power failure has left of what was not synced. To be called before RocksDB opens `directory`.
 ///
 /// # Errors
 /// `InvalidData` when what is bad was synced, and log or manifest is damaged; else when the disk fails.
 pub(super) fn cut_torn_end(directory: &Path) -> io::Result<()> {
-    let manifest = manifest_of(directory)?;
-    let paths = logs(directory, manifest.map_or(0, |manifest| manifest.first_log))?;
+    let Some(manifest) = manifest_of(directory)? else { return check_unused(directory) };
+    let paths = logs(directory, manifest.first_log)?;
     let logs = paths.iter().map(std::fs::read).collect::<io::Result<Vec<_>>>()?;
-    let mut last = manifest.map(|manifest| manifest.last_sequence);
+    let mut last = manifest.last_sequence;
     for (index, log) in logs.iter().enumerate() {
         let found = read(log, last);
         last = found.last;
@@ -245,10 +260,10 @@ mod tests {
     #[test]
     fn the_log_is_read_as_rocksdb_writes_it() {
         let written = written();
-        let found = read(&written.bytes, None);
+        let found = read(&written.bytes, 0);
         assert_eq!(found.good, written.bytes.len());
         let batches: Vec<Batch> = batches_in(&written.bytes, 0).collect();
-        assert_eq!(batches.last().map(|batch| batch.last()), found.last);
+        assert_eq!(batches.last().map(Batch::last), Some(found.last));
         assert!(batches.len() >= DURABLE + LATER - 5, "a marker may lie across two blocks: {}", batches.len());
     }
 
@@ -410,6 +425,44 @@ mod tests {
         log[end - 3000..end - 1000].fill(0);
         after.insert(old, log);
         assert_eq!(opened(&after, DURABLE + 3).unwrap().len(), DURABLE + 3);
+    }
+
+    /// A log begins anew at each start. What is in it: a batch that says that all before was synced, one that was synced, one
+    /// that was not, and one that was.
+    #[test]
+    fn damage_to_the_first_batches_of_a_log_is_refused() {
+        let (_, after) = written_out(3);
+        let directory = in_directory(&after);
+        let rocks = Rocks::open(directory.path()).unwrap();
+        let count = DURABLE + 6;
+        for (number, durable) in (DURABLE + 3..count).zip([true, false, true]) {
+            rocks.write(vec![Write::Put(key(number), value(number))], durable).unwrap();
+        }
+        let begun = files(directory.path());
+        let log = name_of(&begun, ".log");
+        let mut ends = Vec::new();
+        let mut records = Records::of(&begun[&log]);
+        while records.next().is_some() {
+            ends.push(records.good());
+        }
+        assert_eq!(ends.len(), 4);
+        for at in (0..ends[1]).step_by(7) {
+            let mut files = begun.clone();
+            files.get_mut(&log).unwrap()[at] ^= 1 << (at % 8);
+            match opened(&files, count) {
+                Err(_) => {}
+                Ok(there) => assert_eq!(there.len(), count, "byte {at}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_database_that_has_lost_its_current_file_is_no_new_one() {
+        let (_, mut files) = written_out(3);
+        files.remove("CURRENT");
+        assert_eq!(opened(&files, DURABLE + 3).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        files.retain(|name, _| !name.ends_with(".log"));
+        assert_eq!(opened(&files, DURABLE + 3).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]

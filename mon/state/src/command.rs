@@ -102,6 +102,10 @@ pub enum Change {
         /// How many it has then.
         #[n(1)]
         pg_num: u32,
+        /// The newest map when the leader saw that every OSD splits its copies. If one has booted since, nothing is
+        /// split. Leaders of earlier builds do not say it, and what they decided is done.
+        #[n(2)]
+        judged_at: Option<Epoch>,
     },
     /// More of the placement groups of a pool that was split are placed by themselves.
     #[n(10)]

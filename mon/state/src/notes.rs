@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_map::ClusterMap;
-use holdfast_types::OsdId;
+use holdfast_types::{Epoch, OsdId};
 use minicbor::{Decode, Encode};
 
 /// Markdowns for silence within [`FLAP_WINDOW_MS`] that an OSD may have before its boots are held off.
@@ -83,11 +83,13 @@ pub struct OsdNote {
 /// The notes of all OSDs.
 pub(crate) type OsdNotes = BTreeMap<OsdId, OsdNote>;
 
-/// The OSDs, those that are down too, that have not said that they split their copies. While there is one, no pool is to
-/// be split: it would keep in the parent what everybody looks for in the children.
+/// The OSDs, those that are down too, that have booted and have not said that they split their copies. While there is one, no
+/// pool is to be split: it would keep in the parent what everybody looks for in the children. One that has never booted has no
+/// copy yet, and says it when it does.
 pub(crate) fn unable_to_split(map: &ClusterMap, notes: &OsdNotes) -> Vec<OsdId> {
     let is_able = |osd: &OsdId| notes.get(osd).is_some_and(OsdNote::can_split);
-    map.osds.keys().filter(|osd| !is_able(osd)).copied().collect()
+    let has_booted = map.osds.iter().filter(|(_, info)| info.up_from > Epoch::ZERO);
+    has_booted.filter(|(osd, _)| !is_able(osd)).map(|(osd, _)| *osd).collect()
 }
 
 /// A hold-off that is in force.

@@ -142,6 +142,11 @@ pub(crate) fn boot(map: &mut ClusterMap, notes: &mut OsdNotes, at_ms: u64, boot:
     Ok(())
 }
 
+/// Whether every OSD of this map last booted by `epoch`, if it ever did.
+pub(crate) fn none_has_booted_after(map: &ClusterMap, epoch: Epoch) -> bool {
+    map.osds.values().all(|info| info.up_from <= epoch)
+}
+
 pub(crate) fn stopping(
     map: &mut ClusterMap,
     notes: &mut OsdNotes,

@@ -18,7 +18,7 @@ use crate::config::{ConfigStore, HISTORY_BYTES_MAX, OPTIONS_BYTES_MAX};
 use crate::keys::{KEYS_BYTES_MAX, KeyStore};
 use crate::leader::Scene;
 use crate::maps::{INCREMENT_BYTES_MAX, Maps, PastMap};
-use crate::notes::{self, OsdNotes};
+use crate::notes::OsdNotes;
 use crate::{hierarchy, osds, pools, scrubs};
 
 /// The largest [`State::encode`]: it travels to a monitor that is behind in one message. Each part is bounded in bytes;
@@ -78,16 +78,17 @@ pub enum RestoreError {
     },
 }
 
-/// Two monitors have different maps of one epoch.
+/// The maps of two monitors are not the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("map {epoch} has checksum {ours:#010x} here and {theirs:#010x} at the monitor that leads")]
+#[error(
+    "the newest map here, {} with checksum {:#010x}, is not what the monitor that leads had or followed: {} with checksum {:#010x}",
+    ours.epoch, ours.checksum, theirs.epoch, theirs.checksum
+)]
 pub struct Diverged {
-    /// Of both.
-    pub epoch: Epoch,
-    /// Here.
-    pub ours: u32,
-    /// At the proposer of a command.
-    pub theirs: u32,
+    /// The newest map here.
+    pub ours: MapMark,
+    /// The newest map of the proposer of a command.
+    pub theirs: MapMark,
 }
 
 /// All that the monitors agree on.
@@ -166,14 +167,16 @@ impl State {
         }
     }
 
-    /// Whether this is the state that the proposer of a command had, as far as the newest map tells.
+    /// Whether this is the state that the proposer of a command had, or one that followed, as far as the newest map tells. To be
+    /// called when all commands before this one were applied: the proposer had applied no others, so its map is never newer.
     ///
     /// # Errors
     /// [`Diverged`]: of this monitor and the proposer one must apply nothing more.
     pub fn check(&self, command: &Command) -> Result<(), Diverged> {
+        let ours = self.mark();
         match command.seen {
-            Some(MapMark { epoch, checksum: theirs }) if epoch == self.map.epoch && theirs != self.checksum => {
-                Err(Diverged { epoch, ours: self.checksum, theirs })
+            Some(theirs) if theirs.epoch > ours.epoch || (theirs.epoch == ours.epoch && theirs != ours) => {
+                Err(Diverged { ours, theirs })
             }
             _ => Ok(()),
         }
@@ -280,9 +283,10 @@ impl State {
                 map.space.clone_from(levels);
                 Ok(Answer::Done)
             }
-            Change::Split { pool, pg_num } => {
-                // Here, too: one of an earlier build may have booted since the leader looked.
-                if notes::unable_to_split(map, &self.notes).is_empty() {
+            Change::Split { pool, pg_num, judged_at } => {
+                // One of an earlier build may have booted since the leader looked. Asked of the map only, of which all
+                // monitors have the same: a note may be missing where an earlier build took part of the log in.
+                if judged_at.is_none_or(|epoch| osds::none_has_booted_after(map, epoch)) {
                     map.split_pool(*pool, *pg_num);
                 }
                 Ok(Answer::Done)

@@ -473,7 +473,11 @@ fn any_change() -> impl Strategy<Value = Change> {
                 Change::Upmap(entries.into_iter().map(entry).collect())
             }),
         (0..6u32, 0..4usize).prop_map(|(osd, level)| Change::Space([(OsdId(osd), SpaceLevel::ALL[level])].into())),
-        (0..4u64, 0..3u32).prop_map(|(pool, n)| Change::Split { pool: PoolId(pool), pg_num: 8 << n }),
+        (0..4u64, 0..3u32, proptest::option::of(0..40u64)).prop_map(|(pool, n, epoch)| Change::Split {
+            pool: PoolId(pool),
+            pg_num: 8 << n,
+            judged_at: epoch.map(Epoch),
+        }),
         (0..4u64, 0..40u32).prop_map(|(pool, placed)| Change::Spread { pool: PoolId(pool), placed }),
         (0..6u32).prop_map(|osd| Change::Request(MonCommand::OsdRelease(OsdId(osd)))),
         prop::option::of(700..1_100u32).prop_map(|full| Change::Request(MonCommand::FullRatios {
@@ -580,4 +584,100 @@ fn a_pool_that_was_made_early_can_be_made_safe() {
     assert!(matches!(cluster.ask(set(None, None, Some("shelf"))), Err(MonError::Invalid { .. })));
     let other = MonCommand::PoolSet { name: "other".into(), size: Some(2), min_size: None, failure_domain: None };
     assert!(matches!(cluster.ask(other), Err(MonError::NotFound { .. })));
+}
+
+/// Three OSDs and a pool, at a monitor whose build keeps what they say of splits, or drops it.
+fn grown(can_split: Option<bool>) -> Cluster {
+    let mut cluster = Cluster::new();
+    for id in 0..3 {
+        cluster.register(id, id);
+        boot_again(&mut cluster, id, 100, can_split);
+    }
+    cluster.ask(pool("data", None)).unwrap();
+    cluster
+}
+
+fn boot_again(cluster: &mut Cluster, id: u32, run: u64, says: Option<bool>) {
+    let mut command = boot(id, run);
+    if let MonCommand::OsdBoot { can_split, .. } = &mut command {
+        *can_split = says;
+    }
+    cluster.ask(command).unwrap();
+}
+
+/// A monitor of an earlier build has applied the boots without what they say of splits, and may have written a snapshot.
+#[test]
+fn monitors_whose_notes_differ_make_the_same_map_of_a_split() {
+    for judged in [true, false] {
+        let (mut one, mut other) = (grown(Some(true)), grown(None));
+        assert_eq!(one.map(), other.map());
+        let before = one.map().pools[&PoolId(1)].pg_num;
+        let judged_at = judged.then_some(one.map().epoch);
+        let split = Change::Split { pool: PoolId(1), pg_num: 2 * before, judged_at };
+        for cluster in [&mut one, &mut other] {
+            cluster.change(split.clone());
+            assert_eq!(cluster.map().pools[&PoolId(1)].pg_num, 2 * before);
+        }
+        assert_eq!(one.map(), other.map());
+    }
+}
+
+#[test]
+fn a_split_is_void_when_an_osd_has_booted_since_it_was_judged() {
+    type Between = fn(&mut Cluster);
+    let between: [(Between, bool); 4] = [
+        (|cluster| boot_again(cluster, 1, 101, Some(true)), true),
+        (|cluster| assert_eq!(cluster.register(7, 7), OsdId(3)), false),
+        (|cluster| drop(cluster.ask(MonCommand::OsdDown(OsdId(1)))), false),
+        (|cluster| drop(cluster.ask(pool("other", None))), false),
+    ];
+    for (number, (between, is_void)) in between.into_iter().enumerate() {
+        let mut cluster = grown(Some(true));
+        let before = cluster.map().pools[&PoolId(1)].pg_num;
+        let judged_at = Some(cluster.map().epoch);
+        between(&mut cluster);
+        cluster.change(Change::Split { pool: PoolId(1), pg_num: 2 * before, judged_at });
+        assert_eq!(cluster.map().pools[&PoolId(1)].pg_num == before, is_void, "{number}");
+    }
+    // In the same command, before it.
+    let mut cluster = grown(Some(true));
+    let before = cluster.map().pools[&PoolId(1)].pg_num;
+    let split = Change::Split { pool: PoolId(1), pg_num: 2 * before, judged_at: Some(cluster.map().epoch) };
+    let ops = [Change::Request(boot(1, 101)), split].map(|change| Op { id: None, change });
+    cluster.batch(ops.into());
+    assert_eq!(cluster.map().pools[&PoolId(1)].pg_num, before);
+}
+
+/// Splits as the builds before this one read and write them.
+#[derive(Debug, PartialEq, minicbor::Encode, minicbor::Decode)]
+enum EarlierChange {
+    #[n(9)]
+    Split {
+        #[n(0)]
+        pool: PoolId,
+        #[n(1)]
+        pg_num: u32,
+    },
+}
+
+#[test]
+fn builds_before_and_after_read_each_others_splits() {
+    let now = Change::Split { pool: PoolId(3), pg_num: 64, judged_at: Some(Epoch(9)) };
+    let earlier = EarlierChange::Split { pool: PoolId(3), pg_num: 64 };
+    assert_eq!(minicbor::decode::<EarlierChange>(&minicbor::to_vec(&now).unwrap()).unwrap(), earlier);
+    let read: Change = minicbor::decode(&minicbor::to_vec(&earlier).unwrap()).unwrap();
+    assert_eq!(read, Change::Split { pool: PoolId(3), pg_num: 64, judged_at: None });
+}
+
+/// It skipped a change that the others made a map of.
+#[test]
+fn a_monitor_whose_newest_map_is_older_than_the_proposers_has_diverged() {
+    let mut cluster = Cluster::with_osds(2, 1);
+    let behind = cluster.state.clone();
+    cluster.ask(pool("data", None)).unwrap();
+    let command = Command { at_unix_ms: 1, ops: Vec::new(), seen: Some(cluster.state.mark()) };
+    assert!(behind.check(&command).is_err());
+    assert_eq!(cluster.state.check(&command), Ok(()));
+    cluster.ask(pool("more", None)).unwrap();
+    assert_eq!(cluster.state.check(&command), Ok(()), "made since, by commands that the proposer had not applied");
 }

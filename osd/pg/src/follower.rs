@@ -88,7 +88,7 @@ pub(crate) struct Follower {
     transfer_floor: u64,
     slot: Option<HeldSlot>,
     /// What was found of the objects after an entry, with the log as it was: the question comes again until it is answered.
-    judged: Option<Judged>,
+    judged: Option<Box<Judged>>,
     greet_at: Timestamp,
     greeting_pause: Duration,
 }
@@ -198,7 +198,7 @@ impl Pg {
         }
         let found = self.first_ungivable(after, step);
         if let Some(follower) = self.follower() {
-            follower.judged = Some(Judged { after, head, found: found.clone() });
+            follower.judged = Some(Box::new(Judged { after, head, found: found.clone() }));
         }
         found
     }

@@ -85,7 +85,7 @@ async fn a_request_in_another_sessions_name_is_not_taken_and_closes_its_connecti
         let target = Target { address: cluster.osds[&0].address().to_string(), identity: None, incarnation: None };
         let peer = Peer::new(&endpoint, target, PeerMode::OnDemand, Arc::new(NoHandler));
         async move {
-            let message = Message::new(Kind::ClientRequest as u16, encode(&request).body.into(), Vec::new());
+            let message = Message::new(Kind::ClientRequest as u16, encode(&request).body, Vec::new());
             peer.request(message, Instant::now() + Duration::from_secs(60)).await
         }
     };

@@ -237,7 +237,9 @@ fn a_full_cluster_says_that_nothing_was_done_when_each_earlier_sending_was_refus
     let mut op = op();
     sent(op.step(at(0), &view, Input::Wake));
     let busy = reply(10, ClientOutcome::Refused(RefusedReason::Busy));
-    let Action::Wait { until, .. } = op.step(at(100), &view, busy) else { panic!("a busy OSD is not asked again at once") };
+    let Action::Wait { until, .. } = op.step(at(100), &view, busy) else {
+        panic!("a busy OSD is not asked again at once")
+    };
     sent(op.step(until, &view, Input::Wake));
     let full = reply(10, ClientOutcome::Refused(RefusedReason::Full));
     assert_eq!(finished(op.step(at(500), &view, full)), Err(OperateError::Full));

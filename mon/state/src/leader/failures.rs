@@ -10,8 +10,8 @@
 //! | refused | the monitor looks for itself |
 //! | the monitor is refused too | down, and known to be dead |
 //!
-//! A reporter counts once, only while it is up itself, and only for [`REPORT_LIFE`] unless it repeats itself. Domains
-//! are hosts, or OSDs where fewer than two other hosts have one. Silence never takes the cluster below
+//! A reporter counts once, only while the run that said it is up, and only for [`REPORT_LIFE`] unless it repeats itself. Domains
+//! are hosts, or OSDs where fewer than two other hosts have one, and for the two ends of a link within one host. Silence never takes the cluster below
 //! [`UP_MIN_PERCENT`]: then it is more likely the network. What is held back for that is judged here against the newest
 //! map, and again when it is applied, for many are reported at the same moment (`osds::mark_down`).
 
@@ -57,14 +57,18 @@ struct Target {
 /// What one reporter says of a target.
 #[derive(Debug, Clone, Copy)]
 struct Silence {
+    /// The reporter's run: what an earlier one said is over.
+    run: Incarnation,
     /// Since when it says so without a break.
     first: Timestamp,
     last: Timestamp,
 }
 
 impl Silence {
-    fn counts(&self, now: Timestamp) -> bool {
-        now.since(self.last) < REPORT_LIFE
+    /// Whether what `reporter` said still counts.
+    fn counts(&self, now: Timestamp, map: &ClusterMap, reporter: OsdId) -> bool {
+        let runs = map.osds.get(&reporter).is_some_and(|info| info.up && info.incarnation == self.run);
+        runs && now.since(self.last) < REPORT_LIFE
     }
 }
 
@@ -93,9 +97,11 @@ impl Failures {
             self.targets.remove(&target);
             return Verdict::Stale;
         }
-        if reporter == target || !map.is_up(reporter) {
+        let Some(run) =
+            map.osds.get(&reporter).filter(|info| info.up && reporter != target).map(|info| info.incarnation)
+        else {
             return Verdict::Stale;
-        }
+        };
         let silent_for = match kind {
             FailureKind::Refused => return Verdict::Probe,
             FailureKind::Silent { for_ms } => Duration::from_millis(for_ms),
@@ -107,8 +113,8 @@ impl Failures {
         if entry.incarnation != incarnation {
             *entry = Target { incarnation, silent_by: BTreeMap::new() };
         }
-        entry.silent_by.retain(|by, silence| silence.counts(now) && map.is_up(*by));
-        let silence = entry.silent_by.entry(reporter).or_insert(Silence { first: now, last: now });
+        entry.silent_by.retain(|by, silence| silence.counts(now, map, *by));
+        let silence = entry.silent_by.entry(reporter).or_insert(Silence { run, first: now, last: now });
         silence.last = now;
         let lasts = now.since(silence.first) >= LINK_GRACE;
         let reporters: BTreeSet<OsdId> = entry.silent_by.keys().copied().collect();
@@ -128,10 +134,17 @@ impl Failures {
     }
 
     /// Whether the reporter's domain calls only that of the target silent: who calls several so is itself cut off, or did
-    /// not run.
+    /// not run. On one host the two are their own domains: the reporter may have failed although its host has not.
     fn is_of_a_link(&self, now: Timestamp, map: &ClusterMap, reporter: OsdId, target: OsdId) -> bool {
         let (here, there) = (host(map, reporter), host(map, target));
-        let from_here = |(by, silence): (&OsdId, &Silence)| silence.counts(now) && host(map, *by) == here;
+        if here == there {
+            let called = |(osd, entry): (&OsdId, &Target)| {
+                *osd != target
+                    && entry.silent_by.get(&reporter).is_some_and(|silence| silence.counts(now, map, reporter))
+            };
+            return !self.targets.iter().any(called);
+        }
+        let from_here = |(by, silence): (&OsdId, &Silence)| silence.counts(now, map, *by) && host(map, *by) == here;
         let mut called = self.targets.iter().filter(|(_, entry)| entry.silent_by.iter().any(from_here));
         called.all(|(osd, _)| host(map, *osd) == there)
     }
@@ -150,14 +163,14 @@ impl Failures {
     pub(super) fn silent_to(&self, now: Timestamp, map: &ClusterMap, osd: OsdId) -> Vec<OsdId> {
         let runs = |target: &&Target| map.osds.get(&osd).is_some_and(|info| info.incarnation == target.incarnation);
         let Some(target) = self.targets.get(&osd).filter(runs) else { return Vec::new() };
-        let counts = |(by, silence): (&OsdId, &Silence)| (silence.counts(now) && map.is_up(*by)).then_some(*by);
+        let counts = |(by, silence): (&OsdId, &Silence)| silence.counts(now, map, *by).then_some(*by);
         target.silent_by.iter().filter_map(counts).collect()
     }
 
     /// Forgets what no longer counts.
     pub(super) fn expire(&mut self, now: Timestamp, map: &ClusterMap) {
         self.targets.retain(|osd, target| {
-            target.silent_by.retain(|_, silence| silence.counts(now));
+            target.silent_by.retain(|by, silence| silence.counts(now, map, *by));
             let runs = map.osds.get(osd).is_some_and(|info| info.up && info.incarnation == target.incarnation);
             runs && !target.silent_by.is_empty()
         });

@@ -8,8 +8,8 @@
 //!
 //! One step at a time over all pools; each makes placement groups unclean, and the next waits until they are clean
 //! again. None is begun that could not end: not while an OSD takes no copies, and a split not while one is nearly full. No
-//! pool is split while an OSD of the map, even one that is down, has not said at its newest boot that it splits its copies
-//! ([`held_back`]). A pool is never given fewer. With the option `pg_split` set to `off` nothing of it is done;
+//! pool is split while an OSD that has ever booted, even one that is down, has not said at its newest boot that it splits its
+//! copies ([`held_back`]). A pool is never given fewer. With the option `pg_split` set to `off` nothing of it is done;
 //! `pg_split_bytes_min` takes the place of [`DATA_BYTES_MIN`].
 
 use std::time::Duration;
@@ -69,7 +69,8 @@ impl Growth {
             return None;
         }
         let grown = map.pools.keys().find(|pool| wanted(scene, &views, **pool) > map.pools[*pool].pg_num)?;
-        Some(Change::Split { pool: *grown, pg_num: wanted(scene, &views, *grown) })
+        let pg_num = wanted(scene, &views, *grown);
+        Some(Change::Split { pool: *grown, pg_num, judged_at: Some(map.epoch) })
     }
 }
 

@@ -61,7 +61,8 @@ fn no_pool_is_split_before_every_osd_has_said_at_its_newest_boot_that_it_can() {
     for id in 3..12u32 {
         world.add(id, vec![LocationStep { kind: "host".into(), name: format!("h{id}") }]);
     }
-    let split = Change::Split { pool: PoolId(1), pg_num: 128 };
+    let split = |judged_at| Change::Split { pool: PoolId(1), pg_num: 128, judged_at: Some(judged_at) };
+    let before = world.map().epoch;
     all_clean(&mut world);
     assert!(world.codes().iter().all(|code| code != "POOL_NOT_SPLIT"));
     // One went back to an earlier build, and is down and out by now.
@@ -80,14 +81,31 @@ fn no_pool_is_split_before_every_osd_has_said_at_its_newest_boot_that_it_can() {
         let pg = PgId { pool: PoolId(1), seed: 0 };
         let MonReply::Explanation(explained) = world.ask(&MonCommand::Explain(Subject::Pg(pg))) else { panic!() };
         assert!(explained.facts.iter().any(|fact| fact.contains("is not split: osd.7")), "{explained:?}");
-        world.change(split.clone());
+        world.change(split(before));
         assert_eq!(world.map().pools[&PoolId(1)].pg_num, 64, "nor by a leader that has not heard of it yet");
         world.elect();
     }
     boot(&mut world, 7, 5_001, Some(true));
     world.change(Change::Request(MonCommand::OsdStopping { osd: OsdId(7), incarnation: Incarnation(5_001) }));
     all_clean(&mut world);
-    assert_eq!(growth_steps(&mut world), [split], "down, it splits its copies when it is back");
+    let now = world.map().epoch;
+    assert_eq!(growth_steps(&mut world), [split(now)], "down, it splits its copies when it is back");
+}
+
+#[test]
+fn an_osd_that_has_never_booted_holds_no_split_back() {
+    let mut world = World::new(&[0, 1, 2]);
+    for id in 3..12u32 {
+        world.add(id, vec![LocationStep { kind: "host".into(), name: format!("h{id}") }]);
+    }
+    let (disk, location) =
+        (holdfast_types::DiskUuid([99; 16]), vec![LocationStep { kind: "host".into(), name: "new".into() }]);
+    let register =
+        MonCommand::OsdRegister { disk, location, class: None, capacity_bytes: 1 << 40, wanted: None, blank: None };
+    world.change(Change::Request(register));
+    all_clean(&mut world);
+    assert!(world.codes().iter().all(|code| code != "POOL_NOT_SPLIT"));
+    assert_eq!(growth_steps(&mut world).len(), 1);
 }
 
 #[test]
@@ -111,7 +129,7 @@ fn a_split_waits_for_room_and_options_are_what_they_seem() {
         let refused = world.try_change(Change::Request(set));
         assert!(matches!(refused, Err(MonError::Invalid { .. })), "{name} {value}: {refused:?}");
     }
-    world.change(Change::Split { pool: PoolId(1), pg_num: 128 });
+    world.change(Change::Split { pool: PoolId(1), pg_num: 128, judged_at: None });
     world.change(full(SpaceLevel::BackfillFull));
     assert!(!is_asked(&mut world), "what cannot be filled is not moved");
     world.change(full(SpaceLevel::NearFull));

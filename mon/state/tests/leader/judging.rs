@@ -125,6 +125,21 @@ fn who_calls_several_silent_takes_none_of_them_down_alone() {
     assert!(is_down(&world.silent(2, 0), 0));
 }
 
+/// It cannot open connections any more, say, but answers on those that it has.
+#[test]
+fn an_osd_that_hears_none_of_those_on_its_own_host_takes_none_of_them_down_alone() {
+    for hosts in [&[0; 12][..], &[0, 0, 0, 0, 1, 2]] {
+        let mut world = World::new(hosts);
+        let others = hosts.iter().filter(|host| **host == 0).count();
+        for second in 0..60 {
+            world.wait(Duration::from_secs(1));
+            for target in 1..u32::try_from(others).unwrap() {
+                assert_eq!(world.silent(0, target), Verdict::Probe, "{hosts:?}: osd.{target} after {second} s");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_silence_that_is_taken_back_in_between_does_not_add_up_to_that_of_a_link() {
     let mut world = World::new(&[0, 1, 2, 3]);
@@ -132,6 +147,22 @@ fn a_silence_that_is_taken_back_in_between_does_not_add_up_to_that_of_a_link() {
         assert_eq!(link_is_cut(&mut world, 0, 1, 15), None);
         world.leader.on_alive(OsdId(0), OsdId(1));
         world.leader.on_alive(OsdId(1), OsdId(0));
+    }
+}
+
+#[test]
+fn what_an_osd_said_before_it_booted_again_does_not_add_up_to_the_silence_of_a_link() {
+    let mut world = World::new(&[0, 1, 2, 3]);
+    assert_eq!(link_is_cut(&mut world, 0, 1, 25), down(1));
+    world.change(down(1).unwrap());
+    world.wait(Duration::from_secs(1));
+    let info = world.map().osds[&OsdId(1)].clone();
+    let (disk, address, incarnation) = (info.disk, info.address, Incarnation(5_000));
+    let boot = MonCommand::OsdBoot { osd: OsdId(1), disk, incarnation, address, can_split: Some(true) };
+    world.change(Change::Request(boot));
+    for second in 0..15 {
+        world.wait(Duration::from_secs(1));
+        assert_eq!(world.silent(1, 0), Verdict::Probe, "after {second} s");
     }
 }
 
