@@ -168,6 +168,11 @@ impl Client {
         Some((operation.object.clone(), operation.act))
     }
 
+    /// Whether it changes nothing under faults.
+    pub fn reads_only(&self) -> bool {
+        self.reads_only
+    }
+
     pub fn outstanding(&self) -> usize {
         self.outstanding.len()
     }

@@ -31,6 +31,11 @@ pub struct Faults {
     /// Probability that all OSDs lose power when a member's word of its activation arrives; one of them stays away for longer
     /// than it takes to be marked down.
     pub cuts_after_activation: f64,
+    /// Probability that all OSDs lose power when a write is acknowledged; mostly who acknowledged it stays away for longer than
+    /// it takes to be marked down.
+    pub cuts_after_ack: f64,
+    /// Primaries, per second, whose network falls apart step by step, and who never hear that they were marked down.
+    pub rifts_per_second: f64,
     /// Longest time until a process or a machine is back.
     pub downtime_max: Duration,
     /// OSDs cut off from all others, from monitors and clients, per second.
@@ -84,6 +89,8 @@ impl Faults {
         duplication: 0.0,
         replays: 0.0,
         cuts_after_activation: 0.0,
+        cuts_after_ack: 0.0,
+        rifts_per_second: 0.0,
         one_way_per_second: 0.0,
         stuck_per_second: 0.0,
         disk_failures_per_second: 0.0,
@@ -126,10 +133,14 @@ pub struct Config {
     pub clients: u32,
     /// The last so many of them only read.
     pub readers: u32,
+    /// The first so many of them hear of each map at once.
+    pub prompt: u32,
     /// Whether the clocks of OSDs run at different rates, by up to nearly a fifth.
     pub skewed_clocks: bool,
     /// Requests that each client has under way at most.
     pub depth: u32,
+    /// The same for those that only read.
+    pub reader_depth: u32,
     /// Objects of each kind.
     pub objects: u32,
     /// How long clients work under faults.
@@ -176,10 +187,12 @@ impl Config {
             ("splits", Config::splits()),
             ("scrub", Config::scrub()),
             ("leases", Config::leases()),
+            ("rifts", Config::rifts()),
             ("full", Config::full()),
             ("cramped", Config::cramped()),
             ("loss", Config::loss()),
             ("echo", Config::echo()),
+            ("ghosts", Config::ghosts()),
             ("brink", Config::brink()),
             ("limp", Config::limp()),
             ("fence", Config::fence()),
@@ -199,8 +212,10 @@ impl Config {
             min_size: 2,
             clients: 3,
             readers: 0,
+            prompt: 0,
             skewed_clocks: false,
             depth: 3,
+            reader_depth: 3,
             objects: 4,
             duration: Duration::from_secs(5),
             pause: Duration::from_millis(30),
@@ -279,6 +294,7 @@ impl Config {
         let (duration, pause) = (Duration::from_secs(60), Duration::from_millis(50));
         let (clients, readers, depth, objects) = (4, 2, 12, 6);
         Config {
+            reader_depth: depth,
             osds: 4,
             clients,
             readers,
@@ -289,6 +305,39 @@ impl Config {
             pause,
             faults,
             ..Config::storm()
+        }
+    }
+
+    /// The networks of primaries fall apart step by step, clocks run at different rates, and most clients are slow to learn who
+    /// leads: a lease that outlives its interval must be waited for, whoever has forgotten it, and one that not all give is none.
+    #[must_use]
+    pub fn rifts() -> Config {
+        let leases = Config::leases();
+        let faults = Faults {
+            rifts_per_second: 0.25,
+            kills_per_second: 0.01,
+            power_cuts_per_second: 0.01,
+            remaps_per_second: 0.02,
+            served_cuts_per_second: 0.0,
+            one_way_cuts_per_second: 0.0,
+            pauses_per_second: 0.0,
+            pauses_at_answers_per_second: 0.0,
+            ..leases.faults
+        };
+        // What waits for a member that is lost cannot be read: few writes are under way, and many reads of many objects.
+        Config {
+            osds: 5,
+            min_size: 1,
+            clients: 5,
+            readers: 3,
+            prompt: 2,
+            depth: 6,
+            reader_depth: 60,
+            objects: 40,
+            duration: Duration::from_secs(90),
+            patience: Duration::from_millis(600),
+            faults,
+            ..leases
         }
     }
 
@@ -392,6 +441,23 @@ impl Config {
         Config { faults, pause: Duration::from_millis(40), ..churn }
     }
 
+    /// Three copies of which one is enough, whose members die and come back all the time, while messages of earlier intervals
+    /// arrive again: who led alone for a moment must have told the monitors, whatever it was told before.
+    #[must_use]
+    pub fn ghosts() -> Config {
+        let echo = Config::echo();
+        let faults = Faults {
+            replays: 0.4,
+            kills_per_second: 0.2,
+            power_cuts_per_second: 0.1,
+            remaps_per_second: 0.0,
+            downtime_max: Duration::from_secs(9),
+            delay_max: Duration::from_millis(100),
+            ..echo.faults
+        };
+        Config { osds: 3, min_size: 1, duration: Duration::from_secs(60), faults, ..echo }
+    }
+
     /// All OSDs lose power at the moment when a placement group may have gone active, and one of them stays away: what it
     /// alone had durable must not have been shown.
     #[must_use]
@@ -406,7 +472,9 @@ impl Config {
         };
         let (duration, pause, patience) =
             (Duration::from_secs(90), Duration::from_millis(15), Duration::from_millis(150));
-        Config { osds: 3, pgs_used: 2, faults, duration, pause, patience, removes: true, ..storm }
+        // Twice as much as may be remembered still fits into one transaction: the bound itself is checked.
+        let limits = Limits { dups_max: 300, ..storm.limits };
+        Config { osds: 3, pgs_used: 2, faults, duration, pause, patience, removes: true, limits, ..storm }
     }
 
     /// Nothing stops at once: messages get through in one direction only, clocks run at different rates, processes pause for
@@ -459,6 +527,7 @@ impl Config {
         let storm = Config::storm();
         let faults = Faults {
             power_losses_per_second: 0.12,
+            cuts_after_ack: 0.05,
             downtime_max: Duration::from_secs(9),
             slow_sync: 0.5,
             ..Faults::NONE
@@ -529,6 +598,8 @@ impl Config {
                 duplication: 0.02,
                 replays: 0.0,
                 cuts_after_activation: 0.0,
+                cuts_after_ack: 0.0,
+                rifts_per_second: 0.0,
                 one_way_per_second: 0.0,
                 stuck_per_second: 0.0,
                 disk_failures_per_second: 0.0,

@@ -42,7 +42,8 @@ impl World {
 
     /// Whether what the one sends reaches the other. A link may be open in the other direction only.
     pub(crate) fn reaches(&self, from: OsdId, to: OsdId) -> bool {
-        self.is_heard(from) && self.hears(to) && !self.one_way.contains(&(from, to))
+        let together = self.island.contains(&from) && self.island.contains(&to);
+        together || self.is_heard(from) && self.hears(to) && !self.one_way.contains(&(from, to))
     }
 
     /// Whether clients reach it.

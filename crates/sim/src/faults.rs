@@ -56,6 +56,9 @@ pub enum FaultKind {
     Cramped,
     MessageReplayed,
     ActivationCut,
+    AcknowledgementCut,
+    RiftBegun,
+    RiftFallen,
     LinkCut,
     ClockSkewed,
     DiskStuck,
@@ -105,6 +108,9 @@ impl fmt::Display for FaultKind {
             FaultKind::Cramped => "disks filled for a while",
             FaultKind::MessageReplayed => "messages replayed",
             FaultKind::ActivationCut => "power cuts of all OSDs at an activation",
+            FaultKind::AcknowledgementCut => "power cuts of all OSDs at an acknowledgement",
+            FaultKind::RiftBegun => "primaries that some OSDs lose",
+            FaultKind::RiftFallen => "primaries that are marked down and never hear of it",
             FaultKind::LinkCut => "links open in one direction only",
             FaultKind::ClockSkewed => "clocks at a wrong rate",
             FaultKind::DiskStuck => "disks stuck",
@@ -213,6 +219,10 @@ impl Faults {
             (self.cramps_per_second, F::ClusterFull),
             (self.replays, F::MessageReplayed),
             (self.cuts_after_activation, F::ActivationCut),
+            (self.cuts_after_ack, F::AcknowledgementCut),
+            (self.rifts_per_second, F::RiftBegun),
+            (self.rifts_per_second, F::RiftFallen),
+            (self.rifts_per_second, F::LeaseWaitedOut),
             (self.one_way_per_second, F::LinkCut),
             (self.stuck_per_second, F::DiskStuck),
             (self.disk_failures_per_second, F::DiskFailed),
@@ -246,6 +256,7 @@ impl World {
         let (served, one_way) = (strikes(faults.served_cuts_per_second), strikes(faults.one_way_cuts_per_second));
         let (pause_answering, split) =
             (strikes(faults.pauses_at_answers_per_second), strikes(faults.splits_per_second));
+        let rift = strikes(faults.rifts_per_second);
         let victim = OsdId(self.rng.random_range(0..self.config.osds));
         // One disk rots, and it is the only one that ever stops meanwhile: two faults at once may lose the last copy.
         let rotting = faults.flips_per_second > 0.0;
@@ -270,6 +281,9 @@ impl World {
         if one_way && self.cut_off.is_empty() {
             let cut = if self.rng.random_bool(0.5) { Cut::Deaf } else { Cut::Mute };
             self.cut_off(victim, cut);
+        }
+        if rift {
+            self.begin_rift();
         }
         if remap {
             self.remap(victim);
@@ -347,11 +361,11 @@ impl World {
     }
 
     /// All OSDs lose power; one of them stays away until the others have marked it down.
-    pub(crate) fn cut_all(&mut self, away: OsdId) {
+    pub(crate) fn cut_all(&mut self, away: OsdId, kind: FaultKind) {
         if !self.working {
             return;
         }
-        self.counts.add(FaultKind::ActivationCut, 1);
+        self.counts.add(kind, 1);
         for osd in (0..self.config.osds).map(OsdId) {
             let (least, most) = if osd == away { (9_000, 20_000) } else { (50, 300) };
             let back = Duration::from_millis(self.rng.random_range(least..most));

@@ -50,11 +50,20 @@ pub enum Without {
     Untried,
 }
 
+/// Seeds of each world that one mutant may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Budget {
+    /// With all checkers.
+    pub first: u64,
+    /// Without the one that complained first; the seed that showed it is always among them.
+    pub without: u64,
+}
+
 /// What came of all of them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Hunt {
-    /// Seeds of each world that one mutant may take.
-    pub budget: u64,
+    /// What each mutant may take.
+    pub budget: Budget,
     /// By mutant.
     pub rows: Vec<Row>,
 }
@@ -85,21 +94,23 @@ impl Hunt {
 const FIRST_ROUND: u64 = 4;
 
 /// Runs some seeds of world after world, then more of each, until a checker complains; `off` does not look.
-fn chase(mutant: Rule, budget: u64, threads: usize, off: Option<Checker>) -> Option<Catch> {
+fn chase(mutant: Rule, world: Option<&str>, budget: u64, threads: usize, off: Option<Checker>) -> Option<Catch> {
     Rule::choose(Some(mutant));
     silence_assertions(off == Some(Checker::Assertions));
-    let catch = chase_chosen(mutant, budget, threads, off);
+    let shows = |(name, config): &(&str, Config)| {
+        *name != "calm" && mutant.concerns(config) && world.is_none_or(|world| world == *name)
+    };
+    let worlds: Vec<_> = Config::worlds().into_iter().filter(shows).collect();
+    let catch = chase_in(&worlds, budget, threads, off);
     Rule::choose(None);
     silence_assertions(false);
     catch
 }
 
-fn chase_chosen(mutant: Rule, budget: u64, threads: usize, off: Option<Checker>) -> Option<Catch> {
-    let shows = |(name, config): &(&str, Config)| *name != "calm" && mutant.concerns(config);
-    let worlds: Vec<_> = Config::worlds().into_iter().filter(shows).collect();
+fn chase_in(worlds: &[(&'static str, Config)], budget: u64, threads: usize, off: Option<Checker>) -> Option<Catch> {
     let (mut seeds, mut from, mut round) = (0, 0, FIRST_ROUND.min(budget));
     while round > 0 {
-        for (world, config) in &worlds {
+        for (world, config) in worlds {
             let summary = campaign(from, round, &Config { off, ..*config }, threads, 1);
             if let Some(violation) = summary.violations.first() {
                 let (first, noticed) = (Checker::of(&violation.violation), violation.noticed.clone());
@@ -117,22 +128,31 @@ fn chase_chosen(mutant: Rule, budget: u64, threads: usize, off: Option<Checker>)
 
 /// Runs the simulator with each mutant in turn until a checker complains; then once more without that one. All other
 /// checkers need not be turned off: the first run has shown that the mutant is caught without them. `brief` leaves out the
-/// second run where another mutant has shown that the checker is needed.
+/// second run where another mutant has shown that the checker is needed. `tell` hears of each mutant when it is done.
+/// With `world` nothing else is run: to try a mutant again where it was seen before.
 #[must_use]
-pub fn hunt(budget: u64, threads: usize, only: Option<&str>, brief: bool, mut tell: impl FnMut(&Row)) -> Hunt {
+pub fn hunt(
+    budget: Budget,
+    threads: usize,
+    only: Option<&str>,
+    world: Option<&str>,
+    brief: bool,
+    mut tell: impl FnMut(&Hunt, &Row),
+) -> Hunt {
     let mut hunt = Hunt { budget, rows: Vec::new() };
     let wanted = |mutant: &Rule| only.is_none_or(|only| only.split(',').any(|name| format!("{mutant:?}") == name));
     for mutant in Rule::all().filter(wanted) {
-        let catch = chase(mutant, budget, threads, None);
+        let catch = chase(mutant, world, budget.first, threads, None);
         let without = match &catch {
             Some(catch) if !brief || hunt.only_seen_by(catch.first).is_empty() => {
-                chase(mutant, budget, threads, Some(catch.first)).map_or(Without::Missed, Without::Caught)
+                let budget = budget.without.max(catch.seed.saturating_add(1));
+                chase(mutant, world, budget, threads, Some(catch.first)).map_or(Without::Missed, Without::Caught)
             }
             Some(_) | None => Without::Untried,
         };
         let row = Row { mutant, catch, without };
-        tell(&row);
-        hunt.rows.push(row);
+        hunt.rows.push(row.clone());
+        tell(&hunt, &row);
     }
     hunt
 }
@@ -188,14 +208,16 @@ impl fmt::Display for Hunt {
              checkers of the simulator that noticed it in the run that showed it first: ids of [invariants.md](invariants.md), or\n\
              assertions of the production code. Some seeds of each world are run, then more of each, up to seed {} of all, until one\n\
              fails. Without a mutant the same seeds pass. The last column is what happens when the checker that complained first does\n\
-             not look.\n\n\
+             not look, up to seed {} or the one that showed the mutant; where it is empty, another mutant has shown that this checker\n\
+             is needed.\n\n\
              {caught} of {} are caught.\n\n\
              | mutant | what it breaks | noticed by | first seen in | seeds needed | without |\n\
              |---|---|---|---|---|---|\n{table}\n\
              ## What each checker is needed for\n\n\
              Mutants that get through when that checker alone does not look.\n\n\
              | checker | mutants |\n|---|---|\n{needed}",
-            self.budget.saturating_sub(1),
+            self.budget.first.saturating_sub(1),
+            self.budget.without.saturating_sub(1),
             self.rows.len(),
         )
     }

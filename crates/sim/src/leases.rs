@@ -4,6 +4,8 @@
 //! The check is stricter than linearizability asks: when an answer leaves that shows an object, no newer version of the
 //! object may have been acknowledged anywhere, however long ago the question was asked.
 
+use std::time::Duration;
+
 use holdfast_osd::parts::EARLY_HEARTBEAT;
 use holdfast_pg::{Output, ReplyTo};
 use holdfast_types::{Incarnation, OsdId, PgId, Timestamp};
@@ -13,6 +15,9 @@ use rand::Rng;
 use crate::client::Act;
 use crate::faults::FaultKind;
 use crate::world::{Event, World};
+
+/// Time between two power cuts at an acknowledgement: whoever stays away is back by then.
+const ACKNOWLEDGEMENT_CUT_GAP: Duration = Duration::from_secs(12);
 
 impl World {
     /// Heartbeats to those of whom no lease is held.
@@ -61,6 +66,7 @@ impl World {
         if let Some(violation) = self.strictly_stale(osd, client, &reply) {
             self.violation = Some(format!("H2: {osd} {pg}: {violation}"));
         }
+        self.cut_at_acknowledgement(osd, client, &reply);
         if self.serves(osd) {
             for after in self.arrivals() {
                 self.schedule(after, Event::Reply { client, reply: Box::new(reply.clone()) });
@@ -85,9 +91,27 @@ impl World {
         }
     }
 
+    /// Now and then all machines lose power just when a write is acknowledged, and mostly who acknowledged it stays away:
+    /// whatever of it others do not have durable is lost.
+    fn cut_at_acknowledgement(&mut self, osd: OsdId, client: usize, reply: &ClientReply) {
+        let cut = self.faults.cuts_after_ack;
+        if cut == 0.0 || !self.working || self.now.since(self.last_cut) < ACKNOWLEDGEMENT_CUT_GAP {
+            return;
+        }
+        let asked = self.clients.get(client).and_then(|client| client.asked(reply.id.tid, &self.history));
+        let changes = asked.is_some_and(|(_, act)| !matches!(act, Act::Read | Act::ReadCounter | Act::ReadList));
+        if !changes || !matches!(reply.outcome, ClientOutcome::Done { .. }) || !self.rng.random_bool(cut) {
+            return;
+        }
+        self.last_cut = self.now;
+        let after = Duration::from_micros(self.rng.random_range(0..2_000));
+        let away = if self.rng.random_bool(0.8) { osd } else { OsdId(self.rng.random_range(0..self.config.osds)) };
+        self.schedule(after, Event::CutAll { away, kind: FaultKind::AcknowledgementCut });
+    }
+
     /// The process does nothing for a while, up to three times as long as its peers are patient.
     pub(crate) fn pause_now(&mut self, osd: OsdId) {
-        let length = std::time::Duration::from_millis(self.rng.random_range(100..15_000));
+        let length = Duration::from_millis(self.rng.random_range(100..15_000));
         let until = self.now + length;
         self.node(osd).paused_until = until;
     }

@@ -25,6 +25,7 @@ mod hunt;
 mod leases;
 mod monitor;
 mod node;
+mod rifts;
 #[cfg(feature = "mutants")]
 mod rule;
 mod scrub;
@@ -38,7 +39,7 @@ pub use config::{Config, Faults};
 pub use faults::{FaultCounts, FaultKind};
 pub use front::FrontSettings;
 #[cfg(feature = "mutants")]
-pub use hunt::{Catch, Hunt, Row, Without, hunt};
+pub use hunt::{Budget, Catch, Hunt, Row, Without, hunt};
 #[cfg(feature = "mutants")]
 pub use rule::Rule;
 pub use world::{Report, Violation, run};

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 #[cfg(feature = "mutants")]
-use holdfast_sim::{Catch, Without};
+use holdfast_sim::{Budget, Catch, Without};
 use holdfast_sim::{Config, FaultKind, Summary, campaign};
 
 /// A campaign ends after so many violations of one world: they are mostly the same one.
@@ -60,16 +60,20 @@ fn processor_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// `holdfast-sim mutants [--budget N] [--threads N] [--only NAME,NAME] [--brief] [--table PATH]`.
+/// `holdfast-sim mutants [--budget N] [--without N] [--threads N] [--only NAME,NAME] [--world W] [--brief]
+/// [--table PATH]`; `--without` is the budget of runs without a checker.
 #[cfg(feature = "mutants")]
 fn mutants(mut words: impl Iterator<Item = String>) -> Result<ExitCode, String> {
-    let (mut budget, mut threads, mut only, mut table, mut brief) = (40, 2, None, None, false);
+    let (mut budget, mut without, mut threads, mut brief) = (40, None::<u64>, 2, false);
+    let (mut only, mut world, mut table) = (None, None::<String>, None::<String>);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
         match word.as_str() {
             "--budget" => budget = value()?.parse().map_err(|error| format!("--budget: {error}"))?,
+            "--without" => without = Some(value()?.parse().map_err(|error| format!("--without: {error}"))?),
             "--threads" => threads = value()?.parse().map_err(|error| format!("--threads: {error}"))?,
             "--only" => only = Some(value()?),
+            "--world" => world = Some(value()?),
             "--brief" => brief = true,
             "--table" => table = Some(value()?),
             _ => return Err(format!("unknown argument {word}")),
@@ -77,7 +81,9 @@ fn mutants(mut words: impl Iterator<Item = String>) -> Result<ExitCode, String> 
     }
     // Broken assertions are what is looked for; each would print a backtrace.
     std::panic::set_hook(Box::new(|_| {}));
-    let hunt = holdfast_sim::hunt(budget, threads, only.as_deref(), brief, |row| {
+    let mut written = Ok(());
+    let budget = Budget { first: budget, without: without.unwrap_or(budget) };
+    let hunt = holdfast_sim::hunt(budget, threads, only.as_deref(), world.as_deref(), brief, |hunt, row| {
         let said = |catch: &Catch| {
             let text = catch.text.lines().next().unwrap_or_default();
             format!("{:?} in {} seeds ({}, {}): {text:.160}", catch.noticed, catch.seeds, catch.world, catch.seed)
@@ -92,10 +98,12 @@ fn mutants(mut words: impl Iterator<Item = String>) -> Result<ExitCode, String> 
                 println!("{:?}: {}; without {}: {}", row.mutant, said(first), first.first, said(then))
             }
         }
+        // What takes hours and is ended early has told what it found until then.
+        if let Some(path) = &table {
+            written = std::fs::write(path, hunt.to_string()).map_err(|error| format!("cannot write {path}: {error}"));
+        }
     });
-    if let Some(path) = table {
-        std::fs::write(&path, hunt.to_string()).map_err(|error| format!("cannot write {path}: {error}"))?;
-    }
+    written?;
     let (escaped, needless) = (hunt.escaped(), hunt.needless());
     println!("{} mutants; not caught: {escaped:?}; checkers that none needs: {needless:?}", hunt.rows.len());
     Ok(if escaped.is_empty() && (needless.is_empty() || only.is_some()) {

@@ -24,12 +24,30 @@ const CODEC_EVERY: u64 = 16;
 const ACTIVATION_CUT_GAP: Duration = Duration::from_secs(25);
 /// Messages that are kept to be replayed with the next map.
 const KEPT_MAX: usize = 512;
+/// Probability that one of them arrives with a map, and that it is kept on.
+const REPLAYED: f64 = 0.5;
 /// Messages and requests that wait for a map.
 const EARLY_MAX: usize = 1024;
 /// Pause before the monitors are told of a run again, when no map showed it.
 const BOOT_REPEAT: Duration = Duration::from_millis(500);
 /// Pause before the next run after one whose store did not take a write.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// Whether a message is of those by which placement groups learn who has what and go active.
+fn is_of_peering(body: &PeerBody) -> bool {
+    matches!(
+        body,
+        PeerBody::QueryInfo
+            | PeerBody::Notice(_)
+            | PeerBody::QueryLog { .. }
+            | PeerBody::Log(_)
+            | PeerBody::Activate(_)
+            | PeerBody::ActivateAck(_)
+            | PeerBody::NotActivated { .. }
+            | PeerBody::RemovePg
+            | PeerBody::History(_)
+    )
+}
 
 impl World {
     // ---- inputs ----
@@ -42,7 +60,7 @@ impl World {
             let after = Duration::from_millis(self.rng.random_range(0..400));
             // More often than not the primary: it may be the only one that has what is newest.
             let away = if self.rng.random_bool(0.6) { to } else { from };
-            self.schedule(after, Event::CutAll { away });
+            self.schedule(after, Event::CutAll { away, kind: FaultKind::ActivationCut });
         }
         if let PeerBody::RepOpAck { full, .. } = &message.body {
             self.node(to).space.note(from, full.unwrap_or(false));
@@ -226,7 +244,8 @@ impl World {
         let mut arrivals = self.arrivals();
         if self.faults.replays > 0.0 && self.rng.random_bool(self.faults.replays) {
             self.counts.add(FaultKind::MessageReplayed, 1);
-            if self.rng.random_bool(0.5) {
+            // What is said while placement groups peer does most harm when they peer anew.
+            if is_of_peering(&message.body) || self.rng.random_bool(0.5) {
                 let message = Box::new(message.clone());
                 if self.kept.len() >= KEPT_MAX {
                     self.kept.pop_front();
@@ -243,17 +262,21 @@ impl World {
         }
     }
 
-    /// A map has reached an OSD: what was kept of messages to it arrives now, when placement groups peer anew.
+    /// A map has reached an OSD: some of what was kept of messages to it arrives now, when placement groups peer anew, and some
+    /// of that arrives once more later.
     fn replay_kept(&mut self, osd: OsdId) {
         let (now, kept) = (self.now, std::mem::take(&mut self.kept));
-        for (since, event) in kept {
-            match event {
-                Event::Peer { to, .. } if to == osd => {
-                    let after = Duration::from_micros(self.rng.random_range(100..60_000));
-                    self.schedule(after, event);
-                }
-                event if now.since(since) < REPLAY_MAX => self.kept.push_back((since, event)),
-                _ => {} // too old
+        for (since, event) in kept.into_iter().filter(|(since, _)| now.since(*since) < REPLAY_MAX) {
+            let Event::Peer { to, run, from, from_run, message } = event else { continue };
+            let arrives = to == osd && self.rng.random_bool(REPLAYED);
+            if arrives {
+                // Half of it before there can be a true answer to what is asked in the new interval.
+                let latest = if self.rng.random_bool(0.5) { 2_000 } else { 60_000 };
+                let after = Duration::from_micros(self.rng.random_range(100..latest));
+                self.schedule(after, Event::Peer { to, run, from, from_run, message: message.clone() });
+            }
+            if !arrives || self.rng.random_bool(REPLAYED) {
+                self.kept.push_back((since, Event::Peer { to, run, from, from_run, message }));
             }
         }
     }

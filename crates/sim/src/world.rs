@@ -24,6 +24,7 @@ use crate::fence::Fencing;
 use crate::front::{self, Front, FrontEvent};
 use crate::monitor::Monitor;
 use crate::node::{Node, RATE};
+use crate::rifts::Rift;
 use crate::watch::Beat;
 
 /// Longest time that a healed cluster may take to be clean and to have answered everything.
@@ -188,8 +189,12 @@ pub(crate) enum Event {
         osd: OsdId,
     },
     OneWayHealed,
+    RiftHealed {
+        number: u64,
+    },
     CutAll {
         away: OsdId,
+        kind: FaultKind,
     },
     ClientTick {
         client: usize,
@@ -247,7 +252,12 @@ pub(crate) struct World {
     pub one_way: BTreeSet<(OsdId, OsdId)>,
     /// OSDs that a command put out of the cluster.
     pub put_out: BTreeSet<OsdId>,
-    /// When all OSDs lost power at an activation last.
+    /// OSDs that reach each other, whatever else is cut off.
+    pub island: BTreeSet<OsdId>,
+    /// The primary whose network falls apart, if there is one.
+    pub rift: Option<Rift>,
+    pub rifts: u64,
+    /// When all OSDs lost power at an activation or an acknowledgement last.
     pub last_cut: Timestamp,
     /// The newest version of each object that an OSD has acknowledged, and which.
     pub acknowledged: BTreeMap<ObjectName, (LogVersion, OsdId)>,
@@ -316,6 +326,9 @@ impl World {
             nodes: nodes?,
             cut_off: BTreeMap::new(),
             one_way: BTreeSet::new(),
+            island: BTreeSet::new(),
+            rift: None,
+            rifts: 0,
             put_out: BTreeSet::new(),
             last_cut: Timestamp::ZERO,
             acknowledged: BTreeMap::new(),
@@ -601,7 +614,8 @@ impl World {
             Event::ClientTick { client } => self.client_tick(client),
             Event::RoomBack { osd } => self.room_back(osd),
             Event::OneWayHealed => self.one_way.clear(),
-            Event::CutAll { away } => self.cut_all(away),
+            Event::RiftHealed { number } => self.heal_rift(number),
+            Event::CutAll { away, kind } => self.cut_all(away, kind),
             Event::FenceTick => self.fence_tick(),
             Event::Front(event) => self.front_event(event),
             Event::FaultTick => self.fault_tick(),
@@ -621,6 +635,7 @@ impl World {
             self.violation = Some(violation);
         } else if self.monitor.map().epoch > before {
             self.count_maps();
+            self.rift_sees_map();
             self.publish();
         }
     }
@@ -646,6 +661,10 @@ impl World {
             let after = self.delay();
             self.schedule(after, Event::MapArrives { osd: OsdId(osd as u32) });
         }
+        for client in 0..self.config.prompt as usize {
+            let after = self.delay();
+            self.schedule(after, Event::ClientMap { client });
+        }
         self.front_published();
     }
 
@@ -666,7 +685,8 @@ impl World {
         for tid in late {
             self.send_request(client, tid);
         }
-        if self.working && self.clients[client].outstanding() < self.config.depth as usize {
+        let depth = if self.clients[client].reads_only() { self.config.reader_depth } else { self.config.depth };
+        if self.working && self.clients[client].outstanding() < depth as usize {
             let tid = self.clients[client].start(&self.config, now, &mut self.rng, &mut self.history);
             self.send_request(client, tid);
         }
@@ -712,6 +732,7 @@ impl World {
         self.faults = Faults { delay_max: Duration::from_millis(2), ..Faults::NONE };
         self.cut_off.clear();
         self.one_way.clear();
+        (self.rift, self.island) = Default::default();
         self.monitors_gone_until = Timestamp::ZERO;
         for node in &mut self.nodes {
             (node.lags_until, node.paused_until, node.stuck_until) = Default::default();

@@ -38,6 +38,11 @@ fn nobody_who_was_replaced_shows_what_is_old() {
 }
 
 #[test]
+fn a_lease_that_outlives_its_interval_is_waited_for_and_one_that_not_all_give_is_none() {
+    run_all(15, &Config::rifts());
+}
+
+#[test]
 fn acknowledged_writes_survive_everything_at_once() {
     run_all(20, &Config::storm());
 }
@@ -90,6 +95,11 @@ fn acknowledged_writes_survive_disks_that_something_else_fills_for_a_while() {
 #[test]
 fn what_was_said_in_another_interval_or_run_changes_nothing() {
     run_all(15, &Config::echo());
+}
+
+#[test]
+fn who_served_alone_for_a_moment_is_waited_for_whatever_it_was_told_before() {
+    run_all(15, &Config::ghosts());
 }
 
 #[test]
