@@ -36,7 +36,7 @@ pub use campaign::{Summary, campaign};
 pub use checker::Checker;
 pub use config::{Config, Faults};
 pub use faults::{FaultCounts, FaultKind};
-pub use front::FrontSettings;
+pub use front::{FrontSettings, FrontWork};
 #[cfg(feature = "mutants")]
 pub use hunt::{Catch, Hunt, Row, Without, hunt};
 #[cfg(feature = "mutants")]
