@@ -535,7 +535,8 @@ impl Config {
             pauses: 0.01,
             ..front
         });
-        Config { duration: Duration::from_secs(90), clients: 1, depth: 1, front, ..tables }
+        let faults = Faults { cramps_per_second: 0.05, ..tables.faults };
+        Config { duration: Duration::from_secs(60), clients: 1, depth: 1, front, faults, ..tables }
     }
 
     /// Everything else that can strike does; knobs are tiny, so that trimming, backfill and forgetting happen all the time.

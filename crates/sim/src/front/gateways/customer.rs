@@ -222,7 +222,7 @@ impl Customer {
                 (200..300, None) => Answered::Done,
                 (412, _) => Answered::Refused,
                 (404, _) => Answered::Missing,
-                (400..500, _) => Answered::Nothing,
+                (400..500 | 507, _) => Answered::Nothing,
                 _ => Answered::Unknown,
             },
         }

@@ -54,6 +54,16 @@ pub(crate) struct Event {
     pub ended: u64,
 }
 
+impl Event {
+    /// Whether it was answered, and changed nothing.
+    fn only_looks(&self) -> bool {
+        match self.answered {
+            Answered::Missing | Answered::Object(_) | Answered::Etag(_) | Answered::Refused => true,
+            Answered::Unknown | Answered::Nothing | Answered::Done => false,
+        }
+    }
+}
+
 /// All requests of all clients, in the order in which they were asked.
 #[derive(Debug, Default)]
 pub(crate) struct History {
@@ -104,12 +114,26 @@ pub(crate) fn check(history: &History, keys: usize) -> Result<(), String> {
     Ok(())
 }
 
+fn is_done(done: &[u64], index: usize) -> bool {
+    done.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1)
+}
+
 struct Search<'h> {
     events: Vec<&'h Event>,
+    /// What was never answered and is as good as any other of the same name: only the first of them is tried.
+    alike: Vec<Option<Alike>>,
     etags: &'h BTreeMap<WriteId, String>,
     tried: HashSet<(Vec<u64>, Option<WriteId>)>,
     /// The longest order that was found: how many events, which, and the state after them.
     furthest: (u32, Vec<u64>, Option<WriteId>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Alike {
+    /// A removal.
+    Removal,
+    /// A write that nobody saw but who was refused because of it.
+    Unseen,
 }
 
 impl<'h> Search<'h> {
@@ -122,22 +146,27 @@ impl<'h> Search<'h> {
             .iter()
             .filter_map(|event| if let Answered::Etag(etag) = &event.answered { Some(etag.as_str()) } else { None })
             .collect();
-        // What was never answered and that nobody saw need not have happened. Whether it is what a refusal saw is not told.
         let refused = events.iter().any(|event| event.answered == Answered::Refused);
+        let is_seen =
+            |write: &WriteId| seen.contains(write) || etags.get(write).is_none_or(|etag| shown.contains(etag.as_str()));
+        // What was never answered and that nobody can have met need not have happened.
         let needed = |event: &&&Event| match (&event.asked, &event.answered) {
             (_, Answered::Nothing) | (Asked::Read, Answered::Unknown) => false,
-            (Asked::Write { write, .. }, Answered::Unknown) => {
-                refused || seen.contains(write) || etags.get(write).is_none_or(|etag| shown.contains(etag.as_str()))
-            }
+            (Asked::Write { write, .. }, Answered::Unknown) => refused || is_seen(write),
             _ => true,
         };
         let mut events: Vec<&Event> = events.iter().filter(needed).copied().collect();
         events.sort_by_key(|event| event.began);
-        Search { events, etags, tried: HashSet::new(), furthest: (0, Vec::new(), None) }
+        let alike = |event: &&Event| match (&event.asked, &event.answered) {
+            (Asked::Delete, Answered::Unknown) => Some(Alike::Removal),
+            (Asked::Write { write, only_if: OnlyIf::Any }, Answered::Unknown) if !is_seen(write) => Some(Alike::Unseen),
+            _ => None,
+        };
+        let alike = events.iter().map(alike).collect();
+        Search { events, alike, etags, tried: HashSet::new(), furthest: (0, Vec::new(), None) }
     }
 
     fn explains(&mut self, done: &mut Vec<u64>, state: Option<WriteId>) -> bool {
-        let is_done = |done: &[u64], index: usize| done[index / 64] >> (index % 64) & 1 == 1;
         // What is answered before anything else began must come first.
         let left = (0..self.events.len()).filter(|index| !is_done(done, *index));
         let Some(bound) = left.map(|index| self.events[index].ended).min() else { return true };
@@ -151,24 +180,35 @@ impl<'h> Search<'h> {
         if count > self.furthest.0 {
             self.furthest = (count, done.clone(), state);
         }
+        let can_come = |index: &usize| self.events[*index].began <= bound && !is_done(done, *index);
+        let mut next: Vec<usize> = (0..self.events.len()).filter(can_come).collect();
+        // What can come now and changes nothing may as well come now.
+        let looks =
+            |index: &&usize| self.events[**index].only_looks() && self.apply(self.events[**index], state).is_some();
+        if let Some(look) = next.iter().find(looks).copied() {
+            next = vec![look];
+        }
         // What was answered before what never was: the latter is needed only where an answer shows it.
-        for answered in [true, false] {
-            for index in 0..self.events.len() {
-                let event = self.events[index];
-                if event.began > bound {
-                    break;
-                }
-                if is_done(done, index) || (event.ended != u64::MAX) != answered {
+        next.sort_by_key(|index| self.events[*index].ended == u64::MAX);
+        let mut tried: BTreeSet<Alike> = BTreeSet::new();
+        for index in next.clone() {
+            let event = self.events[index];
+            let Some(after) = self.apply(event, state) else { continue };
+            if event.answered == Answered::Unknown {
+                let is_met = |other: &usize| {
+                    let other = self.events[*other];
+                    self.apply(other, after).is_some() && self.apply(other, state).is_none()
+                };
+                let is_first = self.alike[index].is_none_or(|alike| tried.insert(alike));
+                if !is_first || !next.iter().any(is_met) {
                     continue;
                 }
-                if let Some(next) = self.apply(event, state) {
-                    done[index / 64] |= 1 << (index % 64);
-                    if self.explains(done, next) {
-                        return true;
-                    }
-                    done[index / 64] &= !(1 << (index % 64));
-                }
             }
+            done[index / 64] |= 1 << (index % 64);
+            if self.explains(done, after) {
+                return true;
+            }
+            done[index / 64] &= !(1 << (index % 64));
         }
         false
     }
@@ -206,14 +246,13 @@ impl<'h> Search<'h> {
     /// What the longest order leaves over, and the state that it leads to: the contradiction is near.
     fn story(&self) -> String {
         let (_, done, state) = &self.furthest;
-        let is_done = |index: usize| done.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1);
-        let left: Vec<usize> = (0..self.events.len()).filter(|index| !is_done(*index)).collect();
+        let left: Vec<usize> = (0..self.events.len()).filter(|index| !is_done(done, *index)).collect();
         let bound = left.iter().map(|index| self.events[*index].ended).min().unwrap_or(u64::MAX);
         let mut lines = vec![format!("the longest order leads to {state:?}; not in it and begun by then:")];
         let near = |index: &&usize| self.events[**index].began <= bound;
         lines.extend(left.iter().filter(near).map(|index| format!("{:?}", self.events[*index])));
         lines.push("before:".to_owned());
-        let before = (0..self.events.len()).rev().filter(|index| is_done(*index));
+        let before = (0..self.events.len()).rev().filter(|index| is_done(done, *index));
         lines.extend(before.take(12).map(|index| format!("{:?}", self.events[index])));
         lines.join("\n")
     }
