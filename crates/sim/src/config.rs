@@ -533,6 +533,7 @@ impl Config {
             processes: 3,
             kills: 0.004,
             pauses: 0.01,
+            op_timeout: Duration::from_secs(3),
             ..front
         });
         let faults = Faults { cramps_per_second: 0.05, ..tables.faults };

@@ -119,9 +119,11 @@ async fn run(
             Ok(Some(row)) => return Ok(row),
             Ok(None) => {}
             Err(error) => {
-                // Not when the outcome is unknown: thawing is harmless then too, since it demands the row as it was.
-                thaw(gateway, table, key, &upload).await;
-                return Err(error);
+                // Also when the outcome is unknown: thawing demands the row as it was.
+                if thaw(gateway, table, key, &upload).await {
+                    return Err(error);
+                }
+                // Somebody else completed it, or this one did: what was judged may have been what was left of the parts.
             }
         }
     }

@@ -298,13 +298,17 @@ pub(crate) async fn freeze(
     Err(Code::SlowDown.into())
 }
 
-/// Opens a frozen upload again, if it is still as it was frozen.
-pub(crate) async fn thaw(gateway: &Gateway, table: TableId, key: &str, upload: &Upload) {
+/// Opens a frozen upload again, if it is still as it was frozen. `false`: it is not, and what was read of its parts since may
+/// not have been what they were when it was frozen.
+pub(crate) async fn thaw(gateway: &Gateway, table: TableId, key: &str, upload: &Upload) -> bool {
     let row = UploadRow { frozen: None, ..upload.row.clone() };
-    if let Err(BatchError::Backend(error)) =
-        replace_row(gateway, table, &route(key), upload, &row, Purpose::FreeSpace).await
-    {
-        tracing::warn!(%error, upload = %upload.id, "an upload stays frozen until it is completed or aborted");
+    match replace_row(gateway, table, &route(key), upload, &row, Purpose::FreeSpace).await {
+        Ok(_) => true,
+        Err(BatchError::ConditionFailed { .. }) => false,
+        Err(BatchError::Backend(error)) => {
+            tracing::warn!(%error, upload = %upload.id, "an upload stays frozen until it is completed or aborted");
+            true
+        }
     }
 }
 
