@@ -58,7 +58,7 @@ pub fn leave_known<D: Device, I: Index>(
 #[derive(Debug, Default)]
 pub(crate) struct Awaited {
     children: BTreeSet<PgId>,
-    /// Answered "no copy here" before the map came that the answer is about.
+    /// Answered before the map came that the answer is about, in whatever way: what was given may be gone again by then.
     early: BTreeMap<PgId, Epoch>,
     /// Maps that came meanwhile.
     maps: VecDeque<Arc<MapStep>>,
@@ -86,11 +86,16 @@ impl Awaited {
     }
 
     /// The answer about a child has come; `present` is the map that this shard is at. True when nothing more is waited for.
-    pub(crate) fn answered(&mut self, child: PgId, is_made: bool, epoch: Epoch, present: Epoch) -> bool {
-        if !is_made && epoch > present {
+    pub(crate) fn answered(&mut self, child: PgId, epoch: Epoch, present: Epoch) -> bool {
+        if epoch > present {
             self.early.insert(child, epoch);
         }
         self.children.remove(&child) && self.children.is_empty()
+    }
+
+    /// This map's children have been asked for: answers about it, and about earlier ones, are of no use any more.
+    pub(crate) fn passed(&mut self, present: Epoch) {
+        self.early.retain(|_, epoch| *epoch > present);
     }
 
     /// Gives the map back, if it may be taken now.
@@ -132,24 +137,49 @@ mod tests {
         awaited.expect(pg(8), Epoch(5));
         awaited.expect(pg(9), Epoch(5));
         assert!(awaited.admit(step(6)).is_none() && awaited.admit(step(7)).is_none());
-        assert!(!awaited.answered(pg(8), true, Epoch(5), Epoch(5)));
+        assert!(!awaited.answered(pg(8), Epoch(5), Epoch(5)));
         assert!(awaited.next_map().is_none(), "one is still awaited");
-        assert!(awaited.answered(pg(9), false, Epoch(5), Epoch(5)));
+        assert!(awaited.answered(pg(9), Epoch(5), Epoch(5)));
         assert_eq!(awaited.next_map().map(|step| step.map.epoch), Some(Epoch(6)));
         awaited.expect(pg(10), Epoch(6));
         assert!(awaited.next_map().is_none());
-        assert!(awaited.answered(pg(10), true, Epoch(6), Epoch(6)));
+        assert!(awaited.answered(pg(10), Epoch(6), Epoch(6)));
         assert_eq!(awaited.next_map().map(|step| step.map.epoch), Some(Epoch(7)));
-        assert!(!awaited.answered(pg(10), false, Epoch(6), Epoch(7)), "an answer too many changes nothing");
+        assert!(!awaited.answered(pg(10), Epoch(6), Epoch(7)), "an answer too many changes nothing");
     }
 
     #[test]
     fn an_answer_may_come_before_its_map_and_counts_for_that_map_only() {
         let mut awaited = Awaited::default();
-        assert!(!awaited.answered(pg(8), false, Epoch(6), Epoch(5)));
+        assert!(!awaited.answered(pg(8), Epoch(6), Epoch(5)));
         awaited.expect(pg(8), Epoch(6));
         assert!(awaited.is_empty(), "it was answered");
         awaited.expect(pg(8), Epoch(9));
         assert!(awaited.contains(pg(8)));
+    }
+
+    #[test]
+    fn a_child_that_came_early_and_is_gone_again_is_not_waited_for() {
+        let mut awaited = Awaited::default();
+        awaited.expect(pg(3), Epoch(5));
+        assert!(awaited.admit(step(6)).is_none(), "another shard is slow");
+        assert!(
+            !awaited.answered(pg(8), Epoch(6), Epoch(5)),
+            "given early, and removed as a stray before its map is taken"
+        );
+        assert!(awaited.answered(pg(3), Epoch(5), Epoch(5)));
+        assert_eq!(awaited.next_map().map(|step| step.map.epoch), Some(Epoch(6)));
+        awaited.expect(pg(8), Epoch(6));
+        assert!(awaited.is_empty());
+    }
+
+    #[test]
+    fn answers_about_maps_that_are_passed_are_forgotten() {
+        let mut awaited = Awaited::default();
+        for child in 0..100 {
+            awaited.answered(pg(child), Epoch(u64::from(child) + 1), Epoch(0));
+        }
+        awaited.passed(Epoch(99));
+        assert_eq!(awaited.early.len(), 1);
     }
 }

@@ -46,8 +46,11 @@ pub enum IdentityError {
 
 const FILE: &str = "identity";
 const FORMAT: &str = "holdfast-osd-identity 1";
-const RUN_FILE: &str = "last-run";
-const RUN_FORMAT: &str = "holdfast-osd-run 1";
+/// The number of the last run, twice: either is enough.
+const RUN_FILES: [&str; 2] = ["last-run", "last-run.copy"];
+const RUN_FORMAT: &str = "holdfast-osd-run 2";
+/// Without a checksum.
+const RUN_FORMAT_1: &str = "holdfast-osd-run 1";
 
 /// The uuid of the disk in `data_dir`; `None` before [`create`].
 pub(crate) fn load(data_dir: &Path, cluster: ClusterId) -> Result<Option<DiskUuid>, IdentityError> {
@@ -86,27 +89,48 @@ fn parse(text: &str, path: &str, ours: ClusterId) -> Result<DiskUuid, IdentityEr
 /// The incarnation for the next run, durable before anybody hears of it: larger than all before, whatever the clock did
 /// meanwhile and whether or not the monitors ever saw those runs (peers refuse a run that is older than one they heard).
 pub(crate) fn next_run(data_dir: &Path, at_least: u64) -> Result<Incarnation, IdentityError> {
-    let path = data_dir.join(RUN_FILE);
+    let mut last = 0;
+    for name in RUN_FILES {
+        last = last.max(read_run(&data_dir.join(name))?);
+    }
+    let next = at_least.max(last.saturating_add(1));
+    for name in RUN_FILES {
+        replace_durably(data_dir, name, &run_text(next)).map_err(|source| IdentityError::Io {
+            act: "write",
+            path: data_dir.join(name).display().to_string(),
+            source,
+        })?;
+    }
+    Ok(Incarnation(next))
+}
+
+fn run_text(number: u64) -> String {
+    let body = format!("{RUN_FORMAT} {number}");
+    format!("{body} {:08x}\n", crc_fast::crc32_iscsi(body.as_bytes()))
+}
+
+fn parse_run(bytes: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    if let Some(rest) = text.strip_prefix(RUN_FORMAT_1) {
+        return rest.trim().parse().ok();
+    }
+    let number = text.strip_prefix(RUN_FORMAT)?.split_whitespace().next()?.parse().ok()?;
+    (run_text(number) == text).then_some(number)
+}
+
+/// The number in this file; 0 when there is none, or it is damaged.
+fn read_run(path: &Path) -> Result<u64, IdentityError> {
     let shown = path.display().to_string();
-    let last = match std::fs::read_to_string(&path) {
-        Ok(text) => {
-            let number = text.strip_prefix(RUN_FORMAT).and_then(|rest| rest.trim().parse::<u64>().ok());
-            number.unwrap_or_else(|| {
-                // The clock and the map nearly always do; a daemon that does not start over this would be worse.
-                tracing::warn!(path = %shown, "the number of the last run is damaged: the clock decides alone");
-                0
-            })
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+    let found = match std::fs::read(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
         Err(source) => return Err(IdentityError::Io { act: "read", path: shown, source }),
     };
-    let next = at_least.max(last.saturating_add(1));
-    replace_durably(data_dir, RUN_FILE, &format!("{RUN_FORMAT} {next}\n")).map_err(|source| IdentityError::Io {
-        act: "write",
-        path: shown,
-        source,
-    })?;
-    Ok(Incarnation(next))
+    Ok(parse_run(&found).unwrap_or_else(|| {
+        // The copy has it; without it the clock and the map nearly always do. Not to start over this would be worse.
+        tracing::warn!(path = %shown, "the number of the last run is damaged there");
+        0
+    }))
 }
 
 fn write_durably(dir: &Path, text: &str) -> std::io::Result<()> {
@@ -145,8 +169,34 @@ mod tests {
         assert_eq!(next_run(dir.path(), 600).expect("a fast clock"), Incarnation(600));
         assert_eq!(next_run(dir.path(), 100).expect("it was set back"), Incarnation(601));
         assert_eq!(next_run(dir.path(), 900).expect("time goes on"), Incarnation(900));
-        std::fs::write(dir.path().join(RUN_FILE), "?").expect("written");
+        for name in RUN_FILES {
+            std::fs::write(dir.path().join(name), [0xff]).expect("written");
+        }
         assert_eq!(next_run(dir.path(), 901).expect("damage is no obstacle"), Incarnation(901));
+    }
+
+    #[test]
+    fn no_flipped_bit_makes_a_daemon_forget_its_last_run_or_keeps_it_from_starting() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        assert_eq!(next_run(dir.path(), 600).expect("a fast clock"), Incarnation(600));
+        for (name, other) in [(0, 1), (1, 0)].map(|(name, other)| (RUN_FILES[name], RUN_FILES[other])) {
+            for bit in 0..run_text(1000).len() * 8 {
+                let last = next_run(dir.path(), 1).expect("a run").0;
+                let mut bytes = std::fs::read(dir.path().join(name)).expect("read");
+                let Some(byte) = bytes.get_mut(bit / 8) else { continue };
+                *byte ^= 1 << (bit % 8);
+                std::fs::write(dir.path().join(name), bytes).expect("written");
+                let next = next_run(dir.path(), 1).expect("damage is no obstacle").0;
+                assert_eq!(next, last + 1, "bit {bit} of {name}, {other} is whole");
+            }
+        }
+    }
+
+    #[test]
+    fn the_run_that_an_earlier_build_wrote_down_is_known() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        std::fs::write(dir.path().join(RUN_FILES[0]), "holdfast-osd-run 1 70\n").expect("written");
+        assert_eq!(next_run(dir.path(), 1).expect("a run"), Incarnation(71));
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub type Away = Arc<Mutex<BTreeMap<DaemonName, Instant>>>;
 
 /// After a power loss, every process must have been sent its signal within this.
 const KILLED_LIMIT: Duration = Duration::from_secs(10);
+/// A tracer that was told to end has ended within this.
+const TRACER_ENDS_LIMIT: Duration = Duration::from_secs(2);
 
 /// What the daemons' data lie on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -543,6 +545,15 @@ impl Drop for Tracer {
         if let Ok(tracer) = ProcessIdentity::of(self.tracer.id()) {
             // It detaches from what it traces before it ends.
             let _ = tracer.signal(rustix::process::Signal::INT);
+        }
+        // Seen once: it waited for ever for threads that had all ended. What it traces is rid of it then, too.
+        let since = Instant::now();
+        while matches!(self.tracer.try_wait(), Ok(None)) {
+            if since.elapsed() > TRACER_ENDS_LIMIT {
+                let _ = self.tracer.kill();
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
         let _ = self.tracer.wait();
     }

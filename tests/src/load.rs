@@ -201,11 +201,12 @@ impl Load {
     }
 }
 
+/// Mostly small: what was replaced is collected after a quarter of an hour, and must not fill the disks until then.
 fn content(random: &mut SmallRng) -> Content {
     let bytes = match random.random_range(0..100) {
         0..60 => random.random_range(0..16_384),
         60..80 => random.random_range(16_000..40_000),
-        80..97 => random.random_range(40_000..300_000),
+        80..99 => random.random_range(40_000..200_000),
         _ => random.random_range(300_000..5_000_000),
     };
     Content { seed: random.random(), bytes }

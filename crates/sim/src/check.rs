@@ -22,7 +22,10 @@ struct Checked {
 
 impl Checked {
     fn stale(&mut self, read: &Seen<'_>) {
-        self.note(format!("D2: {} shows less than what was acknowledged before it was asked", read.operation.id));
+        self.note(format!(
+            "D2: {} shows less than what was acknowledged, or shown, before it was asked",
+            read.operation.id
+        ));
     }
 
     fn note(&mut self, violation: String) {
@@ -103,11 +106,12 @@ fn check_object(seen: &[Seen<'_>], checked: &mut Checked) {
     }
     mutations.sort_by_key(|mutation| mutation.version);
     check_order(&mutations, checked);
+    let shown = Shown::of(seen);
     for one in seen {
         match one.operation.act {
-            Act::Read => check_read(one, &mutations, checked),
-            Act::ReadCounter => check_counter_read(one, &mutations, checked),
-            Act::ReadList => check_list_read(one, &mutations, checked),
+            Act::Read => check_read(one, &mutations, &shown, checked),
+            Act::ReadCounter => check_counter_read(one, &mutations, &shown, checked),
+            Act::ReadList => check_list_read(one, &mutations, &shown, checked),
             Act::Increment => check_increment(one, &mutations, checked),
             Act::Write { if_version: Some(expected) } => {
                 check_failed(one, &mutations, |found| found != expected, checked);
@@ -167,15 +171,62 @@ fn check_order(mutations: &[Mutation<'_>], checked: &mut Checked) {
     }
 }
 
-/// The newest version that was done before a read began.
-fn floor(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> LogVersion {
-    let before = mutations.iter().filter(|mutation| mutation.completed < read.operation.invoked);
-    before.map(|mutation| mutation.version).max().unwrap_or(LogVersion::ZERO)
+/// What reads of one object have shown by when: no later read may show less, whether or not anybody was told that it is
+/// done.
+struct Shown {
+    /// When a read had been answered, and the newest version that any had shown until then.
+    versions: Vec<(Timestamp, LogVersion)>,
+    /// The same for how many mutations were seen.
+    counts: Vec<(Timestamp, usize)>,
 }
 
-fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked) {
+impl Shown {
+    fn of(seen: &[Seen<'_>]) -> Shown {
+        let (mut versions, mut counts) = (Vec::new(), Vec::new());
+        for read in seen {
+            let ClientOutcome::Done { version, results } = read.outcome else { continue };
+            let count = match read.operation.act {
+                Act::Read => {
+                    versions.push((read.at, *version));
+                    continue;
+                }
+                Act::ReadCounter => counter_value(results).ok().and_then(|value| usize::try_from(value).ok()),
+                Act::ReadList => list_values(results).ok().map(|values| values.len()),
+                Act::Write { .. } | Act::Remove | Act::Increment | Act::Append => None,
+            };
+            counts.extend(count.map(|count| (read.at, count)));
+        }
+        Shown { versions: most_by_then(versions), counts: most_by_then(counts) }
+    }
+}
+
+/// In order of time, each with the most so far.
+fn most_by_then<R: Ord + Copy>(mut shown: Vec<(Timestamp, R)>) -> Vec<(Timestamp, R)> {
+    shown.sort_by_key(|(at, _)| *at);
+    let mut most = None;
+    for (_, rank) in &mut shown {
+        *rank = most.map_or(*rank, |most| (*rank).max(most));
+        most = Some(*rank);
+    }
+    shown
+}
+
+/// The most that was shown before `began`.
+fn shown_before<R: Copy>(shown: &[(Timestamp, R)], began: Timestamp) -> Option<R> {
+    let before = shown.partition_point(|(at, _)| *at < began);
+    shown.get(before.checked_sub(1)?).map(|(_, rank)| *rank)
+}
+
+/// The newest version that was done, or shown, before a read began.
+fn floor(read: &Seen<'_>, mutations: &[Mutation<'_>], shown: &Shown) -> LogVersion {
+    let before = mutations.iter().filter(|mutation| mutation.completed < read.operation.invoked);
+    let done = before.map(|mutation| mutation.version).max();
+    done.max(shown_before(&shown.versions, read.operation.invoked)).unwrap_or(LogVersion::ZERO)
+}
+
+fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>], shown: &Shown, checked: &mut Checked) {
     let id = read.operation.id;
-    let floor = floor(read, mutations);
+    let floor = floor(read, mutations, shown);
     match read.outcome {
         ClientOutcome::Done { version, results } => {
             let value = match register_value(results) {
@@ -215,13 +266,14 @@ fn check_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked
 }
 
 /// How many mutations must, and how many may, be visible to a read.
-fn bounds(read: &Seen<'_>, mutations: &[Mutation<'_>]) -> (usize, usize) {
-    let least = mutations.iter().filter(|mutation| mutation.completed < read.operation.invoked).count();
+fn bounds(read: &Seen<'_>, mutations: &[Mutation<'_>], shown: &Shown) -> (usize, usize) {
+    let done = mutations.iter().filter(|mutation| mutation.completed < read.operation.invoked).count();
+    let least = done.max(shown_before(&shown.counts, read.operation.invoked).unwrap_or(0));
     let most = mutations.iter().filter(|mutation| mutation.operation.invoked <= read.at).count();
     (least, most)
 }
 
-fn check_counter_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked) {
+fn check_counter_read(read: &Seen<'_>, mutations: &[Mutation<'_>], shown: &Shown, checked: &mut Checked) {
     let id = read.operation.id;
     let value = match read.outcome {
         ClientOutcome::Done { results, .. } => match counter_value(results) {
@@ -231,7 +283,7 @@ fn check_counter_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut
         ClientOutcome::Failed { error: OpError::NotFound, .. } => 0,
         other => return checked.note(format!("D1: {id} answered {other:?}")),
     };
-    let (least, most) = bounds(read, mutations);
+    let (least, most) = bounds(read, mutations, shown);
     let Ok(value) = usize::try_from(value) else { return checked.note(format!("E1: {id} read {value}")) };
     if value > most {
         return checked.note(format!("E1: {id} read {value}, but only {most} increments had begun"));
@@ -256,7 +308,7 @@ fn check_increment(one: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Che
     }
 }
 
-fn check_list_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Checked) {
+fn check_list_read(read: &Seen<'_>, mutations: &[Mutation<'_>], shown: &Shown, checked: &mut Checked) {
     let id = read.operation.id;
     let values = match read.outcome {
         ClientOutcome::Done { results, .. } => match list_values(results) {
@@ -271,11 +323,81 @@ fn check_list_read(read: &Seen<'_>, mutations: &[Mutation<'_>], checked: &mut Ch
         let order: Vec<u64> = mutations.iter().map(|mutation| mutation.operation.value).collect();
         return checked.note(format!("E1: {id} read {values:?}; appended in this order: {order:?}"));
     }
-    let (least, most) = bounds(read, mutations);
+    let (least, most) = bounds(read, mutations, shown);
     if values.len() > most {
         return checked.note(format!("E1: {id} read {} items, but only {most} appends had begun", values.len()));
     }
     if values.len() < least {
         checked.stale(read);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_types::{ClientId, Epoch, Incarnation, RequestId};
+    use holdfast_wire::{Blob, OpResult};
+
+    use super::*;
+
+    fn at(ms: u64) -> Timestamp {
+        Timestamp::from_nanos(ms * 1_000_000)
+    }
+
+    fn version(counter: u64) -> LogVersion {
+        LogVersion { epoch: Epoch(1), counter }
+    }
+
+    fn operation(tid: u64, act: Act, value: u64, during: (u64, u64), outcome: ClientOutcome) -> Operation {
+        Operation {
+            id: RequestId { client: ClientId(tid), incarnation: Incarnation(1), tid },
+            object: ObjectName::new("o".to_owned()).unwrap_or_else(|error| panic!("{error}")),
+            act,
+            value,
+            invoked: at(during.0),
+            answer: Some((at(during.1), outcome)),
+        }
+    }
+
+    fn write(tid: u64, during: (u64, u64)) -> Operation {
+        let outcome = ClientOutcome::Done { version: version(tid), results: vec![OpResult::Done] };
+        operation(tid, Act::Write { if_version: None }, tid, during, outcome)
+    }
+
+    fn read(tid: u64, of: u64, during: (u64, u64)) -> Operation {
+        let blob = |bytes: [u8; 8]| Blob::from(bytes::Bytes::copy_from_slice(&bytes));
+        let results = vec![OpResult::Data(blob(of.to_le_bytes())), OpResult::Attr(Some(blob(of.to_le_bytes())))];
+        operation(tid, Act::Read, 0, during, ClientOutcome::Done { version: version(of), results })
+    }
+
+    #[test]
+    fn a_read_that_shows_less_than_an_earlier_read_is_noticed_though_nothing_was_acknowledged() {
+        // The second write is on its way all the time.
+        let writes = || vec![write(1, (0, 1)), write(2, (2, 100))];
+        let then = |first: u64, second: u64, began: u64| {
+            let mut history = writes();
+            history.extend([read(10, first, (10, 20)), read(11, second, (began, 40))]);
+            check(&history, None)
+        };
+        assert_eq!(then(2, 2, 30), Vec::<String>::new());
+        assert_eq!(then(1, 2, 30), Vec::<String>::new());
+        assert_eq!(then(2, 1, 15), Vec::<String>::new(), "they overlap");
+        assert!(then(2, 1, 30).iter().any(|violation| violation.contains("D2")));
+    }
+
+    #[test]
+    fn a_count_that_goes_back_between_two_reads_is_noticed() {
+        let count = |tid, value: i64, during| {
+            let outcome = ClientOutcome::Done { version: version(9), results: vec![OpResult::Counter(value)] };
+            operation(tid, Act::ReadCounter, 0, during, outcome)
+        };
+        let increment = |tid: u64, during| {
+            let results = vec![OpResult::Counter(i64::try_from(tid).unwrap_or(0))];
+            operation(tid, Act::Increment, 0, during, ClientOutcome::Done { version: version(tid), results })
+        };
+        let history = |second| {
+            vec![increment(1, (0, 1)), increment(2, (2, 100)), count(10, 2, (10, 20)), count(11, second, (30, 40))]
+        };
+        assert_eq!(check(&history(2), None), Vec::<String>::new());
+        assert!(check(&history(1), None).iter().any(|violation| violation.contains("D2")));
     }
 }

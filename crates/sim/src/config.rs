@@ -486,12 +486,12 @@ impl Config {
     }
 
     /// The pool is split, and what was split off is placed elsewhere step by step, while maps come late or never, members
-    /// crash and placement changes.
+    /// crash and placement changes. Days fly: scrubs go over what was split, and must find nothing wrong.
     #[must_use]
     pub fn splits() -> Config {
         let gaps = Config::gaps();
         let faults = Faults { splits_per_second: 0.6, map_lags_per_second: 0.2, ..gaps.faults };
-        Config { pgs_used: 2, objects: 12, faults, ..gaps }
+        Config { pgs_used: 2, objects: 12, faults, day: Some(Duration::from_millis(500)), ..gaps }
     }
 
     /// Front ends keep a table that splits all the time, while OSDs fail and their disks fill, and are killed and paused

@@ -182,8 +182,11 @@ impl Disk {
     /// The process ends now, in the middle of whatever it does; with `power` the device loses what was not synced.
     pub fn crash(&mut self, rng: &mut SmallRng, power: bool) -> Damage {
         let Some(engine) = self.engine.take() else {
-            // The power fails while the process is not running: everything was decided at its end.
-            return Damage::default();
+            // The power fails while the process is not running: what it had not synced was still in the page cache.
+            if power {
+                self.device = self.device.crash(rng);
+            }
+            return self.damage();
         };
         self.submitted = engine.submitted_position().0;
         if engine.pending_bytes() > 0 && rng.random_bool(0.9) {
@@ -192,8 +195,13 @@ impl Disk {
             let _cut_short = engine.commit();
         }
         self.index = self.index.crash(rng);
-        self.device = if power { self.device.crash(rng) } else { self.device.restart() };
+        self.device = if power { self.device.crash(rng) } else { self.device.end_process() };
         self.durable.lock().clear();
+        self.damage()
+    }
+
+    /// What the crash that left this device did to it.
+    fn damage(&self) -> Damage {
         let stats = self.device.stats();
         Damage { sectors: stats.sectors_lost, torn: stats.sectors_torn }
     }

@@ -329,20 +329,18 @@ impl World {
     }
 
     /// One direction between an OSD and all others, or one of them, is closed for a while.
-    ///
-    /// Who has bad sectors is not made mute: an append that nobody else heard of, to an object with bytes that cannot be read
-    /// there, is the newest version and has no whole copy. The version before has, but nothing goes back to it by itself.
     fn cut_one_way(&mut self, victim: OsdId) {
         if !self.one_way.is_empty() {
             return;
         }
         self.counts.add(FaultKind::LinkCut, 1);
         let (deaf, only) = (self.rng.random_bool(0.5), self.rng.random_bool(0.3));
-        let deaf = deaf || (self.faults.bad_sectors_per_second > 0.0 && victim == self.rot_victim);
         let others = (0..self.config.osds).map(OsdId).filter(|osd| *osd != victim);
         let ways = others.map(|other| if deaf { (other, victim) } else { (victim, other) });
         self.one_way = ways.take(if only { 1 } else { usize::MAX }).collect();
-        let healed = Duration::from_millis(self.rng.random_range(500..16_000));
+        // One link alone may stay cut for longer than the monitors let the two accuse each other.
+        let longest = if only { 45_000 } else { 16_000 };
+        let healed = Duration::from_millis(self.rng.random_range(500..longest));
         self.schedule(healed, Event::OneWayHealed);
     }
 
@@ -399,6 +397,9 @@ impl World {
         let is_in = self.monitor.map().osds.get(&victim).is_some_and(|info| info.in_cluster);
         if !is_in || inside > self.config.size as usize {
             self.counts.add(FaultKind::OutOrIn, 1);
+            if is_in {
+                self.put_out.insert(victim);
+            }
             self.monitors_hear(if is_in { MonCommand::OsdOut(victim) } else { MonCommand::OsdIn(victim) });
         }
     }
@@ -509,12 +510,12 @@ impl World {
         node.generation += 1;
         (node.paused_until, node.stuck_until) = (Timestamp::ZERO, Timestamp::ZERO);
         self.syncing.remove(&osd);
+        self.counts.add(FaultKind::SectorLost, damage.sectors);
+        self.counts.add(FaultKind::SectorTorn, damage.torn);
         if !running {
             return; // its restart is under way
         }
         self.counts.add(if power { FaultKind::PowerCut } else { FaultKind::ProcessKilled }, 1);
-        self.counts.add(FaultKind::SectorLost, damage.sectors);
-        self.counts.add(FaultKind::SectorTorn, damage.torn);
         let longest = u64::try_from(faults.downtime_max.as_millis()).unwrap_or(u64::MAX);
         let back = back.unwrap_or_else(|| Duration::from_millis(self.rng.random_range(100..longest.max(101))));
         self.schedule(back, Event::Restart { osd });

@@ -245,6 +245,8 @@ pub(crate) struct World {
     pub cut_off: BTreeMap<OsdId, Cut>,
     /// From whom to whom nothing gets through, though it does the other way.
     pub one_way: BTreeSet<(OsdId, OsdId)>,
+    /// OSDs that a command put out of the cluster.
+    pub put_out: BTreeSet<OsdId>,
     /// When all OSDs lost power at an activation last.
     pub last_cut: Timestamp,
     /// The newest version of each object that an OSD has acknowledged, and which.
@@ -314,6 +316,7 @@ impl World {
             nodes: nodes?,
             cut_off: BTreeMap::new(),
             one_way: BTreeSet::new(),
+            put_out: BTreeSet::new(),
             last_cut: Timestamp::ZERO,
             acknowledged: BTreeMap::new(),
             leases_granted: 0,
@@ -719,9 +722,11 @@ impl World {
             self.schedule(Duration::from_millis(5), Event::MapArrives { osd: OsdId(osd) });
         }
         for osd in 0..self.config.osds {
-            self.command(MonCommand::OsdIn(OsdId(osd)));
-            self.command(MonCommand::OsdRelease(OsdId(osd)));
             self.schedule(Duration::ZERO, Event::RoomBack { osd: OsdId(osd) });
+        }
+        // Only what a command did is undone by one.
+        for osd in std::mem::take(&mut self.put_out) {
+            self.command(MonCommand::OsdIn(osd));
         }
     }
 

@@ -621,6 +621,10 @@ pub struct BackfillScan {
     /// At most this many.
     #[n(1)]
     pub limit: u32,
+    /// Which listing this is, counted by the primary in one activation. What it does after one was taken shows in the next
+    /// only.
+    #[n(2)]
+    pub number: Option<u64>,
 }
 
 /// [`PeerBody::BackfillDigest`].
@@ -636,6 +640,9 @@ pub struct BackfillDigest {
     /// Objects in key order with their versions.
     #[n(2)]
     pub objects: Vec<DigestItem>,
+    /// As asked; members of earlier builds leave it out.
+    #[n(3)]
+    pub number: Option<u64>,
 }
 
 /// One object of a [`BackfillDigest`].

@@ -89,7 +89,19 @@ impl Rocks {
     pub(super) fn open_with(options: &Options, directory: &Path) -> io::Result<Rocks> {
         super::wal::cut_torn_end(directory)?;
         let db = DB::open(options, directory).map_err(failed)?;
-        Ok(Rocks { db, synced: AtomicU64::new(0) })
+        // Opening has written out, durably, what the log had, and the log is gone. The new one says so from its first batch on:
+        // should the manifest lose what stands for the old one, that is damage and no torn end.
+        let rocks = Rocks { synced: AtomicU64::new(db.latest_sequence_number()), db };
+        if rocks.synced.load(Ordering::Acquire) > 0 {
+            rocks.write(Vec::new(), true)?;
+        }
+        Ok(rocks)
+    }
+
+    /// Writes what is in memory out into a table, as RocksDB does by itself when there is enough.
+    #[cfg(test)]
+    pub(super) fn write_out(&self) {
+        self.db.flush().expect("a table can be written");
     }
 }
 

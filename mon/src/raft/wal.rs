@@ -7,25 +7,25 @@
 //! synced is the torn end, and is cut off; any other is damage. Only damage of the very last batch, with nothing written
 //! after it, cannot be told from a torn end.
 //!
-//! The format is RocksDB's (`db/log_format.h`): blocks of 32 KiB, in them fragments of a checksum (CRC-32C, masked), a length
-//! of 2 bytes, a type and the bytes; a batch begins with its sequence number and the count of its changes.
+//! The numbers of changes have no gap: a batch that does not follow on what the tables hold (as the manifest says, whose own torn
+//! end is cut off first) and on the batches before it is a bad place, too. Logs that the manifest does not need any more may
+//! end in any way.
+//!
+//! The format of the log is read by `holdfast-kvlog`; a batch begins with its sequence number and the count of its changes.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use holdfast_kvlog::manifest::{self, ManifestError};
+use holdfast_kvlog::{HEADER_BYTES, Kind, Records, fragment};
+
 /// The key that each batch puts first.
 const MARKER: &[u8; 16] = b"\xff\xffsynced-through";
 /// Of a batch: sequence number and count.
 const BATCH_HEADER_BYTES: usize = 12;
-/// Of a fragment: checksum, length, type.
-const HEADER_BYTES: usize = 7;
-const BLOCK_BYTES: usize = 32 << 10;
-/// Types of fragments.
-const FULL: u8 = 1;
-const FIRST: u8 = 2;
-const MIDDLE: u8 = 3;
-const LAST: u8 = 4;
+/// Of a batch: all up to the end of its marker.
+const BATCH_HEAD_BYTES: usize = BATCH_HEADER_BYTES + 3 + MARKER.len() + 8;
 /// `kTypeValue`: the change sets a key.
 const PUT: u8 = 1;
 
@@ -64,59 +64,30 @@ impl Batch {
     }
 }
 
-/// CRC-32C (Castagnoli), as RocksDB masks it.
-fn masked_checksum(bytes: &[u8]) -> u32 {
-    crc_fast::crc32_iscsi(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
-}
-
-/// The fragment at `at`: its type and bytes, when they are what was written.
-fn fragment(log: &[u8], at: usize) -> Option<(u8, &[u8])> {
-    let header = log.get(at..at + HEADER_BYTES)?;
-    let (checksum, rest) = header.split_at(4);
-    let (length, kind) = rest.split_at(2);
-    let length = usize::from(u16::from_le_bytes(length.try_into().ok()?));
-    let start = at + HEADER_BYTES;
-    let end = start + length;
-    let ends_in_block = end <= (at / BLOCK_BYTES + 1) * BLOCK_BYTES;
-    // The type is the byte before the bytes; both are summed.
-    let whole = masked_checksum(log.get(start - 1..end)?) == u32::from_le_bytes(checksum.try_into().ok()?);
-    (ends_in_block && whole).then_some((*kind.first()?, log.get(start..end)?))
-}
-
 /// What reading a log from its beginning finds.
 #[derive(Debug, PartialEq, Eq)]
 struct Read {
     /// All before this is whole batches.
     good: usize,
-    /// The last sequence number of those; `None` without any.
+    /// The last sequence number of those and of what was before; `None` without any.
     last: Option<u64>,
 }
 
-fn read(log: &[u8]) -> Read {
-    let mut found = Read { good: 0, last: None };
-    let mut open: Option<Batch> = None;
-    let mut at = 0;
-    loop {
-        let left = BLOCK_BYTES - at % BLOCK_BYTES;
-        if left < HEADER_BYTES {
-            at += left; // the end of a block, too short for a header
-            continue;
+/// Reads batches up to the first bad place. `before`: the last sequence number before this log.
+fn read(log: &[u8], before: Option<u64>) -> Read {
+    let mut found = Read { good: 0, last: before };
+    let mut records = Records::of(log);
+    while let Some(record) = records.next() {
+        let batch = Batch::of(&record.first_bytes(BATCH_HEAD_BYTES));
+        let follows = |batch: &Batch| found.last.is_none_or(|last| batch.sequence <= last.saturating_add(1));
+        if batch.is_some_and(|batch| !follows(&batch)) {
+            return found;
         }
-        let Some((kind, bytes)) = fragment(log, at) else { return found };
-        at += HEADER_BYTES + bytes.len();
-        let whole = match kind {
-            FULL => Batch::of(bytes),
-            FIRST => {
-                open = Batch::of(bytes);
-                continue;
-            }
-            MIDDLE => continue,
-            LAST => open.take(),
-            _ => None, // no batch, but RocksDB's own
-        };
-        found.good = at;
-        found.last = whole.map(|batch| batch.last()).or(found.last);
+        found.good = records.good();
+        found.last = found.last.max(batch.map(|batch| batch.last()));
     }
+    found.good = records.good(); // notes of RocksDB's own at the end
+    found
 }
 
 /// The batches that begin somewhere in these bytes, found by their markers, wherever the chain of fragments is broken.
@@ -124,8 +95,8 @@ fn batches_in(log: &[u8], from: usize) -> impl Iterator<Item = Batch> + '_ {
     let before = HEADER_BYTES + BATCH_HEADER_BYTES + 2;
     let marks = log.windows(MARKER.len()).enumerate().skip(from).filter(|(_, bytes)| *bytes == MARKER);
     marks.filter_map(move |(mark, _)| {
-        let (kind, bytes) = fragment(log, mark.checked_sub(before)?)?;
-        if kind == FULL || kind == FIRST { Batch::of(bytes) } else { None }
+        let found = fragment(log, mark.checked_sub(before)?)?;
+        if found.kind == Kind::Full || found.kind == Kind::First { Batch::of(found.bytes) } else { None }
     })
 }
 
@@ -140,7 +111,8 @@ fn was_synced(last: Option<u64>, later: impl Iterator<Item = Batch>) -> bool {
     })
 }
 
-fn logs(directory: &Path) -> io::Result<Vec<PathBuf>> {
+/// The logs of `directory` from number `first` on, in their order.
+fn logs(directory: &Path, first: u64) -> io::Result<Vec<PathBuf>> {
     let mut logs = Vec::new();
     let entries = match std::fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -149,7 +121,9 @@ fn logs(directory: &Path) -> io::Result<Vec<PathBuf>> {
     for entry in entries {
         let path = entry?.path();
         let number = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u64>().ok());
-        if let Some(number) = number.filter(|_| path.extension().is_some_and(|extension| extension == "log")) {
+        if let Some(number) =
+            number.filter(|number| *number >= first && path.extension().is_some_and(|extension| extension == "log"))
+        {
             logs.push((number, path));
         }
     }
@@ -157,17 +131,28 @@ fn logs(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(logs.into_iter().map(|(_, path)| path).collect())
 }
 
-/// Cuts off what a power failure has left of batches that were not synced. To be called before RocksDB opens `directory`.
+/// The manifest as a power failure left it, its torn end cut off.
+fn manifest_of(directory: &Path) -> io::Result<Option<manifest::Manifest>> {
+    manifest::cut_torn_end(directory).map_err(|error| match error {
+        ManifestError::Io { act, path, source } => {
+            io::Error::new(source.kind(), format!("cannot {act} {path}: {source}"))
+        }
+        damaged => io::Error::new(io::ErrorKind::InvalidData, damaged),
+    })
+}
+
+/// Cuts off what a power failure has left of what was not synced. To be called before RocksDB opens `directory`.
 ///
 /// # Errors
-/// `InvalidData` when what is bad was synced, and the log is damaged; else when the disk fails.
+/// `InvalidData` when what is bad was synced, and log or manifest is damaged; else when the disk fails.
 pub(super) fn cut_torn_end(directory: &Path) -> io::Result<()> {
-    let paths = logs(directory)?;
+    let manifest = manifest_of(directory)?;
+    let paths = logs(directory, manifest.map_or(0, |manifest| manifest.first_log))?;
     let logs = paths.iter().map(std::fs::read).collect::<io::Result<Vec<_>>>()?;
-    let mut last = None;
+    let mut last = manifest.map(|manifest| manifest.last_sequence);
     for (index, log) in logs.iter().enumerate() {
-        let found = read(log);
-        last = found.last.or(last);
+        let found = read(log, last);
+        last = found.last;
         let rest = log.get(found.good..).unwrap_or_default();
         // RocksDB ends a log with nothing, or with room that was set aside.
         if rest.iter().all(|byte| *byte == 0) {
@@ -194,6 +179,8 @@ pub(super) fn cut_torn_end(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+    use std::collections::BTreeMap;
 
     use rand::rngs::SmallRng;
     use rand::{Rng as _, SeedableRng as _};
@@ -230,7 +217,7 @@ mod tests {
             write(number);
             rocks.sync().unwrap();
         }
-        let log = logs(directory.path()).unwrap().pop().unwrap();
+        let log = logs(directory.path(), 0).unwrap().pop().unwrap();
         let synced = std::fs::read(&log).unwrap().len();
         (DURABLE..DURABLE + LATER).for_each(write);
         let bytes = std::fs::read(&log).unwrap();
@@ -258,7 +245,7 @@ mod tests {
     #[test]
     fn the_log_is_read_as_rocksdb_writes_it() {
         let written = written();
-        let found = read(&written.bytes);
+        let found = read(&written.bytes, None);
         assert_eq!(found.good, written.bytes.len());
         let batches: Vec<Batch> = batches_in(&written.bytes, 0).collect();
         assert_eq!(batches.last().map(|batch| batch.last()), found.last);
@@ -304,5 +291,144 @@ mod tests {
                 Ok(there) => assert!(there.len() >= DURABLE, "seed {seed}: only {} batches", there.len()),
             }
         }
+    }
+
+    /// The files of a database, and those of one of its kinds.
+    type Files = BTreeMap<String, Vec<u8>>;
+
+    fn files(directory: &Path) -> Files {
+        let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+        let named = entries.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), path));
+        named.map(|(name, path)| (name, std::fs::read(path).unwrap())).collect()
+    }
+
+    fn name_of(files: &Files, part: &str) -> String {
+        let last = files.keys().rfind(|name| name.contains(part) && !name.starts_with("OPTIONS"));
+        last.unwrap().clone()
+    }
+
+    fn in_directory(files: &Files) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            std::fs::write(directory.path().join(name), bytes).unwrap();
+        }
+        directory
+    }
+
+    /// Which of `count` batches are there when a database of these files is opened.
+    fn opened(files: &Files, count: usize) -> io::Result<Vec<usize>> {
+        let directory = in_directory(files);
+        let rocks = Rocks::open(directory.path())?;
+        Ok((0..count).filter(|number| rocks.get(&key(*number)).unwrap() == Some(value(*number))).collect())
+    }
+
+    /// A database before it writes a table out, and after, with the old log still there; `later` more batches then.
+    fn written_out(later: usize) -> (Files, Files) {
+        let directory = tempfile::tempdir().unwrap();
+        let rocks = Rocks::open(directory.path()).unwrap();
+        let write = |number| rocks.write(vec![Write::Put(key(number), value(number))], true).unwrap();
+        (0..DURABLE).for_each(write);
+        let before = files(directory.path());
+        rocks.write_out();
+        (DURABLE..DURABLE + later).for_each(write);
+        (before, files(directory.path()))
+    }
+
+    #[test]
+    fn whatever_the_power_leaves_of_the_manifests_last_edit_the_store_opens_with_all_that_was_synced() {
+        let (before, after) = written_out(0);
+        let manifest = name_of(&before, "MANIFEST");
+        let (synced, written) = (before[&manifest].len(), &after[&manifest]);
+        assert!(written.len() > synced);
+        let mut refused_by_rocksdb = 0;
+        for seed in 0..60 {
+            let mut random = SmallRng::seed_from_u64(seed);
+            let mut torn = written.clone();
+            // Smaller than sectors, since the edit is.
+            for at in (synced..torn.len()).step_by(16) {
+                if random.random_bool(0.5) {
+                    let end = torn.len().min(at + 16);
+                    torn[at..end].fill(0);
+                }
+            }
+            if random.random_bool(0.3) {
+                torn.resize(torn.len() + random.random_range(0..9000), 0);
+            }
+            let mut files = before.clone();
+            files.insert(manifest.clone(), torn);
+            let table = name_of(&after, ".sst");
+            files.insert(table.clone(), after[&table].clone());
+            let plain = in_directory(&files);
+            refused_by_rocksdb += usize::from(rocksdb::DB::open(&Rocks::options(), plain.path()).is_err());
+            let there = opened(&files, DURABLE).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            assert_eq!(there.len(), DURABLE, "seed {seed}");
+        }
+        assert!(refused_by_rocksdb > 10, "RocksDB alone opens all but {refused_by_rocksdb}");
+    }
+
+    #[test]
+    fn a_damaged_manifest_is_refused_or_loses_nothing() {
+        for later in [0, 5] {
+            let (_, after) = written_out(later);
+            let manifest = name_of(&after, "MANIFEST");
+            for at in (0..after[&manifest].len()).step_by(3) {
+                let mut files = after.clone();
+                files.get_mut(&manifest).unwrap()[at] ^= 1 << (at % 8);
+                if let Ok(there) = opened(&files, DURABLE + later) {
+                    // The last edit is lost, and the log that it made needless is gone: nobody can tell when nothing was
+                    // written since.
+                    let nobody_can_tell = later == 0;
+                    assert!(there.len() == DURABLE + later || nobody_can_tell, "byte {at}: {} batches", there.len());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_manifest_of_a_store_that_was_opened_again_is_refused_or_loses_nothing() {
+        let (_, after) = written_out(5);
+        let directory = in_directory(&after);
+        drop(Rocks::open(directory.path()).unwrap());
+        let reopened = files(directory.path());
+        let manifest = name_of(&reopened, "MANIFEST");
+        for at in (0..reopened[&manifest].len()).step_by(3) {
+            let mut files = reopened.clone();
+            files.get_mut(&manifest).unwrap()[at] ^= 1 << (at % 8);
+            if let Ok(there) = opened(&files, DURABLE + 5) {
+                assert_eq!(there.len(), DURABLE + 5, "byte {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_log_that_is_not_needed_any_more_may_have_lost_its_end() {
+        let (before, mut after) = written_out(3);
+        let old = name_of(&before, ".log");
+        assert!(!after.contains_key(&old), "it was removed");
+        let mut log = before[&old].clone();
+        let end = log.len();
+        log[end - 3000..end - 1000].fill(0);
+        after.insert(old, log);
+        assert_eq!(opened(&after, DURABLE + 3).unwrap().len(), DURABLE + 3);
+    }
+
+    #[test]
+    fn a_log_that_is_missing_between_two_is_noticed() {
+        let (_, after) = written_out(3);
+        let manifest = name_of(&after, "MANIFEST");
+        let mut files = after.clone();
+        // As if the edit of the table, and the note behind it, had never been written.
+        let whole = &after[&manifest];
+        let ends = {
+            let mut records = Records::of(whole);
+            let mut ends = Vec::new();
+            while records.next().is_some() {
+                ends.push(records.good());
+            }
+            ends
+        };
+        files.insert(manifest, whole[..ends[ends.len() - 3]].to_vec());
+        let error = opened(&files, DURABLE).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -5,7 +5,7 @@
 //! | phase | what is done | next |
 //! |---|---|---|
 //! | `Scan` | the target lists its objects after the cursor | its digest is compared with the own listing → `Batch` |
-//! | `Batch` | objects that differ are sent, those that are here no more removed | none is left → cursor moves, `Scan` or `Confirm`; those left are unfound → `Confirm` |
+//! | `Batch` | those that are here no more are removed, then objects that differ sent | none is left → cursor moves, `Scan` or `Confirm`; those left are unfound → `Confirm` |
 //! | `Confirm` | the target is told that it is complete, or which objects nobody could give: it lacks them from then on, as others do | it has that durable → `Scan`, or done |
 //!
 //! A write to an object at or before the cursor, or of the batch and already done, carries its effects to the target; one
@@ -19,7 +19,8 @@
 //! list (`peering`), a target gives up what it holds and is filled from the beginning.
 //!
 //! Invariants: B1 everything at or before the cursor follows the log on the target; B2 the cursor moves only when the
-//! whole batch is durable there, and what is stored of it is never ahead of that; B3 what is sent is committed.
+//! whole batch is durable there, and what is stored of it is never ahead of that; B3 what is sent is committed;
+//! B4 what is compared is a listing that was made after everything that was sent before it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -41,11 +42,31 @@ const RESEND: Duration = Duration::from_secs(1);
 /// slots from others no longer.
 const SCAN_PATIENCE: Duration = Duration::from_secs(30);
 
+/// What the comparison found of an object. It says what is done first, not what is done: that is looked up then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Differs {
+    /// It is here, and not the same there.
+    Sent,
+    /// Only the target has it.
+    Removed,
+}
+
 #[derive(Debug)]
 enum Stage {
-    Scan { since: Timestamp, asked: Timestamp },
-    Batch { end: BackfillCursor, items: BTreeMap<ObjectKey, ()> },
-    Confirm { asked: Timestamp, lacking: Vec<MissingItem> },
+    /// `number`: of the listing that is waited for; a late one of earlier does not tell of what was sent since.
+    Scan {
+        since: Timestamp,
+        asked: Timestamp,
+        number: u64,
+    },
+    Batch {
+        end: BackfillCursor,
+        items: BTreeMap<ObjectKey, Differs>,
+    },
+    Confirm {
+        asked: Timestamp,
+        lacking: Vec<MissingItem>,
+    },
 }
 
 /// See the module document.
@@ -98,20 +119,31 @@ impl Pg {
             && let Some(peer) = active.peers.get(&next)
         {
             let cursor = peer.cursor.clone();
-            active.backfill =
-                Some(Backfill { target: next, cursor, stage: Stage::Scan { since: step.now, asked: step.now } });
-            self.ask_digest(step.now, step);
+            active.backfill = Some(Backfill {
+                target: next,
+                cursor,
+                stage: Stage::Scan { since: step.now, asked: step.now, number: 0 },
+            });
+            self.scan(step);
             step.report = true;
         }
         self.fill_batch(step);
     }
 
-    fn ask_digest(&mut self, since: Timestamp, step: &mut Step<'_>) {
+    /// Asks for the next listing.
+    fn scan(&mut self, step: &mut Step<'_>) {
+        let Some(active) = self.active() else { return };
+        active.scans += 1;
+        let number = active.scans;
+        self.ask_digest(step.now, number, step);
+    }
+
+    fn ask_digest(&mut self, since: Timestamp, number: u64, step: &mut Step<'_>) {
         let limit = u32::try_from(self.limits.backfill_batch).unwrap_or(u32::MAX);
         let Some(backfill) = self.active().and_then(|active| active.backfill.as_mut()) else { return };
-        backfill.stage = Stage::Scan { since, asked: step.now };
+        backfill.stage = Stage::Scan { since, asked: step.now, number };
         let (target, after) = (backfill.target, cursor_key(&backfill.cursor));
-        self.send(target, PeerBody::BackfillScan(BackfillScan { after, limit }), step);
+        self.send(target, PeerBody::BackfillScan(BackfillScan { after, limit, number: Some(number) }), step);
         self.tick_within(TICK, step);
     }
 
@@ -120,7 +152,9 @@ impl Pg {
         let limit = self.limits.backfill_batch.max(1);
         let Role::Active(active) = &self.role else { return };
         let Some(backfill) = active.backfill.as_ref().filter(|backfill| backfill.target == from) else { return };
-        if !matches!(backfill.stage, Stage::Scan { .. }) || cursor_key(&backfill.cursor) != digest.after {
+        let Stage::Scan { number, .. } = &backfill.stage else { return };
+        let is_late = digest.number.is_some_and(|answered| answered != *number);
+        if is_late || cursor_key(&backfill.cursor) != digest.after {
             return;
         }
         let after = (!digest.after.is_empty()).then_some(digest.after.as_slice());
@@ -147,16 +181,16 @@ impl Pg {
         for key in own.iter().filter(|key| in_batch(key.as_bytes())) {
             let version = self.own_version(key, step);
             if version == LogVersion::ZERO || theirs.get(key.as_bytes()) != Some(&version) {
-                items.insert(key.clone(), ());
+                items.insert(key.clone(), Differs::Sent);
             }
         }
         // What is missing here is sent when it has been recovered.
         let lacking = self.holding.missing.iter().map(|(key, _)| key).filter(|key| in_batch(key.as_bytes()));
-        items.extend(lacking.map(|key| (key.clone(), ())));
+        items.extend(lacking.map(|key| (key.clone(), Differs::Sent)));
         for key in theirs.keys().filter(|key| in_batch(key)) {
             let Some(key) = ObjectKey::from_bytes(key) else { continue };
             if own.binary_search(&key).is_err() {
-                items.insert(key, ());
+                items.entry(key).or_insert(Differs::Removed);
             }
         }
         if let Some(backfill) = self.active().and_then(|active| active.backfill.as_mut()) {
@@ -195,14 +229,23 @@ impl Pg {
             return;
         }
         let free = max.saturating_sub(active.recovery.transfers());
-        let ready = items.keys().filter(|key| {
+        let is_ready = |key: &ObjectKey| {
             !active.recovery.is_pushing_to(key, target)
                 && !self.holding.missing.contains(key)
                 && !active.recovery.unnamed.contains(key)
                 && !active.is_uncommitted(key)
                 && !step.touched.contains(key)
-        });
-        let ready: Vec<ObjectKey> = ready.take(free).cloned().collect();
+        };
+        let ready = |wanted: Differs| {
+            let items = items.iter().filter(move |(key, differs)| **differs == wanted && is_ready(key));
+            items.map(|(key, _)| key.clone()).take(free).collect::<Vec<_>>()
+        };
+        // What is removed makes room, perhaps the only room, for what is sent.
+        let mut ready_now = ready(Differs::Removed);
+        if ready_now.is_empty() {
+            ready_now = ready(Differs::Sent);
+        }
+        let ready = ready_now;
         for key in ready {
             let stored = step.store.stat(&key).and_then(|size| match size {
                 Some(_) => exec::stored_version(step.store, &key).map(Some),
@@ -250,7 +293,7 @@ impl Pg {
         self.send(target, PeerBody::BackfillProgress(progress), step);
         self.tick_within(TICK, step);
         if !confirm {
-            self.ask_digest(step.now, step);
+            self.scan(step);
         }
     }
 
@@ -265,7 +308,7 @@ impl Pg {
             active.backfill = None;
             step.report = true;
         } else {
-            self.ask_digest(step.now, step);
+            self.scan(step);
         }
     }
 
@@ -279,9 +322,9 @@ impl Pg {
                 tracing::warn!(pg = %self.id, %target, "what is there cannot be compared: others are filled meanwhile");
                 self.leave_out(target, Refusal::Stuck, step);
             }
-            Stage::Scan { since, asked } if step.now.since(*asked) >= RESEND => {
-                let since = *since;
-                self.ask_digest(since, step);
+            Stage::Scan { since, asked, number } if step.now.since(*asked) >= RESEND => {
+                let (since, number) = (*since, *number);
+                self.ask_digest(since, number, step);
             }
             Stage::Confirm { asked, lacking } if step.now.since(*asked) >= RESEND => {
                 *asked = step.now;

@@ -26,7 +26,7 @@ use std::time::Duration;
 use holdfast_types::{LogVersion, ObjectName, OsdId, Timestamp};
 use holdfast_wire::peer::{
     Activate, ActivateAck, BackfillCursor, BackfillDigest, BackfillProgress, BackfillScan, DigestItem, EntryKind,
-    LogEntry, LogReply, ObjectPiece, PeerBody, PiecePosition, Pull, Push, PushAck, PushWhat, RepOp,
+    LogEntry, LogReply, MissingItem, ObjectPiece, PeerBody, PiecePosition, Pull, Push, PushAck, PushWhat, RepOp,
 };
 use holdfast_wire::{Effect, RefusedReason};
 
@@ -63,6 +63,13 @@ struct Arriving {
     position: PiecePosition,
 }
 
+#[derive(Debug)]
+struct Judged {
+    after: LogVersion,
+    head: LogVersion,
+    found: Option<MissingItem>,
+}
+
 /// See the module document.
 #[derive(Debug)]
 pub(crate) struct Follower {
@@ -80,6 +87,8 @@ pub(crate) struct Follower {
     transfers_done: BTreeSet<u64>,
     transfer_floor: u64,
     slot: Option<HeldSlot>,
+    /// What was found of the objects after an entry, with the log as it was: the question comes again until it is answered.
+    judged: Option<Box<Judged>>,
     greet_at: Timestamp,
     greeting_pause: Duration,
 }
@@ -100,6 +109,7 @@ impl Follower {
             transfers_done: BTreeSet::new(),
             transfer_floor: 0,
             slot: None,
+            judged: None,
             greet_at: now,
             greeting_pause: GREETING_MIN,
         }
@@ -177,6 +187,22 @@ impl Pg {
         }
     }
 
+    /// What of that which its log tells of after `after` this copy cannot give, read once: the question comes again until it
+    /// is answered.
+    fn judge_own(&mut self, after: LogVersion, step: &mut Step<'_>) -> Option<MissingItem> {
+        let head = self.holding.log.head();
+        if let Some(judged) = self.follower().and_then(|follower| follower.judged.as_ref())
+            && (judged.after, judged.head) == (after, head)
+        {
+            return judged.found.clone();
+        }
+        let found = self.first_ungivable(after, step);
+        if let Some(follower) = self.follower() {
+            follower.judged = Some(Box::new(Judged { after, head, found: found.clone() }));
+        }
+        found
+    }
+
     /// The primary of this interval says something.
     pub(crate) fn follow(&mut self, from: OsdId, body: PeerBody, said: Said, step: &mut Step<'_>) {
         let Role::Follower(follower) = &self.role else { return };
@@ -188,7 +214,7 @@ impl Pg {
                 self.send_when_durable(from, notice, step);
             }
             PeerBody::QueryLog { since, whole_after } => {
-                let missing = whole_after.and_then(|after| self.first_ungivable(after, step));
+                let missing = whole_after.and_then(|after| self.judge_own(after, step));
                 let reply = LogReply { missing: missing.into_iter().collect(), ..self.log_reply(since) };
                 self.send_when_durable(from, PeerBody::Log(reply), step);
             }
@@ -384,7 +410,7 @@ impl Pg {
                 && effects.first() != Some(&Effect::Remove)
             {
                 // The store would not take it. The object becomes missing, and the primary must learn that. Beyond the
-                // cursor (backfill had just sent it) nothing is ever missing (M3): it is compared again.
+                // cursor (backfill had just sent it) nothing is ever missing (MG3): it is compared again.
                 self.note_damage(&key, &error, step);
                 if self.holding.last_backfill.covers(key.as_bytes()) {
                     self.put_lack(&key, Lack { need: version, have: LogVersion::ZERO }, &mut ops);
@@ -576,7 +602,9 @@ impl Pg {
         }
         let bytes = piece.data.len() as u64;
         let has_room = if push.backfill {
-            self.may_be_filled() && step.store.has_room(bytes)
+            // The room that the old copy of it has comes back; where that is all that is needed, a full OSD has it, too.
+            let in_its_place = self.holding.needs_no_more_room() && has_room_to_recover(&key, &piece, step);
+            in_its_place || self.may_be_filled() && step.store.has_room(bytes)
         } else {
             has_room_to_recover(&key, &piece, step)
         };
@@ -647,7 +675,7 @@ impl Pg {
             version: exec::stored_version(step.store, key).unwrap_or(LogVersion::ZERO),
         };
         let objects = keys.iter().map(item).collect();
-        let digest = BackfillDigest { after: scan.after, upto, objects };
+        let digest = BackfillDigest { after: scan.after, upto, objects, number: scan.number };
         self.send(from, PeerBody::BackfillDigest(digest), step);
     }
 
@@ -692,8 +720,11 @@ impl Pg {
 
     fn follow_reservation(&mut self, from: OsdId, step: &mut Step<'_>) {
         let now = step.now;
-        // What the log says must be here is taken as long as there is any room; a copy that is being filled waits for more.
-        let has_room = self.holding.last_backfill.is_complete() || self.may_be_filled() && step.store.has_room(0);
+        // What the log says must be here is taken as long as there is any room, and so is what takes the place of an old
+        // copy, which may be what frees a full OSD; a copy that is being filled otherwise waits for more.
+        let holding = &self.holding;
+        let no_more_needed = holding.last_backfill.is_complete() || holding.needs_no_more_room();
+        let has_room = no_more_needed || self.may_be_filled() && step.store.has_room(0);
         let Some(follower) = self.follower() else { return };
         if !has_room {
             if follower.slot.take().is_some() {

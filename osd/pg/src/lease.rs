@@ -9,6 +9,7 @@
 //! | grantor | notes `granted[asker] = now + LEASE_GRANTED` *before* any of its shards looks at the heartbeat; then each shard adds its epoch to the answer: it names the newest |
 //! | asker | notes `held[grantor] = (time of asking + LEASE, epoch of the answer)` |
 //! | primary | answers what shows an object while for each other acting member's present run it holds a lease that names no newer epoch than its own map, and that has not ended when the answer leaves |
+//! | | executes a write only while it holds them, too: what it wrote after its replacement would be taken back, and the bytes before it with that |
 //! | any copy | when its primary is replaced, keeps what that one's lease still has |
 //! | new primary | hears of it with each notice, and lets nobody write before the leases of all primaries before it have ended |
 //!

@@ -43,6 +43,8 @@ pub struct MemoryCollection {
     pub tight: bool,
     /// Largest piece of an object that recovery may bring all the same.
     pub spare: u64,
+    /// With so many bytes of objects it is full, and to recover an object it must not hold more, if it has an end.
+    pub limit: Option<u64>,
     /// Other OSDs that have said that they have no room.
     pub full_peers: BTreeSet<OsdId>,
     /// Bytes of requests that wait in all placement groups.
@@ -58,6 +60,12 @@ pub struct MemoryCollection {
 }
 
 impl MemoryCollection {
+    /// Bytes of all objects.
+    #[must_use]
+    pub fn live_bytes(&self) -> u64 {
+        self.objects.values().map(|object| object.data.len() as u64).sum()
+    }
+
     fn readable(&self, key: &ObjectKey) -> Result<Option<&MemoryObject>, ReadError> {
         match self.objects.get(key) {
             Some(object) if object.unreadable => Err(ReadError::Corrupt { detail: "unreadable".to_owned() }),
@@ -237,11 +245,12 @@ impl LocalObjects for MemoryCollection {
     }
 
     fn has_room(&self, bytes: u64) -> bool {
-        !self.full && (!self.tight || bytes == 0)
+        !self.full && (!self.tight || bytes == 0) && self.limit.is_none_or(|limit| self.live_bytes() + bytes < limit)
     }
 
     fn has_room_to_recover(&self, bytes: u64) -> bool {
-        !self.full && !self.tight || bytes <= self.spare
+        let fits = self.limit.is_none_or(|limit| self.live_bytes() + bytes <= limit);
+        !self.full && !self.tight && fits || bytes <= self.spare
     }
 
     fn peer_has_room(&self, osd: OsdId) -> bool {

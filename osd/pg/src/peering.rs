@@ -7,6 +7,7 @@
 //! | `Incomplete` | a map or a notice brings a copy that may be chosen | `GetInfo` |
 //! | `WaitActing` | the map has the acting set asked for (a new interval), or changes otherwise; no map comes, and the present one can serve, too | new interval, `GetInfo`; as if that were the choice |
 //! | `GetLog` | the chosen log has come and is merged; it does not join | `GetMissing`; choice without this copy |
+//! | `GetLog`, choice of the own log | its holder cannot give what only it tells of (P7) | choice without it |
 //! | `GetMissing` | all members' logs are known; one does not join | `WaitUpThru`; choice with that member as backfill target |
 //! | `WaitUpThru` | `up_thru ≥ interval start` in the map; an earlier primary may still answer reads | `Activating`; `WaitLease` |
 //! | `WaitLease` | its lease has ended, it answers, or the map says that it does not run any more | `Activating` |
@@ -125,6 +126,8 @@ pub(crate) struct Peering {
     acked: BTreeMap<OsdId, Peer>,
     /// What was said of leases.
     pub told: Told,
+    /// What was committed earlier in this interval: every acting member has it, no log without it is taken.
+    committed: LogVersion,
     up_thru_asked: Option<Timestamp>,
     /// Since when another acting set is waited for, without a new map.
     acting_asked: Option<Timestamp>,
@@ -143,6 +146,7 @@ impl Default for Peering {
             partial: BTreeMap::new(),
             acked: BTreeMap::new(),
             told: Told::new(),
+            committed: LogVersion::ZERO,
             up_thru_asked: None,
             acting_asked: None,
         }
@@ -411,6 +415,12 @@ impl Pg {
     // ---- GetLog ----
 
     fn took_log(&mut self, from: OsdId, reply: LogReply, step: &mut Step<'_>) {
+        if reply.since != self.holding.log.head() {
+            // The answer to a question of an earlier attempt in this interval: what was written since is not in it, and
+            // must not pass for divergent. The question of this attempt is asked again until it is answered.
+            tracing::debug!(pg = %self.id, %from, since = %reply.since, "a late log is dropped");
+            return;
+        }
         let after = if reply.overlaps { reply.since } else { reply.info.log_tail };
         if !follow_on(after, &reply.entries) {
             tracing::error!(pg = %self.id, %from, "a log whose entries are not in order is dropped");
@@ -427,7 +437,8 @@ impl Pg {
             return self.go_back(from, item, step);
         }
         let Some(common) = common else {
-            if let Some(peering) = self.peering().filter(|peering| !peering.ungiving.is_empty()) {
+            let other = |peering: &&mut Peering| !peering.ungiving.is_empty() && !peering.ungiving.contains(&from);
+            if let Some(peering) = self.peering().filter(other) {
                 // The longest log is still there.
                 peering.ungiving.insert(from);
                 return self.choose(step);
@@ -440,6 +451,10 @@ impl Pg {
             self.choose(step);
             return;
         };
+        if self.peering().is_some_and(|peering| common < peering.committed) {
+            tracing::error!(pg = %self.id, %from, %common, "a log that lacks what was committed in this interval is not taken");
+            return;
+        }
         let auth: Vec<&LogEntry> = reply.entries.iter().filter(|entry| entry.version > common).collect();
         self.adopt_log(common, &auth, step);
         let mut ops = Vec::new();
@@ -602,6 +617,19 @@ impl Pg {
         step.report = true;
     }
 
+    /// Peers once more in the same interval: a member has lost track.
+    pub(crate) fn peer_again(&mut self, step: &mut Step<'_>) {
+        let committed = match &self.role {
+            Role::Active(active) => active.committed_to,
+            Role::Peering(peering) => peering.committed,
+            Role::Follower(_) | Role::Removing | Role::Stopped => LogVersion::ZERO,
+        };
+        self.start_interval(step);
+        if let Some(peering) = self.peering() {
+            peering.committed = committed;
+        }
+    }
+
     // ---- inputs ----
 
     pub(crate) fn peering_heard(&mut self, from: OsdId, body: PeerBody, said: Said, step: &mut Step<'_>) {
@@ -637,7 +665,7 @@ impl Pg {
             PeerBody::NotActivated { activation }
                 if activation == self.activations && self.peering().is_some_and(|peering| peering.is_activating()) =>
             {
-                self.start_interval(step);
+                self.peer_again(step);
             }
             PeerBody::ActivateAck(ack) if in_this_activation => {
                 if ack.info.last_update != head {

@@ -7,17 +7,21 @@
 //! **One input, one step.** Within a step the store is seen as it was before it: transactions submitted by a step are
 //! visible to the next one. What must read an object that the step has changed waits ([`Step::rerun`]).
 
+mod maps;
+mod messages;
+mod transactions;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_map::{ClusterMap, PgMembers};
 use holdfast_types::{Epoch, Incarnation, LogVersion, OsdId, PgId, Timestamp};
+use holdfast_wire::Effect;
 use holdfast_wire::peer::{BackfillCursor, Notice, PeerBody, PeerMessage, PgHistory, PgInfo};
-use holdfast_wire::{ClientOutcome, ClientReply, Effect, RefusedReason};
 
 use crate::active::Active;
-use crate::api::{Input, Limits, LoadError, LocalObjects, Outbox, Output, ReadError, ReplyTo, Slot, StoreOp, TxnId};
+use crate::api::{Input, Limits, LoadError, LocalObjects, Outbox, Output, ReadError, StoreOp, TxnId};
 use crate::clients::{Clients, Queued};
 use crate::follower::Follower;
 use crate::intervals::{self, Interval};
@@ -28,7 +32,7 @@ use crate::merge::Merge;
 use crate::missing::Missing;
 use crate::mutants::{Mutant, on};
 use crate::peering::Peering;
-use crate::rows::{self, HistoryRow};
+use crate::rows;
 use crate::scrub::Scrub;
 
 /// How often unanswered questions are looked at. Well below the time in which a silent peer is marked down.
@@ -500,305 +504,6 @@ impl Pg {
         }
     }
 
-    // ---- maps and intervals ----
-
-    fn on_map(&mut self, map: Arc<ClusterMap>, members: PgMembers, step: &mut Step<'_>) {
-        if map.epoch <= self.map.epoch || matches!(self.role, Role::Removing) {
-            return;
-        }
-        let deleted = map.is_deleted(self.id.pool);
-        if !deleted && !map.pools.contains_key(&self.id.pool) {
-            // No map after the one that created the pool can lack it but by its deletion: these monitors have
-            // forgotten. What they do not know is kept as it is.
-            tracing::error!(pg = %self.id, osd = %self.whoami, epoch = %map.epoch, "a map without this pool is ignored");
-            return;
-        }
-        let gap = map.epoch != self.map.epoch.next();
-        let next = Interval::beginning(&map, self.id, &members);
-        let continues = self.interval.continues_as(&next) && !gap;
-        let led = self.is_primary() && !gap;
-        let last_map = std::mem::replace(&mut self.map, map);
-        let last_members = std::mem::replace(&mut self.members, members);
-        if !led || !self.is_primary() {
-            self.leads_since = self.map.epoch;
-        }
-        if deleted {
-            self.remove_copy(RefusedReason::PoolGone, step);
-        } else if continues {
-            let lag = self.stored_epoch.map_or(0, |stored| self.map.epoch.0 - stored.0);
-            if lag >= STORED_EPOCH_LAG_MAX {
-                let mut ops = Vec::new();
-                self.push_history_row(&mut ops);
-                self.submit(ops, None, step);
-            }
-            self.on_same_interval(step);
-        } else {
-            let ended = self.interval.ended(&last_map);
-            let left = matches!(self.role, Role::Follower(_)).then(|| self.activation()).flatten();
-            self.interval = next;
-            self.keep_leases(if gap { None } else { last_members.primary() }, step);
-            if gap {
-                // Whether this is a new interval cannot be told: it counts as one, of unknown age.
-                self.interval.may_be_older = Some(true);
-                self.forget_past();
-            } else if ended.maybe_rw && !on(Mutant::PastForgotten) {
-                self.history.past.push(ended);
-            }
-            self.start_interval(step);
-            if let Some(activation) = left.filter(|_| gap) {
-                self.ask_activation(activation, step);
-            }
-        }
-        self.deliver_early(step);
-    }
-
-    fn forget_past(&mut self) {
-        self.history.past.clear();
-        self.history.known_from = self.interval.first;
-    }
-
-    /// Whether the map means this run of this OSD, and says that it serves.
-    fn is_alive(&self) -> bool {
-        self.map.osds.get(&self.whoami).is_some_and(|info| info.up && info.incarnation == self.incarnation)
-    }
-
-    /// Whether this OSD leads the placement group in the present map.
-    #[must_use]
-    pub fn is_primary(&self) -> bool {
-        self.members.primary() == Some(self.whoami) && self.is_alive()
-    }
-
-    /// Starts a role anew: in a new interval, or because a member has lost track of the present one (see `peering`).
-    pub(crate) fn start_interval(&mut self, step: &mut Step<'_>) {
-        self.interval_number += 1;
-        self.inbox.clear();
-        self.cramped = self.is_cramped();
-        self.tick_at = None;
-        if matches!(self.role, Role::Stopped) {
-            return;
-        }
-        self.leave_role(Role::Removing, step);
-        let mut ops = Vec::new();
-        if self.stored_epoch.is_none() {
-            if std::mem::take(&mut self.discards) {
-                // In one transaction with what takes its place: there is no moment at which this disk has no copy and
-                // nothing says that it had one.
-                ops.push(StoreOp::RemoveCollection);
-            }
-            ops.push(StoreOp::CreateCollection);
-            ops.push(rows::put_info(&self.holding.info()));
-        }
-        let children = self.split_off(&mut ops, step);
-        self.push_history_row(&mut ops);
-        if children.is_empty() {
-            self.submit(ops, None, step);
-        } else {
-            self.submit_split(ops, children, step);
-        }
-        if self.is_primary() {
-            self.clients.wait_for_activation();
-            self.role = Role::Peering(Box::default());
-        } else {
-            self.clients.refuse_all(RefusedReason::WrongPrimary, self.map.epoch, step.out);
-            self.role = Role::Follower(Follower::new(step.now));
-            self.greet_primary(step);
-        }
-        step.report = true;
-    }
-
-    /// Ends the present role: slots are given back, requests that it had executed but not answered wait again.
-    fn leave_role(&mut self, next: Role, step: &mut Step<'_>) {
-        self.scrub.reset(step.out);
-        match std::mem::replace(&mut self.role, next) {
-            Role::Active(active) => {
-                active.release_slots(step.out);
-                self.clients.take_back(active.into_requests());
-            }
-            Role::Follower(follower) if follower.holds_slot() => step.out.push(Output::Release(Slot::Incoming)),
-            Role::Follower(_) | Role::Peering(_) | Role::Removing | Role::Stopped => {}
-        }
-    }
-
-    /// Puts the history row as it is now.
-    pub(crate) fn push_history_row(&mut self, ops: &mut Vec<StoreOp>) {
-        let row = HistoryRow { epoch: self.map.epoch, interval: self.interval.clone(), history: self.history.clone() };
-        self.stored_epoch = Some(row.epoch);
-        ops.push(rows::put_history(&row));
-    }
-
-    fn on_same_interval(&mut self, step: &mut Step<'_>) {
-        match &self.role {
-            Role::Peering(_) => self.peering_saw_map(step),
-            Role::Active(_) => self.active_saw_map(),
-            Role::Follower(_) | Role::Removing | Role::Stopped => {}
-        }
-    }
-
-    /// Takes over what a peer knows of the past.
-    pub(crate) fn learn_history(&mut self, theirs: &PgHistory, their_interval_start: Epoch, step: &mut Step<'_>) {
-        let learnt = intervals::merge_history(&mut self.history, theirs);
-        if self.learn_beginning(their_interval_start) || learnt {
-            let mut ops = Vec::new();
-            self.push_history_row(&mut ops);
-            self.submit(ops, None, step);
-        }
-    }
-
-    /// A sender in the same interval may have seen it begin earlier. Gives whether that is news.
-    pub(crate) fn learn_beginning(&mut self, their_interval_start: Epoch) -> bool {
-        let earlier = their_interval_start < self.interval.first;
-        if earlier {
-            self.interval.first = their_interval_start;
-        }
-        earlier
-    }
-
-    /// Drops the copy and, when that is durable, the placement group.
-    pub(crate) fn remove_copy(&mut self, reason: RefusedReason, step: &mut Step<'_>) {
-        self.leave_role(Role::Removing, step);
-        self.clients.refuse_all(reason, self.map.epoch, step.out);
-        self.holding = Holding::empty();
-        self.submit(vec![StoreOp::RemoveCollection], Some(AfterDurable::Gone), step);
-    }
-
-    // ---- messages ----
-
-    fn on_peer(&mut self, from: OsdId, incarnation: Incarnation, message: PeerMessage, step: &mut Step<'_>) {
-        if message.pg != self.id {
-            return;
-        }
-        if message.epoch.0 > self.map.epoch.0.saturating_add(EPOCHS_AHEAD_MAX) {
-            tracing::warn!(pg = %self.id, %from, epoch = %message.epoch, "message of a map far ahead dropped");
-            return;
-        }
-        if message.epoch > self.map.epoch {
-            step.out.push(Output::NeedMap { at_least: message.epoch });
-            if self.early.len() >= self.limits.early_messages_max {
-                self.early.pop_front(); // its sender repeats it
-            }
-            self.early.push_back((from, incarnation, message));
-            return;
-        }
-        if self.is_current(from, incarnation, &message) {
-            self.dispatch(from, message, step);
-        }
-    }
-
-    /// F1 and F3: whether sender and receiver are in the same interval, and the sender in its present run.
-    fn is_current(&self, from: OsdId, incarnation: Incarnation, message: &PeerMessage) -> bool {
-        let sender = self.map.osds.get(&from).is_some_and(|info| info.up && info.incarnation == incarnation);
-        let in_interval = message.epoch >= self.interval.first || on(Mutant::StaleIntervalAccepted);
-        let current = sender && in_interval && self.is_alive();
-        if !current {
-            tracing::debug!(pg = %self.id, epoch = %message.epoch, %from, "message of another interval or run dropped");
-        }
-        current
-    }
-
-    fn deliver_early(&mut self, step: &mut Step<'_>) {
-        for (from, incarnation, message) in std::mem::take(&mut self.early) {
-            self.on_peer(from, incarnation, message, step);
-        }
-        for queued in self.clients.take_early(self.map.epoch) {
-            self.on_client(queued, step);
-        }
-    }
-
-    fn deliver_inbox(&mut self, step: &mut Step<'_>) {
-        while !step.submitted {
-            let Some((from, message)) = self.inbox.pop_front() else { return };
-            self.dispatch(from, message, step);
-        }
-    }
-
-    /// Keeps a message until the store shows what this step does.
-    pub(crate) fn defer(&mut self, from: OsdId, message: PeerMessage) {
-        self.inbox.push_back((from, message));
-    }
-
-    fn dispatch(&mut self, from: OsdId, message: PeerMessage, step: &mut Step<'_>) {
-        let from_primary = self.members.primary() == Some(from);
-        let reads_store = matches!(
-            message.body,
-            PeerBody::Pull(_)
-                | PeerBody::BackfillScan(_)
-                | PeerBody::BackfillDigest(_)
-                | PeerBody::PushAck(_)
-                | PeerBody::QueryLog { whole_after: Some(_), .. }
-        );
-        if reads_store && step.submitted {
-            self.defer(from, message);
-            return;
-        }
-        let said = Said { start: message.interval_start, activation: message.activation };
-        match (message.body, &self.role) {
-            (body, Role::Follower(_)) if from_primary => self.follow(from, body, said, step),
-            (body, Role::Peering(_)) => self.peering_heard(from, body, said, step),
-            (body, Role::Active(_)) => self.active_heard(from, body, said, step),
-            (_, Role::Follower(_) | Role::Removing | Role::Stopped) => {}
-        }
-    }
-
-    pub(crate) fn send(&self, to: OsdId, body: PeerBody, step: &mut Step<'_>) {
-        self.send_each(std::iter::once(to), body, step);
-    }
-
-    /// Sends the same to several: encoded once.
-    pub(crate) fn send_each(&self, to: impl IntoIterator<Item = OsdId>, body: PeerBody, step: &mut Step<'_>) {
-        self.send_in(self.activation(), to, body, step);
-    }
-
-    fn send_in(
-        &self,
-        activation: Option<u64>,
-        to: impl IntoIterator<Item = OsdId>,
-        body: PeerBody,
-        step: &mut Step<'_>,
-    ) {
-        let (pg, epoch, interval_start) = (self.id, self.map.epoch, self.interval.first);
-        let message = Arc::new(PeerMessage { pg, epoch, interval_start, body, activation });
-        step.out.extend(to.into_iter().map(|to| Output::Send { to, message: message.clone() }));
-    }
-
-    /// The activation that this copy is in.
-    fn activation(&self) -> Option<u64> {
-        match &self.role {
-            Role::Peering(peering) if peering.is_activating() => Some(self.activations),
-            Role::Active(_) => Some(self.activations),
-            Role::Follower(follower) => follower.activation(),
-            Role::Peering(_) | Role::Removing | Role::Stopped => None,
-        }
-    }
-
-    /// Sends when all that was submitted so far is durable: nobody may act on what a crash can take back.
-    pub(crate) fn send_when_durable(&mut self, to: OsdId, body: PeerBody, step: &mut Step<'_>) {
-        let interval = self.interval_number;
-        let activation = self.activation();
-        match self.pending.back_mut().filter(|_| !on(Mutant::AckActivationBeforeDurable)) {
-            Some(last) if last.interval == interval => {
-                last.then.push(AfterDurable::Send(to, activation, Box::new(body)));
-            }
-            Some(last) => {
-                // The last transaction belongs to an older interval; what hangs on it must be of this one.
-                let txn = last.txn;
-                let then = vec![AfterDurable::Send(to, activation, Box::new(body))];
-                self.pending.push_back(PendingTxn { txn, interval, then });
-            }
-            None => self.send(to, body, step),
-        }
-    }
-
-    pub(crate) fn reply(
-        &self,
-        reply_to: ReplyTo,
-        id: holdfast_types::RequestId,
-        outcome: ClientOutcome,
-        out: &mut Outbox,
-    ) {
-        let reply = ClientReply { id, epoch: self.map.epoch, outcome };
-        out.push(Output::Reply { reply_to, reply, valid_until: None });
-    }
-
     // ---- damage ----
 
     /// Takes note that the copy of an object here cannot be read.
@@ -901,88 +606,6 @@ impl Pg {
         }
     }
 
-    // ---- transactions ----
-
-    pub(crate) fn submit(&mut self, ops: Vec<StoreOp>, then: Option<AfterDurable>, step: &mut Step<'_>) {
-        for op in &ops {
-            if let StoreOp::Object { key, .. } = op
-                && step.touched.last() != Some(key)
-            {
-                step.touched.push(key.clone());
-            }
-        }
-        let txn = TxnId(self.next_txn);
-        self.next_txn += 1;
-        self.push_pending(txn);
-        then.into_iter().for_each(|then| self.when_last_is_durable(then));
-        step.submitted = true;
-        step.out.push(Output::Submit { txn, ops });
-    }
-
-    /// Waits for a transaction to be durable.
-    pub(crate) fn push_pending(&mut self, txn: TxnId) {
-        self.pending.push_back(PendingTxn { txn, interval: self.interval_number, then: Vec::new() });
-    }
-
-    /// Has `then` done when the transaction that was just submitted is durable.
-    pub(crate) fn when_last_is_durable(&mut self, then: AfterDurable) {
-        if let Some(last) = self.pending.back_mut() {
-            last.then.push(then);
-        }
-    }
-
-    fn on_durable(&mut self, txn: TxnId, step: &mut Step<'_>) {
-        while self.pending.front().is_some_and(|front| front.txn <= txn) {
-            let Some(front) = self.pending.pop_front() else { break };
-            for then in front.then {
-                match then {
-                    AfterDurable::Gone => {
-                        // Nobody will hear of a newer map here: what waits for one is answered, too.
-                        self.clients.refuse_all(RefusedReason::WrongPrimary, self.map.epoch, step.out);
-                        self.clients.refuse_early(RefusedReason::WrongPrimary, self.map.epoch, step.out);
-                        step.out.push(Output::Gone);
-                    }
-                    AfterDurable::Repaired => step.out.push(Output::CopyRepaired),
-                    _ if front.interval != self.interval_number => {}
-                    AfterDurable::Send(to, activation, body) => self.send_in(activation, [to], *body, step),
-                    AfterDurable::Activated(head) => self.activation_durable(head),
-                    AfterDurable::Logged(version) => self.on_logged(version, step),
-                    AfterDurable::OwnActivation => self.own_activation_durable(step),
-                    AfterDurable::Fetched(key) => self.fetched_durably(&key, step),
-                }
-            }
-        }
-    }
-
-    fn on_logged(&mut self, version: LogVersion, step: &mut Step<'_>) {
-        match &self.role {
-            Role::Follower(_) => self.follower_logged(version, step),
-            Role::Active(_) => self.active_logged(version, step),
-            Role::Peering(_) | Role::Removing | Role::Stopped => {}
-        }
-    }
-
-    fn on_reserved(&mut self, slot: Slot, step: &mut Step<'_>) {
-        match (&mut self.role, slot) {
-            (Role::Active(_), Slot::Outgoing) => self.outgoing_reserved(step),
-            (Role::Follower(_), Slot::Incoming) => self.incoming_reserved(step),
-            (Role::Active(_), Slot::ScrubOutgoing) => self.scrub_outgoing_reserved(),
-            (Role::Follower(_), Slot::ScrubIncoming) => self.scrub_incoming_reserved(step),
-            // The wish has been taken back meanwhile; so has the slot.
-            _ => {}
-        }
-    }
-
-    fn on_reserve_refused(&mut self, slot: Slot, step: &mut Step<'_>) {
-        match (&mut self.role, slot) {
-            (Role::Active(_), Slot::Outgoing) => self.outgoing_refused(step),
-            (Role::Follower(_), Slot::Incoming) => self.incoming_refused(step),
-            (Role::Active(_), Slot::ScrubOutgoing) => self.scrub_outgoing_refused(step),
-            (Role::Follower(_), Slot::ScrubIncoming) => self.scrub_incoming_refused(),
-            _ => {}
-        }
-    }
-
     /// Peers of the primary: acting and up, without itself.
     pub(crate) fn peers_wanted(&self) -> BTreeSet<OsdId> {
         let all = self.members.up.iter().chain(&self.members.acting);
@@ -993,8 +616,10 @@ impl Pg {
 /// What an OSD without a copy of the placement group answers to a message about it, if anything.
 #[must_use]
 pub fn answer_without_copy(message: &PeerMessage, epoch: Epoch) -> Option<PeerMessage> {
-    let body = match message.body {
+    let body = match &message.body {
         PeerBody::QueryInfo | PeerBody::QueryLog { .. } => PeerBody::Notice(Notice::default()),
+        // The copy was removed since the primary heard of it: who waits for the object is to look elsewhere.
+        PeerBody::Pull(pull) => PeerBody::PullFailed(pull.clone()),
         _ => return None,
     };
     let interval_start = message.interval_start;

@@ -31,8 +31,9 @@ use crate::pg::{Pg, Step};
 use crate::{split, transfer};
 
 /// Bytes that are read at most to find out whether what only one log tells of can be given: writes that were under way at
-/// one moment. What is beyond is taken to be readable.
-const READ_BYTES_MAX: u64 = 64 << 20;
+/// one moment. What is beyond is taken to be readable. It is read in one step, by a disk that may be retrying bad sectors, while
+/// heartbeats wait.
+const READ_BYTES_MAX: u64 = 8 << 20;
 /// What an object costs of that beside its bytes.
 const OBJECT_COST: u64 = 64 << 10;
 

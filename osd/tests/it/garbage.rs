@@ -1,4 +1,5 @@
-//! Messages cut short on the OSD's port: the connection closes with a reason, the daemon goes on.
+//! Messages cut short, and requests in another session's name, on the OSD's port: the connection closes with a reason, the
+//! daemon goes on.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,6 +57,48 @@ async fn a_message_cut_short_in_a_whole_frame_closes_its_connection_with_a_reaso
         }
     }
     assert!(ask(Kind::ClientRequest, whole.body.to_vec()).await.is_ok(), "a whole one is answered");
+    endpoint.shutdown().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_in_another_sessions_name_is_not_taken_and_closes_its_connection() {
+    let cluster = Cluster::start(1).await;
+    let local = LocalIdentity {
+        cluster: CLUSTER,
+        identity: PeerIdentity::Client(ClientId(9)),
+        incarnation: Incarnation(3),
+        features: 0,
+        features_required: 0,
+    };
+    let endpoint = Endpoint::new(local, NetConfig::default(), CancellationToken::new());
+    let ask = |client: u64, run: u64| {
+        let request = ClientRequest {
+            id: RequestId { client: ClientId(client), incarnation: Incarnation(run), tid: 1 },
+            epoch: Epoch(1),
+            pg: PgId { pool: PoolId(1), seed: 0 },
+            object: name(1),
+            ops: vec![ObjectOp::Stat],
+            lowest_outstanding_tid: 1,
+            frees_space: None,
+        };
+        let target = Target { address: cluster.osds[&0].address().to_string(), identity: None, incarnation: None };
+        let peer = Peer::new(&endpoint, target, PeerMode::OnDemand, Arc::new(NoHandler));
+        async move {
+            let message = Message::new(Kind::ClientRequest as u16, encode(&request).body, Vec::new());
+            peer.request(message, Instant::now() + Duration::from_secs(60)).await
+        }
+    };
+    for (client, run) in [(10, 3), (9, 2), (9, 4)] {
+        match ask(client, run).await {
+            Err(NetError::Closed(reason)) => assert!(
+                matches!(&*reason, CloseReason::Remote(GoodbyeReason::BadFrame { detail }) if detail.contains("session")),
+                "client {client}, run {run}: {reason}"
+            ),
+            other => panic!("client {client}, run {run}: {other:?}"),
+        }
+    }
+    assert!(ask(9, 3).await.is_ok(), "its own session is answered");
     endpoint.shutdown().await;
     cluster.stop().await;
 }

@@ -86,7 +86,7 @@ impl Fault {
         match self {
             Fault::KillOsd => kill_osd(field, random).await,
             Fault::KillMonitor => kill_monitor(field, random).await,
-            Fault::KillGateway => kill_gateway(field).await,
+            Fault::KillGateway => kill_gateway(field, load).await,
             Fault::StopHost => stop_host(field, random).await,
             Fault::OneWayLoss => one_way_loss(field, random).await,
             Fault::RandomLoss => random_loss(field, random).await,
@@ -133,10 +133,21 @@ async fn kill_monitor(field: &mut Field, random: &mut SmallRng) -> anyhow::Resul
     Ok(format!("{mon}, out of the quorum after {noticed:.2?}"))
 }
 
-async fn kill_gateway(field: &mut Field) -> anyhow::Result<String> {
+/// Waits until some operations were answered after the `before` of then.
+async fn answers(load: &Load, before: u64, since: Instant) -> anyhow::Result<()> {
+    while load.answered.load(Ordering::Relaxed) < before + 20 {
+        ensure!(since.elapsed() < NOTICE_LIMIT, "hardly anything is answered");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+async fn kill_gateway(field: &mut Field, load: &Load) -> anyhow::Result<String> {
     field.kill(DaemonName::s3()).await?;
-    let since = Instant::now();
+    let (before, since) = (load.answered.load(Ordering::Relaxed), Instant::now());
     field.revive(DaemonName::s3()).await?;
+    // A gateway learns a client's key from the monitors when it is first used: before that it needs them.
+    answers(load, before, since).await.context("the gateway that was started again")?;
     Ok(format!("it serves again after {:.2?}", since.elapsed()))
 }
 
@@ -209,10 +220,7 @@ async fn disk_full(field: &mut Field, load: &Load, random: &mut SmallRng) -> any
     let words = words.map_err(|error| anyhow::anyhow!("{OSD_ON_LOOP} has no room: {error}"))?;
     // It must be written to again, with no step but the room.
     let (before, since) = (load.answered.load(Ordering::Relaxed), Instant::now());
-    while load.answered.load(Ordering::Relaxed) < before + 20 {
-        ensure!(since.elapsed() < NOTICE_LIMIT, "hardly anything is answered although there is room again");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    answers(load, before, since).await.context("although there is room again")?;
     // What the monitors know of room is a little older than what there is.
     *load.full_until.lock() = Some(Instant::now() + NOTICE_LIMIT);
     Ok(format!("{OSD_ON_LOOP} with {left} bytes left, {words}"))

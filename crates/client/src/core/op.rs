@@ -70,8 +70,9 @@ pub struct Op {
     started: Timestamp,
     deadline: Timestamp,
     state: State,
-    /// How often it was sent.
-    sendings: u32,
+    /// Sendings that nothing has been heard of: they were lost, or are still under way. Who executes a request answers one
+    /// of its sendings, so what all have been refused of has no effect.
+    unanswered: u32,
     /// Losses and refusals that led to a pause; decides how long the next one is.
     pauses: u32,
     cause: Cause,
@@ -92,7 +93,7 @@ impl Op {
         let (epoch, lowest_outstanding_tid) = (Epoch::ZERO, id.tid);
         let request = ClientRequest { id, epoch, pg, object, ops, lowest_outstanding_tid, frees_space: None };
         let state = State::Waiting { map: Epoch::ZERO, from: Timestamp::ZERO };
-        Op { request, pool, started, deadline, state, sendings: 0, pauses: 0, cause: Cause::NotSent }
+        Op { request, pool, started, deadline, state, unanswered: 0, pauses: 0, cause: Cause::NotSent }
     }
 
     /// The same, marked as one that serves to free space.
@@ -160,7 +161,7 @@ impl Op {
                 self.request.pg = target.pg;
                 self.state = State::InFlight(Arc::clone(&target));
                 self.cause = Cause::NoAnswer;
-                self.sendings = self.sendings.saturating_add(1);
+                self.unanswered = self.unanswered.saturating_add(1);
                 Action::Send(target)
             }
             (_, Err(_)) => {
@@ -179,6 +180,7 @@ impl Op {
     /// `None`: not over yet.
     fn on_reply(&mut self, now: Timestamp, view: &MapView, reply: ClientReply) -> Option<Action> {
         let finish = |result| Some(Action::Finish(result));
+        self.unanswered = self.unanswered.saturating_sub(1);
         match reply.outcome {
             ClientOutcome::Done { version, results } if results.len() == self.request.ops.len() => {
                 finish(Ok(Outcome { version, results }))
@@ -206,7 +208,7 @@ impl Op {
                 None
             }
             // Nobody remembers this refusal: an earlier sending that is still under way may find room again.
-            ClientOutcome::Refused(RefusedReason::Full) if self.sendings > 1 => {
+            ClientOutcome::Refused(RefusedReason::Full) if self.unanswered > 0 => {
                 finish(Err(OperateError::Timeout { after: now.since(self.started), last_cause: Cause::Full }))
             }
             ClientOutcome::Refused(RefusedReason::Full) => finish(Err(OperateError::Full)),

@@ -232,6 +232,20 @@ fn a_full_cluster_says_nothing_of_an_earlier_sending() {
 }
 
 #[test]
+fn a_full_cluster_says_that_nothing_was_done_when_each_earlier_sending_was_refused() {
+    let view = MapView::new(map());
+    let mut op = op();
+    sent(op.step(at(0), &view, Input::Wake));
+    let busy = reply(10, ClientOutcome::Refused(RefusedReason::Busy));
+    let Action::Wait { until, .. } = op.step(at(100), &view, busy) else {
+        panic!("a busy OSD is not asked again at once")
+    };
+    sent(op.step(until, &view, Input::Wake));
+    let full = reply(10, ClientOutcome::Refused(RefusedReason::Full));
+    assert_eq!(finished(op.step(at(500), &view, full)), Err(OperateError::Full));
+}
+
+#[test]
 fn a_fenced_session_and_a_deleted_pool_end_the_op_wherever_it_is() {
     let view = MapView::new(map());
     let entry = BlocklistEntry { client: ID.client, incarnation: ID.incarnation };

@@ -179,7 +179,7 @@ impl MemDevice {
         after
     }
 
-    /// A copy with the same bytes, all of them durable, and no planned faults: what a process crash leaves.
+    /// A copy with the same bytes, all of them durable, and no planned faults: the process ended, and all was written back.
     pub fn restart(&self) -> MemDevice {
         let inner = self.inner.lock();
         let mut durable = inner.durable.clone();
@@ -189,6 +189,15 @@ impl MemDevice {
             }
         }
         MemDevice::with_durable(inner.bytes, durable, inner.unreadable.clone())
+    }
+
+    /// What the end of the process leaves: the same bytes, of which what was not synced is still in the page cache, and no
+    /// planned faults. The power may fail later ([`MemDevice::crash`]).
+    pub fn end_process(&self) -> MemDevice {
+        let inner = self.inner.lock();
+        let after = MemDevice::with_durable(inner.bytes, inner.durable.clone(), inner.unreadable.clone());
+        after.inner.lock().pending = inner.pending.clone();
+        after
     }
 
     fn with_durable(bytes: u64, durable: BTreeMap<u64, Sector>, unreadable: BTreeSet<u64>) -> MemDevice {

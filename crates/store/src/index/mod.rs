@@ -6,14 +6,17 @@
 
 pub(crate) mod keys;
 mod mem;
+mod persisted;
 mod rocks;
 
 pub use mem::MemIndex;
 pub use rocks::RocksIndex;
 
+use std::io;
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
+use holdfast_kvlog::manifest::ManifestError;
 
 use crate::key::Position;
 
@@ -23,6 +26,26 @@ pub enum IndexError {
     /// RocksDB says so.
     #[error("rocksdb failed")]
     Rocks(#[from] rocksdb::Error),
+    /// Its manifest cannot be used.
+    #[error("the manifest of the index cannot be used")]
+    Manifest(#[from] ManifestError),
+    /// The index has lost what was durable.
+    #[error("the index goes to position {found} only, it was durable up to {persisted}")]
+    WentBack {
+        /// Written down after a flush.
+        persisted: Position,
+        /// What the index says of itself.
+        found: Position,
+    },
+    /// The position up to which it is durable cannot be read or written.
+    #[error("cannot use the position beside the index at {path}")]
+    Persisted {
+        /// Directory of the index.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A row cannot be understood.
     #[error("the index row {} is malformed: {reason}", key.escape_ascii())]
     Malformed {
@@ -39,14 +62,18 @@ pub enum IndexError {
 /// `EIO` (and `EREMOTEIO`), `ENODATA` and `EUCLEAN`, as the C libraries put them.
 const DEVICE_FAILURES: [&str; 4] = ["Input/output error", "I/O error", "No data available", "Structure needs cleaning"];
 
+/// The same as numbers.
+const DEVICE_FAILURE_NUMBERS: [i32; 4] = [5, 121, 61, 117];
+
 impl IndexError {
     /// Whether the rows themselves are damaged, rather than out of reach for now.
     #[must_use]
     pub fn is_corruption(&self) -> bool {
         match self {
             IndexError::Rocks(error) => error.kind() == rocksdb::ErrorKind::Corruption,
-            IndexError::Malformed { .. } => true,
-            IndexError::Planned => false,
+            IndexError::Manifest(error) => !matches!(error, ManifestError::Io { .. }),
+            IndexError::Malformed { .. } | IndexError::WentBack { .. } => true,
+            IndexError::Persisted { .. } | IndexError::Planned => false,
         }
     }
 
@@ -60,7 +87,13 @@ impl IndexError {
                 error.kind() == rocksdb::ErrorKind::IOError
                     && DEVICE_FAILURES.iter().any(|failure| text.contains(failure))
             }
-            IndexError::Malformed { .. } | IndexError::Planned => false,
+            IndexError::Persisted { source, .. } | IndexError::Manifest(ManifestError::Io { source, .. }) => {
+                source.raw_os_error().is_some_and(|number| DEVICE_FAILURE_NUMBERS.contains(&number))
+            }
+            IndexError::Malformed { .. }
+            | IndexError::WentBack { .. }
+            | IndexError::Manifest(_)
+            | IndexError::Planned => false,
         }
     }
 }

@@ -1,9 +1,10 @@
 //! The index on RocksDB: one column family, its write-ahead log off.
 //!
 //! RocksDB writes its memtables out in order, so what it holds after a crash is a prefix of the batches. It is never synced
-//! on the write path. Keys are short and values small; LZ4 from level 2 on, a bloom filter for the gets of absent objects.
+//! on the write path. Each flush writes down up to where the index is durable now, see [`super::persisted`]; before RocksDB
+//! opens, the end of its manifest that a power failure tore is cut off ([`holdfast_kvlog::manifest`]). Keys are short and values small; LZ4 from level 2 on, a bloom filter for the gets of absent objects.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use rocksdb::{
     BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
-use super::{Batch, Change, Index, IndexError, Visit};
+use super::{Batch, Change, Index, IndexError, Visit, keys, persisted};
 use crate::key::Position;
 
 /// Bits per key of the bloom filter: about 1 % false positives.
@@ -23,9 +24,18 @@ const MEMTABLES_MAX: i32 = 3;
 /// Bounds of one memtable. Below 2 MiB the files get too many, above 64 MiB a replay takes seconds.
 const MEMTABLE_BYTES: std::ops::RangeInclusive<usize> = (2 << 20)..=(64 << 20);
 
+/// Of the row that says up to where the index is complete: the position.
+#[derive(minicbor::Decode)]
+#[cbor(map)]
+struct Complete {
+    #[n(1)]
+    position: Position,
+}
+
 /// See the module.
 pub struct RocksIndex {
     db: DB,
+    path: PathBuf,
     write_options: WriteOptions,
     applied: AtomicU64,
     persisted: AtomicU64,
@@ -42,7 +52,7 @@ impl RocksIndex {
     /// for the cache of blocks, half for memtables.
     ///
     /// # Errors
-    /// [`IndexError`] as RocksDB says.
+    /// [`IndexError`] as RocksDB says, and when the index has lost what was durable.
     pub fn open(path: &Path, memory_bytes: u64) -> Result<RocksIndex, IndexError> {
         let memory_bytes = usize::try_from(memory_bytes).unwrap_or(usize::MAX);
         let memtable_bytes =
@@ -82,10 +92,21 @@ impl RocksIndex {
         options.set_stats_dump_period_sec(0); // idle is idle
         options.set_stats_persist_period_sec(0);
         options.set_paranoid_checks(true);
+        holdfast_kvlog::manifest::cut_torn_end(path)?;
+        let durable = persisted::read(path).map_err(|source| failed(path, source))?;
         let db = DB::open(&options, path)?;
+        if durable > Position(0) {
+            let row = db.get(keys::log())?;
+            // What the row is when it cannot be read is for those to say who need it.
+            let found = row.map_or(Some(Position(0)), |row| Some(minicbor::decode::<Complete>(&row).ok()?.position));
+            if let Some(found) = found.filter(|found| *found < durable) {
+                return Err(IndexError::WentBack { persisted: durable, found });
+            }
+        }
         let mut write_options = WriteOptions::default();
         write_options.disable_wal(true);
-        Ok(RocksIndex { db, write_options, applied: AtomicU64::new(0), persisted: AtomicU64::new(0) })
+        let path = path.to_owned();
+        Ok(RocksIndex { db, path, write_options, applied: AtomicU64::new(0), persisted: AtomicU64::new(0) })
     }
 
     /// Removes the index in the directory `path`.
@@ -93,8 +114,13 @@ impl RocksIndex {
     /// # Errors
     /// [`IndexError`] as RocksDB says.
     pub fn destroy(path: &Path) -> Result<(), IndexError> {
+        persisted::clear(path).map_err(|source| failed(path, source))?;
         Ok(DB::destroy(&Options::default(), path)?)
     }
+}
+
+fn failed(path: &Path, source: std::io::Error) -> IndexError {
+    IndexError::Persisted { path: path.display().to_string(), source }
 }
 
 impl Index for RocksIndex {
@@ -149,6 +175,9 @@ impl Index for RocksIndex {
         let mut options = FlushOptions::default();
         options.set_wait(true);
         self.db.flush_opt(&options)?;
+        if position > self.persisted.load(Ordering::Acquire) {
+            persisted::write(&self.path, Position(position)).map_err(|source| failed(&self.path, source))?;
+        }
         self.persisted.fetch_max(position, Ordering::AcqRel);
         Ok(())
     }

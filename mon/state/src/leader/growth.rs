@@ -93,7 +93,8 @@ pub(super) fn held_back(scene: &Scene) -> Option<(String, &'static str)> {
     }
     let full = at_least(scene, SpaceLevel::NearFull);
     if scene.map.flags.full || scene.map.flags.near_full || !full.is_empty() {
-        return Some((format!("nearly full or more: {}", names(&full)), "delete data, or add disks"));
+        let which = if full.is_empty() { "the cluster".to_owned() } else { names(&full) };
+        return Some((format!("nearly full or more: {which}"), "delete data, or add disks"));
     }
     None
 }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use holdfast_pg::{Limits, ObjectKey};
-use holdfast_types::Epoch;
-use holdfast_wire::peer::PeerBody;
+use holdfast_pg::{Input, Limits, ObjectKey};
+use holdfast_types::{Epoch, Incarnation};
+use holdfast_wire::peer::{LogReply, PeerBody, PeerMessage};
 use holdfast_wire::{Blob, ClientOutcome, ObjectOp, OpError, OpResult};
 
-use crate::group::{Group, content, name, shows};
+use crate::group::{Group, content, name, osd, shows};
 
 fn append(text: &str) -> Vec<ObjectOp> {
     vec![ObjectOp::Append { data: Blob::from(bytes::Bytes::from(text.to_owned())) }]
@@ -41,6 +41,47 @@ fn an_append_that_nobody_else_has_to_an_object_that_cannot_be_read_there_is_take
     assert!((0..3).all(|id| bytes_of(&group, id, "o").as_ref() == Some(&expected)), "once, everywhere");
     assert_eq!((group.report().objects_unfound, group.damaged, group.repaired), (0, 1, 1));
     assert_eq!(group.report().objects, 2);
+}
+
+/// The answer to a question of an earlier attempt at peering comes while the primary, in the same interval, waits for the
+/// log that it goes back to.
+#[test]
+fn a_late_answer_takes_nothing_back_that_was_acknowledged_since() {
+    let mut group = Group::of(3, 3, Limits::default());
+    group.write("o");
+    group.have_lead(&[1, 0, 2]);
+    group.have_lead(&[0, 1, 2]);
+    group.run_until_clean();
+    let notice = group.sent.iter().rev().find_map(|(from, _, message)| match &message.body {
+        PeerBody::Notice(notice) if *from == 1 => Some(notice.clone()),
+        _ => None,
+    });
+    let notice = notice.unwrap();
+    let (info, history) = (notice.info.unwrap(), notice.history.unwrap());
+    group.write("p"); // acknowledged
+    group.silent.insert(0);
+    group.send(7, 100, "o", append("more"));
+    group.run();
+    group.rot(0, "o", true);
+    group.silent.clear();
+    // A member says that it has lost track.
+    let to_a_member =
+        |(from, to, message): &&(usize, usize, PeerMessage)| (*from, *to) == (0, 1) && message.activation.is_some();
+    let (_, _, last) = group.sent.iter().rev().find(to_a_member).cloned().unwrap();
+    let say = |group: &mut Group, body: PeerBody| {
+        let message = PeerMessage { body, ..last.clone() };
+        group.inputs.push_front((0, Input::Peer { from: osd(1), incarnation: Incarnation(1), message }));
+    };
+    say(&mut group, PeerBody::NotActivated { activation: last.activation.unwrap() });
+    group.pause_on = Some(|body| matches!(body, PeerBody::QueryLog { .. }));
+    group.run();
+    assert!(group.paused, "it goes back to another log");
+    let since = info.last_update;
+    let late =
+        LogReply { since, overlaps: true, entries: Vec::new(), missing: Vec::new(), dups: Vec::new(), info, history };
+    say(&mut group, PeerBody::Log(late));
+    group.run_until_clean();
+    assert!((0..3).all(|id| group.is_whole(id, "p")), "it was acknowledged");
 }
 
 #[test]

@@ -47,7 +47,7 @@ pub struct Group {
     pub monitors_away: bool,
     /// What this says yes to, when it is sent, stops the run once.
     pub pause_on: Option<fn(&PeerBody) -> bool>,
-    paused: bool,
+    pub paused: bool,
     pub maps_wanted: Vec<Epoch>,
 }
 

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use holdfast_map::{ScrubKind, SpaceLevel};
-use holdfast_pg::{Limits, ObjectKey, Slot};
+use holdfast_pg::{Input, Limits, ObjectKey, Slot};
+use holdfast_types::Incarnation;
+use holdfast_wire::peer::{PeerBody, PeerMessage};
 use holdfast_wire::{Blob, ClientOutcome, ObjectOp, OpResult, RefusedReason, Row};
 
 use crate::group::{Group, content, name, osd, short_log};
@@ -375,6 +377,56 @@ fn an_osd_that_comes_back_too_full_is_rid_of_what_was_deleted_meanwhile() {
     group.run_until_clean();
     assert!((1..10).all(|other| group.is_gone(2, &format!("other-{other}"))));
     assert!(group.is_whole(2, "old") && group.is_whole(2, "a-new-one"));
+}
+
+#[test]
+fn an_osd_that_comes_back_without_a_byte_left_is_freed_by_its_backfill() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write_before_the_log("old");
+    group.away_while(|group| {
+        for other in 1..10 {
+            assert!(is_done(&group.operate(&format!("other-{other}"), vec![ObjectOp::Remove])));
+        }
+        for new in 0..6 {
+            group.write(&format!("a-new-{new}"));
+        }
+    });
+    let held = group.nodes[2].store.live_bytes();
+    group.nodes[2].store.limit = Some(held);
+    group.publish();
+    group.run_until_clean();
+    assert!((1..10).all(|other| group.is_gone(2, &format!("other-{other}"))));
+    assert!((0..6).all(|new| group.is_whole(2, &format!("a-new-{new}"))) && group.is_whole(2, "old"));
+}
+
+/// A target took an object and had no room for the next; the object is deleted before the target is filled again, and then
+/// its first listing, which lacks the object, comes a second time.
+#[test]
+fn a_late_listing_brings_nothing_back_that_was_deleted() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("old");
+    group.write_before_the_log("one-for-which-there-is-no-room");
+    group.members.up = vec![osd(0), osd(1), osd(3)];
+    let (fits, does_not) =
+        (content("other-1").0.len() as u64 * 11, content("one-for-which-there-is-no-room").0.len() as u64);
+    group.nodes[3].store.limit = Some(fits + content("old").0.len() as u64 + does_not / 2);
+    group.publish();
+    group.pass(Duration::from_secs(20));
+    assert!(group.is_whole(3, "old") && !group.is_clean());
+    let of_old = |(from, _, message): &&(usize, usize, PeerMessage)| match &message.body {
+        PeerBody::BackfillDigest(digest) => *from == 3 && digest.after.is_empty() && digest.objects.is_empty(),
+        _ => false,
+    };
+    let (_, _, late) = group.sent.iter().find(of_old).cloned().unwrap();
+    assert!(is_done(&group.operate("old", vec![ObjectOp::Remove])));
+    group.nodes[3].store.limit = None;
+    group.pause_on = Some(|body| matches!(body, PeerBody::BackfillScan(_)));
+    group.pass(Duration::from_secs(60));
+    assert!(group.paused, "it is filled again");
+    let message = PeerMessage { activation: group.sent.last().unwrap().2.activation, ..late };
+    group.inputs.push_front((0, Input::Peer { from: osd(3), incarnation: Incarnation(1), message }));
+    group.run_until_clean();
+    assert!(group.is_gone(3, "old"), "it was deleted");
 }
 
 #[test]

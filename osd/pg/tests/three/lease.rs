@@ -41,13 +41,29 @@ fn silence_a(world: &mut World) {
 }
 
 #[test]
-fn a_read_waits_for_the_leases_of_all_members_and_a_write_does_not() {
+fn a_read_waits_for_the_leases_of_all_members() {
     let mut world = World::new();
     world.write(b"value");
     world.nodes.get_mut(&A).unwrap().disk.leases.insert(C, Timestamp::ZERO);
-    world.write(b"newer");
     assert_eq!(world.read(), None);
     world.nodes.get_mut(&A).unwrap().disk.leases.clear();
+    assert_eq!(world.read().as_deref(), Some(&b"value"[..]));
+}
+
+/// It may have been replaced: what it writes would be taken back, and with it goes what may be the last whole copy.
+#[test]
+fn a_primary_without_the_leases_of_all_members_writes_nothing_even_at_home() {
+    let mut world = World::new();
+    world.write(b"value");
+    for ops in [vec![ObjectOp::Append { data: bytes::Bytes::from_static(b"!").into() }], vec![ObjectOp::Remove]] {
+        world.nodes.get_mut(&A).unwrap().disk.leases.insert(C, Timestamp::ZERO);
+        let before = world.nodes[&A].disk.clone();
+        let outcome = world.ask(ops);
+        assert!(!matches!(outcome, Some(ClientOutcome::Done { .. })), "{outcome:?}");
+        assert!(world.nodes[&A].disk == before, "nothing was written");
+    }
+    world.nodes.get_mut(&A).unwrap().disk.leases.clear();
+    world.write(b"newer");
     assert_eq!(world.read().as_deref(), Some(&b"newer"[..]));
 }
 
