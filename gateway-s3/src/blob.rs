@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep_until, timeout};
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::time::Instant;
 
 use crate::backend::{BackendError, BatchError, BlobId, Condition, Mutation, Purpose, RowKey, TableId};
 use crate::body::Source;
@@ -30,7 +30,9 @@ use crate::checksum::{Digests, Expectations, HashPipe};
 use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::Gateway;
 use crate::range::ByteRange;
-use crate::row::{BlobRef, GcRow, PartRef, Row as _, row_key, space, unique_id};
+use crate::row::{BlobRef, GcRow, PartRef, Row as _, row_key, space};
+use crate::runtime::{AbortOnDrop, Task};
+use crate::sabotage::{Sabotage, breaks};
 
 /// Largest object that lives in a row.
 pub const INLINE_BYTES_MAX: u64 = 16 * 1024;
@@ -89,6 +91,7 @@ impl Stored {
     pub fn intent(&self) -> Option<&Intent> {
         match self {
             Stored::Inline(_) => None,
+            Stored::Blob(..) if breaks(Sabotage::IntentForgotten) => None,
             Stored::Blob(_, intent) => Some(intent),
         }
     }
@@ -129,6 +132,9 @@ pub(crate) async fn receive(
             return Err(Code::IncompleteBody.into());
         }
         digests.verify(expected, source.trailers())?;
+        if breaks(Sabotage::CommitBeforeBlob) {
+            writer.leave();
+        }
         writer.settle().await?;
         Ok(digests)
     }
@@ -181,7 +187,7 @@ pub(crate) async fn condemn(
     blobs: Vec<BlobRef>,
     since_ms: u64,
 ) -> Result<Option<(RowKey, Bytes)>, BackendError> {
-    let key = row_key(space::GC, route, &unique_id());
+    let key = row_key(space::GC, route, &gateway.runtime.unique_id());
     let value = GcRow { blobs, since_ms, intent: false }.to_bytes();
     let unchanged = vec![Condition::Equals(intent.clone(), seen.clone())];
     let changes = vec![Mutation::Delete(intent.clone()), Mutation::Put(key.clone(), value.clone())];
@@ -209,8 +215,8 @@ struct Writer {
     blob: BlobRef,
     intent: Intent,
     /// The write of the intent row, until it is known to be durable.
-    intent_write: Option<JoinHandle<Result<(), BatchError>>>,
-    in_flight: JoinSet<Result<(), BackendError>>,
+    intent_write: Option<Task<Result<(), BatchError>>>,
+    in_flight: FuturesUnordered<AbortOnDrop<Result<(), BackendError>>>,
     stripe: u32,
     /// Bytes of that stripe that were sent.
     offset: u32,
@@ -224,13 +230,16 @@ struct Writer {
 impl Writer {
     async fn start(gateway: &Arc<Gateway>, table: TableId, route: &[u8], length: u64) -> S3Result<Writer> {
         let id: BlobId = gateway.backend.blobs.new_id().await?;
-        let blob = BlobRef { id, bytes: length, stripe_bytes: STRIPE_BYTES };
+        let blob = BlobRef { id, bytes: length, stripe_bytes: gateway.config.sizes.stripe_bytes };
         let written_ms = gateway.clock.now_ms();
-        let key = row_key(space::GC, route, &unique_id());
+        let key = row_key(space::GC, route, &gateway.runtime.unique_id());
         let value = GcRow { blobs: vec![blob], since_ms: written_ms, intent: true }.to_bytes();
         let intent = Intent { key: key.clone(), value: value.clone(), written_ms, blob };
         let (tables, owned_route) = (gateway.backend.tables.clone(), route.to_vec());
-        let write = tokio::spawn(async move {
+        let write = gateway.runtime.spawn(async move {
+            if breaks(Sabotage::IntentForgotten) {
+                return Ok(());
+            }
             let put = vec![Mutation::Put(key.clone(), value.clone())];
             match tables.batch(table, &owned_route, vec![Condition::Absent(key)], put, Purpose::Store).await {
                 Err(error) if !error.shows(&value) => Err(error),
@@ -244,11 +253,11 @@ impl Writer {
             blob,
             intent,
             intent_write: Some(write),
-            in_flight: JoinSet::new(),
+            in_flight: FuturesUnordered::new(),
             stripe: 0,
             offset: 0,
             filling: None,
-            buffer_bytes: STRIPE_BYTES as usize,
+            buffer_bytes: blob.stripe_bytes as usize,
             uncertain: false,
         })
     }
@@ -263,9 +272,9 @@ impl Writer {
             let mut filling = match self.filling.take() {
                 Some(filling) => filling,
                 None => {
-                    let bytes = left.min((STRIPE_BYTES - self.offset) as usize).min(self.buffer_bytes);
+                    let bytes = left.min((self.blob.stripe_bytes - self.offset) as usize).min(self.buffer_bytes);
                     let permit = self.gateway.receive_budget.acquire(bytes).await?;
-                    let until = Instant::now() + STRIPE_FILL_MAX;
+                    let until = self.gateway.runtime.now() + STRIPE_FILL_MAX;
                     Filling { permit, data: BytesMut::with_capacity(bytes), bytes, until }
                 }
             };
@@ -274,11 +283,11 @@ impl Writer {
             left -= take;
             let full = filling.data.len() == filling.bytes;
             // Four times as much would have been filled in time, too.
-            let quick = filling.until.saturating_duration_since(Instant::now()) >= STRIPE_FILL_MAX * 3 / 4;
+            let quick = filling.until.saturating_duration_since(self.gateway.runtime.now()) >= STRIPE_FILL_MAX * 3 / 4;
             self.filling = Some(filling);
             if full {
                 if quick {
-                    self.buffer_bytes = (self.buffer_bytes * 4).min(STRIPE_BYTES as usize);
+                    self.buffer_bytes = (self.buffer_bytes * 4).min(self.blob.stripe_bytes as usize);
                 }
                 self.store(pipe).await?;
             }
@@ -300,7 +309,7 @@ impl Writer {
             tokio::select! {
                 biased;
                 piece = &mut next => return piece?.ok_or_else(|| Code::IncompleteBody.into()),
-                () = sleep_until(filling.until) => {}
+                () = self.gateway.runtime.sleep_until(filling.until) => {}
             }
             if self.gateway.receive_budget.is_wanted() {
                 let filled = filling.data.len();
@@ -309,7 +318,7 @@ impl Writer {
                 filling.data = BytesMut::from(filling.data.as_ref());
                 self.store(pipe).await?;
             } else {
-                filling.until = Instant::now() + WANTED_EVERY;
+                filling.until = self.gateway.runtime.now() + WANTED_EVERY;
             }
         }
     }
@@ -324,20 +333,21 @@ impl Writer {
             self.one_done().await?;
         }
         let (blobs, id, stripe, offset) = (self.gateway.backend.blobs.clone(), self.blob.id, self.stripe, self.offset);
-        let stripe_bytes = self.blob.bytes - u64::from(stripe) * u64::from(STRIPE_BYTES);
-        let stripe_bytes = u32::try_from(stripe_bytes).unwrap_or(u32::MAX).min(STRIPE_BYTES);
+        let stripe_bytes = self.blob.bytes - u64::from(stripe) * u64::from(self.blob.stripe_bytes);
+        let stripe_bytes = u32::try_from(stripe_bytes).unwrap_or(u32::MAX).min(self.blob.stripe_bytes);
         let whole = data.len() as u64 == u64::from(stripe_bytes);
         self.offset += u32::try_from(data.len()).map_err(|_| Code::InternalError)?;
         if self.offset >= stripe_bytes {
             (self.stripe, self.offset) = (self.stripe + 1, 0);
         }
-        self.in_flight.spawn(async move {
+        let write = async move {
             if whole {
                 blobs.put_stripe(id, stripe, data).await
             } else {
                 blobs.put_range(id, stripe, offset, data).await
             }
-        });
+        };
+        self.in_flight.push(AbortOnDrop(self.gateway.runtime.spawn(write)));
         Ok(())
     }
 
@@ -361,7 +371,7 @@ impl Writer {
     }
 
     async fn one_done(&mut self) -> S3Result<()> {
-        match self.in_flight.join_next().await {
+        match self.in_flight.next().await {
             None | Some(Ok(Ok(()))) => Ok(()),
             Some(Ok(Err(error))) => {
                 self.uncertain |= !matches!(error, BackendError::Full);
@@ -372,6 +382,12 @@ impl Writer {
                 Err(Code::InternalError.into())
             }
         }
+    }
+
+    /// Only in a build with seeded bugs: what is on its way goes on alone.
+    fn leave(&mut self) {
+        let mut left = std::mem::take(&mut self.in_flight);
+        self.gateway.runtime.spawn(async move { while left.next().await.is_some() {} });
     }
 
     async fn settle(&mut self) -> S3Result<()> {
@@ -394,7 +410,7 @@ impl Writer {
         }
         // What was never sent needs no deletion.
         let begun = u64::from(self.stripe) + u64::from(self.offset > 0);
-        self.intent.blob.bytes = self.intent.blob.bytes.min(begun * u64::from(STRIPE_BYTES));
+        self.intent.blob.bytes = self.intent.blob.bytes.min(begun * u64::from(self.blob.stripe_bytes));
         abandon_intent(&self.gateway, self.table, &self.route, self.intent.blob, &self.intent).await;
     }
 }
@@ -448,15 +464,7 @@ impl Segment {
 /// A piece on its way to the one who sends it.
 enum Fetch {
     Here(Bytes),
-    Task(AbortOnDrop),
-}
-
-struct AbortOnDrop(JoinHandle<S3Result<Bytes>>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    Task(AbortOnDrop<S3Result<Bytes>>),
 }
 
 /// Bytes on their way out.
@@ -500,7 +508,7 @@ impl Download {
         };
         let (gateway, bytes) = (self.gateway.clone(), bytes_of(*range)?);
         let patience = if self.starved { Duration::ZERO } else { RESERVE_AFTER };
-        match timeout(patience, gateway.send_budget.acquire(bytes)).await {
+        match gateway.runtime.timeout(patience, gateway.send_budget.acquire(bytes)).await {
             Ok(permit) => {
                 self.starved = false;
                 self.fetch(segment, Some(permit?));
@@ -541,7 +549,7 @@ impl Download {
             Segment::Blob { blob, range } => (blob, range),
         };
         let blobs = self.gateway.backend.blobs.clone();
-        self.fetches.push_back(Fetch::Task(AbortOnDrop(tokio::spawn(async move {
+        self.fetches.push_back(Fetch::Task(AbortOnDrop(self.gateway.runtime.spawn(async move {
             let broken = |_| S3Error::from(Code::InternalError);
             let stripe_bytes = u64::from(blob.stripe_bytes.max(1));
             let stripe = u32::try_from(range.start / stripe_bytes).map_err(broken)?;
@@ -572,9 +580,7 @@ impl Source for Download {
         match self.fetches.pop_front() {
             None => Ok(None),
             Some(Fetch::Here(bytes)) => Ok(Some(bytes)),
-            Some(Fetch::Task(mut task)) => {
-                (&mut task.0).await.map_err(|_| S3Error::from(Code::InternalError))?.map(Some)
-            }
+            Some(Fetch::Task(task)) => task.await.map_err(|_| S3Error::from(Code::InternalError))?.map(Some),
         }
     }
 }

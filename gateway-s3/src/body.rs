@@ -9,12 +9,12 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::BodyExt as _;
-use tokio::time::Instant;
 
 use crate::budget::{Budget, Permit};
 use crate::checksum::{Algorithm, Claim, Expectations, Hasher, unbase64};
 use crate::error::{Code, S3Error, S3Result};
 use crate::paced::Pace;
+use crate::runtime::Runtime;
 use crate::sigv4::chunked::{Decoder, Event};
 use crate::sigv4::{Authenticated, BodyVerifier, header};
 
@@ -37,6 +37,7 @@ pub(crate) trait Source: Send {
 /// A request body being read.
 pub(crate) struct BodyReader<'a> {
     body: &'a mut Body,
+    runtime: Runtime,
     decoder: Option<Decoder>,
     pending: Bytes,
     length: Option<u64>,
@@ -46,7 +47,13 @@ pub(crate) struct BodyReader<'a> {
 }
 
 /// Opens the body of an authenticated request.
-pub(crate) fn open<'a>(auth: &Authenticated, body: &'a mut Body, headers: &HeaderMap) -> S3Result<BodyReader<'a>> {
+pub(crate) fn open<'a>(
+    auth: &Authenticated,
+    body: &'a mut Body,
+    headers: &HeaderMap,
+    runtime: &Runtime,
+) -> S3Result<BodyReader<'a>> {
+    let runtime = runtime.clone();
     let number = |name| match header(headers, name).map(str::trim) {
         None => Ok(None),
         Some(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => {
@@ -61,7 +68,16 @@ pub(crate) fn open<'a>(auth: &Authenticated, body: &'a mut Body, headers: &Heade
         }
         BodyVerifier::Sha256(_) | BodyVerifier::Unsigned => (None, number("content-length")?),
     };
-    Ok(BodyReader { body, decoder, pending: Bytes::new(), length, received: 0, pace: Pace::default(), done: false })
+    Ok(BodyReader {
+        body,
+        runtime,
+        decoder,
+        pending: Bytes::new(),
+        length,
+        received: 0,
+        pace: Pace::default(),
+        done: false,
+    })
 }
 
 impl BodyReader<'_> {
@@ -75,11 +91,11 @@ impl BodyReader<'_> {
 
     async fn frame(&mut self) -> S3Result<Option<Bytes>> {
         loop {
-            let asked = Instant::now();
-            let frame = tokio::time::timeout(self.pace.patience(), self.body.frame()).await;
+            let asked = self.runtime.now();
+            let frame = self.runtime.timeout(self.pace.patience(), self.body.frame()).await;
             let frame = frame.map_err(|_| Code::RequestTimeout)?;
             let bytes = frame.as_ref().and_then(|frame| Some(frame.as_ref().ok()?.data_ref()?.len()));
-            self.pace.moved(bytes.unwrap_or(0), asked.elapsed());
+            self.pace.moved(bytes.unwrap_or(0), self.runtime.now().saturating_duration_since(asked));
             match frame {
                 None => return Ok(None),
                 Some(Ok(frame)) => {
@@ -136,13 +152,14 @@ impl BodyReader<'_> {
             document.bytes.reserve_exact(length);
             document.add(&first, bytes_max)?;
             let in_time = DOCUMENT_TIME + Duration::from_secs((length / DOCUMENT_BYTES_PER_S_MIN) as u64);
+            let runtime = self.runtime.clone();
             let rest = async {
                 while let Some(piece) = self.next().await? {
                     document.add(&piece, bytes_max)?;
                 }
                 S3Result::Ok(())
             };
-            tokio::time::timeout(in_time, rest).await.map_err(|_| Code::RequestTimeout)??;
+            runtime.timeout(in_time, rest).await.map_err(|_| Code::RequestTimeout)??;
         }
         let mut hasher = Hasher::new(&expected);
         hasher.update(&document.bytes);
@@ -271,7 +288,7 @@ fn claim(auth: &Authenticated, headers: &HeaderMap) -> S3Result<Option<Claim>> {
 
 /// Reads and drops what is left of a body, so that a client that is still sending gets to read the reply.
 /// Gives up after `bytes_max` or two seconds; `false` then, and the connection must be closed.
-pub(crate) async fn drain(body: &mut Body, bytes_max: usize) -> bool {
+pub(crate) async fn drain(body: &mut Body, bytes_max: usize, runtime: &Runtime) -> bool {
     let all = async {
         let mut bytes = 0;
         while let Some(frame) = body.frame().await {
@@ -283,5 +300,5 @@ pub(crate) async fn drain(body: &mut Body, bytes_max: usize) -> bool {
         }
         true
     };
-    tokio::time::timeout(Duration::from_secs(2), all).await.unwrap_or(false)
+    runtime.timeout(Duration::from_secs(2), all).await.unwrap_or(false)
 }

@@ -17,6 +17,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Code, S3Result};
+use crate::runtime::Runtime;
 
 /// Bytes of one unit of account.
 const UNIT_BYTES: usize = 16 * 1024;
@@ -33,6 +34,7 @@ pub struct Budget {
     units: Arc<Semaphore>,
     total: u32,
     waiting: Arc<AtomicUsize>,
+    runtime: Runtime,
 }
 
 /// Leave to hold some bytes.
@@ -59,9 +61,9 @@ impl Drop for Waiting<'_> {
 
 impl Budget {
     /// A budget of `bytes`.
-    pub fn new(bytes: usize) -> Budget {
+    pub fn new(bytes: usize, runtime: Runtime) -> Budget {
         let total = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX >> 4).max(1);
-        Budget { units: Arc::new(Semaphore::new(total as usize)), total, waiting: Arc::default() }
+        Budget { units: Arc::new(Semaphore::new(total as usize)), total, waiting: Arc::default(), runtime }
     }
 
     fn units(&self, bytes: usize) -> u32 {
@@ -77,7 +79,7 @@ impl Budget {
             return Ok(permit);
         }
         let _waiting = Waiting::new(&self.waiting);
-        match tokio::time::timeout(WAIT, self.units.clone().acquire_many_owned(self.units(bytes))).await {
+        match self.runtime.timeout(WAIT, self.units.clone().acquire_many_owned(self.units(bytes))).await {
             Ok(Ok(units)) => Ok(Permit { units }),
             Ok(Err(_)) | Err(_) => Err(Code::SlowDown.into()),
         }
@@ -136,7 +138,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn memory_is_counted_until_the_last_holder_lets_go() {
-        let budget = Budget::new(4 * UNIT_BYTES);
+        let budget = Budget::new(4 * UNIT_BYTES, Runtime::default());
         let data = budget.acquire(4 * UNIT_BYTES).await.unwrap().hold(Bytes::from_static(b"abc"));
         let part = data.slice(1..2);
         drop(data);
@@ -147,7 +149,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_is_known_and_not_overtaken() {
-        let budget = Budget::new(12 * UNIT_BYTES);
+        let budget = Budget::new(12 * UNIT_BYTES, Runtime::default());
         let mut held = budget.acquire(6 * UNIT_BYTES).await.unwrap();
         assert!(!budget.is_tight());
         let more = budget.acquire(3 * UNIT_BYTES).await.unwrap();

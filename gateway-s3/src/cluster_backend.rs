@@ -16,10 +16,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_client::{Client, ClientError, Pool};
+use holdfast_kvgroup as kv;
 use holdfast_wire::mon::{MonCommand, MonError, MonReply};
 use holdfast_wire::pools::{S3_DATA_POOL, S3_INDEX_POOL, StandardPool};
 
-use crate::backend::{Backend, BackendError};
+use crate::backend::{Backend, BackendError, Keys};
+use crate::runtime::Runtime;
+
+pub use blobs::DataObjects;
 
 /// How long an answer of the monitors about a key counts as new, as a rule.
 pub const KEYS_FRESH: Duration = keys::FRESH;
@@ -85,13 +89,24 @@ pub async fn connect_with(client: Client, pools: &Pools, keys_fresh: Duration) -
         pool(&client, pools, &pools.index, &S3_INDEX_POOL),
         pool(&client, pools, &pools.data, &S3_DATA_POOL)
     )?;
-    let blobs = blobs::PoolBlobs::new(data, client.clone());
     let keys = keys::ClusterKeys::new(client.cluster(), client);
-    Ok(Arc::new(Backend {
-        tables: Arc::new(tables::KvTables::new(index)),
-        blobs: Arc::new(blobs),
-        keys: Arc::new(keys::KeyCache::new(keys, keys_fresh)),
-    }))
+    let keys = Arc::new(keys::KeyCache::new(keys, keys_fresh));
+    Ok(Arc::new(over(index, kv::Config::default(), data, keys, Runtime::default())))
+}
+
+/// The storage over any objects: rows in KV groups of `index`, stripes as objects of `data`.
+pub fn over(
+    index: impl kv::Objects,
+    config: kv::Config,
+    data: impl DataObjects,
+    keys: Arc<dyn Keys>,
+    runtime: Runtime,
+) -> Backend {
+    Backend {
+        tables: Arc::new(tables::KvTables::new(index, config)),
+        blobs: Arc::new(blobs::ObjectBlobs::new(data, runtime)),
+        keys,
+    }
 }
 
 /// Copies of a pool that a gateway makes.

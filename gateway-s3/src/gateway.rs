@@ -8,15 +8,43 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::backend::{Backend, BackendError, TableId};
+use crate::blob::{INLINE_BYTES_MAX, PART_INLINE_BYTES_MAX, STRIPE_BYTES};
 use crate::budget::{Budget, COPIES_MAX, RESERVED_BYTES};
 use crate::clock::Clock;
 use crate::error::{Code, S3Result};
+use crate::ops::complete::PART_BYTES_MIN;
 use crate::row::{BucketRow, GLOBAL_TABLE, Row as _, route, row_key, space};
+use crate::runtime::Runtime;
 
 /// How long a bucket's row is remembered. A stale one does no harm: its table is gone, which is noticed.
 const BUCKET_CACHE_MS: u64 = 10_000;
 /// Most buckets remembered.
 const BUCKET_CACHE_MAX: usize = 10_000;
+
+/// Where the lines are drawn between what lives in a row, a stripe, several. Others than these are for tests: small ones
+/// reach every path with few bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// Largest object that lives in a row.
+    pub inline_bytes_max: u64,
+    /// Largest part that lives in a row.
+    pub part_inline_bytes_max: u64,
+    /// Bytes of a stripe: one object of the pool.
+    pub stripe_bytes: u32,
+    /// Smallest part but the last.
+    pub part_bytes_min: u64,
+}
+
+impl Default for Sizes {
+    fn default() -> Sizes {
+        Sizes {
+            inline_bytes_max: INLINE_BYTES_MAX,
+            part_inline_bytes_max: PART_INLINE_BYTES_MAX,
+            stripe_bytes: STRIPE_BYTES,
+            part_bytes_min: PART_BYTES_MIN,
+        }
+    }
+}
 
 /// How a gateway behaves.
 #[derive(Debug, Clone)]
@@ -45,6 +73,8 @@ pub struct GatewayConfig {
     pub gc_min_age: Duration,
     /// Pause between rounds of the collector; `None` means that none runs.
     pub gc_every: Option<Duration>,
+    /// What is small and what is large.
+    pub sizes: Sizes,
 }
 
 impl Default for GatewayConfig {
@@ -62,6 +92,7 @@ impl Default for GatewayConfig {
             keep_alive_every: Duration::from_secs(5),
             gc_min_age: Duration::from_secs(15 * 60),
             gc_every: Some(Duration::from_secs(60)),
+            sizes: Sizes::default(),
         }
     }
 }
@@ -93,6 +124,7 @@ pub struct Gateway {
     pub(crate) config: GatewayConfig,
     pub(crate) backend: Backend,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) runtime: Runtime,
     pub(crate) receive_budget: Budget,
     pub(crate) send_budget: Budget,
     pub(crate) send_reserve: Budget,
@@ -107,18 +139,25 @@ pub struct Gateway {
 impl Gateway {
     /// A gateway; [`Gateway::prepare`] must succeed before it can serve.
     pub fn new(config: GatewayConfig, backend: Backend, clock: Arc<dyn Clock>) -> Arc<Gateway> {
+        Gateway::within(config, backend, clock, Runtime::default())
+    }
+
+    /// [`Gateway::new`], in another world.
+    pub fn within(config: GatewayConfig, backend: Backend, clock: Arc<dyn Clock>, runtime: Runtime) -> Arc<Gateway> {
+        let budget = |bytes| Budget::new(bytes, runtime.clone());
         Arc::new(Gateway {
-            receive_budget: Budget::new(config.receive_budget_bytes),
-            send_budget: Budget::new(config.send_budget_bytes),
-            send_reserve: Budget::new(config.connections_max.saturating_mul(RESERVED_BYTES)),
-            document_budget: Budget::new(config.document_budget_bytes),
-            listing_budget: Budget::new(config.listing_budget_bytes),
+            receive_budget: budget(config.receive_budget_bytes),
+            send_budget: budget(config.send_budget_bytes),
+            send_reserve: budget(config.connections_max.saturating_mul(RESERVED_BYTES)),
+            document_budget: budget(config.document_budget_bytes),
+            listing_budget: budget(config.listing_budget_bytes),
             copies: Semaphore::new(COPIES_MAX),
             refused_for_room: Notify::new(),
             buckets: Mutex::new(HashMap::new()),
             config,
             backend,
             clock,
+            runtime,
         })
     }
 

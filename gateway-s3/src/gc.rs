@@ -37,6 +37,7 @@ use crate::row::{
     BucketRow, DataRef, DroppedRow, GLOBAL_TABLE, GcRow, PartRow, Row as _, after_prefix, route, row_key, space,
     split_route,
 };
+use crate::sabotage::{Sabotage, breaks};
 
 /// Rows of one page.
 const PAGE_ROWS: usize = 256;
@@ -298,6 +299,9 @@ async fn table(gateway: &Gateway, table: TableId, done: &mut Round) -> S3Result<
 fn min_age_ms(gateway: &Gateway, row: &GcRow, is_pressed: bool) -> u64 {
     let bytes = row.blobs.iter().fold(0u64, |sum, blob| sum.saturating_add(blob.bytes));
     let usual = gateway.config.gc_min_age_ms().saturating_mul(1 + (bytes >> 30));
+    if breaks(Sabotage::GraceIgnored) && !row.intent {
+        return 0;
+    }
     if is_pressed && !row.intent { usual.min(PRESSED_AGE_MS + bytes / PRESSED_READ_BYTES_PER_MS) } else { usual }
 }
 
@@ -307,7 +311,7 @@ async fn collect_row(gateway: &Gateway, table: TableId, key: Vec<u8>, value: Byt
     let here = route(&object);
     let mut place = RowKey { space: space::GC, key };
     let mut value = value;
-    if row.intent {
+    if row.intent && !breaks(Sabotage::IntentNotCondemned) {
         match condemn(gateway, table, &here, &place, &value, row.blobs.clone(), row.since_ms).await? {
             Some(plain) => (place, value) = plain,
             None => return Ok(done),
@@ -323,6 +327,9 @@ async fn collect_row(gateway: &Gateway, table: TableId, key: Vec<u8>, value: Byt
         }
         gateway.backend.blobs.delete(blob.id, blob.stripes()).await?;
         done.blobs += 1;
+    }
+    if row.intent && breaks(Sabotage::IntentNotCondemned) {
+        return Ok(done);
     }
     done.rows += 1;
     remove_row(gateway, &here, place, table, value).await?;

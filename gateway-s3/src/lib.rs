@@ -33,6 +33,11 @@ mod reply;
 pub mod request;
 pub mod router;
 pub mod row;
+pub mod runtime;
+#[cfg(feature = "mutants")]
+pub mod sabotage;
+#[cfg(not(feature = "mutants"))]
+mod sabotage;
 pub mod server;
 pub mod sigv4;
 pub mod testing;
@@ -40,5 +45,6 @@ pub mod xml;
 
 pub use backend::{Backend, Blobs, Keys, Tables};
 pub use daemon::{DaemonError, S3Config, S3Handle, run, start};
-pub use gateway::{Gateway, GatewayConfig};
+pub use gateway::{Gateway, GatewayConfig, Sizes};
+pub use runtime::{Runtime, Surroundings};
 pub use server::serve;

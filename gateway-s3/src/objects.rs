@@ -13,8 +13,8 @@ use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::Gateway;
 use crate::row::{
     BlobRef, DataRef, DataRow, DataRowRef, GcRow, ObjectRow, PartRef, Payload, Row as _, route, row_key, space,
-    unique_id,
 };
+use crate::sabotage::{Sabotage, breaks};
 
 /// How often a change is tried against concurrent ones. Each failure means that another writer succeeded.
 const ATTEMPTS_MAX: usize = 64;
@@ -174,7 +174,7 @@ pub(crate) fn collect(gateway: &Gateway, route: &[u8], blobs: Vec<BlobRef>) -> O
         return None;
     }
     let row = GcRow { blobs, since_ms: gateway.clock.now_ms(), intent: false };
-    Some(Mutation::Put(row_key(space::GC, route, &unique_id()), row.to_bytes()))
+    Some(Mutation::Put(row_key(space::GC, route, &gateway.runtime.unique_id()), row.to_bytes()))
 }
 
 /// Makes an object visible, replacing what is there.
@@ -207,6 +207,11 @@ pub(crate) async fn commit(
         mutations.extend(collect(gateway, &route, seen.blobs()?));
         let mut conditions = vec![seen.unchanged(&route, condition)];
         conditions.extend(new.guards.iter().cloned());
+        if breaks(Sabotage::OldBlobDeletedFirst) {
+            for blob in seen.blobs()? {
+                gateway.backend.blobs.delete(blob.id, blob.stripes()).await?;
+            }
+        }
         match gateway.backend.tables.batch(table, &route, conditions, mutations, Purpose::Store).await {
             Ok(()) => return Ok(Outcome::Done),
             Err(BatchError::ConditionFailed { index: 0, current }) => {
@@ -245,7 +250,9 @@ pub(crate) async fn remove(gateway: &Gateway, table: TableId, key: &str, conditi
         let rows = [space::OBJECTS, space::DATA, space::EXTERNAL];
         let mut mutations: Vec<_> =
             rows.into_iter().map(|space| Mutation::Delete(row_key(space, &route, &[]))).collect();
-        mutations.extend(collect(gateway, &route, seen.blobs()?));
+        if !breaks(Sabotage::DeleteLeavesBlob) {
+            mutations.extend(collect(gateway, &route, seen.blobs()?));
+        }
         let unchanged = vec![seen.unchanged(&route, condition)];
         match gateway.backend.tables.batch(table, &route, unchanged, mutations, Purpose::FreeSpace).await {
             Ok(()) => return Ok(()),

@@ -7,7 +7,6 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use tokio::time::timeout;
 
 use crate::blob::Download;
 use crate::body::Source as _;
@@ -95,8 +94,8 @@ where
     F: Future<Output = S3Result<SlowReply>> + Send + 'static,
 {
     let every: Duration = call.gateway.config.keep_alive_every;
-    let mut task = tokio::spawn(operation);
-    if let Ok(done) = timeout(every, &mut task).await {
+    let mut task = call.gateway.runtime.spawn(operation);
+    if let Ok(done) = call.gateway.runtime.timeout(every, &mut task).await {
         let reply = done.map_err(|_| S3Error::from(Code::InternalError))??;
         let mut response = Response::new(Body::from(DECLARATION.to_owned() + &reply.document.finish()));
         *response.headers_mut() = reply.headers;
@@ -109,7 +108,7 @@ where
         let call = call.clone();
         async move {
             let mut task = task?;
-            let document = match timeout(every, &mut task).await {
+            let document = match call.gateway.runtime.timeout(every, &mut task).await {
                 Err(_) => return Some((Ok(Bytes::from_static(b" ")), Some(task))),
                 Ok(Ok(Ok(reply))) => reply.document.finish(),
                 Ok(Ok(Err(error))) => error.to_xml(false, &call.raw_path, &call.request_id),

@@ -61,9 +61,8 @@ const ROW_FORMAT: u8 = 2;
 pub struct UploadId(#[cbor(with = "minicbor::bytes")] pub [u8; 16]);
 
 impl UploadId {
-    /// A fresh id.
-    pub fn new(now_ms: u64) -> UploadId {
-        let mut id: [u8; 16] = rand::random();
+    /// A fresh id, of random bytes.
+    pub fn new(now_ms: u64, mut id: [u8; 16]) -> UploadId {
         id[..8].copy_from_slice(&now_ms.to_be_bytes());
         UploadId(id)
     }

@@ -180,7 +180,7 @@ async fn entry(State(gateway): State<Arc<Gateway>>, request: Request) -> Respons
 
 /// Answers one request.
 pub async fn handle(gateway: &Arc<Gateway>, request: Request) -> Response {
-    let request_id = format!("{:016X}", rand::random::<u64>());
+    let request_id = format!("{:016X}", gateway.runtime.random());
     let (parts, mut body) = request.into_parts();
     let head = parts.method == Method::HEAD;
     let raw_path = parts.uri.path().to_owned();
@@ -203,7 +203,7 @@ pub async fn handle(gateway: &Arc<Gateway>, request: Request) -> Response {
                 gateway.refused_for_room.notify_one();
             }
             let ended = http_body::Body::is_end_stream(&body);
-            if waits_for_100 || (!ended && !drain(&mut body, DRAIN_BYTES_MAX).await) {
+            if waits_for_100 || (!ended && !drain(&mut body, DRAIN_BYTES_MAX, &gateway.runtime).await) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             response

@@ -31,6 +31,10 @@ pub enum Checker {
     KV1,
     /// At rest a table is whole, and nothing else is left of it.
     KV2,
+    /// What S3 clients see of keys and listings has one order, and every object shown is whole.
+    OB1,
+    /// At rest each blob belongs to one object, and no other is left.
+    OB2,
     /// Assertions of the production code.
     Assertions,
     /// The parts by themselves: codec, replay of the monitors' log, opening of stores.
@@ -39,7 +43,7 @@ pub enum Checker {
 
 impl Checker {
     /// Those that are to be proved needed, one by one. [`Checker::Parts`] is attacked by the unit tests of those parts.
-    pub const PROVED: [Checker; 14] = [
+    pub const PROVED: [Checker; 16] = [
         Checker::D1,
         Checker::D2,
         Checker::H2,
@@ -53,6 +57,8 @@ impl Checker {
         Checker::X1,
         Checker::KV1,
         Checker::KV2,
+        Checker::OB1,
+        Checker::OB2,
         Checker::Assertions,
     ];
 
@@ -76,6 +82,8 @@ impl Checker {
             "X1" => Checker::X1,
             "KV1" => Checker::KV1,
             "KV2" => Checker::KV2,
+            "OB1" => Checker::OB1,
+            "OB2" => Checker::OB2,
             "panic" => Checker::Assertions,
             _ => Checker::Parts,
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use holdfast_pg::{Limits, ScrubLimits};
 
 use crate::checker::Checker;
-use crate::front::FrontSettings;
+use crate::front::{FrontSettings, FrontWork};
 
 /// Longest time that a message is kept before it is replayed.
 pub(crate) const REPLAY_MAX: Duration = Duration::from_secs(15);
@@ -198,6 +198,7 @@ impl Config {
             ("fence", Config::fence()),
             ("gone", Config::gone()),
             ("tables", Config::tables()),
+            ("objects", Config::objects()),
             ("calm", Config::calm()),
         ]
     }
@@ -580,9 +581,32 @@ impl Config {
             delay_max: Duration::from_millis(20),
             ..storm.faults
         };
-        let front =
-            FrontSettings { processes: 4, kills: 0.01, pauses: 0.03, op_timeout: Duration::from_secs(6), rest_ms: 100 };
+        let front = FrontSettings {
+            work: FrontWork::Tables,
+            processes: 4,
+            kills: 0.01,
+            pauses: 0.03,
+            op_timeout: Duration::from_secs(6),
+            rest_ms: 100,
+        };
         Config { clients: 1, depth: 2, pause: Duration::from_millis(200), front: Some(front), faults, ..storm }
+    }
+
+    /// S3 gateways, and what strikes front ends that keep tables: they are killed and paused in the middle of uploads and
+    /// commits, their clients leave, and their collectors run all the time.
+    #[must_use]
+    pub fn objects() -> Config {
+        let tables = Config::tables();
+        let front = tables.front.map(|front| FrontSettings {
+            work: FrontWork::Gateways,
+            processes: 3,
+            kills: 0.004,
+            pauses: 0.01,
+            op_timeout: Duration::from_secs(3),
+            ..front
+        });
+        let faults = Faults { cramps_per_second: 0.05, ..tables.faults };
+        Config { duration: Duration::from_secs(60), clients: 1, depth: 1, front, faults, ..tables }
     }
 
     /// Everything else that can strike does; knobs are tiny, so that trimming, backfill and forgetting happen all the time.

@@ -11,6 +11,7 @@ use rand::Rng;
 
 use crate::config::{Config, Faults};
 use crate::cuts::Cut;
+use crate::front::FrontWork;
 use crate::monitor::POOL;
 use crate::world::{Event, World};
 
@@ -71,6 +72,10 @@ pub enum FaultKind {
     AnswerNeverCame,
     GroupSplit,
     TableDropped,
+    ClientLeft,
+    WriteUnknown,
+    UploadCompleted,
+    BlobCollected,
 }
 
 impl fmt::Display for FaultKind {
@@ -123,6 +128,10 @@ impl fmt::Display for FaultKind {
             FaultKind::AnswerNeverCame => "answers that never came",
             FaultKind::GroupSplit => "groups split",
             FaultKind::TableDropped => "tables dropped",
+            FaultKind::ClientLeft => "S3 clients that left",
+            FaultKind::WriteUnknown => "S3 writes never answered",
+            FaultKind::UploadCompleted => "S3 uploads completed",
+            FaultKind::BlobCollected => "blobs collected",
         })
     }
 }
@@ -172,9 +181,13 @@ impl Config {
         let mut planned = self.faults.planned();
         planned.extend(self.fills.then_some(FaultKind::ClusterFull));
         planned.extend(self.leaves.then_some(FaultKind::WentOut));
-        if self.front.is_some() {
+        if let Some(front) = self.front {
             use FaultKind as F;
-            planned.extend([F::FrontKilled, F::FrontPaused, F::AnswerNeverCame, F::GroupSplit, F::TableDropped]);
+            planned.extend([F::FrontKilled, F::FrontPaused, F::AnswerNeverCame]);
+            planned.extend(match front.work {
+                FrontWork::Tables => vec![F::GroupSplit, F::TableDropped],
+                FrontWork::Gateways => vec![F::ClientLeft, F::WriteUnknown, F::UploadCompleted, F::BlobCollected],
+            });
         }
         if self.leaves {
             planned.retain(|kind| *kind != FaultKind::SectorTorn); // too rare for so short a storm

@@ -7,6 +7,7 @@
 
 mod desk;
 mod executor;
+mod gateways;
 mod network;
 mod tables;
 
@@ -33,9 +34,20 @@ const CONNECT_REPEAT: Duration = Duration::from_millis(200);
 /// Rounds of wishes at one moment.
 const ROUNDS_MAX: u32 = 100_000;
 
+/// What front ends do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrontWork {
+    /// They keep a table.
+    Tables,
+    /// They are S3 gateways.
+    Gateways,
+}
+
 /// How many front ends there are, and what strikes them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FrontSettings {
+    /// What they do.
+    pub work: FrontWork,
     /// Processes.
     pub processes: u32,
     /// Probability, for each op on an object, that its process is killed just before it sends, or just after.
@@ -113,7 +125,8 @@ impl Front {
 
     /// What they asked for.
     pub fn operations(&self) -> u64 {
-        self.desk.lock().history.events.len() as u64
+        let desk = self.desk.lock();
+        desk.history.events.len() as u64 + desk.shop.operations()
     }
 
     /// What is not over, for people.
@@ -214,7 +227,11 @@ impl World {
             return self.schedule(CONNECT_REPEAT, Event::Front(FrontEvent::Start { process }));
         }
         let objects = SimObjects { desk: Arc::clone(&front.desk), who };
-        front.executor.spawn(process, Box::pin(tables::process(objects, settings, front.drops)));
+        let work: executor::Work = match settings.work {
+            FrontWork::Tables => Box::pin(tables::process(objects, settings, front.drops)),
+            FrontWork::Gateways => Box::pin(gateways::process(objects, settings)),
+        };
+        front.executor.spawn(process, work);
     }
 
     /// Lets tasks run and carries out what they wish for, until all of them wait.

@@ -3,7 +3,7 @@
 //! Production code: placement groups (`holdfast-pg`), the store engine, the translation between the two and the taking up of
 //! copies, recovery slots and heartbeat tables (`holdfast-osd`), the monitors' state machine and their leader's judgement
 //! (`holdfast-mon-state`), map increments and CRUSH, the wire codec; in front of them the client's core and tables of rows
-//! (`holdfast-client`, `holdfast-kvgroup`).
+//! (`holdfast-client`, `holdfast-kvgroup`), and S3 gateways from the request down (`holdfast-gateway-s3`).
 //! Simulated: network, clock, device and index under the engine, the monitors' log (one leader that never forks), and what in
 //! a daemon is threads and sockets. One heap of events, one random number generator, no wall time, no hash maps: the same
 //! seed gives the same run, and [`Report::hash`] proves it. A run has three phases: faults under load, healing, settling;
@@ -37,7 +37,7 @@ pub use campaign::{Summary, campaign};
 pub use checker::Checker;
 pub use config::{Config, Faults};
 pub use faults::{FaultCounts, FaultKind};
-pub use front::FrontSettings;
+pub use front::{FrontSettings, FrontWork};
 #[cfg(feature = "mutants")]
 pub use hunt::{Budget, Catch, Hunt, Row, Without, hunt};
 #[cfg(feature = "mutants")]

@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use holdfast_gateway_s3::sabotage as commits;
 use holdfast_kvgroup::sabotage::{self, Sabotage};
 use holdfast_pg::mutants::{self, Mutant};
 
 use crate::config::Config;
+use crate::front::FrontWork;
 
 /// A rule of some part.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -14,12 +16,16 @@ pub enum Rule {
     Group(Mutant),
     /// Of tables.
     Table(Sabotage),
+    /// Of S3 gateways.
+    Commit(commits::Sabotage),
 }
 
 impl Rule {
     /// All of them.
     pub fn all() -> impl Iterator<Item = Rule> {
-        Mutant::ALL.into_iter().map(Rule::Group).chain(Sabotage::ALL.into_iter().map(Rule::Table))
+        let of_groups = Mutant::ALL.into_iter().map(Rule::Group);
+        let of_tables = Sabotage::ALL.into_iter().map(Rule::Table);
+        of_groups.chain(of_tables).chain(commits::Sabotage::ALL.into_iter().map(Rule::Commit))
     }
 
     /// What is wrong when it is broken.
@@ -28,6 +34,7 @@ impl Rule {
         match self {
             Rule::Group(mutant) => mutant.breaks(),
             Rule::Table(sabotage) => sabotage.breaks(),
+            Rule::Commit(sabotage) => sabotage.breaks(),
         }
     }
 
@@ -37,6 +44,7 @@ impl Rule {
         match self {
             Rule::Group(_) => true,
             Rule::Table(_) => world.front.is_some(),
+            Rule::Commit(_) => world.front.is_some_and(|front| front.work == FrontWork::Gateways),
         }
     }
 
@@ -50,6 +58,10 @@ impl Rule {
             Some(Rule::Table(sabotage)) => Some(sabotage),
             _ => None,
         });
+        commits::choose(match rule {
+            Some(Rule::Commit(sabotage)) => Some(sabotage),
+            _ => None,
+        });
     }
 }
 
@@ -58,6 +70,7 @@ impl fmt::Debug for Rule {
         match self {
             Rule::Group(mutant) => mutant.fmt(f),
             Rule::Table(sabotage) => sabotage.fmt(f),
+            Rule::Commit(sabotage) => sabotage.fmt(f),
         }
     }
 }

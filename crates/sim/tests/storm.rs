@@ -123,6 +123,11 @@ fn tables_that_split_are_linearizable_and_whole_though_front_ends_and_osds_fail(
 }
 
 #[test]
+fn objects_are_whole_and_nothing_leaks_though_gateways_and_osds_fail() {
+    run_all(15, &Config::objects());
+}
+
+#[test]
 fn an_osd_that_does_not_come_back_goes_out_and_all_is_clean_without_it() {
     run_all(5, &Config::gone());
 }

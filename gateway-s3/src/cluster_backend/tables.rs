@@ -2,7 +2,6 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use holdfast_client::Pool;
 use holdfast_kvgroup as kv;
 use holdfast_kvgroup::{Affinity, InvalidRequest, KEY_BYTES_MAX, KvError, PageLimit};
 
@@ -14,16 +13,16 @@ use crate::backend::{
 use crate::row::after_prefix;
 
 /// Tables of the index pool.
-pub(super) struct KvTables {
-    tables: kv::Tables<Pool>,
+pub(super) struct KvTables<O> {
+    tables: kv::Tables<O>,
 }
 
-impl KvTables {
-    pub fn new(pool: Pool) -> KvTables {
-        KvTables { tables: kv::Tables::new(pool, kv::Config::default()) }
+impl<O: kv::Objects> KvTables<O> {
+    pub fn new(objects: O, config: kv::Config) -> KvTables<O> {
+        KvTables { tables: kv::Tables::new(objects, config) }
     }
 
-    fn table(&self, table: TableId) -> Result<kv::Table<Pool>, BackendError> {
+    fn table(&self, table: TableId) -> Result<kv::Table<O>, BackendError> {
         Ok(self.tables.table(kv_id(table)?, Affinity::S3))
     }
 }
@@ -87,7 +86,7 @@ fn bounded(range: &ScanRange) -> (&[u8], Option<Vec<u8>>) {
 }
 
 #[async_trait]
-impl Tables for KvTables {
+impl<O: kv::Objects> Tables for KvTables<O> {
     async fn create_table(&self, table: TableId) -> Result<(), BackendError> {
         let created = self.tables.create(&kv_id(table)?, Affinity::S3).await;
         created.map(drop).map_err(|error| backend_error(table, error))

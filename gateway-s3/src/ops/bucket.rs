@@ -17,7 +17,6 @@ use crate::reply::{empty, set, xml};
 use crate::request::{refuse_unsupported_headers, valid_bucket_name};
 use crate::row::{
     BucketRow, DroppedRow, GLOBAL_TABLE, Row as _, after_prefix, escape_prefix, route, row_key, space, split_route,
-    unique_id,
 };
 use crate::server::Call;
 use crate::xml::request::parse_create_bucket;
@@ -105,7 +104,7 @@ pub(crate) async fn create(call: &Arc<Call>, body: &mut Body) -> S3Result<Respon
         None | Some("BucketOwnerEnforced") => {}
         Some(_) => return Err(Code::NotImplemented.into()),
     }
-    let reader = body::open(&call.auth, body, &call.headers)?;
+    let reader = body::open(&call.auth, body, &call.headers, &call.gateway.runtime)?;
     let budget = &call.gateway.document_budget;
     let document = reader.read_document(budget, &call.auth, &call.headers, CONFIGURATION_BYTES_MAX).await?;
     let region = &call.gateway.config.region;
@@ -123,7 +122,7 @@ pub(crate) async fn create(call: &Arc<Call>, body: &mut Body) -> S3Result<Respon
     let route = route(name);
     let key = row_key(space::BUCKETS, &route, &[]);
     let row = BucketRow {
-        table: TableId(unique_id()),
+        table: TableId(gateway.runtime.unique_id()),
         owner: principal.owner.clone(),
         owner_name: principal.name.clone(),
         created_ms: gateway.clock.now_ms(),

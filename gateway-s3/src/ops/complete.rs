@@ -15,13 +15,13 @@ use crate::gateway::Gateway;
 use crate::objects::{NewObject, Outcome, collect, commit, load_row};
 use crate::ops::multipart::{Upload, freeze, part_range, parts, thaw, upload_id, upload_key};
 use crate::reply::{SlowReply, patient, quoted};
-use crate::row::{ChecksumRow, DataRef, ObjectRow, PartRef, PartRow, Payload, UploadId, route, space, unique_id};
+use crate::row::{ChecksumRow, DataRef, ObjectRow, PartRef, PartRow, Payload, UploadId, route, space};
 use crate::server::Call;
 use crate::xml::request::{CompletePart, parse_complete};
 use crate::xml::response::XmlWriter;
 
 /// Smallest part but the last.
-const PART_BYTES_MIN: u64 = 5 << 20;
+pub(crate) const PART_BYTES_MIN: u64 = 5 << 20;
 /// Largest object.
 const OBJECT_BYTES_MAX: u64 = 5 << 40;
 /// Largest document: 10,000 parts with checksums.
@@ -44,7 +44,7 @@ pub(crate) async fn complete(call: &Arc<Call>, body: &mut Body) -> S3Result<Resp
     let stated = stated(call)?;
     let (list, permit) = {
         // A checksum header of this request is the object's, not the document's.
-        let reader = body::open(&call.auth, body, &call.headers)?;
+        let reader = body::open(&call.auth, body, &call.headers, &call.gateway.runtime)?;
         let mut headers = call.headers.clone();
         for algorithm in Algorithm::ALL {
             headers.remove(algorithm.header());
@@ -119,9 +119,11 @@ async fn run(
             Ok(Some(row)) => return Ok(row),
             Ok(None) => {}
             Err(error) => {
-                // Not when the outcome is unknown: thawing is harmless then too, since it demands the row as it was.
-                thaw(gateway, table, key, &upload).await;
-                return Err(error);
+                // Also when the outcome is unknown: thawing demands the row as it was.
+                if thaw(gateway, table, key, &upload).await {
+                    return Err(error);
+                }
+                // Somebody else completed it, or this one did: what was judged may have been what was left of the parts.
             }
         }
     }
@@ -154,7 +156,7 @@ async fn attempt(
     let route = route(key);
     let (there, _) = parts(gateway, table, key, upload.id, 0, 10_000).await?;
     let algorithm = upload.algorithm()?;
-    let chosen = choose(list, &there, upload, algorithm)?;
+    let chosen = choose(list, &there, upload, algorithm, gateway.config.sizes.part_bytes_min)?;
     let size: u64 = chosen.iter().map(|(_, part)| part.data.size()).sum();
     if size > OBJECT_BYTES_MAX {
         return Err(Code::EntityTooLarge.into());
@@ -187,7 +189,7 @@ async fn attempt(
         md5s.update(part.md5);
     }
     let row = ObjectRow {
-        version: unique_id(),
+        version: gateway.runtime.unique_id(),
         size,
         etag: format!("{}-{}", hex::encode(md5s.finalize()), chosen.len()),
         modified_ms: gateway.clock.now_ms(),
@@ -229,6 +231,7 @@ fn choose<'a>(
     there: &'a [(u16, PartRow)],
     upload: &Upload,
     algorithm: Algorithm,
+    part_bytes_min: u64,
 ) -> S3Result<Vec<(u16, &'a PartRow)>> {
     let mut chosen: Vec<(u16, &PartRow)> = Vec::with_capacity(list.len());
     for wanted in list {
@@ -251,10 +254,10 @@ fn choose<'a>(
         chosen.push((wanted.number, part));
     }
     let all_but_last = chosen.get(..chosen.len().saturating_sub(1)).unwrap_or_default();
-    if let Some((number, part)) = all_but_last.iter().find(|(_, part)| part.data.size() < PART_BYTES_MIN) {
+    if let Some((number, part)) = all_but_last.iter().find(|(_, part)| part.data.size() < part_bytes_min) {
         return Err(S3Error::from(Code::EntityTooSmall)
             .detail("ProposedSize", part.data.size().to_string())
-            .detail("MinSizeAllowed", PART_BYTES_MIN.to_string())
+            .detail("MinSizeAllowed", part_bytes_min.to_string())
             .detail("PartNumber", number.to_string())
             .detail("ETag", hex::encode(part.md5)));
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::response::Response;
 
-use crate::blob::{Download, INLINE_BYTES_MAX, PART_INLINE_BYTES_MAX, receive};
+use crate::blob::{Download, receive};
 use crate::checksum::{Algorithm, Claim, Expectations};
 use crate::clock::iso_date;
 use crate::conditional::{ReadConditions, Verdict, WriteCondition};
@@ -153,7 +153,7 @@ pub(crate) async fn object(call: &Arc<Call>) -> S3Result<Response> {
         let _slot = gateway.copies.acquire().await.map_err(|_| Code::ServiceUnavailable)?;
         let expected = Expectations { store: Some(algorithm), ..known_of(&object.row) };
         let mut download = Download::new(gateway, segments(&mut object, ByteRange { start: 0, length: size })?);
-        let length = (size, INLINE_BYTES_MAX);
+        let length = (size, gateway.config.sizes.inline_bytes_max);
         let received = receive(gateway, bucket.table(), &route(&key), &mut download, length, &expected).await;
         let (stored, digests) = received.map_err(|error| match error.code {
             Code::BadDigest => {
@@ -188,7 +188,7 @@ pub(crate) async fn part(call: &Arc<Call>) -> S3Result<Response> {
         let algorithm = upload.algorithm()?;
         let expected = Expectations { store: Some(algorithm), ..Expectations::default() };
         let mut download = Download::new(gateway, segments(&mut object, range)?);
-        let length = (range.length, PART_INLINE_BYTES_MAX);
+        let length = (range.length, gateway.config.sizes.part_inline_bytes_max);
         let received = receive(gateway, bucket.table(), &route(&key), &mut download, length, &expected).await?;
         let row = keep_part(gateway, bucket.table(), &key, &upload, number, received).await?;
         let checksum = upload.row.checksum_asked.then(|| ChecksumRow {

@@ -53,7 +53,7 @@ pub(crate) async fn many(call: &Arc<Call>, body: &mut Body) -> S3Result<Response
         let message = "Missing required header for this request: Content-MD5 OR x-amz-checksum-*";
         return Err(S3Error::new(Code::InvalidRequest, message));
     }
-    let reader = body::open(&call.auth, body, &call.headers)?;
+    let reader = body::open(&call.auth, body, &call.headers, &call.gateway.runtime)?;
     let budget = &call.gateway.document_budget;
     let document = reader.read_document(budget, &call.auth, &call.headers, DOCUMENT_BYTES_MAX).await?;
     let request = parse_delete(document.bytes())?;

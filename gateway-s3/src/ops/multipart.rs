@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::StatusCode;
 
 use crate::backend::{BackendError, BatchError, Condition, Mutation, Purpose, RowKey, ScanLimit, ScanRange, TableId};
-use crate::blob::{PART_INLINE_BYTES_MAX, Stored, abandon, receive};
+use crate::blob::{Stored, abandon, receive};
 use crate::body;
 use crate::checksum::{Algorithm, Digests, base64};
 use crate::clock::iso_date;
@@ -26,8 +26,8 @@ use crate::reply::{empty, quoted, set, xml};
 use crate::request::refuse_unsupported_headers;
 use crate::row::{
     PartData, PartRow, Row as _, UploadId, UploadRow, after_prefix, part_key, route, row_key, space, split_route,
-    unique_id,
 };
+use crate::sabotage::{Sabotage, breaks};
 use crate::server::Call;
 use crate::xml::response::XmlWriter;
 
@@ -124,7 +124,7 @@ pub(crate) async fn create(call: &Arc<Call>) -> S3Result<Response> {
     };
     let gateway = &call.gateway;
     let now_ms = gateway.clock.now_ms();
-    let id = UploadId::new(now_ms);
+    let id = UploadId::new(now_ms, gateway.runtime.unique_id());
     let principal = call.auth.principal();
     let row = UploadRow {
         initiated_ms: now_ms,
@@ -168,7 +168,7 @@ pub(crate) async fn upload_part(call: &Arc<Call>, body: &mut Body) -> S3Result<R
     let (id, number, key) = (upload_id(call)?, part_number(call)?, call.key()?);
     refuse_unsupported_headers(&call.headers)?;
     let mut expected = body::expectations(&call.auth, &call.headers)?;
-    let mut reader = body::open(&call.auth, body, &call.headers)?;
+    let mut reader = body::open(&call.auth, body, &call.headers, &call.gateway.runtime)?;
     let length = reader.length()?;
     check_size(length)?;
     let gateway = &call.gateway;
@@ -187,7 +187,7 @@ pub(crate) async fn upload_part(call: &Arc<Call>, body: &mut Body) -> S3Result<R
     }
     expected.store = Some(algorithm);
     let claimed = expected.claim.as_ref().map(|claim| claim.algorithm);
-    let length = (length, PART_INLINE_BYTES_MAX);
+    let length = (length, gateway.config.sizes.part_inline_bytes_max);
     let (stored, digests) = receive(gateway, bucket.table(), &route(key), &mut reader, length, &expected).await?;
     let shown = claimed.or(upload.row.checksum_asked.then_some(algorithm));
     let shown = shown.and_then(|shown| Some((shown, base64(digests.checksum(shown)?))));
@@ -251,7 +251,7 @@ pub(crate) async fn keep_part(
                         abandon(gateway, table, &route, &stored).await;
                         return Err(Code::SlowDown.into());
                     };
-                    tokio::time::sleep(Duration::from_millis(*pause)).await;
+                    gateway.runtime.sleep(Duration::from_millis(*pause)).await;
                 }
                 upload_value = now;
             }
@@ -285,10 +285,10 @@ pub(crate) async fn freeze(
     let route = route(key);
     for _ in 0..ATTEMPTS_MAX {
         let upload = open_upload(gateway, table, key, id).await?;
-        if upload.row.frozen.is_some() {
+        if upload.row.frozen.is_some() || breaks(Sabotage::FreezeForgotten) {
             return Ok(upload);
         }
-        let row = UploadRow { frozen: Some(unique_id()), ..upload.row.clone() };
+        let row = UploadRow { frozen: Some(gateway.runtime.unique_id()), ..upload.row.clone() };
         match replace_row(gateway, table, &route, &upload, &row, purpose).await {
             Ok(value) => return Ok(Upload { id, row, value }),
             Err(BatchError::ConditionFailed { .. }) => {}
@@ -298,13 +298,17 @@ pub(crate) async fn freeze(
     Err(Code::SlowDown.into())
 }
 
-/// Opens a frozen upload again, if it is still as it was frozen.
-pub(crate) async fn thaw(gateway: &Gateway, table: TableId, key: &str, upload: &Upload) {
+/// Opens a frozen upload again, if it is still as it was frozen. `false`: it is not, and what was read of its parts since may
+/// not have been what they were when it was frozen.
+pub(crate) async fn thaw(gateway: &Gateway, table: TableId, key: &str, upload: &Upload) -> bool {
     let row = UploadRow { frozen: None, ..upload.row.clone() };
-    if let Err(BatchError::Backend(error)) =
-        replace_row(gateway, table, &route(key), upload, &row, Purpose::FreeSpace).await
-    {
-        tracing::warn!(%error, upload = %upload.id, "an upload stays frozen until it is completed or aborted");
+    match replace_row(gateway, table, &route(key), upload, &row, Purpose::FreeSpace).await {
+        Ok(_) => true,
+        Err(BatchError::ConditionFailed { .. }) => false,
+        Err(BatchError::Backend(error)) => {
+            tracing::warn!(%error, upload = %upload.id, "an upload stays frozen until it is completed or aborted");
+            true
+        }
     }
 }
 

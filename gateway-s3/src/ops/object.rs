@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
 
-use crate::blob::{Download, INLINE_BYTES_MAX, Segment, Stored, abandon, receive};
+use crate::blob::{Download, Segment, Stored, abandon, receive};
 use crate::body;
 use crate::checksum::{Algorithm, Digests};
 use crate::clock::http_date;
@@ -19,7 +19,8 @@ use crate::ops::delete::check_version;
 use crate::range::{ByteRange, resolve};
 use crate::reply::{empty, quoted, set, stream, xml};
 use crate::request::refuse_unsupported_headers;
-use crate::row::{ChecksumRow, DataRef, Described, ObjectRow, PartData, Payload, UploadId, route, unique_id};
+use crate::row::{ChecksumRow, DataRef, Described, ObjectRow, PartData, Payload, UploadId, route};
+use crate::sabotage::{Sabotage, breaks};
 use crate::server::Call;
 use crate::xml::response::XmlWriter;
 use crate::{backend::Condition, backend::Mutation, described};
@@ -62,7 +63,7 @@ pub(crate) async fn publish(
         composite_parts: None,
     });
     let row = ObjectRow {
-        version: unique_id(),
+        version: gateway.runtime.unique_id(),
         size: digests.bytes,
         etag: hex::encode(digests.md5),
         modified_ms: gateway.clock.now_ms(),
@@ -94,6 +95,11 @@ pub(crate) async fn publish(
             Err(Code::RequestTimeout.into())
         }
         Err(error) => {
+            if breaks(Sabotage::UnknownIsFailed)
+                && let Some(Stored::Blob(blob, _)) = &stored
+            {
+                let _ = gateway.backend.blobs.delete(blob.id, blob.stripes()).await;
+            }
             // All others may mean that the commit happened: then only the collector may judge.
             if matches!(
                 error.code,
@@ -133,7 +139,7 @@ pub(crate) async fn put(call: &Arc<Call>, body: &mut Body) -> S3Result<Response>
     let mut expected = body::expectations(&call.auth, &call.headers)?;
     let algorithm = expected.claim.as_ref().map_or(Algorithm::Crc64Nvme, |claim| claim.algorithm);
     expected.store = Some(algorithm);
-    let mut reader = body::open(&call.auth, body, &call.headers)?;
+    let mut reader = body::open(&call.auth, body, &call.headers, &call.gateway.runtime)?;
     let length = reader.length()?;
     check_size(length)?;
     let gateway = &call.gateway;
@@ -142,7 +148,7 @@ pub(crate) async fn put(call: &Arc<Call>, body: &mut Body) -> S3Result<Response>
         let there = load_row(gateway, bucket.table(), key).await?;
         condition.check(there.as_ref().map(|(row, _)| row.etag.as_str()))?;
     }
-    let length = (length, INLINE_BYTES_MAX);
+    let length = (length, gateway.config.sizes.inline_bytes_max);
     let (stored, digests) = receive(gateway, bucket.table(), &route(key), &mut reader, length, &expected).await?;
     let received = Received { stored, digests, described, algorithm, condition: &condition };
     let row = publish(gateway, &bucket, key, received).await?;

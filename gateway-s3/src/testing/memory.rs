@@ -35,6 +35,10 @@ pub struct Memory {
     pub hold_drops: AtomicBool,
     /// Drops that wait.
     pub drops_held: AtomicUsize,
+    /// Scans of a key's rows wait until they are let go.
+    pub hold_scans: AtomicBool,
+    /// Scans that wait, or did.
+    pub scans_held: AtomicUsize,
     /// Lets what is held go.
     pub release: Notify,
     /// Batches are executed twice and answered as the second time, as if the first answer had been lost and the storage
@@ -324,6 +328,10 @@ impl Tables for Memory {
     }
 
     async fn scan(&self, table: TableId, range: ScanRange, limit: ScanLimit) -> Result<Page, BackendError> {
+        if self.hold_scans.load(Ordering::SeqCst) {
+            self.scans_held.fetch_add(1, Ordering::SeqCst);
+            self.release.notified().await;
+        }
         let page = self.with(table, |rows| page(rows, range, limit))?;
         self.rows_scanned.fetch_add(page.rows.len(), Ordering::SeqCst);
         Ok(page)

@@ -229,6 +229,31 @@ async fn completing_obeys_conditions_and_races_have_one_winner() {
 }
 
 /// Trap 4: a slow completion trickles white space and tells its error inside the 200.
+/// The second looks at the parts when the first, which froze the upload for both, has just made them an object.
+#[tokio::test]
+async fn a_repeated_completion_answers_as_the_first_whenever_that_commits() {
+    let world = Arc::new(World::with_bucket().await);
+    let id = create(&world, &[]).await;
+    let etag = part(&world, &id, 1, &pattern(100)).await;
+    world.memory.hold_scans.store(true, Ordering::SeqCst);
+    let mut completions = Vec::new();
+    for held in 1..=2 {
+        let (world, id, etag) = (world.clone(), id.clone(), etag.clone());
+        let memory = world.memory.clone();
+        completions.push(tokio::spawn(async move { complete(&world, &id, &[(1, &etag)]).await }));
+        while memory.scans_held.load(Ordering::SeqCst) < held {
+            tokio::task::yield_now().await;
+        }
+    }
+    world.memory.release.notify_one();
+    let (second, first) = (completions.pop().unwrap(), completions.pop().unwrap());
+    let first = first.await.unwrap().ok();
+    world.memory.hold_scans.store(false, Ordering::SeqCst);
+    world.memory.release.notify_one();
+    assert_eq!(second.await.unwrap().ok().element("ETag"), first.element("ETag"));
+    assert!(world.get("/bkt/big").await.ok().body == pattern(100));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_slow_completion_keeps_the_connection_alive() {
     let world = World::with_bucket().await;

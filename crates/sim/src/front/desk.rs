@@ -21,6 +21,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::executor::{ProcessId, Work};
+use super::gateways::Shop;
 
 /// Names a call of a future to the world; never used twice.
 pub(crate) type CallId = u64;
@@ -83,6 +84,8 @@ pub(crate) struct Desk {
     pub creations: usize,
     /// What the last visitor found: the objects that there may be.
     pub found: Option<Result<BTreeSet<ObjectName>, String>>,
+    /// Of gateways.
+    pub shop: Shop,
     calls: BTreeMap<CallId, Call>,
     last_call: CallId,
 }
@@ -102,6 +105,7 @@ impl Desk {
             created: false,
             creations: 0,
             found: None,
+            shop: Shop::default(),
             calls: BTreeMap::new(),
             last_call: 0,
         }))

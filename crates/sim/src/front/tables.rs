@@ -12,8 +12,9 @@ use holdfast_osd::parts::{Leases, Local, PeerSpace};
 use holdfast_pg::LocalObjects as _;
 use holdfast_types::{ObjectName, Timestamp};
 
-use super::FrontSettings;
 use super::desk::{SimObjects, Who};
+use super::executor::Work;
+use super::{FrontSettings, FrontWork, gateways};
 use crate::faults::FaultKind;
 use crate::world::World;
 
@@ -79,15 +80,27 @@ impl World {
         if let Some(mut front) = self.front.take() {
             let who = front.running(0).unwrap_or(Who { process: 0, run: 0 });
             let objects = SimObjects { desk: Arc::clone(&front.desk), who };
-            front.executor.spawn(0, Box::pin(last_visit(objects)));
+            let visit: Work = match front.settings.work {
+                FrontWork::Tables => Box::pin(last_visit(objects)),
+                FrontWork::Gateways => Box::pin(gateways::last_visit(objects)),
+            };
+            front.executor.spawn(0, visit);
             self.front_goes_on(&mut front);
             self.front = Some(front);
         }
         self.settle()
     }
 
-    /// What the checkers of tables say after the last visit.
+    /// What the checkers of front ends say after the last visit.
     pub(crate) fn check_fronts(&mut self) -> Vec<String> {
+        match self.front.as_ref().map(|front| front.settings.work) {
+            None => Vec::new(),
+            Some(FrontWork::Tables) => self.check_tables(),
+            Some(FrontWork::Gateways) => self.check_gateways(),
+        }
+    }
+
+    fn check_tables(&mut self) -> Vec<String> {
         let Some(desk) = self.front.as_ref().map(|front| Arc::clone(&front.desk)) else { return Vec::new() };
         let desk = desk.lock();
         let mut violations = Vec::new();
@@ -111,6 +124,13 @@ impl World {
 
     /// Objects of tables that are on some disk and belong to none.
     fn leftovers(&self, found: &BTreeSet<ObjectName>) -> BTreeSet<ObjectName> {
+        let mut left = self.objects_on_disks();
+        left.retain(|name| name.as_bytes().starts_with(PREFIX) && !found.contains(name));
+        left
+    }
+
+    /// All objects that are on some disk.
+    pub(super) fn objects_on_disks(&self) -> BTreeSet<ObjectName> {
         let (space, leases) = (PeerSpace::default(), Leases::new(Timestamp::ZERO));
         let mut left = BTreeSet::new();
         for node in self.nodes.iter().filter(|node| node.disk.is_open()) {
@@ -120,7 +140,6 @@ impl World {
                 left.extend(keys.into_iter().map(|key| key.name()));
             }
         }
-        left.retain(|name| name.as_bytes().starts_with(PREFIX) && !found.contains(name));
         left
     }
 }
