@@ -319,6 +319,50 @@ fn overwriting_for_ever_never_fills_the_device() {
     model.check(&reopen(&device.restart(), &index, &options), "reopened");
 }
 
+/// Large records and small ones are written over all the time while little is free. They fit into what the cleaner opened for
+/// what it moves, and must leave it enough to go on.
+#[test]
+fn whoever_writes_in_between_leaves_the_cleaner_room_to_go_on() {
+    for seed in 0..20 {
+        let options = tiny(512);
+        let (device, index, mut engine) = new_engine(&options);
+        create(&engine);
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let large = rng.random_range(8_000..30_000);
+        let limit = engine.live_bytes().1;
+        let count = (limit * rng.random_range(80..98) / 100 / large).max(1);
+        for _ in 0..400 {
+            let name = format!("large {}", rng.random_range(0..count));
+            let content = data(&mut rng, large as usize);
+            for attempt in 0.. {
+                assert!(attempt < 10_000, "seed {seed}: cleaning goes round for ever at {:?}", engine.live_bytes());
+                match write(&engine, &name, 0, content.clone()) {
+                    Err(SubmitError::NoSpace { cleaning_helps: true, .. }) => {}
+                    Ok(_) | Err(SubmitError::NoSpace { .. }) => break,
+                    Err(other) => panic!("{other:?}"),
+                }
+                let live = engine.live_bytes();
+                let step = engine.clean_step(rng.random_range(1..20_000));
+                step.unwrap_or_else(|error| panic!("seed {seed}: the cleaner is stuck at {live:?}: {error:?}"));
+                if rng.random_bool(0.5) {
+                    engine.commit().unwrap();
+                }
+                // Less than what cleaning gains, or they would take all of it from the large ones.
+                if rng.random_bool(0.3) {
+                    let bytes = rng.random_range(100..3_000);
+                    let content = data(&mut rng, bytes);
+                    let _ = write(&engine, &format!("small {}", rng.random_range(0..5)), 0, content);
+                }
+            }
+            if rng.random_bool(0.02) {
+                engine.commit().unwrap();
+                drop(engine);
+                engine = reopen(&device, &index, &options);
+            }
+        }
+    }
+}
+
 #[test]
 fn what_cannot_be_read_is_left_by_the_cleaner_and_all_else_moves() {
     let options = tiny(512);

@@ -164,6 +164,12 @@ impl Space {
         if self.next_has_no_blocks && admission == Admission::Normal && u64::from(head.offset) + bytes > half {
             return None; // the rest of the open segment is for deletes
         }
+        // While no segment is free, the rest of the open one is what the cleaner needs to empty its victim: whoever took it
+        // would leave it none to go on with, for ever. (While the file system has no blocks it is for deletes, as said above.)
+        let cleaner_only = self.free.len() < CLEANING_SEGMENTS && !self.next_has_no_blocks && self.cleaning_helps();
+        if cleaner_only && admission != Admission::Cleaning {
+            return None;
+        }
         if head.segment != NO_SEGMENT && u64::from(head.offset) + bytes <= u64::from(self.segment_bytes) {
             let (segment, offset, sequence) = (head.segment, head.offset, head.sequence);
             return Some(Plan { segment, offset, sequence, opens_with_next: None });
