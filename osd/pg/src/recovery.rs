@@ -16,7 +16,8 @@
 //! held without progress.
 //!
 //! Invariants: V1 what is sent is committed and whole here; V2 at most [`crate::Limits::transfers_max`] background
-//! transfers at a time; V3 an object is written again only after every copy of it is whole (`Active::is_degraded`).
+//! transfers at a time; V3 an object is written again, or deleted, only after every copy of it is whole
+//! (`Active::is_degraded`); a delete does not wait for a copy that has no room, nor for an object that nobody can read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
