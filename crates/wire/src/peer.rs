@@ -674,7 +674,7 @@ pub struct BackfillProgress {
     pub lacking: Option<Vec<MissingItem>>,
 }
 
-/// OSD → OSD, once each heartbeat interval, over the connection that carries data.
+/// OSD → OSD, once each heartbeat interval, over a connection of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Heartbeat {
