@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | write | active for writes, object whole on all members and not being filled | its entry is durable on all members |
 //! | removal of what cannot be fetched (unfound, or no room) | at once: nothing of the object is needed | its entry is durable on all members |
+//! | removal of what a member lacks that has no room for it | as a write, without waiting for that member | its entry is durable on all members |
 //! | write seen before | object whole on `min_size` members | with the first result, when that is durable everywhere |
 //! | read, failed assert | object whole here and on `min_size` members | its newest write is durable everywhere |
 //!
