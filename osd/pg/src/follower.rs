@@ -36,6 +36,7 @@ use crate::key::ObjectKey;
 use crate::log::follow_on;
 use crate::missing::Lack;
 use crate::mutants::{Mutant, on};
+use crate::pg::messages::{EARLY_BYTES_MAX, write_bytes};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step};
 use crate::rows;
 use crate::split;
@@ -385,7 +386,9 @@ impl Pg {
             return;
         }
         if op.previous != head && !on(Mutant::WriteGapIgnored) {
-            if follower.early.len() < EARLY_WRITES_MAX {
+            let held: usize = follower.early.values().map(write_bytes).sum();
+            let fits = held == 0 || held.saturating_add(write_bytes(&op)) <= EARLY_BYTES_MAX;
+            if fits && follower.early.len() < EARLY_WRITES_MAX {
                 follower.early.insert(op.previous, op);
             }
             return;

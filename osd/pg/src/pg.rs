@@ -8,7 +8,7 @@
 //! visible to the next one. What must read an object that the step has changed waits ([`Step::rerun`]).
 
 mod maps;
-mod messages;
+pub(crate) mod messages;
 mod transactions;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -226,7 +226,7 @@ pub struct Pg {
     pub(crate) next_txn: u64,
     pending: VecDeque<PendingTxn>,
     /// Messages from newer maps.
-    early: VecDeque<(OsdId, Incarnation, PeerMessage)>,
+    pub(crate) early: VecDeque<(OsdId, Incarnation, PeerMessage)>,
     /// Messages that must read what an earlier input of the same step changed.
     inbox: VecDeque<(OsdId, PeerMessage)>,
     /// Objects whose copy here was found unreadable and is not yet written anew; bounded.
