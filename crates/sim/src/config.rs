@@ -604,7 +604,7 @@ impl Config {
             kills: 0.004,
             pauses: 0.01,
             op_timeout: Duration::from_secs(3),
-            haste: 0.02,
+            haste: 0.03,
             ..front
         });
         let faults = Faults { cramps_per_second: 0.05, ..tables.faults };
