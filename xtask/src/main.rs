@@ -32,7 +32,7 @@ enum Command {
     Invariants,
     /// Lists source files that outgrew one idea.
     Files,
-    /// Runs seeds of the simulator: a whole cluster in one thread, two of them at a time; all worlds but `calm` and `objects`.
+    /// Runs seeds of the simulator: a whole cluster in one thread, two of them at a time; all worlds but `calm`.
     Sim {
         /// How many of each world.
         #[arg(long, default_value_t = 200)]
@@ -40,7 +40,7 @@ enum Command {
         /// The first one.
         #[arg(long, default_value_t = 0)]
         from: u64,
-        /// Only this world; the only way to `calm` and `objects`.
+        /// Only this world; the only way to `calm`.
         #[arg(long)]
         world: Option<String>,
         /// Prints every input and output to standard error: for replays.

@@ -595,13 +595,14 @@ impl Config {
             kills: 0.01,
             pauses: 0.03,
             op_timeout: Duration::from_secs(6),
+            haste: 0.0,
             rest_ms: 100,
         };
         Config { clients: 1, depth: 2, pause: Duration::from_millis(200), front: Some(front), faults, ..storm }
     }
 
     /// S3 gateways, and what strikes front ends that keep tables: they are killed and paused in the middle of uploads and
-    /// commits, their clients leave, and their collectors run all the time.
+    /// commits, or do not wait for the answer, their clients leave, and their collectors run all the time.
     #[must_use]
     pub fn objects() -> Config {
         let tables = Config::tables();
@@ -611,6 +612,7 @@ impl Config {
             kills: 0.004,
             pauses: 0.01,
             op_timeout: Duration::from_secs(3),
+            haste: 0.03,
             ..front
         });
         let faults = Faults { cramps_per_second: 0.05, ..tables.faults };

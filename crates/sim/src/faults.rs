@@ -69,6 +69,7 @@ pub enum FaultKind {
     WentOut,
     FrontKilled,
     FrontPaused,
+    FrontHasty,
     AnswerNeverCame,
     GroupSplit,
     TableDropped,
@@ -125,6 +126,7 @@ impl fmt::Display for FaultKind {
             FaultKind::WentOut => "OSDs that went out by themselves",
             FaultKind::FrontKilled => "front ends killed",
             FaultKind::FrontPaused => "front ends paused",
+            FaultKind::FrontHasty => "front ends in haste",
             FaultKind::AnswerNeverCame => "answers that never came",
             FaultKind::GroupSplit => "groups split",
             FaultKind::TableDropped => "tables dropped",
@@ -184,6 +186,7 @@ impl Config {
         if let Some(front) = self.front {
             use FaultKind as F;
             planned.extend([F::FrontKilled, F::FrontPaused, F::AnswerNeverCame]);
+            planned.extend((front.haste > 0.0).then_some(F::FrontHasty));
             planned.extend(match front.work {
                 FrontWork::Tables => vec![F::GroupSplit, F::TableDropped],
                 FrontWork::Gateways => vec![F::ClientLeft, F::WriteUnknown, F::UploadCompleted, F::BlobCollected],

@@ -56,6 +56,12 @@ pub struct Memory {
     pub repeat: Notify,
     /// Batches are executed and answered as if the answer had not come.
     pub lose_answers: AtomicBool,
+    /// Batches are executed and wait for their answers until they are let go.
+    pub hold_answers: AtomicBool,
+    /// Batches that wait for their answers, or did.
+    pub answers_held: AtomicUsize,
+    /// Lets answers go.
+    pub answer: Notify,
     /// Batches that came.
     pub batches: AtomicUsize,
     /// Gets that came.
@@ -321,7 +327,12 @@ impl Tables for Memory {
             }
         }
         let result = self.apply(table, route, conditions, mutations, purpose);
-        if self.lose_answers.load(Ordering::SeqCst) {
+        let lost = self.lose_answers.load(Ordering::SeqCst);
+        if self.hold_answers.load(Ordering::SeqCst) {
+            self.answers_held.fetch_add(1, Ordering::SeqCst);
+            self.answer.notified().await;
+        }
+        if lost {
             return Err(BackendError::Unavailable("the answer was lost".into()).into());
         }
         result
