@@ -66,6 +66,12 @@ impl World {
         if let Some(violation) = self.strictly_stale(osd, client, &reply) {
             self.violation = Some(format!("H2: {osd} {pg}: {violation}"));
         }
+        if let Some(violation) = self.untold(osd, pg, client, &reply) {
+            let violation = format!("P2: {osd} {pg}: {violation}");
+            if !self.is_off(&violation) {
+                self.violation = Some(violation);
+            }
+        }
         self.cut_at_acknowledgement(osd, client, &reply);
         self.rift_sees_reply(osd, pg, client, &reply);
         if self.serves(osd) {

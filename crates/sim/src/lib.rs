@@ -30,6 +30,7 @@ mod rifts;
 mod rule;
 mod scrub;
 mod shell;
+mod told;
 mod watch;
 mod world;
 

@@ -262,6 +262,8 @@ pub(crate) struct World {
     /// The newest version of each object that an OSD has acknowledged, and which.
     pub acknowledged: BTreeMap<ObjectName, (LogVersion, OsdId)>,
     pub leases_granted: u64,
+    /// By OSD and placement group the last epoch that was looked at, and where its interval began.
+    pub beginnings: BTreeMap<(OsdId, PgId), (Epoch, Epoch)>,
     /// OSDs whose next commit is under way.
     pub syncing: BTreeSet<OsdId>,
     /// The OSD whose disk rots, if one does.
@@ -333,6 +335,7 @@ impl World {
             last_cut: Timestamp::ZERO,
             acknowledged: BTreeMap::new(),
             leases_granted: 0,
+            beginnings: BTreeMap::new(),
             syncing: BTreeSet::new(),
             rot_victim: OsdId(u32::try_from(seed % u64::from(config.osds)).unwrap_or(0)),
             clients: (0..config.clients)
