@@ -409,7 +409,7 @@ impl Config {
         Config { osds: 3, size: 2, min_size: 1, faults, ..churn }
     }
 
-    /// Messages are lost, doubled and very late, and nothing else fails: no read may be stale.
+    /// Messages are lost, doubled and very late while placement changes, and nothing else fails: no read may be stale.
     #[must_use]
     pub fn loss() -> Config {
         let storm = Config::storm();
@@ -609,7 +609,8 @@ impl Config {
         Config { duration: Duration::from_secs(60), clients: 1, depth: 1, front, faults, ..tables }
     }
 
-    /// Everything else that can strike does; knobs are tiny, so that trimming, backfill and forgetting happen all the time.
+    /// Processes and machines fail and pause, OSDs are cut off, placement and leaders change, messages are lost; limits are tiny,
+    /// so that trimming, backfill and forgetting happen all the time. Most other worlds are made of this one.
     #[must_use]
     pub fn storm() -> Config {
         Config {

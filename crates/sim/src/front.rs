@@ -1,4 +1,4 @@
-//! Front ends: processes that keep tables in the cluster, over the production client core.
+//! Front ends: processes that keep tables in the cluster, or serve S3 ([`gateways`]), over the production client core.
 //!
 //! Their code is production code from the op on one object upwards (`holdfast_client::core`, `holdfast_kvgroup`), written as
 //! futures; [`executor`] polls them, [`desk`] is where they and the world meet, [`network`] carries out what the core decides.

@@ -1,5 +1,5 @@
-//! The proof that the checkers bite: each seeded bug of placement groups and of tables must be caught within a budget of seeds; and
-//! that each checker is needed: without it, at least one of them gets through.
+//! The proof that the checkers bite: each seeded bug of placement groups, tables and S3 gateways must be caught within a budget of
+//! seeds; and that each checker is needed: without it, at least one of them gets through.
 
 use std::fmt;
 use std::fmt::Write as _;

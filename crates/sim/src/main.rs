@@ -1,8 +1,8 @@
-//! `holdfast-sim [--seeds N] [--from SEED] [--world W] [--threads N] [--trace]`: runs seeds of all worlds but `calm`, or of one,
-//! and prints what they add up to. It fails when a promise was broken, and when a planned kind of fault never struck.
-//! `cargo xtask sim` calls it. With the feature `mutants`, `--broken NAME` breaks a rule first, to look at what a mutant does.
-//! `holdfast-sim headline [--seeds N] [--from SEED] [--threads N]` runs the worlds of the two headline tests until each has
-//! struck in so many seeds; `cargo xtask headline` calls it.
+//! `holdfast-sim [--seeds N] [--from SEED] [--world W] [--threads N] [--trace]`: runs seeds of all worlds but `calm` and
+//! `objects`, or of one, and prints what they add up to. It fails when a promise was broken, and when a planned kind of
+//! fault never struck. `cargo xtask sim` calls it. With the feature `mutants`, `--broken NAME` breaks a rule first, to look at
+//! what a mutant does. `holdfast-sim headline [--seeds N] [--from SEED] [--threads N]` runs the worlds of the two headline
+//! tests until each has struck in so many seeds; `cargo xtask headline` calls it.
 
 use std::process::ExitCode;
 use std::time::Instant;

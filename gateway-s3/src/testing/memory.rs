@@ -29,6 +29,12 @@ pub struct Memory {
     pub unavailable: AtomicBool,
     /// Writes of stripes and puts fail as if the cluster were full.
     pub full: AtomicBool,
+    /// Writes of stripes wait until they are let go.
+    pub hold_stripes: AtomicBool,
+    /// Writes of stripes that wait, or did.
+    pub stripes_held: AtomicUsize,
+    /// Lets writes of stripes go.
+    pub stripe: Notify,
     /// Batches wait until they are let go.
     pub hold_batches: AtomicBool,
     /// Drops wait until they are let go.
@@ -346,6 +352,10 @@ impl Blobs for Memory {
 
     async fn put_stripe(&self, blob: BlobId, stripe: u32, data: Bytes) -> Result<(), BackendError> {
         self.up()?;
+        if self.hold_stripes.load(Ordering::SeqCst) {
+            self.stripes_held.fetch_add(1, Ordering::SeqCst);
+            self.stripe.notified().await;
+        }
         if self.full.load(Ordering::SeqCst) {
             return Err(BackendError::Full);
         }

@@ -283,6 +283,8 @@ impl Pg {
             tracing::error!(pg = %self.id, %from, "an activation whose entries are not in order is dropped");
             return;
         }
+        // What was submitted before tells of entries that may be rewound, whose versions come again.
+        self.interval_number += 1;
         let mut ops = Vec::new();
         match activate.since {
             Some(since) if !self.holding.log.joins(since) => {
@@ -300,8 +302,14 @@ impl Pg {
             }
         }
         self.holding.take_counts(&activate.info);
-        if let Some(epoch) = activate.last_epoch_started {
-            self.holding.last_epoch_started = epoch;
+        match activate.last_epoch_started {
+            Some(epoch) => self.holding.last_epoch_started = epoch,
+            // Too few for writes: the log is that of a copy which took part up to then, and so has all until then. Else
+            // a copy that is filled now would count for nothing, though it may be the last one some day.
+            None => {
+                let own = &mut self.holding.last_epoch_started;
+                *own = (*own).max(activate.info.last_epoch_started);
+            }
         }
         crate::intervals::merge_history(&mut self.history, &activate.history);
         self.learn_beginning(said.start);

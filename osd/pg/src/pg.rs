@@ -217,8 +217,8 @@ pub struct Pg {
     pub(crate) clients: Clients,
     /// Since which epoch this instance has led without a break, if it leads.
     pub(crate) leads_since: Epoch,
-    /// Intervals seen by this instance: tells apart what was started in which.
-    interval_number: u64,
+    /// Intervals seen by this instance, and activations that it has followed: tells apart what was started in which.
+    pub(crate) interval_number: u64,
     /// The pool's placement groups as of which this copy is split.
     pub(crate) split_to: u32,
     /// Activations that this instance has begun as the primary.

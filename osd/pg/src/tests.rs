@@ -385,6 +385,17 @@ fn a_placement_group_whose_only_worry_is_an_unfound_object_is_idle() {
 }
 
 #[test]
+fn a_copy_that_is_told_a_log_while_too_few_serve_counts_as_one_that_has_it() {
+    let mut alone = Alone::member(&[0, 1, 2], 3, Limits::default());
+    let mut told = activate(&alone, Some(LogVersion::ZERO), 0, vec![entry(1, "o", 0)]);
+    told.last_epoch_started = None;
+    told.info.last_epoch_started = Epoch(1);
+    alone.hear(0, 1, PeerBody::Activate(told));
+    alone.sync();
+    assert_eq!(alone.pg.holding.last_epoch_started, Epoch(1));
+}
+
+#[test]
 fn a_member_tells_what_it_misses_in_messages_of_bounded_size() {
     let mut alone = Alone::member(&[0, 1, 2], 3, Limits { piece_bytes: 1_000, ..Limits::default() });
     let entries = (1..200).map(|counter| entry(counter, &format!("{counter:0>100}"), 0)).collect();
