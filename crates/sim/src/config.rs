@@ -155,8 +155,8 @@ pub struct Config {
     pub words_max: usize,
     /// Whether clients write more than fits.
     pub fills: bool,
-    /// Whether one OSD does not come back after the faults, so that the monitors take it out.
-    pub leaves: bool,
+    /// How many OSDs end at one moment after the faults and do not come back, so that the monitors take them out.
+    pub leave: u32,
     /// Segments of 64 KiB of each OSD's disk.
     pub segments: u32,
     /// What strikes.
@@ -197,6 +197,7 @@ impl Config {
             ("limp", Config::limp()),
             ("fence", Config::fence()),
             ("gone", Config::gone()),
+            ("bereft", Config::bereft()),
             ("tables", Config::tables()),
             ("objects", Config::objects()),
             ("calm", Config::calm()),
@@ -224,7 +225,7 @@ impl Config {
             removes: false,
             words_max: 40,
             fills: false,
-            leaves: false,
+            leave: 0,
             segments: 40,
             faults: Faults::NONE,
             limits: Limits { piece_bytes: 64, ..Limits::default() },
@@ -519,7 +520,14 @@ impl Config {
     #[must_use]
     pub fn gone() -> Config {
         let storm = Config::storm();
-        Config { leaves: true, duration: Duration::from_secs(15), ..storm }
+        Config { leave: 1, duration: Duration::from_secs(15), ..storm }
+    }
+
+    /// The same with two OSDs at one moment: placement groups of which one copy is left serve again when a second is filled.
+    #[must_use]
+    pub fn bereft() -> Config {
+        // Three quarters must stay in.
+        Config { osds: 8, leave: 2, ..Config::gone() }
     }
 
     /// All OSDs lose power at once, again and again, while most syncs are slow: what was acknowledged too soon is lost.

@@ -186,7 +186,7 @@ impl Config {
     pub fn planned(&self) -> Vec<FaultKind> {
         let mut planned = self.faults.planned();
         planned.extend(self.fills.then_some(FaultKind::ClusterFull));
-        planned.extend(self.leaves.then_some(FaultKind::WentOut));
+        planned.extend((self.leave > 0).then_some(FaultKind::WentOut));
         if let Some(front) = self.front {
             use FaultKind as F;
             planned.extend([F::FrontKilled, F::FrontPaused, F::AnswerNeverCame]);
@@ -195,7 +195,7 @@ impl Config {
                 FrontWork::Gateways => vec![F::ClientLeft, F::WriteUnknown, F::UploadCompleted, F::BlobCollected],
             });
         }
-        if self.leaves {
+        if self.leave > 0 {
             planned.retain(|kind| *kind != FaultKind::SectorTorn); // too rare for so short a storm
         }
         planned.extend(self.skewed_clocks.then_some(FaultKind::ClockSkewed));

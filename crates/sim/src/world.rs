@@ -274,8 +274,8 @@ pub(crate) struct World {
     pub fencing: Option<Fencing>,
     /// Processes that keep tables in the cluster, if there are any.
     pub front: Option<Front>,
-    /// An OSD that does not come back.
-    pub gone: Option<OsdId>,
+    /// OSDs that do not come back.
+    pub gone: BTreeSet<OsdId>,
     pub counts: FaultCounts,
     pub cleaned: u64,
     pub copies_scrubbed: u64,
@@ -347,7 +347,7 @@ impl World {
             fencing: (config.faults.fences_per_second > 0.0)
                 .then(|| Fencing::new(config.clients, names.volumes.clone())),
             front: config.front.map(|settings| Front::new(settings, seed)),
-            gone: None,
+            gone: BTreeSet::new(),
             counts: FaultCounts::default(),
             cleaned: 0,
             copies_scrubbed: 0,
@@ -440,7 +440,7 @@ impl World {
                 }
             }
         }
-        if self.config.leaves {
+        if self.config.leave > 0 {
             self.lose_for_good()?;
         }
         self.finish_fronts()?;
@@ -781,7 +781,7 @@ impl World {
             self.run_until(next)?;
             let answered = self.clients.iter().all(|client| client.outstanding() == 0);
             let fenced = self.fencing.as_ref().is_none_or(Fencing::is_settled);
-            let booted = self.nodes.iter().all(|node| node.booted || self.gone == Some(node.id));
+            let booted = self.nodes.iter().all(|node| node.booted || self.gone.contains(&node.id));
             let rested = self.front.as_ref().is_none_or(Front::is_idle);
             if answered && fenced && rested && booted && self.all_clean() && self.strays().is_empty() {
                 return Ok(());
@@ -791,18 +791,22 @@ impl World {
         if self.is_off(&violation) { Ok(()) } else { Err(violation) }
     }
 
-    /// One OSD ends for good. In time it goes out, and all is clean without it.
+    /// Some OSDs end for good. In time they go out, and all is clean without them.
     fn lose_for_good(&mut self) -> Result<(), String> {
-        let osd = self.rot_victim;
-        self.gone = Some(osd);
-        self.crash_for(osd, true, Some(NEVER));
-        self.run_until(self.now + OUT_MAX)?;
-        if self.monitor.map().osds.get(&osd).is_some_and(|info| info.in_cluster) {
-            let why = self.monitor.explain(self.now, osd);
-            let violation = format!("L1: {osd} has been gone for {OUT_MAX:?} and is not out: {why}");
-            return if self.is_off(&violation) { Ok(()) } else { Err(violation) };
+        let osds = (0..self.config.leave).map(|next| OsdId((self.rot_victim.0 + next) % self.config.osds));
+        self.gone = osds.collect();
+        for osd in self.gone.clone() {
+            self.crash_for(osd, true, Some(NEVER));
         }
-        self.counts.add(FaultKind::WentOut, 1);
+        self.run_until(self.now + OUT_MAX)?;
+        for osd in self.gone.clone() {
+            if self.monitor.map().osds.get(&osd).is_some_and(|info| info.in_cluster) {
+                let why = self.monitor.explain(self.now, osd);
+                let violation = format!("L1: {osd} has been gone for {OUT_MAX:?} and is not out: {why}");
+                return if self.is_off(&violation) { Ok(()) } else { Err(violation) };
+            }
+            self.counts.add(FaultKind::WentOut, 1);
+        }
         self.settle()
     }
 
