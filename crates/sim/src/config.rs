@@ -443,8 +443,8 @@ impl Config {
         Config { faults, pause: Duration::from_millis(40), ..churn }
     }
 
-    /// Three copies of which one is enough, whose members die and come back all the time, while messages of earlier intervals
-    /// arrive again: who led alone for a moment must have told the monitors, whatever it was told before.
+    /// Three copies of which one is enough, whose members die and come back, go out and come in all the time, while messages of
+    /// earlier intervals arrive again: who led alone for a moment must have told the monitors, whatever it was told before.
     #[must_use]
     pub fn ghosts() -> Config {
         let echo = Config::echo();
@@ -452,12 +452,12 @@ impl Config {
             replays: 0.4,
             kills_per_second: 0.2,
             power_cuts_per_second: 0.1,
-            remaps_per_second: 0.0,
+            remaps_per_second: 0.2,
             downtime_max: Duration::from_secs(9),
             delay_max: Duration::from_millis(100),
             ..echo.faults
         };
-        Config { osds: 3, min_size: 1, duration: Duration::from_secs(60), faults, ..echo }
+        Config { min_size: 1, duration: Duration::from_secs(60), faults, ..echo }
     }
 
     /// All OSDs lose power at the moment when a placement group may have gone active, and one of them stays away: what it

@@ -157,6 +157,14 @@ pub fn hunt(
     hunt
 }
 
+/// Breaks the rule of this name in the whole process. Gives whether there is one.
+#[must_use]
+pub fn break_rule(name: &str) -> bool {
+    let rule = Rule::all().find(|rule| format!("{rule:?}") == name);
+    Rule::choose(rule);
+    rule.is_some()
+}
+
 /// `WordsLikeThis` as `words-like-this`.
 fn spoken(mutant: Rule) -> String {
     let mut out = String::new();

@@ -10,7 +10,7 @@ use holdfast_pg::Slot;
 use holdfast_types::{Epoch, Incarnation, LogVersion, ObjectName, OsdId, PgId, Timestamp};
 use holdfast_wire::mon::MonCommand;
 use holdfast_wire::peer::PeerMessage;
-use holdfast_wire::{ClientReply, ClientRequest};
+use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, RefusedReason};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -262,6 +262,8 @@ pub(crate) struct World {
     /// The newest version of each object that an OSD has acknowledged, and which.
     pub acknowledged: BTreeMap<ObjectName, (LogVersion, OsdId)>,
     pub leases_granted: u64,
+    /// By OSD and placement group the last epoch that was looked at, and where its interval began.
+    pub beginnings: BTreeMap<(OsdId, PgId), (Epoch, Epoch)>,
     /// OSDs whose next commit is under way.
     pub syncing: BTreeSet<OsdId>,
     /// The OSD whose disk rots, if one does.
@@ -333,6 +335,7 @@ impl World {
             last_cut: Timestamp::ZERO,
             acknowledged: BTreeMap::new(),
             leases_granted: 0,
+            beginnings: BTreeMap::new(),
             syncing: BTreeSet::new(),
             rot_victim: OsdId(u32::try_from(seed % u64::from(config.osds)).unwrap_or(0)),
             clients: (0..config.clients)
@@ -568,6 +571,7 @@ impl World {
             }
             Event::Request { to, client, request } => {
                 if self.node(to).running && self.serves(to) {
+                    self.rift_is_asked(to, &request);
                     self.request(to, client, *request);
                 }
             }
@@ -588,7 +592,12 @@ impl World {
             Event::MapArrives { osd } => self.map_arrives(osd),
             Event::ClientMap { client } => {
                 let newest = self.monitor.map().epoch;
-                self.clients[client].epoch = newest;
+                let before = std::mem::replace(&mut self.clients[client].epoch, newest);
+                if newest > before && client < self.config.prompt as usize {
+                    for tid in self.clients[client].late(self.now, Duration::ZERO) {
+                        self.send_request(client, tid);
+                    }
+                }
             }
             Event::Command { osd, command } => {
                 if self.is_heard(osd) {
@@ -714,7 +723,12 @@ impl World {
             return self.session_replied(&reply);
         }
         let (tid, now) = (reply.id.tid, self.now);
-        let again = matches!(reply.outcome, holdfast_wire::ClientOutcome::Refused(_));
+        let again = match reply.outcome {
+            // In a rift, those that only read take it for word of who is still the one to ask.
+            ClientOutcome::Refused(RefusedReason::Busy) => self.rift.is_none() || !self.clients[client].reads_only(),
+            ClientOutcome::Refused(_) => true,
+            ClientOutcome::Done { .. } | ClientOutcome::Failed { .. } => false,
+        };
         if let Err(violation) = self.clients[client].answered(reply, now, &mut self.history) {
             self.violation = Some(format!("L1: {violation}"));
         } else if again {

@@ -330,8 +330,9 @@ impl Pg {
     pub(crate) fn advance_active(&mut self, step: &mut Step<'_>) {
         self.run_clients(step);
         self.count_anew(step);
+        let mends = on(Mutant::CleanWhileMending) && !self.holding.missing.is_empty();
         let Some(active) = self.active() else { return };
-        if active.clean {
+        if active.clean && !mends {
             return;
         }
         self.recover(step);
