@@ -20,7 +20,7 @@ use crate::clock::iso_date;
 use crate::described;
 use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::Gateway;
-use crate::objects::collect;
+use crate::objects::{collect, load_row};
 use crate::ops::bucket::owner;
 use crate::ops::object::check_size;
 use crate::reply::{empty, quoted, set, xml};
@@ -437,8 +437,14 @@ pub(crate) async fn discard_upload(gateway: &Gateway, table: TableId, key: &str,
     let route = route(key);
     for attempt in 0..ATTEMPTS_MAX {
         let upload = match freeze(gateway, table, key, id, Purpose::FreeSpace).await {
-            // It was there, and went: by this attempt's batch if the storage executed it twice, or by somebody else's.
-            Err(error) if attempt > 0 && error.code == Code::NoSuchUpload => return Ok(()),
+            // It was there, and went: by this attempt's batch if the storage executed it twice, or by somebody else's; or
+            // it was completed, and is not discarded.
+            Err(error) if attempt > 0 && error.code == Code::NoSuchUpload => {
+                return match load_row(gateway, table, key).await? {
+                    Some((row, _)) if row.upload == Some(id) => Err(error),
+                    _ => Ok(()),
+                };
+            }
             other => other?,
         };
         let (parts, _) = parts(gateway, table, key, id, 0, 10_000).await?;
