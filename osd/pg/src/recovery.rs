@@ -44,6 +44,9 @@ const RESEND_DOUBLINGS_MAX: u32 = 5;
 const UNFOUND_RETRY: Duration = Duration::from_secs(30);
 /// Missing objects looked at in one step while searching for one to transfer.
 const LOOK_MAX: usize = 256;
+/// Transfers that clients wait for, beside [`crate::Limits::transfers_max`] of the background: more would fill the connections
+/// between two OSDs, which then drop what comes after, writes and their acknowledgements among it.
+const URGENT_MAX: usize = 16;
 
 /// An object on its way here.
 #[derive(Debug)]
@@ -292,9 +295,14 @@ impl Pg {
         let recovery = &active.recovery;
         let worth_a_try = recovery.urgent.iter().filter(|key| !recovery.had_no_room_here(key, step.now));
         let urgent: Vec<ObjectKey> = worth_a_try.take(LOOK_MAX).cloned().collect();
+        let max = self.limits.transfers_max + URGENT_MAX;
         for key in urgent {
+            let Some(active) = self.active() else { return };
+            let is_free = active.recovery.transfers() < max;
             if self.holding.missing.contains(&key) {
-                self.start_pull(&key, step);
+                if is_free {
+                    self.start_pull(&key, step);
+                }
                 continue;
             }
             let Some(active) = self.active() else { return };
@@ -305,7 +313,7 @@ impl Pg {
                 self.clients.wake(&key);
                 step.rerun = true;
             }
-            for osd in lacking {
+            for osd in lacking.into_iter().filter(|_| is_free) {
                 self.start_push(osd, &key, step);
             }
         }
