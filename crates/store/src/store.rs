@@ -279,7 +279,9 @@ impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
                     shared.wake_commit();
                     return Ok(());
                 }
-                Err(SubmitError::NoSpace { needed_bytes, live_bytes, limit_bytes, cleaning_helps: true }) if may_wait => {
+                Err(SubmitError::NoSpace { needed_bytes, live_bytes, limit_bytes, cleaning_helps: true })
+                    if may_wait =>
+                {
                     turn.hold();
                     if !shared.wait_for_cleaner(progress, &mut patience) {
                         return Err(SubmitError::NoSpace {

@@ -73,6 +73,14 @@ impl World {
         Outcome::Crashed
     }
 
+    /// Compares all there is. Where the power fails, it does so before, not while the test reads.
+    fn check(&mut self, power_fails: bool) {
+        if power_fails {
+            self.crash();
+        }
+        self.model.check(&self.engine, &self.what);
+    }
+
     fn commit(&mut self) -> Outcome {
         match self.engine.commit() {
             Ok(receipt) => self.history.acked = receipt.position,
@@ -104,7 +112,12 @@ impl World {
                     return Outcome::Taken;
                 }
                 Err(SubmitError::NoSpace { cleaning_helps: false, live_bytes, limit_bytes, .. }) => {
-                    assert!(live_bytes + bytes > limit_bytes, "{}: refused below the limit: {live_bytes} of {limit_bytes}", self.what);
+                    // An extent counts a little more than its bytes.
+                    assert!(
+                        live_bytes + bytes + 200 > limit_bytes,
+                        "{}: refused below the limit: {live_bytes} of {limit_bytes}",
+                        self.what
+                    );
                     return Outcome::Full;
                 }
                 Err(SubmitError::NoSpace { .. }) => {
@@ -197,13 +210,16 @@ fn full_seeds(seeds: std::ops::Range<u64>, power_fails: bool) {
                         let c = collection(0);
                         let rows = (0..world.rng.random_range(1..20)).map(|row| (vec![row], Bytes::from(vec![1; 100])));
                         let op = TxOp::PutRows { c, o: object("rows"), rows: rows.collect() };
-                        assert_ne!(world.take(Transaction { ops: vec![op] }), Outcome::Full, "seed {seed}: rows refused");
+                        assert_ne!(
+                            world.take(Transaction { ops: vec![op] }),
+                            Outcome::Full,
+                            "seed {seed}: rows refused"
+                        );
                     }
                     _ => drop(world.commit()),
                 }
             }
-            let model = world.model.clone();
-            model.check(&world.engine, &world.what);
+            world.check(power_fails);
             for name in world.names() {
                 while world.delete(&name) == Outcome::Crashed {}
                 if world.rng.random_range(0..3) == 0 {
@@ -245,9 +261,9 @@ fn fields(index: &MemIndex, key: &[u8]) -> std::collections::BTreeMap<u8, u64> {
     let mut fields = std::collections::BTreeMap::new();
     for _ in 0..decoder.map().unwrap().unwrap() {
         let field = decoder.u8().unwrap();
-        match decoder.u64() {
-            Ok(value) => drop(fields.insert(field, value)),
-            Err(_) => decoder.skip().unwrap(), // the disk's id
+        match decoder.datatype().unwrap() {
+            minicbor::data::Type::Bytes | minicbor::data::Type::Array => decoder.skip().unwrap(), // the disk's id
+            _ => drop(fields.insert(field, decoder.u64().unwrap())),
         }
     }
     fields
@@ -314,8 +330,7 @@ fn a_store_without_a_free_segment_and_with_a_full_open_one_recovers_by_itself() 
             let usage = world.engine.usage();
             assert!(usage.used_bytes < usage.total_bytes, "seed {seed}: {usage:?}");
         }
-        let model = world.model.clone();
-        model.check(&world.engine, &world.what);
+        world.check(seed % 2 == 1);
         for round in 0..3 {
             for name in world.names() {
                 while world.delete(&name) == Outcome::Crashed {}
@@ -326,8 +341,7 @@ fn a_store_without_a_free_segment_and_with_a_full_open_one_recovers_by_itself() 
         world.fill(20_000);
         let (live, limit) = world.engine.live_bytes();
         assert!(live + 400 > limit, "seed {seed}: full at {live} of {limit}");
-        let model = world.model.clone();
-        model.check(&world.engine, &world.what);
+        world.check(seed % 2 == 1);
     }
 }
 

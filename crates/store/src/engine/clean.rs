@@ -72,7 +72,8 @@ fn pieces(extent: &Extent, piece_bytes: u64) -> impl Iterator<Item = Extent> + '
 }
 
 impl<D: Device, I: Index> Engine<D, I> {
-    /// Moves up to about `budget_bytes` of live extents out of the emptiest segment, and frees segments that are empty.
+    /// Moves up to about `budget_bytes` of live extents out of the emptiest segment, and frees segments that are empty. Very
+    /// small budgets are made larger, for each step ends with a commit.
     /// Commits. May be called whenever the caller finds it worth the IO; see [`Engine::wants_cleaning`].
     ///
     /// # Errors
@@ -168,10 +169,13 @@ impl<D: Device, I: Index> Engine<D, I> {
         budget_bytes: u64,
         moved_bytes: &mut u64,
     ) -> Result<bool, CleanError> {
-        let move_bytes = u64::from(self.state.read().space.move_bytes());
+        let (move_bytes, step_bytes_min) = {
+            let state = self.state.read();
+            (u64::from(state.space.move_bytes()), state.space.step_bytes_min())
+        };
         let mut moves: Vec<Moved> = Vec::new();
         let mut bytes = 0;
-        while *moved_bytes + bytes < budget_bytes.max(1)
+        while *moved_bytes + bytes < budget_bytes.max(step_bytes_min)
             && let Some((c, o)) = cleaner.objects.first().cloned()
         {
             if let Some((home, extents, _pin)) = self.extents_in(victim, c, &o) {
@@ -210,7 +214,7 @@ impl<D: Device, I: Index> Engine<D, I> {
                 if pieces(extent, move_bytes).any(|piece| self.load(c, home, &o, piece).is_none()) {
                     return false;
                 }
-                found += charge(&o, extent.length);
+                found += charge(o.as_bytes().len(), extent.length);
             }
         }
         found >= live

@@ -158,6 +158,12 @@ impl Space {
         (move_bytes + records * MOVE_OVERHEAD_BYTES + sums + 2 * u64::from(self.sector_bytes)) * 5 / 4
     }
 
+    /// A step of the cleaner moves at least so much: it ends with a commit, which may waste a sector, and what the steps of
+    /// one victim waste is less than cleaning it gains.
+    pub(super) fn step_bytes_min(&self) -> u64 {
+        self.usable_bytes() * u64::from(self.sector_bytes) / (self.gain_min() / 5).max(1)
+    }
+
     /// More bytes than have to be moved until a write has its place, should nobody else write: what is wanted are a segment
     /// for it and those of the reserve, and emptying one segment gains a fifth of [`Space::gain_min`] at least.
     pub(super) fn cleaning_bytes_max(&self) -> u64 {
@@ -217,7 +223,9 @@ impl Space {
                 (CLEANING_SEGMENTS + 1, None)
             }
             // The cleaner has no use for them. After the last one the log goes to and fro between two segments of deletes.
-            Admission::Reserve => (0, Some(head.segment).filter(|open| *open != NO_SEGMENT && self.live_in(*open) == 0)),
+            Admission::Reserve => {
+                (0, Some(head.segment).filter(|open| *open != NO_SEGMENT && self.live_in(*open) == 0))
+            }
             Admission::Cleaning { claim } => (0, claim.filter(|victim| self.can_claim(*victim))),
         };
         let free = self.warm.first().or(self.free.first()).filter(|_| self.free.len() > kept);
@@ -328,7 +336,8 @@ impl Space {
     /// True when the segment is sealed or claimed, and was not opened anew since it had this sequence.
     pub(super) fn is_sealed_since(&self, number: u32, sequence: u64) -> bool {
         let is_claimed = self.claimed().is_some_and(|(claimed, _)| claimed == number);
-        (is_claimed || self.is_sealed(number)) && self.segments.get(number as usize).is_some_and(|s| s.sequence == sequence)
+        (is_claimed || self.is_sealed(number))
+            && self.segments.get(number as usize).is_some_and(|s| s.sequence == sequence)
     }
 
     fn sealed(&self) -> impl Iterator<Item = (u32, &Segment)> {
@@ -342,10 +351,7 @@ impl Space {
 
     /// Takes the segments that nothing needs any more out of use, not yet into `free`: first they may be discarded.
     pub(super) fn released(&self, flushed: Position) -> Vec<u32> {
-        self.sealed()
-            .filter(|(_, segment)| !self.is_needed(segment, flushed))
-            .map(|(number, _)| number)
-            .collect()
+        self.sealed().filter(|(_, segment)| !self.is_needed(segment, flushed)).map(|(number, _)| number).collect()
     }
 
     /// How many of the segments that become free may keep their blocks.
