@@ -302,7 +302,7 @@ fn stuck(seed: u64) -> World {
     let used = [log[&2], log[&5]];
     let live = |number: &u64| fields(&world.index, &segment_row(*number)).get(&1).copied().unwrap_or(0);
     let free: Vec<u64> = (0..20).filter(|number| !used.contains(number) && live(number) == 0).collect();
-    assert!((5..12).contains(&free.len()), "{free:?}");
+    assert!((3..12).contains(&free.len()), "{free:?}");
     let row = [&[0xa2, 0x00, 0x01, 0x01, 0x1b][..], &full.to_be_bytes()].concat();
     let changes = free.iter().map(|number| Change::Put(segment_row(*number).into(), Bytes::from(row.clone())));
     let batch = Batch { changes: changes.collect(), position: world.engine.durable_position() };
@@ -345,28 +345,27 @@ fn a_store_without_a_free_segment_and_with_a_full_open_one_recovers_by_itself() 
     }
 }
 
-/// Objects of which two are more than one record of the cleaner may have, and many fill a segment badly if they come in twos.
+/// Objects that fill a segment badly if the cleaner writes them in twos: what is lost at the end of each then is worth cleaning,
+/// and cleaning goes round for ever. There are 33 in each segment, and one of them goes.
 #[test]
 fn cleaning_gains_with_every_segment_whatever_the_size_of_the_objects() {
-    for (seed, bytes) in [(1, 124_000), (2, 100_000), (3, 130_000), (4, 70_000)] {
-        let options = Options { segment_bytes: 4 << 20, checksum_block_bytes: 16 << 10, ..tiny(4096) };
-        let mut world = World::new(format!("{bytes} bytes"), options, 9, seed);
-        while world.put(&format!("{}", world.names().len()), bytes) == Outcome::Taken {
-            world.commit();
-        }
-        let count = world.names().len();
-        for _ in 0..count {
-            let name = format!("{}", world.rng.random_range(0..count));
-            world.delete(&name);
-            world.put(&name, bytes);
-            world.commit();
-        }
-        // When nobody writes it comes to an end.
-        let written = world.device.stats().bytes_written;
-        let mut steps = 0;
-        while world.engine.wants_cleaning() && world.clean() == Ok(true) {
-            steps += 1;
-            assert!(steps < 1000, "{bytes}: {} bytes moved and no end", world.device.stats().bytes_written - written);
-        }
+    let options = Options { segment_bytes: 4 << 20, checksum_block_bytes: 16 << 10, ..tiny(4096) };
+    let mut world = World::new("objects in twos".to_owned(), options, 24, 1);
+    let mut count = 0;
+    while world.put(&format!("{count}"), 124_000) == Outcome::Taken {
+        world.commit();
+        count += 1;
+    }
+    for number in (0..count).step_by(33) {
+        world.delete(&format!("{number}"));
+        world.commit();
+    }
+    assert!(world.engine.wants_cleaning() && count > 33 * 16, "{count}");
+    let written = world.device.stats().bytes_written;
+    let mut steps = 0;
+    while world.engine.wants_cleaning() && world.engine.clean_step(4 << 20).unwrap().more {
+        steps += 1;
+        let moved = world.device.stats().bytes_written - written;
+        assert!(steps < 200, "{moved} bytes moved and no end: {:?}", world.engine.usage());
     }
 }

@@ -447,7 +447,7 @@ fn a_large_write_gets_its_room_though_small_ones_keep_coming() {
     let limit = store.live_bytes().1;
     // What lies still is mixed with what changes, so that every segment has some of it.
     let mut number = 0;
-    while store.live_bytes().0 < limit - 160_000 {
+    while store.live_bytes().0 < limit - 240_000 {
         store.submit(put(&format!("still {number}"), data(&mut rng, 2500)), |result| result.unwrap()).unwrap();
         store.submit(put("changing", data(&mut rng, 1500)), |result| result.unwrap()).unwrap();
         number += 1;
@@ -481,10 +481,10 @@ fn a_large_write_gets_its_room_though_small_ones_keep_coming() {
             }
         }
         stop.store(1, Ordering::SeqCst);
+        assert!(refused.is_none(), "{refused:?} at {:?}", store.live_bytes());
         for writer in small.into_iter().chain([rows]) {
             assert!(writer.join().unwrap() > 5, "they go on too");
         }
-        assert!(refused.is_none(), "{refused:?} at {:?}", store.live_bytes());
     });
     store.close().unwrap();
 }
