@@ -9,8 +9,8 @@
 //! | `Confirm` | the target is told that it is complete, or which objects nobody could give: it lacks them from then on, as others do | it has that durable → `Scan`, or done |
 //!
 //! A write to an object at or before the cursor, or of the batch and already done, carries its effects to the target; one
-//! to an object still to be sent, or beyond the batch, only its log entry; one to an object that is being sent waits, unless
-//! it deletes the object: that ends the transfer.
+//! to an object still to be sent, or beyond the batch, only its log entry; one to an object that is being sent waits (a
+//! delete does not, when another copy has no room: that ends the transfer).
 //!
 //! A target is left out for a while, and its slots are given back (`slots`), when it does not list for [`SCAN_PATIENCE`], or
 //! when nothing is left of a batch but objects of which not even the version is known, or for which there is no room here.
@@ -90,6 +90,11 @@ impl Backfill {
     pub fn tells_lack(&self, target: OsdId, key: &ObjectKey) -> bool {
         let Stage::Confirm { lacking, .. } = &self.stage else { return false };
         self.target == target && lacking.iter().any(|item| ObjectKey::of(&item.object) == *key)
+    }
+
+    /// Whether nothing is on its way to the target but its listing.
+    pub fn is_between_batches(&self) -> bool {
+        matches!(self.stage, Stage::Scan { .. })
     }
 
     /// Whether another target may be filled before this one is complete: what it has then is where its cursor is.

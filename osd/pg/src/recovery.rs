@@ -16,7 +16,8 @@
 //! held without progress.
 //!
 //! Invariants: V1 what is sent is committed and whole here; V2 at most [`crate::Limits::transfers_max`] background
-//! transfers at a time; V3 an object is written again only after every copy of it is whole (`Active::is_degraded`).
+//! transfers at a time; V3 an object is written again, or deleted, only after every copy of it is whole
+//! (`Active::is_degraded`); a delete does not wait for a copy that has no room, nor for an object that nobody can read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -263,7 +264,7 @@ impl Pg {
             self.release_all_slots(step);
         } else if self.has_outgoing_slot(step) {
             self.ask_targets(&targets, step);
-            self.recover_by_log(step);
+            self.recover_by_log(backfilling, step);
             let granted = |pg: &mut Pg, osd| pg.active().is_some_and(|active| active.recovery.slots.is_granted(osd));
             if let Some(target) = backfilling.filter(|osd| granted(self, *osd)) {
                 self.backfill(target, step);
@@ -310,7 +311,7 @@ impl Pg {
         }
     }
 
-    fn recover_by_log(&mut self, step: &mut Step<'_>) {
+    fn recover_by_log(&mut self, backfilling: Option<OsdId>, step: &mut Step<'_>) {
         let max = self.limits.transfers_max;
         let Role::Active(active) = &self.role else { return };
         let recovery = &active.recovery;
@@ -350,6 +351,9 @@ impl Pg {
                 // The next look goes on behind these, or begins anew.
                 let last = window.last().filter(|_| window.len() == LOOK_MAX).map(|(_, need)| *need);
                 let waiting = window.iter().any(|(key, _)| waits(key));
+                // One that is being filled goes on to be, whatever cannot be sent to it beside: that gives the slots back
+                // by itself.
+                let idle = idle && Some(*osd) != backfilling;
                 if last.is_none() && idle && !waiting && !recovery.pushes.values().any(|push| push.to == *osd) {
                     stuck.push(*osd);
                 }

@@ -14,8 +14,8 @@
 //! Why another log may be taken (the whole proof is in `docs/adr/0009-…`): every candidate (a complete copy with `info_les ≥ M`)
 //! has taken part in the last activation under which anything was acknowledged, so it has all that was (W1). What only some
 //! candidates have was acknowledged to nobody; it is **divergent**, and the merge takes it back as it always does. Why the
-//! other one must miss nothing: a delete waits for no copy (V3), so one that lacked an object when it was deleted does not
-//! have the version that takes the delete's place.
+//! other one must miss nothing: a delete does not wait for a copy that has no room (V3), so one that lacked an object when
+//! it was deleted does not have the version that takes the delete's place.
 //!
 //! Nothing of this is kept: a primary that peers again finds the same, or what was taken back is gone from its log.
 //! Whether an object can be read decides only which of several right logs is taken; an answer that is wrong, late or left

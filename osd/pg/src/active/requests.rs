@@ -205,13 +205,17 @@ impl Pg {
             }
         }
         let Some(active) = self.active() else { return Tried::Wait(queued) };
-        if writes && active.is_degraded(key) && !removes(&queued.request.ops) {
-            if active.lacks_room_for(key, step.now) {
+        if writes && !removes_unread && active.is_degraded(key) {
+            // A removal waits, too: it may be taken back, by copies that have never heard of it, and these must have
+            // what it removed. Only for what a full member has no room for it does not wait, or nothing could be deleted.
+            if !active.lacks_room_for(key, step.now) {
+                active.recovery.hurry(key);
+                return Tried::Wait(queued);
+            }
+            if !removes(&queued.request.ops) {
                 self.refuse(&queued, RefusedReason::Full, step);
                 return Tried::Done;
             }
-            active.recovery.hurry(key);
-            return Tried::Wait(queued);
         }
         if writes && self.scrub_holds(key, step) {
             return Tried::Wait(queued);

@@ -53,6 +53,25 @@ fn a_backfill_goes_past_what_nobody_has_and_leaves_it_missing() {
 }
 
 #[test]
+fn one_object_that_nobody_has_stops_no_backfill_however_small_its_batches() {
+    let mut group = Group::of(4, 3, Limits { backfill_batch: 1, ..short_log() });
+    for object in ["a", "k", "z"] {
+        group.write_before_the_log(object);
+    }
+    (0..3).for_each(|id| group.rot(id, "a", true));
+    assert!(is_unreadable(&group.read("a")));
+    group.members.up = vec![osd(0), osd(1), osd(3)];
+    group.publish();
+    group.pass(Duration::from_secs(120));
+    let filled = ["k", "z", "other-0", "other-9"];
+    assert!(filled.iter().all(|object| group.is_whole(3, object)), "it is filled but for that one");
+    assert!(!group.is_clean() && !group.holds_slots());
+    group.rot(2, "a", false);
+    group.run_until_clean();
+    assert!(group.is_whole(3, "a"));
+}
+
+#[test]
 fn a_backfill_that_cannot_compare_gives_its_slots_back() {
     let mut group = Group::of(2, 1, short_log());
     group.write_before_the_log("old");
