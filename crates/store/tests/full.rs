@@ -327,6 +327,10 @@ fn a_store_without_a_free_segment_and_with_a_full_open_one_recovers_by_itself() 
         if seed % 4 < 2 {
             // Whoever comes first: the cleaner alone, or a delete.
             while world.engine.wants_cleaning() && world.clean() != Ok(false) {}
+            if seed % 2 == 1 {
+                world.crash(); // without power, what is to be moved cannot be read either
+                while world.engine.wants_cleaning() && world.clean() != Ok(false) {}
+            }
             let usage = world.engine.usage();
             assert!(usage.used_bytes < usage.total_bytes, "seed {seed}: {usage:?}");
         }
