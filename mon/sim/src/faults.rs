@@ -28,6 +28,7 @@ pub(crate) enum Fault {
     PowerCutAfterVote,
     Pause,
     DiskLost,
+    DiskLostThenAlone,
     DiskFails,
     DiskSlow,
     DiskStuck,
@@ -40,7 +41,7 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// All kinds.
-    pub(crate) const ALL: [Fault; 23] = [
+    pub(crate) const ALL: [Fault; 24] = [
         Fault::Partition,
         Fault::OneWay,
         Fault::Isolation,
@@ -56,6 +57,7 @@ impl Fault {
         Fault::PowerCutAfterVote,
         Fault::Pause,
         Fault::DiskLost,
+        Fault::DiskLostThenAlone,
         Fault::DiskFails,
         Fault::DiskSlow,
         Fault::DiskStuck,
@@ -68,7 +70,7 @@ impl Fault {
 }
 
 /// The counts that a campaign must not find at zero.
-pub(crate) const COUNTED: [&str; 30] = [
+pub(crate) const COUNTED: [&str; 32] = [
     "partition",
     "one-way-partition",
     "isolation",
@@ -87,6 +89,8 @@ pub(crate) const COUNTED: [&str; 30] = [
     "pause",
     "disk-lost",
     "told-to-form",
+    "told-to-form-while-joining",
+    "alone-while-joining",
     "joined-again",
     "fsync-error",
     "stopped-by-its-disk",
@@ -177,7 +181,7 @@ async fn strike(kind: Fault) {
         Fault::Resets => bad_net(|net| net.resets = 10 + below(200)),
         Fault::Kill => end(node, Crash::Kill, "kill"),
         Fault::PowerCut => end(node, Crash::PowerCut, "power-cut"),
-        Fault::PowerCutAll => cut_all(None),
+        Fault::PowerCutAll => cut_all(None, None),
         Fault::PowerCutAfterVote => cut_after_vote(world::leader().map_or(node, |(leader, _)| leader)).await,
         Fault::KillAtIo | Fault::PowerCutAtIo => {
             let crash = if kind == Fault::KillAtIo { Crash::Kill } else { Crash::PowerCut };
@@ -195,6 +199,7 @@ async fn strike(kind: Fault) {
             }
         }
         Fault::DiskLost => lose_disk(node).await,
+        Fault::DiskLostThenAlone => lose_disk_then_alone(node).await,
         Fault::DiskFails => {
             world::disk(node).lock().failing = true;
             later(some_time(50, 1_000), move || {
@@ -266,18 +271,23 @@ fn end(node: NodeId, crash: Crash, kind: &'static str) {
     }
 }
 
-/// The power of all fails; `first` is back before the others.
-fn cut_all(first: Option<NodeId>) {
+/// The power of all fails; `first` is back before the others, `told` to form the cluster or not.
+fn cut_all(first: Option<NodeId>, told: Option<bool>) {
     world::count("power-cut-all");
     for node in 1..=world::monitors() {
         world::kill(node, Crash::PowerCut);
-        let after = match first {
-            Some(first) if first == node => some_time(1, 20),
-            Some(_) => some_time(500, 4_000),
-            None => some_time(10, 2_000),
-        };
-        world::boot_in(node, after);
+        match first {
+            Some(first) if first == node => world::boot_told(node, some_time(1, 20), told),
+            Some(_) => world::boot_in(node, some_time(500, 4_000)),
+            None => world::boot_in(node, some_time(10, 2_000)),
+        }
     }
+}
+
+/// All ways between two sides.
+fn ways(from: &[NodeId], to: &[NodeId]) -> Vec<(NodeId, NodeId)> {
+    let pairs = from.iter().flat_map(|a| to.iter().map(move |b| (*a, *b)));
+    pairs.flat_map(|(a, b)| [(a, b), (b, a)]).collect()
 }
 
 /// The others fall into two sides that do not reach each other. The one between them reaches the first side only, votes for
@@ -290,10 +300,6 @@ async fn cut_after_vote(between: NodeId) {
         others.reverse();
     }
     let (one, other) = others.split_at(others.len() / 2);
-    let ways = |from: &[NodeId], to: &[NodeId]| -> Vec<(NodeId, NodeId)> {
-        let pairs = from.iter().flat_map(|a| to.iter().map(move |b| (*a, *b)));
-        pairs.flat_map(|(a, b)| [(a, b), (b, a)]).collect()
-    };
     let away = ways(other, &[between]);
     block(ways(one, other), some_time(4_000, 8_000));
     block(away.clone(), Duration::from_secs(4));
@@ -317,27 +323,70 @@ async fn cut_after_vote(between: NodeId) {
     SimRuntime::sleep(some_time(300, 3_000)).await;
 }
 
-/// One monitor at a time may lose its disk: when all others remember and vote.
-async fn lose_disk(node: NodeId) {
+/// One monitor at a time may lose its disk: when all others remember and vote. Tells whether this one did; its machine
+/// is without power then.
+fn take_disk(node: NodeId) -> bool {
     if world::is_reshaped() || (1..=world::monitors()).any(|other| !world::remembers(other)) {
-        return;
+        return false;
     }
     world::count("disk-lost");
     world::kill(node, Crash::PowerCut);
     world::disk(node).lock().wipe();
-    world::boot_in(node, some_time(50, 3_000));
     runtime::spawn_on(WORLD, async move {
         while !world::remembers(node) {
             SimRuntime::sleep(Duration::from_millis(50)).await;
         }
         world::count("joined-again");
     });
+    true
+}
+
+async fn lose_disk(node: NodeId) {
+    if !take_disk(node) {
+        return;
+    }
+    world::boot_in(node, some_time(50, 3_000));
     if below(3) == 0 {
         // What it has heard by then must be enough, whomever it reaches when it is back.
         SimRuntime::sleep(some_time(100, 4_000)).await;
         if !world::remembers(node) {
-            cut_all(Some(node));
+            cut_all(Some(node), None);
         }
+    }
+}
+
+/// A follower loses its disk and learns at its next start that it has no memory: nobody tells it to form a cluster, or
+/// others than the leader say that there is one. Before the leader hears of it, it starts once more, is told to form the
+/// cluster in most cases, and reaches nobody. What it learnt the first time must be enough.
+async fn lose_disk_then_alone(node: NodeId) {
+    let Some((leader, _)) = world::leader() else { return };
+    let node = if node == leader { 1 + node % world::monitors() } else { node };
+    let others: Vec<NodeId> = (1..=world::monitors()).filter(|other| *other != node).collect();
+    if !take_disk(node) {
+        return;
+    }
+    let hears_of_it = below(2) == 0;
+    let unreached = if hears_of_it { vec![leader] } else { others.clone() };
+    block(ways(&unreached, &[node]), Duration::from_secs(10));
+    world::boot_told(node, some_time(10, 300), Some(hears_of_it));
+    for _ in 0..600 {
+        if world::is_silent(node) {
+            break;
+        }
+        SimRuntime::sleep(Duration::from_millis(10)).await;
+    }
+    SimRuntime::sleep(some_time(1, 500)).await;
+    if !world::is_silent(node) {
+        return; // another leads by now, and has let it in
+    }
+    world::count("alone-while-joining");
+    let told = Some(below(4) > 0);
+    if below(2) == 0 {
+        cut_all(Some(node), told);
+    } else {
+        block(ways(&others, &[node]), some_time(3_000, 9_000));
+        world::kill(node, if below(2) == 0 { Crash::Kill } else { Crash::PowerCut });
+        world::boot_told(node, some_time(1, 500), told);
     }
 }
 

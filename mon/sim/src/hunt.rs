@@ -8,16 +8,31 @@ use crate::run::Config;
 /// How one bug was caught.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Catch {
-    /// The first seed that shows it; seeds count from 0.
+    /// The first seed that shows it.
     pub seed: u64,
+    /// Which promises were broken in that seed, in the order in which that was noticed.
+    pub broken: Vec<String>,
     /// What was said.
     pub violation: String,
 }
 
-/// Runs seeds from 0 with each bug until one is noticed, `budget` at most.
+/// The ids with which violations begin, each once.
+fn promises(violations: &[String]) -> Vec<String> {
+    let mut ids: Vec<String> = Vec::new();
+    for id in violations.iter().filter_map(|text| text.split(':').next()) {
+        if !ids.iter().any(|known| known == id) {
+            ids.push(id.to_owned());
+        }
+    }
+    ids
+}
+
+/// Runs seeds from `from` with each bug until one is noticed, `budget` at most.
 #[must_use]
 pub fn hunt(
+    from: u64,
     budget: u64,
+    config: &Config,
     threads: usize,
     only: Option<&str>,
     mut tell: impl FnMut(Mutant, Option<&Catch>),
@@ -26,11 +41,12 @@ pub fn hunt(
     let mut rows = Vec::new();
     for mutant in Mutant::ALL.into_iter().filter(wanted) {
         choose(Some(mutant));
-        let summary = campaign(0, budget, &Config::default(), threads, 1, |_| ());
+        let summary = campaign(from, budget, config, threads, 1, |_| ());
         choose(None);
         let first = summary.failed.first();
         let catch = first.map(|(seed, violations)| Catch {
             seed: *seed,
+            broken: promises(violations),
             // A panic is told last, and says more than what followed from it.
             violation: violations
                 .iter()

@@ -53,7 +53,7 @@ fn main() -> ExitCode {
     let threads = cli.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     #[cfg(feature = "mutants")]
     if cli.mutants {
-        return hunt(&cli, threads);
+        return hunt(&cli, &config, threads);
     }
     let summary = campaign(cli.from, cli.seeds, &config, threads, 10, |report| {
         if cli.each {
@@ -82,13 +82,17 @@ fn finish(cli: &Cli, summary: &Summary) -> ExitCode {
 }
 
 #[cfg(feature = "mutants")]
-fn hunt(cli: &Cli, threads: usize) -> ExitCode {
-    println!("| mutant | what it breaks | noticed | seed |\n|---|---|---|---|");
-    let rows = holdfast_mon_sim::hunt(cli.seeds, threads, cli.only.as_deref(), |mutant, catch| {
+fn hunt(cli: &Cli, config: &Config, threads: usize) -> ExitCode {
+    use holdfast_mon_sim::Catch;
+
+    println!("| mutant | what it breaks | noticed by | seed | what was said |\n|---|---|---|---|---|");
+    let rows = holdfast_mon_sim::hunt(cli.from, cli.seeds, config, threads, cli.only.as_deref(), |mutant, catch| {
         let breaks = mutant.breaks();
         match catch {
-            Some(catch) => println!("| `{mutant:?}` | {breaks} | {} | {} |", catch.violation, catch.seed),
-            None => println!("| `{mutant:?}` | {breaks} | **not caught** | |"),
+            Some(Catch { seed, broken, violation }) => {
+                println!("| `{mutant:?}` | {breaks} | {} | {seed} | {violation} |", broken.join(", "));
+            }
+            None => println!("| `{mutant:?}` | {breaks} | **not caught** | | |"),
         }
     });
     if rows.iter().all(|(_, catch)| catch.is_some()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }

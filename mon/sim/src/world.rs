@@ -220,6 +220,9 @@ pub(crate) fn boot(node: NodeId, bootstrap: bool) {
         machine.forming = bootstrap && seen.formed && is_blank && !is_marked;
         if seen.formed && bootstrap && is_blank {
             *seen.counts.entry("told-to-form").or_default() += 1;
+            if is_marked {
+                *seen.counts.entry("told-to-form-while-joining").or_default() += 1;
+            }
         }
         machine.rate
     });
@@ -288,15 +291,20 @@ async fn process(node: NodeId, bootstrap: bool, was_marked: bool) {
     });
 }
 
-/// Starts a monitor after a while, unless somebody else is about to.
+/// Starts a monitor after a while, unless somebody else is about to; every second start is one with `--bootstrap`.
 pub(crate) fn boot_in(node: NodeId, after: Duration) {
+    boot_told(node, after, None);
+}
+
+/// Like [`boot_in`]; with `--bootstrap` or without, if that is given.
+pub(crate) fn boot_told(node: NodeId, after: Duration, bootstrap: Option<bool>) {
     let first = seen(|seen| !std::mem::replace(&mut seen.machines[node].booting, true));
     if first {
         runtime::spawn_on(WORLD, async move {
             SimRuntime::sleep(after).await;
             if !runtime::is_alive(node) {
                 disk(node).lock().failing = false;
-                boot(node, runtime::random().is_multiple_of(2));
+                boot(node, bootstrap.unwrap_or_else(|| runtime::random().is_multiple_of(2)));
             }
         });
     }
@@ -345,6 +353,13 @@ pub(crate) fn crashed_at_io(node: NodeId) {
 /// Whether this monitor may vote: its disk has its memory.
 pub(crate) fn remembers(node: NodeId) -> bool {
     !seen(|seen| seen.machines[node].forming) && !disk(node).lock().is_joining()
+}
+
+/// Whether this monitor runs, knows that it began without memory, and has not been let in.
+pub(crate) fn is_silent(node: NodeId) -> bool {
+    let disk = disk(node);
+    let disk = disk.lock();
+    member(node).is_some() && disk.is_marked() && disk.is_blank()
 }
 
 fn hash(bytes: &[u8]) -> u64 {
