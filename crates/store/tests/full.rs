@@ -277,7 +277,7 @@ fn segment_row(number: u64) -> Vec<u8> {
 /// those before. For the first, the free ones are said to be full.
 fn stuck(seed: u64) -> World {
     let mut world = World::new(format!("stuck, seed {seed}"), tiny(512), 20, seed);
-    let bytes = world.rng.random_range(1500..2500);
+    let bytes = world.rng.random_range(1500..2200);
     let dead = world.rng.random_range(2..4);
     for number in 0..300 {
         assert_eq!(world.put(&format!("{number}"), bytes), Outcome::Taken);
