@@ -188,6 +188,9 @@ impl Leader {
         }
         self.probed_at.retain(|osd, _| map.osds.contains_key(osd));
         self.services.retain(|name, _| map.services.contains_key(name));
+        for name in map.services.keys().filter(|name| !self.services.contains_key(*name)).collect::<Vec<_>>() {
+            self.services.insert(name.clone(), now);
+        }
     }
 
     /// A peer reports an OSD.
@@ -293,7 +296,10 @@ impl Leader {
             .services
             .get(name)
             .is_some_and(|known| known.kind == *kind && known.address == *address && known.incarnation == *incarnation);
-        self.services.insert(name.clone(), now);
+        // One that the map does not have may be refused, and names are without number: it counts once a map has it.
+        if map.services.contains_key(name) {
+            self.services.insert(name.clone(), now);
+        }
         !same
     }
 

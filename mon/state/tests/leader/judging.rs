@@ -395,6 +395,35 @@ fn a_service_lives_as_long_as_it_renews() {
 }
 
 #[test]
+fn names_that_no_map_takes_are_not_remembered() {
+    let mut world = World::new(&[0]);
+    let empty = format!("{:?}", world.leader).len();
+    let map = world.map();
+    for n in 0..1_000 {
+        let name = format!("{n:0>300}");
+        let (kind, address, incarnation) = ("s3".into(), "127.0.0.1:9000".into(), Incarnation(5));
+        let register = MonCommand::ServiceRegister { name, kind, address, incarnation };
+        assert!(world.leader.on_service(world.now, &map, &register), "it is for the log to refuse it");
+    }
+    assert_eq!(format!("{:?}", world.leader).len(), empty);
+}
+
+#[test]
+fn a_service_that_comes_long_after_the_leader_has_a_whole_lease() {
+    let mut world = World::new(&[0]);
+    world.wait(SERVICE_LEASE * 10);
+    let (name, kind, address, incarnation) = ("s3.a".into(), "s3".into(), "127.0.0.1:9000".into(), Incarnation(5));
+    let register = MonCommand::ServiceRegister { name, kind, address, incarnation };
+    let map = world.map();
+    assert!(world.leader.on_service(world.now, &map, &register));
+    world.change(Change::Request(register));
+    world.wait(SERVICE_LEASE - Duration::from_secs(1));
+    assert!(!world.proposals().iter().any(|change| matches!(change, Change::ServiceGone { .. })));
+    world.wait(Duration::from_secs(1));
+    assert!(world.proposals().iter().any(|change| matches!(change, Change::ServiceGone { .. })));
+}
+
+#[test]
 fn a_full_disk_sets_the_flag_and_room_clears_it_without_flicker() {
     let mut world = World::new(&[0]);
     // used per mille → full, near full, after a flag was set as given
