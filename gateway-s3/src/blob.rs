@@ -161,9 +161,10 @@ pub(crate) async fn abandon(gateway: &Gateway, table: TableId, route: &[u8], sto
 /// What fails here the collector does later.
 async fn abandon_intent(gateway: &Gateway, table: TableId, route: &[u8], blob: BlobRef, intent: &Intent) {
     let since_ms = gateway.clock.now_ms();
-    let Ok(Some(garbage)) = condemn(gateway, table, route, &intent.key, &intent.value, vec![blob], since_ms).await
-    else {
-        return;
+    let garbage = match condemn(gateway, table, route, &intent.key, &intent.value, vec![blob], since_ms).await {
+        Ok(Some(garbage)) => garbage,
+        Ok(None) => return name_again(gateway, table, route, blob).await,
+        Err(_) => return,
     };
     if gateway.backend.blobs.delete(blob.id, blob.stripes()).await.is_ok() {
         let (key, value) = garbage;
@@ -173,6 +174,23 @@ async fn abandon_intent(gateway: &Gateway, table: TableId, route: &[u8], blob: B
             .tables
             .batch(table, route, unchanged, vec![Mutation::Delete(key)], Purpose::FreeSpace)
             .await;
+    }
+}
+
+/// Has the collector look at a blob once more whose intent is gone: the collector took it, and stripes that were stored
+/// after it had deleted the blob are named by nothing else; or the commit has happened after all, and it finds the blob in
+/// use. As an intent, because nobody knows which.
+async fn name_again(gateway: &Gateway, table: TableId, route: &[u8], blob: BlobRef) {
+    if blob.stripes() == 0 {
+        return;
+    }
+    let key = row_key(space::GC, route, &gateway.runtime.unique_id());
+    let value = GcRow { blobs: vec![blob], since_ms: gateway.clock.now_ms(), intent: true }.to_bytes();
+    // Deleted and put, because what is to free space must delete something.
+    let changes = vec![Mutation::Delete(key.clone()), Mutation::Put(key.clone(), value)];
+    let absent = vec![Condition::Absent(key)];
+    if let Err(error) = gateway.backend.tables.batch(table, route, absent, changes, Purpose::FreeSpace).await {
+        tracing::warn!(blob = %blob.id, %error, "stripes of an upload that was given up may stay for ever");
     }
 }
 
@@ -311,6 +329,9 @@ impl Writer {
                 piece = &mut next => return piece?.ok_or_else(|| Code::IncompleteBody.into()),
                 () = self.gateway.runtime.sleep_until(filling.until) => {}
             }
+            // A stripe that is filled very slowly must not outlive its protection.
+            self.protect().await?;
+            let Some(filling) = &mut self.filling else { continue };
             if self.gateway.receive_budget.is_wanted() {
                 let filled = filling.data.len();
                 self.buffer_bytes = filled.next_multiple_of(BUFFER_BYTES_MIN).max(BUFFER_BYTES_MIN);
@@ -405,12 +426,19 @@ impl Writer {
         if let Some(write) = self.intent_write.take() {
             let _ = write.await;
         }
-        if self.uncertain {
-            return; // the intent stays: the collector deletes the blob when nothing can be on its way any more
-        }
         // What was never sent needs no deletion.
         let begun = u64::from(self.stripe) + u64::from(self.offset > 0);
         self.intent.blob.bytes = self.intent.blob.bytes.min(begun * u64::from(self.blob.stripe_bytes));
+        if self.uncertain {
+            // The intent stays: the collector deletes the blob when nothing can be on its way any more. If the collector
+            // has taken it, that begins anew.
+            let tables = &self.gateway.backend.tables;
+            let row = tables.get(self.table, &self.route, vec![self.intent.key.clone()]).await;
+            if matches!(row.as_deref(), Ok([None])) {
+                name_again(&self.gateway, self.table, &self.route, self.intent.blob).await;
+            }
+            return;
+        }
         abandon_intent(&self.gateway, self.table, &self.route, self.intent.blob, &self.intent).await;
     }
 }

@@ -51,7 +51,7 @@ pub enum ConnectError {
     /// The cluster.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// A pool made now would keep fewer copies, for ever.
+    /// A pool made now would keep fewer copies, until a person sets more (`holdfast pool set`).
     #[error(
         "pool {pool} is not made yet: the cluster has {osds} storage daemons, and its {copies} copies need as many; for \
          fewer copies set `pool_size` in this gateway's file, or `holdfast pool create`"

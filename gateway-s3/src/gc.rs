@@ -34,8 +34,8 @@ use crate::gateway::Gateway;
 use crate::objects::load;
 use crate::ops::bucket::forget_row;
 use crate::row::{
-    BucketRow, DataRef, DroppedRow, GLOBAL_TABLE, GcRow, PartRow, Row as _, after_prefix, route, row_key, space,
-    split_route,
+    BlobRef, BucketRow, DataRef, DroppedRow, GLOBAL_TABLE, GcRow, PartRow, Row as _, after_prefix, route, row_key,
+    space, split_route,
 };
 use crate::sabotage::{Sabotage, breaks};
 
@@ -50,6 +50,12 @@ const PRESSED_EVERY: Duration = Duration::from_secs(5);
 const PRESSED_AGE_MS: u64 = 10_000;
 /// How slowly it may be read then, in bytes for each millisecond: 4 MB/s.
 const PRESSED_READ_BYTES_PER_MS: u64 = 4_000;
+
+/// The longest that what was an object is kept while room is short, in milliseconds.
+const PRESSED_AGE_MAX_MS: u64 = 60_000;
+/// The longest that garbage is kept, in minimum ages: six hours by default. An object of a terabyte that is replaced each
+/// day would else stand there eleven times.
+const AGES_MAX: u64 = 24;
 
 /// What one round did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -244,22 +250,35 @@ async fn garbage_of_dropped(gateway: &Gateway, table: TableId, done: &mut Round)
 
 async fn blobs_of_dropped(gateway: &Gateway, table: TableId, space: u8, done: &mut Round) -> Result<(), BackendError> {
     let limit = ScanLimit { rows: PAGE_ROWS, bytes: 1 << 20 };
-    let mut start = Vec::new();
+    let (mut start, mut first_error) = (Vec::new(), None);
     loop {
         let page = gateway.backend.tables.dropped_rows(table, space, start, limit).await?;
-        for (_, value) in page.rows {
-            let blobs = match space {
-                space::PARTS => PartRow::from_bytes(&value)?.data.blob().into_iter().collect(),
-                _ => GcRow::from_bytes(&value)?.blobs,
-            };
-            for blob in blobs {
-                gateway.backend.blobs.delete(blob.id, blob.stripes()).await?;
-                done.blobs += 1;
+        let mut rows = stream::iter(page.rows)
+            .map(|(_, value)| async move {
+                let blobs: Vec<BlobRef> = match space {
+                    space::PARTS => PartRow::from_bytes(&value)?.data.blob().into_iter().collect(),
+                    _ => GcRow::from_bytes(&value)?.blobs,
+                };
+                for blob in &blobs {
+                    gateway.backend.blobs.delete(blob.id, blob.stripes()).await?;
+                }
+                Ok::<_, BackendError>(blobs.len())
+            })
+            .buffer_unordered(ROWS_AT_A_TIME);
+        while let Some(result) = rows.next().await {
+            match result {
+                Ok(blobs) => done.blobs += blobs as u64,
+                // The others are deleted all the same; the table stays noted, and is gone through again.
+                Err(error) => {
+                    tracing::warn!(%error, %table, "a blob of a deleted bucket is left for a later round");
+                    first_error.get_or_insert(error);
+                }
             }
         }
+        drop(rows);
         match page.next {
             Some(next) => start = next,
-            None => return Ok(()),
+            None => return first_error.map_or(Ok(()), Err),
         }
     }
 }
@@ -293,16 +312,18 @@ async fn table(gateway: &Gateway, table: TableId, done: &mut Round) -> S3Result<
     }
 }
 
-/// The age at which garbage is deleted: once more the minimum for each GiB, so that whoever began to read it when it was
-/// an object can end at 1.2 MB/s. While room is short, not even the minimum: a reader that began just before the object
-/// went and reads slowly must fail, lest all who want to write do. What may still become an object is never taken early.
+/// The age at which garbage is deleted: once more the minimum for each GiB, up to [`AGES_MAX`], so that whoever began to
+/// read it when it was an object can end at 1.2 MB/s. While room is short, not even the minimum: a reader that began just
+/// before the object went and reads slowly must fail, lest all who want to write do. What may still become an object is
+/// never taken early.
 fn min_age_ms(gateway: &Gateway, row: &GcRow, is_pressed: bool) -> u64 {
     let bytes = row.blobs.iter().fold(0u64, |sum, blob| sum.saturating_add(blob.bytes));
-    let usual = gateway.config.gc_min_age_ms().saturating_mul(1 + (bytes >> 30));
+    let usual = gateway.config.gc_min_age_ms().saturating_mul((1 + (bytes >> 30)).min(AGES_MAX));
     if breaks(Sabotage::GraceIgnored) && !row.intent {
         return 0;
     }
-    if is_pressed && !row.intent { usual.min(PRESSED_AGE_MS + bytes / PRESSED_READ_BYTES_PER_MS) } else { usual }
+    let pressed = (PRESSED_AGE_MS + bytes / PRESSED_READ_BYTES_PER_MS).min(PRESSED_AGE_MAX_MS);
+    if is_pressed && !row.intent { usual.min(pressed) } else { usual }
 }
 
 async fn collect_row(gateway: &Gateway, table: TableId, key: Vec<u8>, value: Bytes, row: GcRow) -> S3Result<Round> {

@@ -12,6 +12,7 @@ use crate::blob::Download;
 use crate::body::Source as _;
 use crate::budget::Permit;
 use crate::error::{Code, S3Error, S3Result};
+use crate::runtime::{AbortOnDrop, TaskLost};
 use crate::server::Call;
 use crate::xml::response::{DECLARATION, XmlWriter};
 
@@ -93,8 +94,23 @@ pub(crate) async fn patient<F>(call: &Arc<Call>, operation: F) -> S3Result<Respo
 where
     F: Future<Output = S3Result<SlowReply>> + Send + 'static,
 {
+    keep_alive(call, call.gateway.runtime.spawn(operation)).await
+}
+
+/// The same for an operation that ends when its client leaves, wherever it is: nobody waits for it, and what it would do
+/// minutes later could undo what others have done since.
+pub(crate) async fn patient_while_awaited<F>(call: &Arc<Call>, operation: F) -> S3Result<Response>
+where
+    F: Future<Output = S3Result<SlowReply>> + Send + 'static,
+{
+    keep_alive(call, AbortOnDrop(call.gateway.runtime.spawn(operation))).await
+}
+
+async fn keep_alive<T>(call: &Arc<Call>, mut task: T) -> S3Result<Response>
+where
+    T: Future<Output = Result<S3Result<SlowReply>, TaskLost>> + Send + Unpin + 'static,
+{
     let every: Duration = call.gateway.config.keep_alive_every;
-    let mut task = call.gateway.runtime.spawn(operation);
     if let Ok(done) = call.gateway.runtime.timeout(every, &mut task).await {
         let reply = done.map_err(|_| S3Error::from(Code::InternalError))??;
         let mut response = Response::new(Body::from(DECLARATION.to_owned() + &reply.document.finish()));

@@ -235,13 +235,15 @@ pub(crate) async fn run(
             },
             _ = map_seen.changed() => {
                 let map = map_seen.borrow_and_update().clone();
-                let up = map.osds.get(&base.id).is_some_and(|info| info.up && info.incarnation == incarnation);
+                let mine = map.osds.get(&base.id).filter(|info| info.incarnation == incarnation);
+                let up = mine.is_some_and(|info| info.up);
                 if up && !booted {
                     booted = true;
                     info!(osd = %base.id, epoch = %map.epoch, "up");
                     base.up.send_replace(true);
                 }
-                if booted && !up {
+                // Only this run's boot brings its incarnation into a map: that it was up may have gone by unseen.
+                if (booted || mine.is_some()) && !up {
                     break Ok(RunEnd::MarkedDown { epoch: map.epoch });
                 }
             }

@@ -8,7 +8,7 @@ use crate::{end_to_end, files, invariants, layers};
 /// Packages whose tests drive the built binary: they run last, apart from the unit tests.
 const END_TO_END: [&str; 1] = ["holdfast-tests"];
 
-/// Seeds of each world of the simulator that every check runs: 720 runs, some minutes.
+/// Seeds of each world of the simulator that every check runs: some hundred runs, some minutes.
 const SIM_SEEDS: u64 = 40;
 
 /// Seeds of the monitors' simulator that every check runs: less than a minute.

@@ -20,7 +20,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Formatting, lints, docs, layers, unit tests, a short simulation, then the built binary end to end.
+    /// Layers, list of invariants, formatting, lints, docs, unit tests, short simulations, then the built binary end to end.
     Check {
         /// Leave out all that needs the release binary.
         #[arg(long)]
@@ -32,7 +32,7 @@ enum Command {
     Invariants,
     /// Lists source files that outgrew one idea.
     Files,
-    /// Runs seeds of the simulator: a whole cluster in one thread, on two threads at a time.
+    /// Runs seeds of the simulator: a whole cluster in one thread, two of them at a time; all worlds but `calm`.
     Sim {
         /// How many of each world.
         #[arg(long, default_value_t = 200)]
@@ -40,7 +40,7 @@ enum Command {
         /// The first one.
         #[arg(long, default_value_t = 0)]
         from: u64,
-        /// Only this world.
+        /// Only this world; the only way to `calm`.
         #[arg(long)]
         world: Option<String>,
         /// Prints every input and output to standard error: for replays.

@@ -74,8 +74,8 @@ pub struct RunArgs {
 pub enum Command {
     /// Run a monitor.
     Mon {
-        /// Form a new cluster of the monitors in the file, each of which must be started so once. Never leave it in a
-        /// unit file: a monitor that has lost its directory must be let in by the others, not begin anew.
+        /// Form a new cluster of the monitors in the file, each of which must be started so once. Leave it out later: a
+        /// monitor that has lost its directory and reaches none of the others would take itself for a new one.
         #[arg(long)]
         bootstrap: bool,
         /// Its file.

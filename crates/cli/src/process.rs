@@ -72,7 +72,20 @@ fn network_runtime() -> Result<tokio::runtime::Runtime, Failure> {
     build(tokio::runtime::Builder::new_multi_thread().worker_threads((cores / 4).clamp(1, 4)))
 }
 
+/// Lets this process have as many files and connections open as it may: many systems give a daemon 1,024 at first, which a
+/// storage daemon among some dozens of others has used up.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::warn!(%error, ?limit, "the limit of open files stays as it is");
+    }
+}
+
 fn build(builder: &mut tokio::runtime::Builder) -> Result<tokio::runtime::Runtime, Failure> {
+    raise_file_limit();
     let built = builder.enable_all().build();
     built.map_err(|error| Failure::new(Exit::Error, "cannot start the runtime").because(&error))
 }

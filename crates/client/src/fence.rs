@@ -3,7 +3,7 @@
 //! The monitors commit the fence as an entry of the map's blocklist, at epoch E. It holds once every OSD that could serve
 //! the fenced session by an older map has E: each OSD that is up is asked (a [`Barrier`]), and one that does not answer is
 //! waited for until a map shows that this run of it is over. An old primary that nobody hears cannot commit: its replicas
-//! are in a newer interval. Source: `protocol.md` §3 (forced attach).
+//! are in a newer interval (`docs/invariants.md`, X1).
 
 use std::collections::BTreeSet;
 use std::pin::pin;

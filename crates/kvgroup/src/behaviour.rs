@@ -192,6 +192,36 @@ async fn a_split_that_was_under_way_when_the_cluster_got_full_keeps_nothing_from
     assert!(cut_short > 40, "{cut_short}");
 }
 
+/// Manifests of large objects are rows of hundreds of KiB: two of them are more than a full cluster takes at once.
+#[tokio::test]
+async fn a_split_of_large_rows_ends_although_the_cluster_is_full() {
+    let config = Config { weight_split: 4 << 20, weight_max: 8 << 20, split_in_background: false, ..Config::default() };
+    let mut cut_short = 0;
+    for vectors in 0..40 {
+        let objects = MemoryObjects::default();
+        let (_, table) = table(&objects, config.clone()).await;
+        let from = objects.pool.lock().ops_count();
+        objects.pool.lock().full_after = Some(from + vectors);
+        let mut written = Vec::new();
+        for number in 0..12 {
+            let value = Bytes::from(vec![7; 700 << 10]);
+            let put = Mutation::Put { row: RowKey::new(1, key(number)), value };
+            match table.batch(&key(number), &[], &[put]).await {
+                Ok(_) => written.push(number),
+                Err(error) => assert_eq!(error, BatchError::Kv(KvError::ClusterFull)),
+            }
+        }
+        cut_short += usize::from(written.len() < 12);
+        let anew = Tables::new(objects.clone(), config.clone()).table(id(), Affinity::S3);
+        for number in &written {
+            let delete = Mutation::Delete { row: RowKey::new(1, key(*number)) };
+            anew.batch_freeing(&key(*number), &[], &[delete]).await.unwrap();
+        }
+        assert!(all(&anew, PageLimit { rows: 100, bytes: 1 << 20 }).await.is_empty());
+    }
+    assert!(cut_short > 15, "{cut_short}");
+}
+
 #[tokio::test]
 async fn a_failed_condition_names_itself_and_changes_nothing() {
     let objects = MemoryObjects::default();

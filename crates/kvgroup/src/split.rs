@@ -258,11 +258,15 @@ impl<O: Objects> Shared<O> {
                 false => assert_version(1),
                 true => ObjectOp::AssertExists,
             };
-            // Deleted and put, because what is to free space must delete something.
-            let anew = ObjectOp::DeleteRows { keys: vec![last.key.clone().into()] };
-            let put = vec![building, anew, ObjectOp::PutRows { rows: rows.to_vec() }];
-            if self.change_surely(table, new, put).await? == Step::Overtaken {
-                return Ok(None);
+            // A page ends with the row that fills it; a full cluster takes no more at once than one such row may have.
+            for rows in pieces(rows, self.config.page_bytes as usize) {
+                // Deleted and put, because what is to free space must delete something.
+                let keys = rows.last().map(|row| row.key.clone().into()).into_iter().collect();
+                let put =
+                    vec![building.clone(), ObjectOp::DeleteRows { keys }, ObjectOp::PutRows { rows: rows.to_vec() }];
+                if self.change_surely(table, new, put).await? == Step::Overtaken {
+                    return Ok(None);
+                }
             }
             if !more || sabotage::breaks(Sabotage::CopyStopsEarly) {
                 return Ok(Some(weight));
@@ -364,4 +368,20 @@ impl<O: Objects> Shared<O> {
         }
         Err(KvError::Unanswered)
     }
+}
+
+/// Cuts rows into pieces of so many bytes at most, or of one row.
+fn pieces(mut rows: &[Row], bytes_max: usize) -> Vec<&[Row]> {
+    let mut pieces = Vec::new();
+    while !rows.is_empty() {
+        let mut bytes = 0;
+        let fits = rows.iter().take_while(|row| {
+            bytes += row.key.len() + row.value.0.len();
+            bytes <= bytes_max
+        });
+        let (piece, rest) = rows.split_at(fits.count().max(1));
+        pieces.push(piece);
+        rows = rest;
+    }
+    pieces
 }

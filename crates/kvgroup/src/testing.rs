@@ -22,6 +22,9 @@ use parking_lot::Mutex;
 use crate::error::ObjectsError;
 use crate::objects::{Objects, Operated};
 
+/// Most bytes of rows that a placement group takes beside a delete while the cluster is full.
+const ROWS_BESIDE_DELETE_BYTES_MAX: usize = (1 << 20) + (64 << 10);
+
 /// One object.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MemoryObject {
@@ -64,11 +67,11 @@ impl MemoryPool {
     }
 
     /// What a placement group says to a vector while the cluster is full: only deletes, or if it is to free space also rows
-    /// beside them.
+    /// beside them, up to [`ROWS_BESIDE_DELETE_BYTES_MAX`].
     fn admit(&self, ops: &[ObjectOp], frees: bool) -> Result<(), ObjectsError> {
         let mut writes = ops.iter().filter(|op| op.is_write());
         let frees = match frees {
-            true => writes.any(ObjectOp::frees_space),
+            true => writes.any(ObjectOp::frees_space) && rows_bytes(ops) <= ROWS_BESIDE_DELETE_BYTES_MAX,
             false => writes.all(ObjectOp::frees_space),
         };
         let full = self.full || self.full_after.is_some_and(|after| self.ops_count >= after);
@@ -80,6 +83,14 @@ impl MemoryPool {
     pub fn ops_count(&self) -> u64 {
         self.ops_count
     }
+}
+
+fn rows_bytes(ops: &[ObjectOp]) -> usize {
+    let rows = ops.iter().filter_map(|op| match op {
+        ObjectOp::PutRows { rows } => Some(rows),
+        _ => None,
+    });
+    rows.flatten().map(|row| row.key.len() + row.value.0.len()).sum()
 }
 
 fn assert_that(holds: bool, current: Option<&Bytes>) -> Result<OpResult, OpError> {

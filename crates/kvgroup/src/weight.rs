@@ -21,7 +21,7 @@ pub struct Config {
     /// freeze well below the 100 ms that a user would notice, and a recovery pull of a group stays short.
     pub weight_split: u64,
     /// A group this heavy takes no batch that makes it heavier, in bytes. Reached only when all rows share one route.
-    /// With it a group has 64k rows at most, and what recovery pushes whole fits one frame.
+    /// With it a group has 64k rows at most.
     pub weight_max: u64,
     /// Rows in one read or write of a count or copy.
     pub page_rows: u32,

@@ -3,9 +3,9 @@
 //! | level | begins at | forbids on that OSD |
 //! |---|---|---|
 //! | near full | 85 % | nothing: a warning |
-//! | backfill full | 90 % | copies moving to it; those that redundancy needs wait, too |
+//! | backfill full | 90 % | copies moving to it; those that redundancy needs wait, too, unless they need less room than what was there |
 //! | full | 95 % | writes that need space, in the whole cluster ([`crate::ClusterFlags::full`]) |
-//! | failsafe | 97 % | all but deletes, trimming, the log and resolving transactions |
+//! | failsafe | 97 % | the same, held to by each primary that has a member there: all but what frees space |
 //!
 //! A level ends [`HYSTERESIS_PERMILLE`] below where it begins, so that it does not flicker.
 

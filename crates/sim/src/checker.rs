@@ -11,6 +11,8 @@ pub enum Checker {
     D2,
     /// No answer shows what had been replaced when it left.
     H2,
+    /// No write is acknowledged in an interval of which the maps say that there are none.
+    P2,
     /// What was acknowledged took effect exactly once.
     E1,
     /// All members hold the same.
@@ -43,10 +45,11 @@ pub enum Checker {
 
 impl Checker {
     /// Those that are to be proved needed, one by one. [`Checker::Parts`] is attacked by the unit tests of those parts.
-    pub const PROVED: [Checker; 16] = [
+    pub const PROVED: [Checker; 17] = [
         Checker::D1,
         Checker::D2,
         Checker::H2,
+        Checker::P2,
         Checker::E1,
         Checker::S2,
         Checker::L1,
@@ -72,6 +75,7 @@ impl Checker {
             "D1" => Checker::D1,
             "D2" => Checker::D2,
             "H2" => Checker::H2,
+            "P2" => Checker::P2,
             "E1" => Checker::E1,
             "S2" => Checker::S2,
             "L1" => Checker::L1,

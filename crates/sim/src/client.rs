@@ -39,6 +39,13 @@ pub(crate) enum Act {
     ReadList,
 }
 
+impl Act {
+    /// Whether it changes anything.
+    pub fn changes(self) -> bool {
+        !matches!(self, Act::Read | Act::ReadCounter | Act::ReadList)
+    }
+}
+
 /// One request from its invocation to its answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Operation {

@@ -155,8 +155,8 @@ pub struct Config {
     pub words_max: usize,
     /// Whether clients write more than fits.
     pub fills: bool,
-    /// Whether one OSD does not come back after the faults, so that the monitors take it out.
-    pub leaves: bool,
+    /// How many OSDs end at one moment after the faults and do not come back, so that the monitors take them out.
+    pub leave: u32,
     /// Segments of 64 KiB of each OSD's disk.
     pub segments: u32,
     /// What strikes.
@@ -197,6 +197,7 @@ impl Config {
             ("limp", Config::limp()),
             ("fence", Config::fence()),
             ("gone", Config::gone()),
+            ("bereft", Config::bereft()),
             ("tables", Config::tables()),
             ("objects", Config::objects()),
             ("calm", Config::calm()),
@@ -224,7 +225,7 @@ impl Config {
             removes: false,
             words_max: 40,
             fills: false,
-            leaves: false,
+            leave: 0,
             segments: 40,
             faults: Faults::NONE,
             limits: Limits { piece_bytes: 64, ..Limits::default() },
@@ -409,7 +410,7 @@ impl Config {
         Config { osds: 3, size: 2, min_size: 1, faults, ..churn }
     }
 
-    /// Messages are lost, doubled and very late, and nothing else fails: no read may be stale.
+    /// Messages are lost, doubled and very late while placement changes, and nothing else fails: no read may be stale.
     #[must_use]
     pub fn loss() -> Config {
         let storm = Config::storm();
@@ -442,8 +443,8 @@ impl Config {
         Config { faults, pause: Duration::from_millis(40), ..churn }
     }
 
-    /// Three copies of which one is enough, whose members die and come back all the time, while messages of earlier intervals
-    /// arrive again: who led alone for a moment must have told the monitors, whatever it was told before.
+    /// Three copies of which one is enough, whose members die and come back, go out and come in all the time, while messages of
+    /// earlier intervals arrive again: who led alone for a moment must have told the monitors, whatever it was told before.
     #[must_use]
     pub fn ghosts() -> Config {
         let echo = Config::echo();
@@ -451,12 +452,12 @@ impl Config {
             replays: 0.4,
             kills_per_second: 0.2,
             power_cuts_per_second: 0.1,
-            remaps_per_second: 0.0,
+            remaps_per_second: 0.2,
             downtime_max: Duration::from_secs(9),
             delay_max: Duration::from_millis(100),
             ..echo.faults
         };
-        Config { osds: 3, min_size: 1, duration: Duration::from_secs(60), faults, ..echo }
+        Config { min_size: 1, duration: Duration::from_secs(60), faults, ..echo }
     }
 
     /// All OSDs lose power at the moment when a placement group may have gone active, and one of them stays away: what it
@@ -519,7 +520,14 @@ impl Config {
     #[must_use]
     pub fn gone() -> Config {
         let storm = Config::storm();
-        Config { leaves: true, duration: Duration::from_secs(15), ..storm }
+        Config { leave: 1, duration: Duration::from_secs(15), ..storm }
+    }
+
+    /// The same with two OSDs at one moment: placement groups of which one copy is left serve again when a second is filled.
+    #[must_use]
+    pub fn bereft() -> Config {
+        // Three quarters must stay in.
+        Config { osds: 8, leave: 2, ..Config::gone() }
     }
 
     /// All OSDs lose power at once, again and again, while most syncs are slow: what was acknowledged too soon is lost.
@@ -587,13 +595,14 @@ impl Config {
             kills: 0.01,
             pauses: 0.03,
             op_timeout: Duration::from_secs(6),
+            haste: 0.0,
             rest_ms: 100,
         };
         Config { clients: 1, depth: 2, pause: Duration::from_millis(200), front: Some(front), faults, ..storm }
     }
 
     /// S3 gateways, and what strikes front ends that keep tables: they are killed and paused in the middle of uploads and
-    /// commits, their clients leave, and their collectors run all the time.
+    /// commits, or do not wait for the answer, their clients leave, and their collectors run all the time.
     #[must_use]
     pub fn objects() -> Config {
         let tables = Config::tables();
@@ -603,13 +612,15 @@ impl Config {
             kills: 0.004,
             pauses: 0.01,
             op_timeout: Duration::from_secs(3),
+            haste: 0.03,
             ..front
         });
         let faults = Faults { cramps_per_second: 0.05, ..tables.faults };
         Config { duration: Duration::from_secs(60), clients: 1, depth: 1, front, faults, ..tables }
     }
 
-    /// Everything else that can strike does; knobs are tiny, so that trimming, backfill and forgetting happen all the time.
+    /// Processes and machines fail and pause, OSDs are cut off, placement and leaders change, messages are lost; limits are tiny,
+    /// so that trimming, backfill and forgetting happen all the time. Most other worlds are made of this one.
     #[must_use]
     pub fn storm() -> Config {
         Config {

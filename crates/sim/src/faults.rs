@@ -60,6 +60,9 @@ pub enum FaultKind {
     AcknowledgementCut,
     RiftBegun,
     RiftFallen,
+    RiftOvertaken,
+    RiftAsked,
+    RiftHalfLeased,
     LinkCut,
     ClockSkewed,
     DiskStuck,
@@ -69,6 +72,7 @@ pub enum FaultKind {
     WentOut,
     FrontKilled,
     FrontPaused,
+    FrontHasty,
     AnswerNeverCame,
     GroupSplit,
     TableDropped,
@@ -116,6 +120,9 @@ impl fmt::Display for FaultKind {
             FaultKind::AcknowledgementCut => "power cuts of all OSDs at an acknowledgement",
             FaultKind::RiftBegun => "primaries that some OSDs lose",
             FaultKind::RiftFallen => "primaries that are marked down and never hear of it",
+            FaultKind::RiftOvertaken => "writes acknowledged by who took over from them",
+            FaultKind::RiftAsked => "reads that they are asked of what was overwritten so",
+            FaultKind::RiftHalfLeased => "of these, under the leases of some members",
             FaultKind::LinkCut => "links open in one direction only",
             FaultKind::ClockSkewed => "clocks at a wrong rate",
             FaultKind::DiskStuck => "disks stuck",
@@ -125,6 +132,7 @@ impl fmt::Display for FaultKind {
             FaultKind::WentOut => "OSDs that went out by themselves",
             FaultKind::FrontKilled => "front ends killed",
             FaultKind::FrontPaused => "front ends paused",
+            FaultKind::FrontHasty => "front ends in haste",
             FaultKind::AnswerNeverCame => "answers that never came",
             FaultKind::GroupSplit => "groups split",
             FaultKind::TableDropped => "tables dropped",
@@ -180,16 +188,17 @@ impl Config {
     pub fn planned(&self) -> Vec<FaultKind> {
         let mut planned = self.faults.planned();
         planned.extend(self.fills.then_some(FaultKind::ClusterFull));
-        planned.extend(self.leaves.then_some(FaultKind::WentOut));
+        planned.extend((self.leave > 0).then_some(FaultKind::WentOut));
         if let Some(front) = self.front {
             use FaultKind as F;
             planned.extend([F::FrontKilled, F::FrontPaused, F::AnswerNeverCame]);
+            planned.extend((front.haste > 0.0).then_some(F::FrontHasty));
             planned.extend(match front.work {
                 FrontWork::Tables => vec![F::GroupSplit, F::TableDropped],
                 FrontWork::Gateways => vec![F::ClientLeft, F::WriteUnknown, F::UploadCompleted, F::BlobCollected],
             });
         }
-        if self.leaves {
+        if self.leave > 0 {
             planned.retain(|kind| *kind != FaultKind::SectorTorn); // too rare for so short a storm
         }
         planned.extend(self.skewed_clocks.then_some(FaultKind::ClockSkewed));
@@ -235,6 +244,9 @@ impl Faults {
             (self.cuts_after_ack, F::AcknowledgementCut),
             (self.rifts_per_second, F::RiftBegun),
             (self.rifts_per_second, F::RiftFallen),
+            (self.rifts_per_second, F::RiftOvertaken),
+            (self.rifts_per_second, F::RiftAsked),
+            (self.rifts_per_second, F::RiftHalfLeased),
             (self.rifts_per_second, F::LeaseWaitedOut),
             (self.one_way_per_second, F::LinkCut),
             (self.stuck_per_second, F::DiskStuck),

@@ -1,4 +1,4 @@
-//! Front ends: processes that keep tables in the cluster, over the production client core.
+//! Front ends: processes that keep tables in the cluster, or serve S3 ([`gateways`]), over the production client core.
 //!
 //! Their code is production code from the op on one object upwards (`holdfast_client::core`, `holdfast_kvgroup`), written as
 //! futures; [`executor`] polls them, [`desk`] is where they and the world meet, [`network`] carries out what the core decides.
@@ -11,6 +11,7 @@ mod gateways;
 mod network;
 mod tables;
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,9 @@ use crate::world::{Event, World};
 const CLIENT_ID: u64 = 1_000;
 /// Pause before the monitors are asked again for the first map.
 const CONNECT_REPEAT: Duration = Duration::from_millis(200);
+/// How long a process is in haste, in milliseconds, and how long it tries an op then: what is given up mostly happens.
+const HASTE_MS: RangeInclusive<u64> = 50..=600;
+const HASTY_MS: RangeInclusive<u64> = 3..=50;
 /// Rounds of wishes at one moment.
 const ROUNDS_MAX: u32 = 100_000;
 
@@ -56,6 +60,8 @@ pub struct FrontSettings {
     pub pauses: f64,
     /// How long an op is tried.
     pub op_timeout: Duration,
+    /// Probability, for each op, that its process is in haste for a moment: it gives ops up before most are answered.
+    pub haste: f64,
     /// Mean pause between two pieces of work, in milliseconds.
     pub rest_ms: u64,
 }
@@ -77,6 +83,7 @@ pub(crate) enum FrontEvent {
 struct Process {
     run: u64,
     paused_until: Timestamp,
+    hasty_until: Timestamp,
     /// While it runs.
     client: Option<Client>,
 }
@@ -166,10 +173,10 @@ impl World {
     pub(crate) fn heal_fronts(&mut self) {
         let Some(mut front) = self.front.take() else { return };
         front.desk.lock().working = false;
-        (front.settings.kills, front.settings.pauses) = (0.0, 0.0);
+        (front.settings.kills, front.settings.pauses, front.settings.haste) = (0.0, 0.0, 0.0);
         for who in front.all_running() {
             if let Some(process) = front.processes.get_mut(who.process) {
-                process.paused_until = Timestamp::ZERO;
+                (process.paused_until, process.hasty_until) = (Timestamp::ZERO, Timestamp::ZERO);
             }
             self.schedule(Duration::from_millis(1), Event::Front(FrontEvent::Resume { who }));
         }
@@ -283,6 +290,9 @@ impl World {
                 if struck(&mut self.rng, front.settings.kills / 2.0) {
                     return self.kill_front(front, who);
                 }
+                if struck(&mut self.rng, front.settings.haste) {
+                    self.hasten_front(front, who);
+                }
                 self.front_operate(front, who, call, (object, ops, frees_space));
                 if struck(&mut self.rng, front.settings.kills / 2.0) {
                     self.kill_front(front, who);
@@ -297,11 +307,25 @@ impl World {
         self.counts.add(FaultKind::FrontKilled, 1);
         if let Some(process) = front.processes.get_mut(who.process) {
             process.client = None;
-            process.paused_until = Timestamp::ZERO;
+            (process.paused_until, process.hasty_until) = (Timestamp::ZERO, Timestamp::ZERO);
         }
         front.executor.kill(who.process);
         let back = Duration::from_millis(self.rng.random_range(20..2_000));
         self.schedule(back, Event::Front(FrontEvent::Start { process: who.process }));
+    }
+
+    fn hasten_front(&mut self, front: &mut Front, who: Who) {
+        self.counts.add(FaultKind::FrontHasty, 1);
+        let length = Duration::from_millis(self.rng.random_range(HASTE_MS));
+        if let Some(process) = front.processes.get_mut(who.process) {
+            process.hasty_until = self.now + length;
+        }
+    }
+
+    /// How long an op that begins now is tried.
+    fn front_patience(&mut self, front: &Front, who: Who) -> Duration {
+        let hasty = front.processes.get(who.process).is_some_and(|process| process.hasty_until > self.now);
+        if hasty { Duration::from_millis(self.rng.random_range(HASTY_MS)) } else { front.settings.op_timeout }
     }
 
     fn pause_front(&mut self, front: &mut Front, who: Who) {

@@ -66,7 +66,14 @@ impl World {
         if let Some(violation) = self.strictly_stale(osd, client, &reply) {
             self.violation = Some(format!("H2: {osd} {pg}: {violation}"));
         }
+        if let Some(violation) = self.untold(osd, pg, client, &reply) {
+            let violation = format!("P2: {osd} {pg}: {violation}");
+            if !self.is_off(&violation) {
+                self.violation = Some(violation);
+            }
+        }
         self.cut_at_acknowledgement(osd, client, &reply);
+        self.rift_sees_reply(osd, pg, client, &reply);
         if self.serves(osd) {
             for after in self.arrivals() {
                 self.schedule(after, Event::Reply { client, reply: Box::new(reply.clone()) });
@@ -99,7 +106,7 @@ impl World {
             return;
         }
         let asked = self.clients.get(client).and_then(|client| client.asked(reply.id.tid, &self.history));
-        let changes = asked.is_some_and(|(_, act)| !matches!(act, Act::Read | Act::ReadCounter | Act::ReadList));
+        let changes = asked.is_some_and(|(_, act)| act.changes());
         if !changes || !matches!(reply.outcome, ClientOutcome::Done { .. }) || !self.rng.random_bool(cut) {
             return;
         }

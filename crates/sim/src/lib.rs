@@ -30,6 +30,7 @@ mod rifts;
 mod rule;
 mod scrub;
 mod shell;
+mod told;
 mod watch;
 mod world;
 
@@ -39,7 +40,7 @@ pub use config::{Config, Faults};
 pub use faults::{FaultCounts, FaultKind};
 pub use front::{FrontSettings, FrontWork};
 #[cfg(feature = "mutants")]
-pub use hunt::{Budget, Catch, Hunt, Row, Without, hunt};
+pub use hunt::{Budget, Catch, Hunt, Row, Without, break_rule, hunt};
 #[cfg(feature = "mutants")]
 pub use rule::Rule;
 pub use world::{Report, Violation, run};

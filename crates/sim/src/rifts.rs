@@ -12,12 +12,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use holdfast_pg::Pg;
 use holdfast_types::{Incarnation, OsdId, PgId};
+use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest};
 use rand::Rng;
 
 use crate::cuts::Cut;
 use crate::faults::FaultKind;
 use crate::monitor::POOL;
+use crate::node::Node;
 use crate::world::{Event, World};
 
 /// From the first step on, it takes the patience of peers until a primary is marked down; when it takes so long, it never is.
@@ -99,6 +102,38 @@ impl World {
         }
         let healed = Duration::from_millis(self.rng.random_range(3_000..14_000));
         self.schedule(healed, Event::RiftHealed { number });
+    }
+
+    /// The primary that has fallen off and never heard of it, if there is one and it still runs.
+    fn fallen(&self) -> Option<&Node> {
+        let rift = self.rift.as_ref().filter(|rift| rift.fallen && self.is_run(rift.victim, rift.run))?;
+        self.nodes.get(rift.victim.0 as usize)
+    }
+
+    /// Counts what others acknowledge of what it led.
+    pub(crate) fn rift_sees_reply(&mut self, by: OsdId, pg: PgId, client: usize, reply: &ClientReply) {
+        let ClientOutcome::Done { version, .. } = &reply.outcome else { return };
+        let Some(victim) = self.fallen() else { return };
+        let led = victim.id != by && victim.pgs.get(&pg).is_some_and(Pg::is_primary);
+        let later = version.epoch > victim.epoch();
+        let asked = self.clients.get(client).and_then(|client| client.asked(reply.id.tid, &self.history));
+        let changed = asked.is_some_and(|(_, act)| act.changes());
+        self.counts.add(FaultKind::RiftOvertaken, u64::from(led && later && changed));
+    }
+
+    /// Counts what it is asked that others know better, and what of that it might answer if the leases of some were enough.
+    pub(crate) fn rift_is_asked(&mut self, to: OsdId, request: &ClientRequest) {
+        let (now, newest) = (self.now, self.acknowledged.get(&request.object).map(|(version, _)| version.epoch));
+        let Some(victim) = self.fallen().filter(|victim| victim.id == to) else { return };
+        if request.is_write() || newest.is_none_or(|newest| newest <= victim.epoch()) {
+            return;
+        }
+        let Some(acting) = victim.pgs.get(&request.pg).filter(|pg| pg.is_primary()).map(Pg::acting) else { return };
+        let run = |osd: &OsdId| victim.step.map.osds.get(osd).map(|info| info.incarnation);
+        let has = |osd: &OsdId| run(osd).is_some_and(|run| victim.leases.has(victim.clock(now), *osd, run));
+        let (others, held) = (acting.len().saturating_sub(1), acting.iter().filter(|osd| has(osd)).count());
+        self.counts.add(FaultKind::RiftAsked, 1);
+        self.counts.add(FaultKind::RiftHalfLeased, u64::from(held > 0 && held < others));
     }
 
     /// The network is whole again.

@@ -440,7 +440,7 @@ impl World {
     }
 
     pub(crate) fn restart(&mut self, osd: OsdId) {
-        if self.node(osd).running || self.gone == Some(osd) {
+        if self.node(osd).running || self.gone.contains(&osd) {
             return;
         }
         if !self.is_connected(osd) || self.monitors_are_gone() {

@@ -10,7 +10,7 @@ use holdfast_pg::Slot;
 use holdfast_types::{Epoch, Incarnation, LogVersion, ObjectName, OsdId, PgId, Timestamp};
 use holdfast_wire::mon::MonCommand;
 use holdfast_wire::peer::PeerMessage;
-use holdfast_wire::{ClientReply, ClientRequest};
+use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, RefusedReason};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -262,6 +262,8 @@ pub(crate) struct World {
     /// The newest version of each object that an OSD has acknowledged, and which.
     pub acknowledged: BTreeMap<ObjectName, (LogVersion, OsdId)>,
     pub leases_granted: u64,
+    /// By OSD and placement group the last epoch that was looked at, and where its interval began.
+    pub beginnings: BTreeMap<(OsdId, PgId), (Epoch, Epoch)>,
     /// OSDs whose next commit is under way.
     pub syncing: BTreeSet<OsdId>,
     /// The OSD whose disk rots, if one does.
@@ -272,8 +274,8 @@ pub(crate) struct World {
     pub fencing: Option<Fencing>,
     /// Processes that keep tables in the cluster, if there are any.
     pub front: Option<Front>,
-    /// An OSD that does not come back.
-    pub gone: Option<OsdId>,
+    /// OSDs that do not come back.
+    pub gone: BTreeSet<OsdId>,
     pub counts: FaultCounts,
     pub cleaned: u64,
     pub copies_scrubbed: u64,
@@ -333,6 +335,7 @@ impl World {
             last_cut: Timestamp::ZERO,
             acknowledged: BTreeMap::new(),
             leases_granted: 0,
+            beginnings: BTreeMap::new(),
             syncing: BTreeSet::new(),
             rot_victim: OsdId(u32::try_from(seed % u64::from(config.osds)).unwrap_or(0)),
             clients: (0..config.clients)
@@ -344,7 +347,7 @@ impl World {
             fencing: (config.faults.fences_per_second > 0.0)
                 .then(|| Fencing::new(config.clients, names.volumes.clone())),
             front: config.front.map(|settings| Front::new(settings, seed)),
-            gone: None,
+            gone: BTreeSet::new(),
             counts: FaultCounts::default(),
             cleaned: 0,
             copies_scrubbed: 0,
@@ -437,7 +440,7 @@ impl World {
                 }
             }
         }
-        if self.config.leaves {
+        if self.config.leave > 0 {
             self.lose_for_good()?;
         }
         self.finish_fronts()?;
@@ -568,6 +571,7 @@ impl World {
             }
             Event::Request { to, client, request } => {
                 if self.node(to).running && self.serves(to) {
+                    self.rift_is_asked(to, &request);
                     self.request(to, client, *request);
                 }
             }
@@ -588,7 +592,12 @@ impl World {
             Event::MapArrives { osd } => self.map_arrives(osd),
             Event::ClientMap { client } => {
                 let newest = self.monitor.map().epoch;
-                self.clients[client].epoch = newest;
+                let before = std::mem::replace(&mut self.clients[client].epoch, newest);
+                if newest > before && client < self.config.prompt as usize {
+                    for tid in self.clients[client].late(self.now, Duration::ZERO) {
+                        self.send_request(client, tid);
+                    }
+                }
             }
             Event::Command { osd, command } => {
                 if self.is_heard(osd) {
@@ -714,7 +723,12 @@ impl World {
             return self.session_replied(&reply);
         }
         let (tid, now) = (reply.id.tid, self.now);
-        let again = matches!(reply.outcome, holdfast_wire::ClientOutcome::Refused(_));
+        let again = match reply.outcome {
+            // In a rift, those that only read take it for word of who is still the one to ask.
+            ClientOutcome::Refused(RefusedReason::Busy) => self.rift.is_none() || !self.clients[client].reads_only(),
+            ClientOutcome::Refused(_) => true,
+            ClientOutcome::Done { .. } | ClientOutcome::Failed { .. } => false,
+        };
         if let Err(violation) = self.clients[client].answered(reply, now, &mut self.history) {
             self.violation = Some(format!("L1: {violation}"));
         } else if again {
@@ -767,7 +781,7 @@ impl World {
             self.run_until(next)?;
             let answered = self.clients.iter().all(|client| client.outstanding() == 0);
             let fenced = self.fencing.as_ref().is_none_or(Fencing::is_settled);
-            let booted = self.nodes.iter().all(|node| node.booted || self.gone == Some(node.id));
+            let booted = self.nodes.iter().all(|node| node.booted || self.gone.contains(&node.id));
             let rested = self.front.as_ref().is_none_or(Front::is_idle);
             if answered && fenced && rested && booted && self.all_clean() && self.strays().is_empty() {
                 return Ok(());
@@ -777,18 +791,22 @@ impl World {
         if self.is_off(&violation) { Ok(()) } else { Err(violation) }
     }
 
-    /// One OSD ends for good. In time it goes out, and all is clean without it.
+    /// Some OSDs end for good. In time they go out, and all is clean without them.
     fn lose_for_good(&mut self) -> Result<(), String> {
-        let osd = self.rot_victim;
-        self.gone = Some(osd);
-        self.crash_for(osd, true, Some(NEVER));
-        self.run_until(self.now + OUT_MAX)?;
-        if self.monitor.map().osds.get(&osd).is_some_and(|info| info.in_cluster) {
-            let why = self.monitor.explain(self.now, osd);
-            let violation = format!("L1: {osd} has been gone for {OUT_MAX:?} and is not out: {why}");
-            return if self.is_off(&violation) { Ok(()) } else { Err(violation) };
+        let osds = (0..self.config.leave).map(|next| OsdId((self.rot_victim.0 + next) % self.config.osds));
+        self.gone = osds.collect();
+        for osd in self.gone.clone() {
+            self.crash_for(osd, true, Some(NEVER));
         }
-        self.counts.add(FaultKind::WentOut, 1);
+        self.run_until(self.now + OUT_MAX)?;
+        for osd in self.gone.clone() {
+            if self.monitor.map().osds.get(&osd).is_some_and(|info| info.in_cluster) {
+                let why = self.monitor.explain(self.now, osd);
+                let violation = format!("L1: {osd} has been gone for {OUT_MAX:?} and is not out: {why}");
+                return if self.is_off(&violation) { Ok(()) } else { Err(violation) };
+            }
+            self.counts.add(FaultKind::WentOut, 1);
+        }
         self.settle()
     }
 

@@ -23,6 +23,7 @@ mod marker;
 mod onode;
 mod overlay;
 mod store;
+mod turns;
 mod tx;
 
 pub use device::{Device, Fault, FileDevice, MemDevice, MemDeviceStats};

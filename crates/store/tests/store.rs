@@ -423,3 +423,111 @@ fn nobody_waits_for_a_hung_device_once_its_store_is_abandoned() {
     drop(store); // and this does not wait for the thread that hangs
     drop(hung);
 }
+
+/// Overwrites of one size in a store that has little room, until they are told to stop.
+fn overwrite(store: &Store<MemDevice, MemIndex>, writer: u64, bytes: usize, stop: &AtomicU64) -> u64 {
+    let mut rng = SmallRng::seed_from_u64(writer);
+    let mut taken = 0;
+    while stop.load(Ordering::SeqCst) == 0 {
+        let name = format!("writer {writer} {}", rng.random_range(0..4));
+        let content = data(&mut rng, bytes);
+        store.submit(put(&name, content), |result| result.unwrap()).unwrap();
+        taken += 1;
+    }
+    taken
+}
+
+#[test]
+fn a_large_write_gets_its_room_though_small_ones_keep_coming() {
+    let engine =
+        holdfast_store::Engine::format(MemDevice::new(DEVICE_BYTES), MemIndex::new(), IDENTITY, tiny(512)).unwrap();
+    let store: Store<MemDevice, MemIndex> = Store::run(engine);
+    store.submit_and_wait(Transaction { ops: vec![TxOp::CreateCollection { c: collection(0) }] }).unwrap();
+    let mut rng = SmallRng::seed_from_u64(1);
+    let limit = store.live_bytes().1;
+    // What lies still is mixed with what changes, so that every segment has some of it.
+    let mut number = 0;
+    while store.live_bytes().0 < limit - 240_000 {
+        store.submit(put(&format!("still {number}"), data(&mut rng, 2500)), |result| result.unwrap()).unwrap();
+        store.submit(put("changing", data(&mut rng, 1500)), |result| result.unwrap()).unwrap();
+        number += 1;
+    }
+    let stop = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let small = [300, 700, 1100, 1900].map(|bytes| {
+            let (store, stop) = (store.clone(), &stop);
+            scope.spawn(move || overwrite(&store, bytes as u64, bytes, stop))
+        });
+        let (rows, stopped) = (store.clone(), &stop);
+        let rows = scope.spawn(move || {
+            let mut taken = 0;
+            while stopped.load(Ordering::SeqCst) == 0 {
+                let ops = vec![TxOp::PutRows {
+                    c: collection(0),
+                    o: object("rows"),
+                    rows: vec![(b"row".to_vec(), Bytes::from(vec![1; 400]))],
+                }];
+                rows.submit(Transaction { ops }, |result| result.unwrap()).unwrap();
+                taken += 1;
+            }
+            taken
+        });
+        let mut refused = None;
+        for round in 0..60 {
+            let content = data(&mut rng, 50_000);
+            refused = store.submit_and_wait(put(&format!("large {}", round % 2), content)).err();
+            if refused.is_some() {
+                break;
+            }
+        }
+        stop.store(1, Ordering::SeqCst);
+        assert!(refused.is_none(), "{refused:?} at {:?}", store.live_bytes());
+        for writer in small.into_iter().chain([rows]) {
+            assert!(writer.join().unwrap() > 5, "they go on too");
+        }
+    });
+    store.close().unwrap();
+}
+
+#[test]
+fn a_write_that_no_cleaning_makes_room_for_is_refused_and_the_store_goes_on() {
+    let engine =
+        holdfast_store::Engine::format(MemDevice::new(DEVICE_BYTES), MemIndex::new(), IDENTITY, tiny(512)).unwrap();
+    let store: Store<MemDevice, MemIndex> = Store::run(engine);
+    store.submit_and_wait(Transaction { ops: vec![TxOp::CreateCollection { c: collection(0) }] }).unwrap();
+    let mut rng = SmallRng::seed_from_u64(2);
+    for round in 0..3 {
+        let mut names = Vec::new();
+        let refused = std::thread::scope(|scope| {
+            let writers = [40_000, 9_000, 500].map(|bytes| {
+                let (store, mut rng) = (store.clone(), SmallRng::seed_from_u64(rng.random()));
+                scope.spawn(move || {
+                    let mut names = Vec::new();
+                    loop {
+                        let name = format!("{bytes} {}", names.len());
+                        match store.submit(put(&name, data(&mut rng, bytes)), |result| result.unwrap()) {
+                            Ok(()) => names.push(name),
+                            Err(error) => return (error, names),
+                        }
+                    }
+                })
+            });
+            writers.map(|writer| {
+                let (error, taken) = writer.join().unwrap();
+                names.extend(taken);
+                error
+            })
+        });
+        for error in refused {
+            assert!(matches!(error, SubmitError::NoSpace { cleaning_helps: false, .. }), "round {round}: {error:?}");
+        }
+        let (live, limit) = store.live_bytes();
+        assert!(live + 700 > limit, "round {round}: {live} of {limit}");
+        for name in names {
+            let ops = vec![TxOp::Remove { c: collection(0), o: object(&name) }];
+            store.submit(Transaction { ops }, |result| result.unwrap()).unwrap();
+        }
+        assert_eq!(store.live_bytes().0, 0);
+    }
+    store.close().unwrap();
+}

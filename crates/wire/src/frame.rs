@@ -27,11 +27,12 @@ pub const HEADER_VERSION: u16 = 1;
 /// Length of the header in bytes.
 pub const HEADER_BYTES: usize = 48;
 
-/// The longest body. A KV group (≤ 32 MiB of keys and values, ≤ 64k rows) is pushed whole, and its
-/// keys and small values stand in the body: 32 MiB, and 16 bytes of CBOR for each row.
+/// The longest body. Room for more than is sent: a whole KV group (≤ 32 MiB of keys and values, ≤ 64k rows), which travels in
+/// pieces, would fit, with 16 bytes of CBOR for each row.
 pub const BODY_BYTES_MAX: usize = 33 << 20;
 
-/// The longest payload: a KV group of large values, or an object of 4 MiB, with room for attributes.
+/// The longest payload: the same KV group with large values; what is sent (results of a request, effects of a write) is at most
+/// half of it.
 pub const PAYLOAD_BYTES_MAX: usize = 33 << 20;
 
 /// The longest body and payload together. The same KV group can be spread over both, so this is no sum of the two.

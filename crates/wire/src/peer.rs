@@ -3,7 +3,8 @@
 //! Every [`PeerMessage`] carries the sender's map epoch and the start of its interval (`docs/invariants.md`, F1): a
 //! receiver whose own interval began after `epoch` drops the message, one whose map is older gets the map first. Every
 //! message may be lost, duplicated and reordered; receivers are idempotent and senders repeat what is not answered.
-//! A body stays below [`PEER_MESSAGE_BYTES_MAX`]: what can be larger (objects, listings) is sent in pieces.
+//! All but a write (its effects have a limit of their own) stay below [`PEER_MESSAGE_BYTES_MAX`]: what can be larger (objects,
+//! listings) is sent in pieces.
 
 use bytes::Bytes;
 use holdfast_types::{ClientId, Epoch, Incarnation, LogVersion, ObjectName, OsdId, PgId, RequestId};
@@ -14,7 +15,8 @@ use crate::op::{Effect, Row};
 use crate::payload::{Blob, PayloadContext};
 use crate::scrub::ScrubMessage;
 
-/// No message between OSDs is larger than this, in bytes: it bounds what one peer can make another hold.
+/// What the limits of senders keep messages between OSDs to, in bytes, but for a write. A receiver refuses only what no frame may
+/// carry.
 pub const PEER_MESSAGE_BYTES_MAX: usize = 8 << 20;
 
 /// One message about one placement group.
@@ -672,7 +674,7 @@ pub struct BackfillProgress {
     pub lacking: Option<Vec<MissingItem>>,
 }
 
-/// OSD → OSD, once each heartbeat interval, over the connection that carries data.
+/// OSD → OSD, once each heartbeat interval, over a connection of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Heartbeat {
@@ -700,7 +702,7 @@ pub struct HeartbeatReply {
     /// Its run.
     #[n(1)]
     pub incarnation: Incarnation,
-    /// Its map.
+    /// The newest epoch that one of its shards had as the question came by.
     #[n(2)]
     pub epoch: Epoch,
     /// As received.

@@ -108,13 +108,16 @@ async fn run(
     list: &[CompletePart],
     stated: &Stated,
 ) -> S3Result<ObjectRow> {
+    // Of an attempt that perhaps completed it: `NoSuchUpload` would say that somebody else ended it.
+    let mut perhaps: Option<S3Error> = None;
     for _ in 0..ATTEMPTS_MAX {
         let upload = match freeze(gateway, table, key, id, Purpose::Store).await {
             Err(error) if error.code == Code::NoSuchUpload => {
-                return completed_before(gateway, table, key, id, error).await;
+                return completed_before(gateway, table, key, id, perhaps.unwrap_or(error)).await;
             }
             other => other?,
         };
+        perhaps = None; // the upload is still there
         match attempt(gateway, table, key, &upload, list, stated).await {
             Ok(Some(row)) => return Ok(row),
             Ok(None) => {}
@@ -124,13 +127,14 @@ async fn run(
                     return Err(error);
                 }
                 // Somebody else completed it, or this one did: what was judged may have been what was left of the parts.
+                perhaps = Some(error).filter(|error| error.code == Code::SlowDown);
             }
         }
     }
     Err(Code::SlowDown.into())
 }
 
-/// The answer to a repeated request: that of the first, as long as its object is there.
+/// The answer to a repeated request: that of the first, as long as its object is there; otherwise `error`.
 async fn completed_before(
     gateway: &Gateway,
     table: TableId,

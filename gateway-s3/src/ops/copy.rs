@@ -1,8 +1,10 @@
-//! CopyObject and UploadPartCopy: the bytes are read and written again; no blob belongs to two objects.
+//! CopyObject and UploadPartCopy: the bytes are read and written again; no blob belongs to two objects. A copy ends when its
+//! client leaves: one that waited for its turn could otherwise replace, much later, what was written in the meantime.
 
 use std::sync::Arc;
 
 use axum::response::Response;
+use tokio::sync::SemaphorePermit;
 
 use crate::blob::{Download, receive};
 use crate::checksum::{Algorithm, Claim, Expectations};
@@ -10,13 +12,13 @@ use crate::clock::iso_date;
 use crate::conditional::{ReadConditions, Verdict, WriteCondition};
 use crate::described;
 use crate::error::{Code, S3Error, S3Result};
-use crate::gateway::Bucket;
+use crate::gateway::{Bucket, Gateway};
 use crate::objects::{Loaded, load};
 use crate::ops::delete::check_version;
 use crate::ops::multipart::{keep_part, open_upload, part_number, upload_id};
 use crate::ops::object::{Received, check_size, publish, segments};
 use crate::range::{ByteRange, resolve_copy};
-use crate::reply::{SlowReply, patient, quoted};
+use crate::reply::{SlowReply, patient_while_awaited, quoted};
 use crate::request::{Query, check_key_length, refuse_unsupported_headers};
 use crate::row::{ChecksumRow, ObjectRow, route};
 use crate::server::Call;
@@ -111,6 +113,14 @@ fn known_of(row: &ObjectRow) -> Expectations {
     Expectations { md5, claim, ..Expectations::default() }
 }
 
+/// Waits until few enough blobs are being copied. What makes no blob does not wait behind those that do.
+async fn slot(gateway: &Gateway, bytes: u64, inline_max: u64) -> S3Result<Option<SemaphorePermit<'_>>> {
+    if bytes <= inline_max {
+        return Ok(None);
+    }
+    Ok(Some(gateway.copies.acquire().await.map_err(|_| Code::ServiceUnavailable)?))
+}
+
 pub(crate) async fn object(call: &Arc<Call>) -> S3Result<Response> {
     let bucket = call.bucket().await?;
     let key = call.key()?.to_owned();
@@ -148,9 +158,9 @@ pub(crate) async fn object(call: &Arc<Call>) -> S3Result<Response> {
     let kept = object.row.checksum.as_ref().and_then(ChecksumRow::known);
     let algorithm = asked.or(kept).unwrap_or(Algorithm::Crc64Nvme);
     let inner = call.clone();
-    patient(call, async move {
+    patient_while_awaited(call, async move {
         let gateway = &inner.gateway;
-        let _slot = gateway.copies.acquire().await.map_err(|_| Code::ServiceUnavailable)?;
+        let _slot = slot(gateway, size, gateway.config.sizes.inline_bytes_max).await?;
         let expected = Expectations { store: Some(algorithm), ..known_of(&object.row) };
         let mut download = Download::new(gateway, segments(&mut object, ByteRange { start: 0, length: size })?);
         let length = (size, gateway.config.sizes.inline_bytes_max);
@@ -182,9 +192,9 @@ pub(crate) async fn part(call: &Arc<Call>) -> S3Result<Response> {
     };
     check_size(range.length)?;
     let inner = call.clone();
-    patient(call, async move {
+    patient_while_awaited(call, async move {
         let gateway = &inner.gateway;
-        let _slot = gateway.copies.acquire().await.map_err(|_| Code::ServiceUnavailable)?;
+        let _slot = slot(gateway, range.length, gateway.config.sizes.part_inline_bytes_max).await?;
         let algorithm = upload.algorithm()?;
         let expected = Expectations { store: Some(algorithm), ..Expectations::default() };
         let mut download = Download::new(gateway, segments(&mut object, range)?);

@@ -1,7 +1,8 @@
 //! Multipart uploads: create, upload part, list parts, abort. Completing is in `complete`.
 //!
 //! Upload and parts are rows of the key's route. While `frozen` is set in the upload row, no part can be added, so what a
-//! completer or aborter has read of the parts stays true until its batch.
+//! completer or aborter has read of the parts stays true until its batch. A part demands the row of an open upload, whatever
+//! it has seen. One that has waited for long opens the upload itself, since who froze it may be dead; who is not begins anew.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::clock::iso_date;
 use crate::described;
 use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::Gateway;
-use crate::objects::collect;
+use crate::objects::{collect, load_row};
 use crate::ops::bucket::owner;
 use crate::ops::object::check_size;
 use crate::reply::{empty, quoted, set, xml};
@@ -33,7 +34,7 @@ use crate::xml::response::XmlWriter;
 
 /// How often a change of an upload is tried against concurrent ones.
 const ATTEMPTS_MAX: usize = 16;
-/// How long a part waits for an upload that is frozen: longer than a completion takes as a rule.
+/// How long a part waits for an upload that is frozen before it opens it: longer than a completion takes as a rule.
 const FROZEN_PAUSES_MS: [u64; 6] = [20, 40, 80, 160, 320, 640];
 /// Rows of one page of parts.
 const PAGE_ROWS: usize = 1000;
@@ -50,6 +51,15 @@ pub(crate) struct Upload {
 }
 
 impl Upload {
+    /// The row's bytes when the upload is open: those that a part demands.
+    fn open_value(&self) -> Bytes {
+        if self.row.frozen.is_none() { self.value.clone() } else { self.open_row().to_bytes() }
+    }
+
+    fn open_row(&self) -> UploadRow {
+        UploadRow { frozen: None, ..self.row.clone() }
+    }
+
     /// The checksum algorithm of its parts.
     pub fn algorithm(&self) -> S3Result<Algorithm> {
         Algorithm::from_code(self.row.checksum_algorithm).ok_or_else(|| Code::InternalError.into())
@@ -223,14 +233,15 @@ pub(crate) async fn keep_part(
     let part = part_key(&route, upload.id, number);
     let value = row.to_bytes();
     let mut current: Option<Bytes> = None;
-    let mut upload_value = upload.value.clone();
+    let mut open_value = upload.open_value();
     let mut pauses = FROZEN_PAUSES_MS.iter();
+    let mut opened = false;
     for _ in 0..ATTEMPTS_MAX {
         let seen = match &current {
             None => Condition::Absent(part.clone()),
             Some(value) => Condition::Equals(part.clone(), value.clone()),
         };
-        let open = Condition::Equals(upload_key(&route, upload.id), upload_value.clone());
+        let open = Condition::Equals(upload_key(&route, upload.id), open_value.clone());
         let mut conditions = vec![open, seen];
         conditions.extend(stored.intent().map(|intent| intent.condition()));
         let mut mutations = vec![Mutation::Put(part.clone(), value.clone())];
@@ -245,15 +256,19 @@ pub(crate) async fn keep_part(
                 return Err(S3Error::from(Code::NoSuchUpload).detail("UploadId", upload.id.to_string()));
             }
             Err(BatchError::ConditionFailed { index: 0, current: Some(now) }) => {
+                let now = Upload { id: upload.id, row: UploadRow::from_bytes(&now)?, value: now };
                 // Frozen by a completion or an abortion: either the upload is soon gone, or it is opened again.
-                if UploadRow::from_bytes(&now)?.frozen.is_some() {
-                    let Some(pause) = pauses.next() else {
-                        abandon(gateway, table, &route, &stored).await;
-                        return Err(Code::SlowDown.into());
-                    };
-                    gateway.runtime.sleep(Duration::from_millis(*pause)).await;
+                if now.row.frozen.is_some() {
+                    match pauses.next() {
+                        Some(pause) => gateway.runtime.sleep(Duration::from_millis(*pause)).await,
+                        None if opened => break,
+                        None => {
+                            opened = true;
+                            thaw(gateway, table, key, &now).await;
+                        }
+                    }
                 }
-                upload_value = now;
+                open_value = now.open_value();
             }
             // The batch was executed, its answer lost, and the batch repeated.
             Err(error @ BatchError::ConditionFailed { index: 1, .. }) if error.shows(&value) => return Ok(row),
@@ -301,8 +316,7 @@ pub(crate) async fn freeze(
 /// Opens a frozen upload again, if it is still as it was frozen. `false`: it is not, and what was read of its parts since may
 /// not have been what they were when it was frozen.
 pub(crate) async fn thaw(gateway: &Gateway, table: TableId, key: &str, upload: &Upload) -> bool {
-    let row = UploadRow { frozen: None, ..upload.row.clone() };
-    match replace_row(gateway, table, &route(key), upload, &row, Purpose::FreeSpace).await {
+    match replace_row(gateway, table, &route(key), upload, &upload.open_row(), Purpose::FreeSpace).await {
         Ok(_) => true,
         Err(BatchError::ConditionFailed { .. }) => false,
         Err(BatchError::Backend(error)) => {
@@ -423,8 +437,14 @@ pub(crate) async fn discard_upload(gateway: &Gateway, table: TableId, key: &str,
     let route = route(key);
     for attempt in 0..ATTEMPTS_MAX {
         let upload = match freeze(gateway, table, key, id, Purpose::FreeSpace).await {
-            // It was there, and went: by this attempt's batch if the storage executed it twice, or by somebody else's.
-            Err(error) if attempt > 0 && error.code == Code::NoSuchUpload => return Ok(()),
+            // It was there, and went: by this attempt's batch if the storage executed it twice, or by somebody else's; or
+            // it was completed, and is not discarded.
+            Err(error) if attempt > 0 && error.code == Code::NoSuchUpload => {
+                return match load_row(gateway, table, key).await? {
+                    Some((row, _)) if row.upload == Some(id) => Err(error),
+                    _ => Ok(()),
+                };
+            }
             other => other?,
         };
         let (parts, _) = parts(gateway, table, key, id, 0, 10_000).await?;

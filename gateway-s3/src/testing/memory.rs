@@ -29,6 +29,12 @@ pub struct Memory {
     pub unavailable: AtomicBool,
     /// Writes of stripes and puts fail as if the cluster were full.
     pub full: AtomicBool,
+    /// Writes of stripes wait until they are let go.
+    pub hold_stripes: AtomicBool,
+    /// Writes of stripes that wait, or did.
+    pub stripes_held: AtomicUsize,
+    /// Lets writes of stripes go.
+    pub stripe: Notify,
     /// Batches wait until they are let go.
     pub hold_batches: AtomicBool,
     /// Drops wait until they are let go.
@@ -50,6 +56,12 @@ pub struct Memory {
     pub repeat: Notify,
     /// Batches are executed and answered as if the answer had not come.
     pub lose_answers: AtomicBool,
+    /// Batches are executed and wait for their answers until they are let go.
+    pub hold_answers: AtomicBool,
+    /// Batches that wait for their answers, or did.
+    pub answers_held: AtomicUsize,
+    /// Lets answers go.
+    pub answer: Notify,
     /// Batches that came.
     pub batches: AtomicUsize,
     /// Gets that came.
@@ -315,7 +327,12 @@ impl Tables for Memory {
             }
         }
         let result = self.apply(table, route, conditions, mutations, purpose);
-        if self.lose_answers.load(Ordering::SeqCst) {
+        let lost = self.lose_answers.load(Ordering::SeqCst);
+        if self.hold_answers.load(Ordering::SeqCst) {
+            self.answers_held.fetch_add(1, Ordering::SeqCst);
+            self.answer.notified().await;
+        }
+        if lost {
             return Err(BackendError::Unavailable("the answer was lost".into()).into());
         }
         result
@@ -346,6 +363,10 @@ impl Blobs for Memory {
 
     async fn put_stripe(&self, blob: BlobId, stripe: u32, data: Bytes) -> Result<(), BackendError> {
         self.up()?;
+        if self.hold_stripes.load(Ordering::SeqCst) {
+            self.stripes_held.fetch_add(1, Ordering::SeqCst);
+            self.stripe.notified().await;
+        }
         if self.full.load(Ordering::SeqCst) {
             return Err(BackendError::Full);
         }

@@ -71,6 +71,63 @@ async fn an_upload_that_outlives_its_intent_fails_instead_of_losing_its_data() {
     world.get("/bkt/slow").await.is(404, "NoSuchKey");
     world.clock.advance_ms(AGE_MS);
     round(&world.gateway).await.unwrap();
+    assert_eq!(world.memory.stripes(), 0, "what was stored after the collector had been there");
+}
+
+#[tokio::test]
+async fn what_is_stored_after_the_collector_took_its_intent_is_collected() {
+    let world = World::with_bucket().await;
+    let data = pattern(9 << 20);
+    world.memory.hold_stripes.store(true, SeqCst);
+    let (body, go) = slow_body(data.clone());
+    let put = world.raw("PUT", "/bkt/slow", put_head(&world, data.len()), body);
+    let collect = async {
+        while world.memory.stripes_held.load(SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        world.clock.advance_ms(AGE_MS);
+        round(&world.gateway).await.unwrap();
+        assert_eq!(world.memory.rows(b'g'), 0, "the intent is gone");
+        world.memory.hold_stripes.store(false, SeqCst);
+        world.memory.stripe.notify_waiters();
+        go.send(()).unwrap();
+    };
+    let (reply, ()) = tokio::join!(put, collect);
+    assert!(!reply.status.is_success(), "the commit must notice");
+    assert!(world.memory.stripes() > 0, "stored when nothing named it");
+    for _ in 0..2 {
+        world.clock.advance_ms(AGE_MS);
+        round(&world.gateway).await.unwrap();
+    }
+    assert_eq!((world.memory.stripes(), world.memory.rows(b'g')), (0, 0));
+}
+
+#[tokio::test]
+async fn a_copy_ends_with_its_client() {
+    let world = World::with_bucket().await;
+    world.put("/bkt/from", &pattern(50_000)).await.ok();
+    world.memory.hold_stripes.store(true, SeqCst);
+    let copy = world.call("PUT", "/bkt/to", &[("x-amz-copy-source", "/bkt/from")], b"");
+    let leave = async {
+        while world.memory.stripes_held.load(SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        _ = copy => panic!("it waits for its stripe"),
+        () = leave => {}
+    }
+    world.memory.hold_stripes.store(false, SeqCst);
+    let later = pattern(60_000);
+    world.put("/bkt/to", &later).await.ok();
+    world.memory.stripe.notify_waiters();
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(world.get("/bkt/to").await.ok().body == later, "nobody waited for the copy any more");
+    world.clock.advance_ms(AGE_MS);
+    round(&world.gateway).await.unwrap();
+    assert_eq!(world.memory.stripes(), 2, "nor is anything left of it");
 }
 
 #[tokio::test]

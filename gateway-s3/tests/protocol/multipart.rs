@@ -1,10 +1,12 @@
 //! Multipart uploads (traps 3 and 4).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crate::support::{Reply, World, element, md5_hex, pattern};
 use holdfast_gateway_s3::checksum::{Algorithm, base64};
+use holdfast_gateway_s3::gc::round;
 use http_body_util::BodyExt as _;
 
 const MIB5: usize = 5 << 20;
@@ -226,6 +228,85 @@ async fn completing_obeys_conditions_and_races_have_one_winner() {
     }
     assert_eq!(world.get("/bkt/big").await.ok().body, pattern(100));
     assert_eq!(world.memory.rows(b'p') + world.memory.rows(b'u'), 0, "no part is left behind");
+}
+
+/// A completion that has frozen its upload and read its parts; its commit is held.
+async fn completion_before_its_commit(world: &Arc<World>, id: &str, etag: &str) -> tokio::task::JoinHandle<Reply> {
+    let begun = world.memory.batches.load(Ordering::SeqCst);
+    world.memory.hold_batches.store(true, Ordering::SeqCst);
+    let (inner, id, etag) = (world.clone(), id.to_owned(), etag.to_owned());
+    let completion = tokio::spawn(async move { complete(&inner, &id, &[(1, &etag)]).await });
+    comes_to(&world.memory.batches, begun + 1).await;
+    world.memory.release.notify_one();
+    comes_to(&world.memory.batches, begun + 2).await;
+    world.memory.hold_batches.store(false, Ordering::SeqCst);
+    completion
+}
+
+async fn comes_to(count: &AtomicUsize, wanted: usize) {
+    while count.load(Ordering::SeqCst) < wanted {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The answer to its commit is lost, and before it can look, something else takes the place of what it made. The client
+/// must not hear that its upload was never completed.
+#[tokio::test(start_paused = true)]
+async fn a_completion_that_perhaps_happened_does_not_deny_its_upload() {
+    let world = Arc::new(World::with_bucket().await);
+    let id = create(&world, &[]).await;
+    let etag = part(&world, &id, 1, &pattern(100)).await;
+    let completion = completion_before_its_commit(&world, &id, &etag).await;
+    let memory = &world.memory;
+    let set = |to: bool| [&memory.hold_answers, &memory.lose_answers].map(|flag| flag.store(to, Ordering::SeqCst));
+    set(true);
+    memory.release.notify_one();
+    comes_to(&memory.answers_held, 1).await;
+    set(false);
+    world.put("/bkt/big", b"other").await.ok();
+    memory.answer.notify_one();
+    assert_eq!(completion.await.unwrap().element("Code"), "SlowDown");
+    complete(&world, &id, &[(1, &etag)]).await.is(404, "NoSuchUpload");
+    assert_eq!(world.get("/bkt/big").await.ok().body, "other");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_part_comes_between_a_completion_and_the_parts_that_it_has_read() {
+    let world = Arc::new(World::with_bucket().await);
+    let id = create(&world, &[]).await;
+    let etag = part(&world, &id, 1, &pattern(20_000)).await;
+    let completion = completion_before_its_commit(&world, &id, &etag).await;
+    let begun = world.memory.batches.load(Ordering::SeqCst);
+    let late = {
+        let (world, target) = (world.clone(), format!("/bkt/big?partNumber=1&uploadId={id}"));
+        tokio::spawn(async move { world.put(&target, &pattern(30_000)).await })
+    };
+    // Its intent, and three times itself.
+    while world.memory.batches.load(Ordering::SeqCst) < begun + 4 && !late.is_finished() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.memory.release.notify_one();
+    assert!(completion.await.unwrap().ok().text().contains("CompleteMultipartUploadResult"));
+    late.await.unwrap().is(404, "NoSuchUpload");
+    assert!(world.get("/bkt/big").await.ok().body == pattern(20_000));
+    world.clock.advance_ms(600_000);
+    round(&world.gateway).await.unwrap();
+    assert!(world.get("/bkt/big").await.ok().body == pattern(20_000));
+    assert_eq!((world.memory.stripes(), world.memory.rows(b'g')), (1, 0), "nothing is left behind");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_died_while_it_completed_an_upload_does_not_close_it_to_parts() {
+    let world = Arc::new(World::with_bucket().await);
+    let id = create(&world, &[]).await;
+    let etag = part(&world, &id, 1, &pattern(100)).await;
+    let completion = completion_before_its_commit(&world, &id, &etag).await;
+    let etag = part(&world, &id, 1, &pattern(200)).await;
+    // It was only slow, and lists what is not there any more.
+    world.memory.release.notify_one();
+    assert_eq!(element(&completion.await.unwrap().text(), "Code").as_deref(), Some("InvalidPart"));
+    complete(&world, &id, &[(1, &etag)]).await.ok();
+    assert!(world.get("/bkt/big").await.ok().body == pattern(200));
 }
 
 /// Trap 4: a slow completion trickles white space and tells its error inside the 200.

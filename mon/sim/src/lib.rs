@@ -8,7 +8,7 @@
 //!   the monitors, and whether what they saw can be.
 //! - [`run()`] is one seed, [`campaign()`] many.
 //!
-//! The promises that it checks have ids in `docs/invariants.md` (Q4, Q5, Q16 to Q18, L1, T0).
+//! The promises that it checks have ids in `docs/invariants.md` (Q2, Q4, Q5, Q16 to Q18, L1, T0).
 
 mod campaign;
 mod check;

@@ -39,7 +39,7 @@ pub(super) fn marker(synced: u64) -> (&'static [u8], [u8; 8]) {
 struct Batch {
     sequence: u64,
     count: u64,
-    /// What its marker says; batches of earlier releases have none.
+    /// What its marker says; batches of earlier builds have none.
     synced: Option<u64>,
 }
 

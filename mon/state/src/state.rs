@@ -61,7 +61,7 @@ fn check_option(name: &str, value: Option<&str>) -> Result<(), MonError> {
     })
 }
 
-/// Bytes that are no state of this release.
+/// Bytes that are no state of this build.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// Not the encoding of a state.

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | write | active for writes, object whole on all members and not being filled | its entry is durable on all members |
 //! | removal of what cannot be fetched (unfound, or no room) | at once: nothing of the object is needed | its entry is durable on all members |
+//! | removal of what a member lacks that has no room for it | as a write, without waiting for that member | its entry is durable on all members |
 //! | write seen before | object whole on `min_size` members | with the first result, when that is durable everywhere |
 //! | read, failed assert | object whole here and on `min_size` members | its newest write is durable everywhere |
 //!
@@ -329,12 +330,38 @@ impl Pg {
     pub(crate) fn advance_active(&mut self, step: &mut Step<'_>) {
         self.run_clients(step);
         self.count_anew(step);
+        let mends = on(Mutant::CleanWhileMending) && !self.holding.missing.is_empty();
         let Some(active) = self.active() else { return };
-        if active.clean {
+        if active.clean && !mends {
             return;
         }
         self.recover(step);
+        self.reach_min_size(step);
         self.settle(step);
+    }
+
+    /// Below `min_size` nothing is served. Copies that have been filled join as soon as they make it enough, though others
+    /// are not filled yet, or never can be; only what is missing on them waits.
+    fn reach_min_size(&mut self, step: &mut Step<'_>) {
+        let up = self.members.up.clone();
+        let mut want = self.members.acting.clone();
+        let (size, min_size) = (self.interval.size as usize, self.interval.min_size as usize);
+        let Some(active) = self.active().filter(|active| !active.writeable) else { return };
+        if active.backfill.as_ref().is_some_and(|backfill| !backfill.is_between_batches()) {
+            return; // what is on its way would be sent again
+        }
+        let filled = active.peers.iter().filter(|(_, peer)| !peer.acting && peer.cursor.is_complete());
+        want.extend(filled.map(|(osd, _)| *osd).take(size.saturating_sub(want.len())));
+        if want.len() < min_size || want.len() == self.members.acting.len() {
+            return;
+        }
+        let Some(active) = self.active() else { return };
+        if active.asked_acting_at.is_none_or(|at| step.now.since(at) >= ASK_AGAIN) {
+            active.asked_acting_at = Some(step.now);
+            let want = if want == up { Vec::new() } else { want };
+            step.out.push(Output::AskPgTemp { want });
+        }
+        self.tick_within(ASK_AGAIN, step);
     }
 
     /// When all copies are whole: clean, or back to the acting set that placement wants.

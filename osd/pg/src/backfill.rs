@@ -92,6 +92,11 @@ impl Backfill {
         self.target == target && lacking.iter().any(|item| ObjectKey::of(&item.object) == *key)
     }
 
+    /// Whether nothing is on its way to the target but its listing.
+    pub fn is_between_batches(&self) -> bool {
+        matches!(self.stage, Stage::Scan { .. })
+    }
+
     /// Whether another target may be filled before this one is complete: what it has then is where its cursor is.
     pub fn can_be_put_off(&self) -> bool {
         !matches!(self.stage, Stage::Confirm { .. })

@@ -211,7 +211,7 @@ pub(crate) fn execute(
 }
 
 /// Bytes of what effects carry: in keys, values and names, each with what its encoding costs; and of the object.
-fn effects_bytes(effects: &[Effect]) -> (usize, usize) {
+pub(crate) fn effects_bytes(effects: &[Effect]) -> (usize, usize) {
     const ENCODING: usize = 32;
     let mut inline = 0;
     let mut payload = 0;

@@ -36,6 +36,7 @@ use crate::key::ObjectKey;
 use crate::log::follow_on;
 use crate::missing::Lack;
 use crate::mutants::{Mutant, on};
+use crate::pg::messages::{EARLY_BYTES_MAX, write_bytes};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step};
 use crate::rows;
 use crate::split;
@@ -283,6 +284,8 @@ impl Pg {
             tracing::error!(pg = %self.id, %from, "an activation whose entries are not in order is dropped");
             return;
         }
+        // What was submitted before tells of entries that may be rewound, whose versions come again.
+        self.interval_number += 1;
         let mut ops = Vec::new();
         match activate.since {
             Some(since) if !self.holding.log.joins(since) => {
@@ -300,8 +303,14 @@ impl Pg {
             }
         }
         self.holding.take_counts(&activate.info);
-        if let Some(epoch) = activate.last_epoch_started {
-            self.holding.last_epoch_started = epoch;
+        match activate.last_epoch_started {
+            Some(epoch) => self.holding.last_epoch_started = epoch,
+            // Too few for writes: the log is that of a copy which took part up to then, and so has all until then. Else
+            // a copy that is filled now would count for nothing, though it may be the last one some day.
+            None => {
+                let own = &mut self.holding.last_epoch_started;
+                *own = (*own).max(activate.info.last_epoch_started);
+            }
         }
         crate::intervals::merge_history(&mut self.history, &activate.history);
         self.learn_beginning(said.start);
@@ -377,7 +386,9 @@ impl Pg {
             return;
         }
         if op.previous != head && !on(Mutant::WriteGapIgnored) {
-            if follower.early.len() < EARLY_WRITES_MAX {
+            let held: usize = follower.early.values().map(write_bytes).sum();
+            let fits = held == 0 || held.saturating_add(write_bytes(&op)) <= EARLY_BYTES_MAX;
+            if fits && follower.early.len() < EARLY_WRITES_MAX {
                 follower.early.insert(op.previous, op);
             }
             return;

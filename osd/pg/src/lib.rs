@@ -6,8 +6,8 @@
 //! stored rows in `docs/formats/pg.md`.
 //!
 //! Read in this order: `api` (what goes in and out), `pg` (what all roles share), `intervals`, `log` and `merge`,
-//! `peering` with `standby`, `active` with `exec`, `follower` with `adopt`, `recovery` with `transfer` and `unnamed`, `backfill`,
-//! `scrub`, `split`.
+//! `peering` with `standby`, `active` with `clients`, `exec` and `lease`, `follower` with `adopt`, `recovery` with `transfer`,
+//! `unnamed` and `slots`, `backfill`, `scrub`, `split`.
 
 mod active;
 mod adopt;

@@ -1,4 +1,4 @@
-//! The obvious store: one collection in memory. The model for tests, and the simulator's disk.
+//! The obvious store: one collection in memory, the model for tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;

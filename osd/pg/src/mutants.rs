@@ -57,11 +57,12 @@ pub enum Mutant {
     TailTooFar,
     DeletedRowsKept,
     RoomToldLate,
+    CleanWhileMending,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 49] = [
+    pub const ALL: [Mutant; 50] = [
         Mutant::AckBeforeReplicas,
         Mutant::AckBeforeDurable,
         Mutant::AckActivationBeforeDurable,
@@ -111,6 +112,7 @@ impl Mutant {
         Mutant::TailTooFar,
         Mutant::DeletedRowsKept,
         Mutant::RoomToldLate,
+        Mutant::CleanWhileMending,
     ];
 
     /// What is wrong with it, in words.
@@ -168,6 +170,9 @@ impl Mutant {
             Mutant::TailTooFar => "a trimmed log says that it begins after its first entry",
             Mutant::DeletedRowsKept => "members other than the primary keep rows that a write deletes",
             Mutant::RoomToldLate => "an OSD tells the monitors a minute late that it has room again",
+            Mutant::CleanWhileMending => {
+                "a placement group says that it is clean while its primary fetches an object anew"
+            }
         }
     }
 }

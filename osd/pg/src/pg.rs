@@ -8,7 +8,7 @@
 //! visible to the next one. What must read an object that the step has changed waits ([`Step::rerun`]).
 
 mod maps;
-mod messages;
+pub(crate) mod messages;
 mod transactions;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -217,8 +217,8 @@ pub struct Pg {
     pub(crate) clients: Clients,
     /// Since which epoch this instance has led without a break, if it leads.
     pub(crate) leads_since: Epoch,
-    /// Intervals seen by this instance: tells apart what was started in which.
-    interval_number: u64,
+    /// Intervals seen by this instance, and activations that it has followed: tells apart what was started in which.
+    pub(crate) interval_number: u64,
     /// The pool's placement groups as of which this copy is split.
     pub(crate) split_to: u32,
     /// Activations that this instance has begun as the primary.
@@ -226,7 +226,7 @@ pub struct Pg {
     pub(crate) next_txn: u64,
     pending: VecDeque<PendingTxn>,
     /// Messages from newer maps.
-    early: VecDeque<(OsdId, Incarnation, PeerMessage)>,
+    pub(crate) early: VecDeque<(OsdId, Incarnation, PeerMessage)>,
     /// Messages that must read what an earlier input of the same step changed.
     inbox: VecDeque<(OsdId, PeerMessage)>,
     /// Objects whose copy here was found unreadable and is not yet written anew; bounded.

@@ -44,6 +44,9 @@ const RESEND_DOUBLINGS_MAX: u32 = 5;
 const UNFOUND_RETRY: Duration = Duration::from_secs(30);
 /// Missing objects looked at in one step while searching for one to transfer.
 const LOOK_MAX: usize = 256;
+/// Transfers that clients wait for, beside [`crate::Limits::transfers_max`] of the background: more would fill the connections
+/// between two OSDs, which then drop what comes after, writes and their acknowledgements among it.
+const URGENT_MAX: usize = 16;
 
 /// An object on its way here.
 #[derive(Debug)]
@@ -264,7 +267,7 @@ impl Pg {
             self.release_all_slots(step);
         } else if self.has_outgoing_slot(step) {
             self.ask_targets(&targets, step);
-            self.recover_by_log(step);
+            self.recover_by_log(backfilling, step);
             let granted = |pg: &mut Pg, osd| pg.active().is_some_and(|active| active.recovery.slots.is_granted(osd));
             if let Some(target) = backfilling.filter(|osd| granted(self, *osd)) {
                 self.backfill(target, step);
@@ -292,9 +295,14 @@ impl Pg {
         let recovery = &active.recovery;
         let worth_a_try = recovery.urgent.iter().filter(|key| !recovery.had_no_room_here(key, step.now));
         let urgent: Vec<ObjectKey> = worth_a_try.take(LOOK_MAX).cloned().collect();
+        let max = self.limits.transfers_max + URGENT_MAX;
         for key in urgent {
+            let Some(active) = self.active() else { return };
+            let is_free = active.recovery.transfers() < max;
             if self.holding.missing.contains(&key) {
-                self.start_pull(&key, step);
+                if is_free {
+                    self.start_pull(&key, step);
+                }
                 continue;
             }
             let Some(active) = self.active() else { return };
@@ -305,13 +313,13 @@ impl Pg {
                 self.clients.wake(&key);
                 step.rerun = true;
             }
-            for osd in lacking {
+            for osd in lacking.into_iter().filter(|_| is_free) {
                 self.start_push(osd, &key, step);
             }
         }
     }
 
-    fn recover_by_log(&mut self, step: &mut Step<'_>) {
+    fn recover_by_log(&mut self, backfilling: Option<OsdId>, step: &mut Step<'_>) {
         let max = self.limits.transfers_max;
         let Role::Active(active) = &self.role else { return };
         let recovery = &active.recovery;
@@ -351,6 +359,9 @@ impl Pg {
                 // The next look goes on behind these, or begins anew.
                 let last = window.last().filter(|_| window.len() == LOOK_MAX).map(|(_, need)| *need);
                 let waiting = window.iter().any(|(key, _)| waits(key));
+                // One that is being filled goes on to be, whatever cannot be sent to it beside: that gives the slots back
+                // by itself.
+                let idle = idle && Some(*osd) != backfilling;
                 if last.is_none() && idle && !waiting && !recovery.pushes.values().any(|push| push.to == *osd) {
                     stuck.push(*osd);
                 }

@@ -14,7 +14,7 @@ use holdfast_wire::peer::{
     Activate, ActivateAck, BackfillCursor, EntryKind, LogEntry, ObjectPiece, PeerBody, PeerMessage, PgInfo,
     PiecePosition, Push, PushAck, PushWhat, RepOp, SessionMemory, StoredResults,
 };
-use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, RefusedReason, Row};
+use holdfast_wire::{Blob, ClientOutcome, ClientReply, ClientRequest, Effect, ObjectOp, RefusedReason, Row};
 
 use crate::api::{Input, Limits, Output, ReplyTo, StoreOp, TxnId, VERSION_ATTR};
 use crate::memory::MemoryCollection;
@@ -382,6 +382,35 @@ fn a_placement_group_whose_only_worry_is_an_unfound_object_is_idle() {
     let unreadable = |(_, outcome): &(u64, ClientOutcome)| matches!(outcome, ClientOutcome::Failed { .. });
     assert_eq!(alone.take_replies().iter().filter(|reply| unreadable(reply)).count(), 2);
     assert!(!alone.pg.active().unwrap().recovery.is_busy());
+}
+
+#[test]
+fn what_comes_before_its_map_is_kept_up_to_a_bound_of_bytes() {
+    let mut alone = Alone::member(&[0, 1, 2], 3, Limits::default());
+    let epoch = alone.map.epoch.next();
+    for counter in 1..100 {
+        let PeerBody::RepOp(op) = rep_op(counter) else { unreachable!("it makes writes") };
+        let data = Blob::from(bytes::Bytes::from(vec![7; 1 << 20]));
+        let body = PeerBody::RepOp(RepOp { effects: Some(vec![Effect::Write { offset: 0, data }]), ..op });
+        for body in [body, PeerBody::QueryInfo] {
+            let message = PeerMessage { pg: PG, epoch, interval_start: epoch, body, activation: Some(1) };
+            alone.step(Input::Peer { from: OsdId(0), incarnation: Incarnation(1), message });
+        }
+    }
+    let kept = alone.pg.early.iter().filter(|(.., message)| matches!(message.body, PeerBody::RepOp(_))).count();
+    assert!((1..=4).contains(&kept), "{kept} MiB");
+    assert_eq!(alone.pg.early.len() - kept, 99, "what brings no bytes is kept");
+}
+
+#[test]
+fn a_copy_that_is_told_a_log_while_too_few_serve_counts_as_one_that_has_it() {
+    let mut alone = Alone::member(&[0, 1, 2], 3, Limits::default());
+    let mut told = activate(&alone, Some(LogVersion::ZERO), 0, vec![entry(1, "o", 0)]);
+    told.last_epoch_started = None;
+    told.info.last_epoch_started = Epoch(1);
+    alone.hear(0, 1, PeerBody::Activate(told));
+    alone.sync();
+    assert_eq!(alone.pg.holding.last_epoch_started, Epoch(1));
 }
 
 #[test]

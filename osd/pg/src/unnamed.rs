@@ -25,6 +25,7 @@ use crate::api::{Output, StoreOp};
 use crate::exec;
 use crate::key::ObjectKey;
 use crate::missing::Lack;
+use crate::mutants::{Mutant, on};
 use crate::pg::{Pg, Role, Step, TICK};
 
 /// A question that is not answered is asked again after this long.
@@ -129,7 +130,7 @@ impl Pg {
         self.put_lack(key, Lack { need, have: LogVersion::ZERO }, &mut ops);
         self.submit(ops, None, step);
         let Some(active) = self.active() else { return };
-        active.clean = false;
+        active.clean &= on(Mutant::CleanWhileMending);
         active.recovery.unnamed.forget(key);
         active.recovery.hurry(key);
         step.report = true;

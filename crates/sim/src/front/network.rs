@@ -80,7 +80,7 @@ impl World {
         call: CallId,
         (object, ops, frees_space): (ObjectName, Vec<ObjectOp>, bool),
     ) {
-        let (now, deadline) = (self.now, self.now + front.settings.op_timeout);
+        let (now, deadline) = (self.now, self.now + self.front_patience(front, who));
         let Some(client) = front.client(who) else { return };
         let id = client.session.begin();
         let op = Op::new(id, POOL, object, ops, now, deadline).freeing_space(frees_space);

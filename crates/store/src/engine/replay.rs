@@ -369,7 +369,9 @@ impl<D: Device, I: Index> Engine<D, I> {
                 superblock.generation += 2; // the write of a newer superblock was lost; ours goes to the same place
             }
         }
-        engine.state.get_mut().space.begin_group();
+        let state = engine.state.get_mut();
+        state.space.begin_group();
+        state.space.find_claim(state.flushed);
         superblock.durable = engine.state.get_mut().durable;
         superblock.write(&engine.device)?;
         engine.device.sync()?;

@@ -1,8 +1,9 @@
 //! The index: ordered rows that say where everything is.
 //!
-//! It is never the truth: the log is. Each [`Batch`] carries, as its last row, the log position up to which the index is
-//! then complete; after a crash the index holds some prefix of the batches, at least all those before the last
-//! [`Index::flush`], and the log is replayed from the position found.
+//! Of what is new the log is the truth; what the log has no more, since its segments are used again, is here alone. Each
+//! [`Batch`] carries, as its last row, the log position up to which the index is then complete; after a crash the index
+//! holds some prefix of the batches, at least all those before the last [`Index::flush`], and the log is replayed from
+//! the position found.
 
 pub(crate) mod keys;
 mod mem;

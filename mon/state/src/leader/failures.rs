@@ -6,7 +6,7 @@
 //! | silent, one failure domain says so | the monitor looks for itself |
 //! | silent, [`REPORTERS_NEEDED`] failure domains say so, or all there are | down |
 //! | silent, one failure domain says so, and the monitor has heard nothing of it for longer either | down |
-//! | silent for [`LINK_GRACE`], one failure domain says so, which calls nobody else silent | one end of the link: down |
+//! | silent for [`LINK_GRACE`], one failure domain says so, which calls no other silent, and that of the target says the same of the reporter | the weaker end of the link: down |
 //! | refused | the monitor looks for itself |
 //! | refused, within [`REFUSAL_LIFE`], and the monitor is refused too | down, and known to be dead |
 //! | the monitor alone is refused, and has heard nothing of it for long | down, but not known to be dead |

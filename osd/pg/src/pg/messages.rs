@@ -3,12 +3,36 @@
 use std::sync::Arc;
 
 use holdfast_types::{Incarnation, OsdId};
-use holdfast_wire::peer::{PeerBody, PeerMessage};
+use holdfast_wire::peer::{ObjectPiece, PeerBody, PeerMessage, Push, PushWhat, RepOp};
 use holdfast_wire::{ClientOutcome, ClientReply};
 
 use super::{AfterDurable, EPOCHS_AHEAD_MAX, PendingTxn, Pg, Role, Said, Step};
 use crate::api::{Outbox, Output, ReplyTo};
+use crate::exec::effects_bytes;
 use crate::mutants::{Mutant, on};
+
+/// Bytes of objects that a placement group keeps of messages that came too early, of one message at least: what waits for a
+/// map or for an earlier write is no longer counted by the connection that brought it.
+pub(crate) const EARLY_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of objects and rows that a message brings.
+pub(crate) fn data_bytes(body: &PeerBody) -> usize {
+    let of_piece = |piece: &ObjectPiece| {
+        let rows = piece.rows.iter().map(|row| row.key.len() + row.value.len());
+        piece.data.len() + rows.sum::<usize>()
+    };
+    match body {
+        PeerBody::RepOp(op) => write_bytes(op),
+        PeerBody::Push(Push { what: PushWhat::Piece(piece), .. }) | PeerBody::PullReply(piece) => of_piece(piece),
+        _ => 0,
+    }
+}
+
+/// Bytes of objects and rows that a write brings.
+pub(crate) fn write_bytes(op: &RepOp) -> usize {
+    let (inline, payload) = op.effects.as_deref().map_or((0, 0), effects_bytes);
+    inline + payload
+}
 
 impl Pg {
     pub(super) fn on_peer(&mut self, from: OsdId, incarnation: Incarnation, message: PeerMessage, step: &mut Step<'_>) {
@@ -21,8 +45,13 @@ impl Pg {
         }
         if message.epoch > self.map.epoch {
             step.out.push(Output::NeedMap { at_least: message.epoch });
+            let bytes = data_bytes(&message.body);
+            let held: usize = self.early.iter().map(|(.., message)| data_bytes(&message.body)).sum();
+            if bytes > 0 && held > 0 && held.saturating_add(bytes) > EARLY_BYTES_MAX {
+                return; // its sender repeats it
+            }
             if self.early.len() >= self.limits.early_messages_max {
-                self.early.pop_front(); // its sender repeats it
+                self.early.pop_front(); // as above
             }
             self.early.push_back((from, incarnation, message));
             return;

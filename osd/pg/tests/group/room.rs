@@ -454,3 +454,31 @@ fn beyond_the_failsafe_of_a_member_only_deletes_are_let_in() {
         group.write("new");
     }
 }
+
+#[test]
+fn one_full_target_does_not_keep_a_filled_one_from_making_enough_copies() {
+    for unfound in [false, true] {
+        let mut group = Group::of(5, 3, short_log());
+        group.write_before_the_log("old");
+        group.write_before_the_log("bad");
+        if unfound {
+            group.rot(0, "bad", true);
+        }
+        group.set_level(4, Some(SpaceLevel::BackfillFull));
+        // Two disks are gone for good.
+        group.kill(1);
+        group.kill(2);
+        group.have_lead(&[0, 3, 4]);
+        group.pass(Duration::from_secs(60));
+        assert!(group.nodes[4].store.objects.is_empty() && group.is_whole(3, "old"));
+        assert_eq!(group.members.acting.len(), 2, "two are enough");
+        group.write("new");
+        assert!(is_done(&group.operate("old", vec![ObjectOp::Stat])));
+        if unfound {
+            assert!(is_done(&group.operate("bad", vec![ObjectOp::Remove])));
+        }
+        group.set_level(4, None);
+        group.run_until_clean();
+        assert!(group.is_whole(4, "old") && group.is_whole(4, "new"));
+    }
+}

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use holdfast_map::{ScrubKind, ScrubWish};
 use holdfast_pg::{Input, Limits};
-use holdfast_wire::ObjectOp;
 use holdfast_wire::peer::{PeerBody, Push, PushWhat};
+use holdfast_wire::{ClientOutcome, ObjectOp};
 
 use crate::group::{Group, PG, is_unreadable, osd, short_log};
 
@@ -50,6 +50,25 @@ fn a_backfill_goes_past_what_nobody_has_and_leaves_it_missing() {
         group.run_until_clean();
         assert!(if deleted { group.is_gone(3, "a") } else { group.is_whole(3, "a") });
     }
+}
+
+#[test]
+fn one_object_that_nobody_has_stops_no_backfill_however_small_its_batches() {
+    let mut group = Group::of(4, 3, Limits { backfill_batch: 1, ..short_log() });
+    for object in ["a", "k", "z"] {
+        group.write_before_the_log(object);
+    }
+    (0..3).for_each(|id| group.rot(id, "a", true));
+    assert!(is_unreadable(&group.read("a")));
+    group.members.up = vec![osd(0), osd(1), osd(3)];
+    group.publish();
+    group.pass(Duration::from_secs(120));
+    let filled = ["k", "z", "other-0", "other-9"];
+    assert!(filled.iter().all(|object| group.is_whole(3, object)), "it is filled but for that one");
+    assert!(!group.is_clean() && !group.holds_slots());
+    group.rot(2, "a", false);
+    group.run_until_clean();
+    assert!(group.is_whole(3, "a"));
 }
 
 #[test]
@@ -120,4 +139,35 @@ fn no_more_objects_are_on_their_way_than_transfers_are_allowed() {
     group.silent.clear();
     group.run_until_clean();
     assert_eq!(pushed(&group).len(), 6);
+}
+
+#[test]
+fn what_clients_wait_for_is_on_its_way_in_bounded_numbers() {
+    let mut group = Group::of(3, 3, Limits { transfers_max: 2, ..Limits::default() });
+    group.map.osds.get_mut(&osd(1)).unwrap().up = false;
+    group.have_lead(&[0, 2]);
+    let objects: Vec<String> = (0..40).map(|object| format!("o-{object}")).collect();
+    objects.iter().for_each(|object| group.write(object));
+    group.sent.clear();
+    group.map.osds.get_mut(&osd(1)).unwrap().up = true;
+    group.pause_on = Some(|body| matches!(body, PeerBody::Push(_)));
+    group.have_lead(&[0, 1, 2]);
+    if group.pause_on.is_some() {
+        group.pass(Duration::from_secs(5));
+    }
+    group.silent.insert(1);
+    for (client, object) in (10..).zip(&objects) {
+        group.send(client, 1_000 + client, object, vec![ObjectOp::Remove]);
+    }
+    group.pass(Duration::from_secs(5));
+    let object = |body: &PeerBody| match body {
+        PeerBody::Push(Push { what: PushWhat::Piece(piece), .. }) => Some(piece.object.to_string()),
+        _ => None,
+    };
+    let pushed: BTreeSet<_> = group.sent.iter().filter_map(|(_, _, message)| object(&message.body)).collect();
+    assert!((3..=18).contains(&pushed.len()), "{}", pushed.len());
+    group.silent.clear();
+    group.run_until_clean();
+    let mut answers = (10..50).map(|client| group.answer(1_000 + client));
+    assert!(answers.all(|answer| matches!(answer, Some(ClientOutcome::Done { .. }))));
 }

@@ -41,6 +41,8 @@ pub(crate) struct Upload {
     /// It was asked at least once to be completed or removed, with no answer.
     in_doubt: bool,
     aborts: bool,
+    /// Somebody replaces a part while it is completed.
+    raced: bool,
 }
 
 /// A client of one gateway.
@@ -398,8 +400,17 @@ impl Customer {
             let mut desk = self.objects.desk.lock();
             desk.shop.last_upload += 1;
             let number = desk.shop.last_upload;
-            let upload =
-                Upload { key, id, owner, write, parts: BTreeMap::new(), completion: None, in_doubt: false, aborts };
+            let upload = Upload {
+                key,
+                id,
+                owner,
+                write,
+                parts: BTreeMap::new(),
+                completion: None,
+                in_doubt: false,
+                aborts,
+                raced: false,
+            };
             desk.shop.uploads.insert(number, upload);
             number
         };
@@ -411,7 +422,26 @@ impl Customer {
                 return;
             }
         }
+        if self.one_in(3) {
+            self.replaces_a_part(number);
+        }
         self.ends_upload(number).await;
+    }
+
+    /// Has somebody else replace the first part of an upload at about the time when it is completed.
+    fn replaces_a_part(&self, number: u64) {
+        let target = {
+            let mut desk = self.objects.desk.lock();
+            let Some(upload) = desk.shop.uploads.get_mut(&number) else { return };
+            upload.raced = true;
+            format!("{}?partNumber=1&uploadId={}", path(upload.key), upload.id)
+        };
+        let other = Customer::new(&self.objects, &self.gateway);
+        let content = self.content([60, 300][self.objects.random(2) as usize]);
+        self.objects.spawn(async move {
+            other.rests(40).await;
+            let _ = other.asks("PUT", target, vec![], content).await;
+        });
     }
 
     async fn uploads_part(&self, number: u64, part: u16, content: Bytes) -> bool {
@@ -541,6 +571,12 @@ impl Customer {
             (_, Some("NoSuchUpload")) if upload.in_doubt => {
                 self.ends(event, Answered::Done);
                 true
+            }
+            (_, Some("InvalidPart")) if upload.raced => {
+                if let Some(upload) = self.objects.desk.lock().shop.uploads.get_mut(&number) {
+                    upload.aborts = true;
+                }
+                false
             }
             (_, Some("NoSuchUpload" | "InvalidPart" | "EntityTooSmall" | "MalformedXML")) => {
                 self.wrong(format!("upload {upload:?} cannot be completed: {:?}", reply.body));
