@@ -226,14 +226,18 @@ async fn a_refused_osd_is_down_at_once_and_status_never_calls_it_clean() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn osds_that_nobody_reports_are_found_dead_by_the_monitor() {
+async fn osds_that_nobody_reports_are_found_by_the_monitor_and_not_known_to_be_dead() {
     let quorum = Quorum::start(1).await;
     let session = quorum.session(1);
     let (first, second) = (boot_osd(&session, 0).await, boot_osd(&session, 1).await);
     drop((first.socket, second.socket));
     let mut maps = quorum.mons[&MonId(0)].maps();
-    let none_up = maps.wait_for(|map| map.osds.values().all(|info| !info.up));
-    timeout(PATIENCE, none_up).await.unwrap().unwrap();
+    let one_down = maps.wait_for(|map| map.osds.values().any(|info| !info.up));
+    let map = timeout(PATIENCE, one_down).await.unwrap().unwrap().clone();
+    assert!(map.osds.values().all(|info| info.dead_epoch == Epoch::ZERO), "nobody but the monitor was refused");
+    // The other one would be the last: that is more likely the network, and it is told.
+    let told = async { while !status(&session).await.checks.iter().any(|check| check.code == "OSD_SILENT") {} };
+    timeout(PATIENCE, told).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -79,8 +79,10 @@ impl Answered {
         self.clock += 1;
         let fresh = Session { incarnation: id.incarnation, replies: VecDeque::new(), used: 0, forgotten: None };
         let session = self.sessions.entry(id.client).or_insert_with(|| fresh.clone());
-        if session.incarnation != id.incarnation {
-            *session = fresh;
+        match id.incarnation.cmp(&session.incarnation) {
+            Ordering::Less => return, // its client has moved on
+            Ordering::Equal => {}
+            Ordering::Greater => *session = fresh,
         }
         session.used = self.clock;
         session.replies.push_back((id.tid, reply));
@@ -133,5 +135,14 @@ mod tests {
         answered.put(id(2, 1), done(2));
         assert_eq!(answered.look_up(id(1, 9)), Known::Past);
         assert_eq!(answered.look_up(id(2, 1)), Known::Answered(done(2)));
+    }
+
+    #[test]
+    fn an_answer_of_an_earlier_run_forgets_nothing_of_the_later_one() {
+        let mut answered = Answered::default();
+        answered.put(id(2, 1), done(2));
+        answered.put(id(1, 9), done(3));
+        assert_eq!(answered.look_up(id(2, 1)), Known::Answered(done(2)));
+        assert_eq!(answered.look_up(id(1, 9)), Known::Past);
     }
 }

@@ -7,7 +7,7 @@ use holdfast_map::{
     BLOCKLIST_MAX, BlocklistEntry, ClusterMap, FullRatios, Increment, MapDecodeError, SERVICES_MAX, ServiceInfo,
     UPMAP_ITEMS_MAX,
 };
-use holdfast_types::{ClusterId, Epoch, OsdId, PoolId, RequestId};
+use holdfast_types::{ClientId, ClusterId, Epoch, Incarnation, OsdId, PoolId, RequestId};
 use holdfast_wire::mon::{KeyInfo, MapUpdate, MonCommand, MonError, MonReply, PoolRow};
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
@@ -196,13 +196,20 @@ impl State {
         let mut trim = None;
         let mut answers = Vec::with_capacity(command.ops.len());
         let mut first = BTreeMap::new();
+        let mut runs = BTreeMap::<ClientId, Incarnation>::new();
         for (place, op) in command.ops.iter().enumerate() {
             if let Some(place) = op.id.and_then(|id| first.get(&id).copied()) {
                 answers.push(Pending::Again(place));
                 continue;
             }
             first.extend(op.id.map(|id| (id, place)));
-            match op.id.map(|id| (id, self.answered.look_up(id))) {
+            let known = op.id.map(|id| {
+                let run = runs.entry(id.client).or_insert(id.incarnation);
+                *run = id.incarnation.max(*run);
+                // What this command holds of a later run is not yet remembered.
+                (id, if id.incarnation < *run { Known::Past } else { self.answered.look_up(id) })
+            });
+            match known {
                 None | Some((_, Known::New)) => {}
                 Some((_, Known::Answered(reply))) => {
                     answers.push(Pending::Before(reply));

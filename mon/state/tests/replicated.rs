@@ -267,6 +267,23 @@ fn a_request_and_its_resend_in_one_batch_are_one() {
 }
 
 #[test]
+fn a_request_of_an_earlier_run_behind_one_of_a_later_run_in_a_batch_is_late() {
+    let mut cluster = Cluster::with_osds(3, 1);
+    cluster.ask(pool("data", None)).unwrap();
+    let op = |run, command| {
+        let id = RequestId { client: ClientId(7), incarnation: Incarnation(run), tid: run };
+        Op { id: Some(id), change: Change::Request(command) }
+    };
+    let delete = MonCommand::PoolDelete { name: "data".into(), confirm: "data".into() };
+    let (later, earlier) = (op(2, pool("more", None)), op(1, delete));
+    let replies = cluster.batch(vec![later.clone(), earlier.clone()]);
+    assert!(matches!(replies[1], MonReply::Failed(MonError::Stale { .. })), "{replies:?}");
+    assert_eq!(cluster.map().pools.len(), 2);
+    assert_eq!(cluster.batch(vec![later])[0], replies[0], "and what the later run was answered is still known");
+    assert!(matches!(cluster.batch(vec![earlier])[0], MonReply::Failed(MonError::Stale { .. })));
+}
+
+#[test]
 fn a_pool_gets_what_the_cluster_can_give() {
     // OSDs, per host, size asked → size, min_size, failure domain
     let table = [

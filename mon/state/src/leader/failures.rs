@@ -8,8 +8,11 @@
 //! | silent, one failure domain says so, and the monitor has heard nothing of it for longer either | down |
 //! | silent for [`LINK_GRACE`], one failure domain says so, which calls no other silent, and that of the target says the same of the reporter | the weaker end of the link: down |
 //! | refused | the monitor looks for itself |
-//! | the monitor is refused too | down, and known to be dead |
+//! | refused, within [`REFUSAL_LIFE`], and the monitor is refused too | down, and known to be dead |
+//! | the monitor alone is refused, and has heard nothing of it for long | down, but not known to be dead |
 //!
+//! A firewall that rejects answers a connection just as a machine does on which nothing listens: so a refusal that one
+//! alone has seen does not tell that the process has ended, and a new primary waits for the leases that it may hold.
 //! A reporter counts once, only while the run that said it is up, and only for [`REPORT_LIFE`] unless it repeats itself. Domains
 //! are hosts, or OSDs where fewer than two other hosts have one, and for the two ends of a link within one host. Silence never takes the cluster below
 //! [`UP_MIN_PERCENT`]: then it is more likely the network. What is held back for that is judged here against the newest
@@ -32,6 +35,8 @@ pub const REPORTERS_NEEDED: usize = 2;
 pub const LINK_GRACE: Duration = Duration::from_secs(20);
 /// How long a report counts.
 const REPORT_LIFE: Duration = Duration::from_secs(15);
+/// How long a refused connection counts: peers connect again at once when a process ends, and the look takes a second.
+const REFUSAL_LIFE: Duration = Duration::from_secs(5);
 /// Silence takes no OSD down that would leave fewer than this part of the OSDs that are in.
 const UP_MIN_PERCENT: usize = 30;
 
@@ -64,18 +69,35 @@ struct Silence {
     last: Timestamp,
 }
 
+/// Whose connections to a target were refused.
+#[derive(Debug, Clone, Default)]
+struct Refusals {
+    incarnation: Incarnation,
+    /// The reporter's run, and when.
+    by: BTreeMap<OsdId, (Incarnation, Timestamp)>,
+}
+
+fn is_run(map: &ClusterMap, osd: OsdId, run: Incarnation) -> bool {
+    map.osds.get(&osd).is_some_and(|info| info.up && info.incarnation == run)
+}
+
 impl Silence {
     /// Whether what `reporter` said still counts.
     fn counts(&self, now: Timestamp, map: &ClusterMap, reporter: OsdId) -> bool {
-        let runs = map.osds.get(&reporter).is_some_and(|info| info.up && info.incarnation == self.run);
-        runs && now.since(self.last) < REPORT_LIFE
+        is_run(map, reporter, self.run) && now.since(self.last) < REPORT_LIFE
     }
+}
+
+/// Whether what a reporter said of a refused connection still counts.
+fn counts(now: Timestamp, map: &ClusterMap, by: OsdId, (run, at): (Incarnation, Timestamp)) -> bool {
+    is_run(map, by, run) && now.since(at) < REFUSAL_LIFE
 }
 
 /// The reports that count now.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Failures {
     targets: BTreeMap<OsdId, Target>,
+    refusals: BTreeMap<OsdId, Refusals>,
 }
 
 fn host(map: &ClusterMap, osd: OsdId) -> String {
@@ -92,8 +114,7 @@ impl Failures {
         incarnation: Incarnation,
         kind: FailureKind,
     ) -> Verdict {
-        let runs = map.osds.get(&target).is_some_and(|info| info.up && info.incarnation == incarnation);
-        if !runs {
+        if !is_run(map, target, incarnation) {
             self.targets.remove(&target);
             return Verdict::Stale;
         }
@@ -103,7 +124,14 @@ impl Failures {
             return Verdict::Stale;
         };
         let silent_for = match kind {
-            FailureKind::Refused => return Verdict::Probe,
+            FailureKind::Refused => {
+                let refusals = self.refusals.entry(target).or_default();
+                if refusals.incarnation != incarnation {
+                    *refusals = Refusals { incarnation, by: BTreeMap::new() };
+                }
+                refusals.by.insert(reporter, (run, now));
+                return Verdict::Probe;
+            }
             FailureKind::Silent { for_ms } => Duration::from_millis(for_ms),
         };
         if silent_for < GRACE {
@@ -156,8 +184,17 @@ impl Failures {
         called.all(|(osd, _)| host(map, *osd) == there)
     }
 
+    /// Whether a peer's connection to this run, which the map has up, was refused lately.
+    pub(super) fn is_refused(&self, now: Timestamp, map: &ClusterMap, osd: OsdId) -> bool {
+        let refusals = self.refusals.get(&osd).filter(|refusals| is_run(map, osd, refusals.incarnation));
+        refusals.is_some_and(|refusals| refusals.by.iter().any(|(by, refusal)| counts(now, map, *by, *refusal)))
+    }
+
     /// A reporter takes its report back.
     pub(super) fn alive(&mut self, reporter: OsdId, target: OsdId) {
+        if let Some(refusals) = self.refusals.get_mut(&target) {
+            refusals.by.remove(&reporter);
+        }
         if let Some(entry) = self.targets.get_mut(&target) {
             entry.silent_by.remove(&reporter);
             if entry.silent_by.is_empty() {
@@ -178,8 +215,11 @@ impl Failures {
     pub(super) fn expire(&mut self, now: Timestamp, map: &ClusterMap) {
         self.targets.retain(|osd, target| {
             target.silent_by.retain(|by, silence| silence.counts(now, map, *by));
-            let runs = map.osds.get(osd).is_some_and(|info| info.up && info.incarnation == target.incarnation);
-            runs && !target.silent_by.is_empty()
+            is_run(map, *osd, target.incarnation) && !target.silent_by.is_empty()
+        });
+        self.refusals.retain(|osd, refusals| {
+            refusals.by.retain(|by, refusal| counts(now, map, *by, *refusal));
+            is_run(map, *osd, refusals.incarnation) && !refusals.by.is_empty()
         });
     }
 }

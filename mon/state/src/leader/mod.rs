@@ -42,8 +42,8 @@ pub const SERVICE_LEASE: Duration = Duration::from_secs(30);
 const SILENCE_PROBE: Duration = Duration::from_secs(4);
 /// How often one OSD is looked at, at most.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// An OSD that has reported nothing for this long is down if one peer hears nothing of it either, or if it does not
-/// answer and no OSD is heard of that could say so.
+/// An OSD that has reported nothing for this long is down if one peer hears nothing of it either, if its port refuses the
+/// monitor's connection, or if it does not answer and no OSD is heard of that could say so.
 const SILENCE_DOWN: Duration = Duration::from_secs(15);
 /// Maps are trimmed when this many more than needed are kept.
 const TRIM_SLACK: u64 = 500;
@@ -52,7 +52,7 @@ const TRIM_SLACK: u64 = 500;
 pub enum ProbeResult {
     /// Something listens.
     Connected,
-    /// Nothing listens: the process has ended.
+    /// Nothing listens: the process has ended. Or a firewall rejects the connection.
     Refused,
     /// No answer at all.
     NoAnswer,
@@ -188,6 +188,9 @@ impl Leader {
         }
         self.probed_at.retain(|osd, _| map.osds.contains_key(osd));
         self.services.retain(|name, _| map.services.contains_key(name));
+        for name in map.services.keys().filter(|name| !self.services.contains_key(*name)).collect::<Vec<_>>() {
+            self.services.insert(name.clone(), now);
+        }
     }
 
     /// A peer reports an OSD.
@@ -219,7 +222,15 @@ impl Leader {
     ) -> Option<Change> {
         map.osds.get(&osd).filter(|info| info.up && info.incarnation == incarnation)?;
         match result {
-            ProbeResult::Refused => Some(Change::MarkDown { osd, incarnation, dead: true }),
+            ProbeResult::Refused if self.failures.is_refused(now, map, osd) => {
+                Some(Change::MarkDown { osd, incarnation, dead: true })
+            }
+            // A firewall may stand between: it lets pass what the OSD itself says, or its peers are still served. A peer
+            // that is refused, too, says so, and this is called again.
+            ProbeResult::Refused => {
+                let silent = now.since(self.heard(osd, incarnation)) >= SILENCE_DOWN;
+                (silent && failures::may_lose(map, osd)).then_some(Change::MarkDown { osd, incarnation, dead: false })
+            }
             ProbeResult::Connected | ProbeResult::NoAnswer => {
                 // The monitor is a witness, too. A process that hangs still lets others connect.
                 let witnessed = !self.failures.silent_to(now, map, osd).is_empty();
@@ -285,7 +296,10 @@ impl Leader {
             .services
             .get(name)
             .is_some_and(|known| known.kind == *kind && known.address == *address && known.incarnation == *incarnation);
-        self.services.insert(name.clone(), now);
+        // One that the map does not have may be refused, and names are without number: it counts once a map has it.
+        if map.services.contains_key(name) {
+            self.services.insert(name.clone(), now);
+        }
         !same
     }
 

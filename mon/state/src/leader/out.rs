@@ -4,8 +4,11 @@
 //!
 //! - leave fewer than [`IN_MIN_PERCENT`] of all OSDs in: that many do not fail by themselves;
 //! - take out the last of a rack (or a row, a room, …) of which nothing is up: that is a lost switch, not lost disks;
-//! - leave a pool fewer failure domains than it keeps copies: the copies would have nowhere to go;
-//! - fill the OSDs that stay beyond the level at which they take no copies any more.
+//! - leave a pool fewer failure domains with an OSD that serves than it keeps copies: the copies would have nowhere to go;
+//! - fill the OSDs that stay beyond the level at which they take no copies any more: all of them on average, or those of
+//!   its own failure domain. A pool of as many copies as there are domains keeps all that a domain holds in that domain,
+//!   and one full OSD stops the writes of the whole cluster, which without it would go on with a copy less. Of `n` domains
+//!   and `c` copies the domain keeps one part in `n - c + 1`: the others can take what it cannot.
 //!
 //! It comes back in when it boots (`osds::boot`), unless an operator took it out.
 
@@ -38,6 +41,10 @@ pub(super) enum StaysIn {
     TooFewDomains { pool: String, size: u32, level: String, left: usize },
     #[error("the OSDs that stay would be {percent} % full")]
     TooFull { percent: u64 },
+    #[error(
+        "pool {pool} keeps {size} copies apart by {level}: the OSDs that stay in {level} {name} would be {percent} % full"
+    )]
+    DomainTooFull { pool: String, size: u32, level: String, name: String, percent: u64 },
 }
 
 /// What becomes of an OSD that is down and in.
@@ -63,16 +70,28 @@ pub(super) struct Limits<'a> {
 /// What the pools of one rule need.
 struct RuleLimit {
     shape: RuleShape,
-    /// OSDs that can hold data, by failure domain.
-    domains: BTreeMap<ItemId, usize>,
+    /// By failure domain, where an OSD can hold data.
+    domains: BTreeMap<ItemId, Domain>,
     /// The pool with the most copies.
     pool: String,
     size: u32,
 }
 
+/// The OSDs of one failure domain that are in.
+#[derive(Debug, Clone, Copy, Default)]
+struct Domain {
+    /// How many are up.
+    up: usize,
+    /// Bytes on those that are up, and their room.
+    used: u128,
+    total: u128,
+    /// Bytes on those that are down: they are copied to others when these go out.
+    lost: u128,
+}
+
 /// Bytes of the placement groups that belong on OSDs that are down and have not reported to this leader: the host that
 /// led before may have died with them. One of which nothing is known counts as the average of its pool.
-fn placed_on(map: &ClusterMap, stats: &Stats, now: Timestamp, osds: &BTreeSet<OsdId>) -> u64 {
+fn placed_on(map: &ClusterMap, stats: &Stats, now: Timestamp, osds: &BTreeSet<OsdId>) -> BTreeMap<OsdId, u128> {
     let views = stats.views(map, now);
     let mut known = BTreeMap::<PoolId, (u64, u64)>::new();
     for (pool, report) in views.iter().filter_map(|view| Some((view.pg.pool, view.last?))) {
@@ -80,11 +99,14 @@ fn placed_on(map: &ClusterMap, stats: &Stats, now: Timestamp, osds: &BTreeSet<Os
         (*bytes, *groups) = (bytes.saturating_add(report.bytes), *groups + 1);
     }
     let average = |pool| known.get(&pool).and_then(|(bytes, groups)| bytes.checked_div(*groups)).unwrap_or(0);
-    let bytes = views.iter().map(|view| {
-        let copies = map.placed(view.pg).iter().filter(|osd| osds.contains(*osd)).count() as u64;
-        view.last.map_or_else(|| average(view.pg.pool), |report| report.bytes).saturating_mul(copies)
-    });
-    bytes.fold(0, u64::saturating_add)
+    let mut placed = BTreeMap::<OsdId, u128>::new();
+    for view in &views {
+        let bytes = view.last.map_or_else(|| average(view.pg.pool), |report| report.bytes);
+        for osd in map.placed(view.pg).into_iter().filter(|osd| osds.contains(osd)) {
+            *placed.entry(osd).or_default() += u128::from(bytes);
+        }
+    }
+    placed
 }
 
 impl<'a> Limits<'a> {
@@ -97,35 +119,44 @@ impl<'a> Limits<'a> {
             }
         }
         let usable = |osd: &OsdId| map.osds.get(osd).is_some_and(|info| info.in_cluster && info.reweight > 0);
-        let rule_limit = |(rule, pool): (u32, &Pool)| {
-            let shape = RuleShape::of(&map.crush, RuleId(rule))?;
-            let mut domains = BTreeMap::new();
-            for osd in shape.candidates().map(|(osd, _)| osd).filter(usable) {
-                *domains.entry(shape.domain(osd)?).or_default() += 1;
-            }
-            Some(RuleLimit { shape, domains, pool: pool.name.clone(), size: pool.size() })
-        };
         // What an OSD that goes out held is copied from the others: all that is used now must then fit without it.
-        let (mut used, mut total) = (0u128, 0u128);
+        let (mut used, mut total) = (BTreeMap::<OsdId, u128>::new(), BTreeMap::<OsdId, u128>::new());
         let mut unheard = BTreeSet::new();
         for (osd, info) in map.osds.iter().filter(|(_, info)| info.in_cluster) {
             let Some(usage) = stats.usage(map, *osd) else {
                 unheard.extend((!info.up).then_some(*osd));
                 continue;
             };
-            used += u128::from(usage.used_bytes);
+            used.insert(*osd, u128::from(usage.used_bytes));
             if info.up {
-                total += u128::from(usage.total_bytes);
+                total.insert(*osd, u128::from(usage.total_bytes));
             }
         }
-        if total > 0 && !unheard.is_empty() {
-            used += u128::from(placed_on(map, stats, now, &unheard));
+        let total_of_all: u128 = total.values().sum();
+        if total_of_all > 0 && !unheard.is_empty() {
+            used.extend(placed_on(map, stats, now, &unheard));
         }
+        let rule_limit = |(rule, pool): (u32, &Pool)| {
+            let shape = RuleShape::of(&map.crush, RuleId(rule))?;
+            let mut domains = BTreeMap::<ItemId, Domain>::new();
+            for osd in shape.candidates().map(|(osd, _)| osd).filter(usable) {
+                let domain = domains.entry(shape.domain(osd)?).or_default();
+                let bytes = used.get(&osd).copied().unwrap_or(0);
+                if map.is_up(osd) {
+                    domain.up += 1;
+                    domain.used += bytes;
+                    domain.total += total.get(&osd).copied().unwrap_or(0);
+                } else {
+                    domain.lost += bytes;
+                }
+            }
+            Some(RuleLimit { shape, domains, pool: pool.name.clone(), size: pool.size() })
+        };
         Limits {
             map,
             inside: map.osds.values().filter(|info| info.in_cluster).count(),
             rules: largest.into_iter().filter_map(rule_limit).collect(),
-            permille: (used * 1_000).checked_div(total),
+            permille: (used.values().sum::<u128>() * 1_000).checked_div(total_of_all),
         }
     }
 
@@ -142,7 +173,10 @@ impl<'a> Limits<'a> {
         if in_after * 100 < all * IN_MIN_PERCENT {
             return Some(StaysIn::TooMany { in_after, all });
         }
-        self.whole_domain(osd).or_else(|| self.too_few_domains(osd)).or_else(|| self.too_full())
+        self.whole_domain(osd)
+            .or_else(|| self.too_few_domains(osd))
+            .or_else(|| self.too_full())
+            .or_else(|| self.domain_too_full(osd))
     }
 
     fn whole_domain(&self, osd: OsdId) -> Option<StaysIn> {
@@ -158,16 +192,39 @@ impl<'a> Limits<'a> {
         Some(StaysIn::WholeDomain { kind: kind.to_owned(), name: name.to_owned() })
     }
 
+    /// The rules that can place data on the OSD, and its domain by each.
+    fn domains_of(&self, osd: OsdId) -> impl Iterator<Item = (&RuleLimit, &Domain)> {
+        let counts = self.map.osds.get(&osd).is_some_and(|info| info.reweight > 0);
+        self.rules
+            .iter()
+            .filter(move |_| counts)
+            .filter_map(move |rule| Some((rule, rule.domains.get(&rule.shape.domain(osd)?)?)))
+    }
+
     fn too_few_domains(&self, osd: OsdId) -> Option<StaysIn> {
-        self.rules.iter().find_map(|rule| {
-            let counts = self.map.osds.get(&osd).is_some_and(|info| info.reweight > 0);
-            let is_last = counts && rule.domains.get(&rule.shape.domain(osd)?) == Some(&1);
+        // Those that are in but down take nothing of it: with none that is up the domain is as good as gone.
+        let mut none_up = self.domains_of(osd).filter(|(_, domain)| domain.up == 0);
+        none_up.find_map(|(rule, _)| {
             let left = rule.domains.len().saturating_sub(1);
-            (is_last && left < rule.size as usize).then(|| StaysIn::TooFewDomains {
+            (left < rule.size as usize).then(|| StaysIn::TooFewDomains {
                 pool: rule.pool.clone(),
                 size: rule.size,
                 level: rule.shape.level_name(&self.map.crush).to_owned(),
                 left,
+            })
+        })
+    }
+
+    fn domain_too_full(&self, osd: OsdId) -> Option<StaysIn> {
+        self.domains_of(osd).find_map(|(rule, domain)| {
+            let parts = rule.domains.len().saturating_sub(rule.size as usize) + 1;
+            let permille = ((domain.used + domain.lost / parts as u128) * 1_000).checked_div(domain.total)?;
+            (permille >= u128::from(self.map.ratios.backfill_full)).then(|| StaysIn::DomainTooFull {
+                pool: rule.pool.clone(),
+                size: rule.size,
+                level: rule.shape.level_name(&self.map.crush).to_owned(),
+                name: self.map.crush.failure_domain_of(osd, rule.shape.level_name(&self.map.crush)).unwrap_or_default(),
+                percent: u64::try_from(permille / 10).unwrap_or(u64::MAX),
             })
         })
     }

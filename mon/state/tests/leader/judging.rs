@@ -67,6 +67,62 @@ fn a_refused_connection_is_confirmed_by_the_monitor_itself() {
 }
 
 #[test]
+fn what_the_monitor_alone_sees_refused_is_never_known_to_be_dead() {
+    let mut world = World::new(&[0, 1, 2, 3]);
+    let look = |world: &mut World, osd: u32| {
+        let map = world.map();
+        world.leader.on_probe(world.now, &map, OsdId(osd), run_of(osd), ProbeResult::Refused)
+    };
+    let dead = Some(Change::MarkDown { osd: OsdId(0), incarnation: run_of(0), dead: true });
+    // A firewall before the monitor rejects all: the OSDs tell it that they live.
+    world.report_all();
+    world.wait(Duration::from_secs(5));
+    assert_eq!((0..4).filter_map(|osd| look(&mut world, osd)).count(), 0);
+    // Nor when they cannot: then as many go as may go for silence.
+    world.wait(Duration::from_secs(15));
+    for osd in 0..4 {
+        let seen = look(&mut world, osd);
+        assert_eq!(seen, down(osd).filter(|_| osd < 2), "osd.{osd}");
+        seen.into_iter().for_each(|change| world.change(change));
+    }
+    // A peer's word counts for some seconds, of this run, while the peer is up and does not take it back.
+    let mut world = World::new(&[0, 1, 2, 3]);
+    assert_eq!(look(&mut world, 0), None, "before any peer says so");
+    assert_eq!(world.fails(1, 0, FailureKind::Refused), Verdict::Probe);
+    assert_eq!(look(&mut world, 0), dead, "the peer's report makes the monitor look again");
+    assert_eq!(look(&mut world, 1), None, "of another it says nothing");
+    world.leader.on_alive(OsdId(1), OsdId(0));
+    assert_eq!(look(&mut world, 0), None, "taken back");
+    assert_eq!(world.fails(1, 0, FailureKind::Refused), Verdict::Probe);
+    world.wait(Duration::from_secs(4));
+    assert_eq!(look(&mut world, 0), dead);
+    world.wait(Duration::from_secs(1));
+    assert_eq!(look(&mut world, 0), None, "too long ago");
+    assert_eq!(world.fails(1, 0, FailureKind::Refused), Verdict::Probe);
+    world.change(Change::MarkDown { osd: OsdId(1), incarnation: run_of(1), dead: true });
+    assert_eq!(look(&mut world, 0), None, "the peer has ended");
+    assert_eq!(world.fails(2, 0, FailureKind::Refused), Verdict::Probe);
+    world.change(down(0).unwrap());
+    let info = world.map().osds[&OsdId(0)].clone();
+    let (disk, address, incarnation) = (info.disk, info.address, Incarnation(5_000));
+    world.change(Change::Request(MonCommand::OsdBoot { osd: OsdId(0), disk, incarnation, address, can_split: None }));
+    let map = world.map();
+    let next_run = world.leader.on_probe(world.now, &map, OsdId(0), incarnation, ProbeResult::Refused);
+    assert_eq!(next_run, None, "that was the run before");
+}
+
+#[test]
+fn a_lone_osd_that_refuses_connections_is_down() {
+    let mut world = World::new(&[0]);
+    let map = world.map();
+    world.wait(Duration::from_secs(15));
+    let seen = world.leader.on_probe(world.now, &map, OsdId(0), run_of(0), ProbeResult::Refused);
+    assert_eq!(seen, down(0));
+    world.change(seen.unwrap());
+    assert!(!world.map().is_up(OsdId(0)));
+}
+
+#[test]
 fn silence_takes_down_no_more_than_most_of_the_cluster() {
     let mut world = World::new(&[0; 5]);
     for target in 0..3 {
@@ -336,6 +392,35 @@ fn a_service_lives_as_long_as_it_renews() {
     assert!(world.proposals().contains(&gone));
     world.change(gone);
     assert!(world.map().services.is_empty());
+}
+
+#[test]
+fn names_that_no_map_takes_are_not_remembered() {
+    let mut world = World::new(&[0]);
+    let empty = format!("{:?}", world.leader).len();
+    let map = world.map();
+    for n in 0..1_000 {
+        let name = format!("{n:0>300}");
+        let (kind, address, incarnation) = ("s3".into(), "127.0.0.1:9000".into(), Incarnation(5));
+        let register = MonCommand::ServiceRegister { name, kind, address, incarnation };
+        assert!(world.leader.on_service(world.now, &map, &register), "it is for the log to refuse it");
+    }
+    assert_eq!(format!("{:?}", world.leader).len(), empty);
+}
+
+#[test]
+fn a_service_that_comes_long_after_the_leader_has_a_whole_lease() {
+    let mut world = World::new(&[0]);
+    world.wait(SERVICE_LEASE * 10);
+    let (name, kind, address, incarnation) = ("s3.a".into(), "s3".into(), "127.0.0.1:9000".into(), Incarnation(5));
+    let register = MonCommand::ServiceRegister { name, kind, address, incarnation };
+    let map = world.map();
+    assert!(world.leader.on_service(world.now, &map, &register));
+    world.change(Change::Request(register));
+    world.wait(SERVICE_LEASE - Duration::from_secs(1));
+    assert!(!world.proposals().iter().any(|change| matches!(change, Change::ServiceGone { .. })));
+    world.wait(Duration::from_secs(1));
+    assert!(world.proposals().iter().any(|change| matches!(change, Change::ServiceGone { .. })));
 }
 
 #[test]

@@ -179,6 +179,75 @@ fn data_is_not_moved_to_osds_that_it_would_fill() {
     assert!(world.proposals().contains(&Change::MarkOut(OsdId(0))));
 }
 
+/// A pool of three copies apart by host.
+fn apart_by_host(world: &mut World) {
+    world.change(Change::Request(MonCommand::PoolCreate {
+        name: "apart".into(),
+        size: Some(3),
+        min_size: Some(2),
+        application: "test".into(),
+        failure_domain: Some("host".into()),
+        share_percent: None,
+    }));
+}
+
+#[test]
+fn the_last_osd_of_a_failure_domain_is_not_given_what_would_fill_it() {
+    // hosts, how full each OSD is per mille, what health says of osd.0 on h0, whether it goes out
+    type Row<'a> = (&'a [u32], u64, &'a str, bool);
+    let table: [Row<'_>; 5] = [
+        // Three hosts for three copies: what osd.0 held can go to osd.1 only.
+        (&[0, 0, 1, 1, 2, 2], 600, "the OSDs that stay in host h0 would be 120 % full", false),
+        (&[0, 0, 1, 1, 2, 2], 440, "its data goes to others now", true),
+        // The fourth host takes the half of it.
+        (&[0, 0, 1, 1, 2, 2, 3, 3], 600, "the OSDs that stay in host h0 would be 90 % full", false),
+        (&[0, 0, 1, 1, 2, 2, 3, 3], 590, "its data goes to others now", true),
+        // Four on a host: three take what one held.
+        (&[0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], 600, "its data goes to others now", true),
+    ];
+    for (hosts, used, said, goes_out) in table {
+        let mut world = World::new(hosts);
+        apart_by_host(&mut world);
+        (0..).zip(hosts).for_each(|(osd, _)| use_of(&mut world, osd, used));
+        world.change(dead(0));
+        world.wait(Duration::from_secs(600));
+        let detail = check(&world, "OSD_DOWN").detail;
+        assert!(detail[0].contains(said), "{hosts:?}, {used}: {detail:?}");
+        assert_eq!(world.proposals().contains(&Change::MarkOut(OsdId(0))), goes_out, "{hosts:?}, {used}");
+    }
+}
+
+#[test]
+fn what_a_leader_never_heard_of_a_dead_osd_counts_in_its_failure_domain_too() {
+    for (known, goes_out) in [(false, true), (true, false)] {
+        let mut world = World::new(&[0, 0, 1, 1, 2, 2]);
+        world.change(Change::Request(MonCommand::PoolDelete { name: "data".into(), confirm: "data".into() }));
+        apart_by_host(&mut world);
+        let placed = world.map().pgs().filter(|pg| world.map().placed(*pg).contains(&OsdId(0))).count() as u64;
+        world.change(dead(0));
+        world.elect();
+        // All that belongs on it is about as much as its disk takes: on average the others have room for it.
+        world.report_each(|report| report.bytes = if known { 1_000 / placed } else { 0 });
+        (1..6).for_each(|osd| use_of(&mut world, osd, 300));
+        world.wait(Duration::from_secs(600));
+        assert_eq!(world.proposals().contains(&Change::MarkOut(OsdId(0))), goes_out, "{placed} groups, {known}");
+    }
+}
+
+#[test]
+fn a_host_of_which_no_osd_is_up_keeps_its_data_when_no_other_host_is_left_for_it() {
+    let mut world = World::new(&[0, 0, 1, 1, 1, 2, 2, 2]);
+    apart_by_host(&mut world);
+    world.change(dead(0));
+    world.change(dead(1));
+    world.wait(Duration::from_secs(600));
+    // Else the one of them that boots first would get what both held.
+    let out = world.proposals().into_iter().find(|change| matches!(change, Change::MarkOut(_)));
+    assert_eq!(out, None);
+    let detail = check(&world, "OSD_DOWN").detail;
+    assert!(detail[0].contains("pool apart keeps 3 copies apart by host, and only 2 would be left"), "{detail:?}");
+}
+
 #[test]
 fn silence_that_is_not_acted_on_is_told() {
     let mut world = World::new(&[0; 3]);
