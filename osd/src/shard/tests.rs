@@ -277,8 +277,8 @@ fn who_waits_for_the_shards_waits_for_those_that_live() {
 
 /// What is let in is taken, up to the last byte and however the objects change; what is not, is refused before; deletes are
 /// taken; and the run goes on.
-#[test]
-fn objects_of_4_mib_fill_a_store_and_change_and_go_and_the_run_goes_on() {
+#[tokio::test]
+async fn objects_of_4_mib_fill_a_store_and_change_and_go_and_the_run_goes_on() {
     const OBJECT_BYTES: u64 = 4 << 20;
     let directory = tempfile::tempdir().expect("a directory");
     let (shards, _inboxes) = Shards::new(1);
