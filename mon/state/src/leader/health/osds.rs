@@ -68,12 +68,10 @@ pub(super) fn flapping(scene: &Scene) -> Option<HealthCheck> {
 
 /// Why it is held off, and for how long.
 pub(in super::super) fn held_words(held: &HoldOff) -> String {
-    let why = match held.in_a_row {
-        0 | 1 => format!("went silent more than {} times within 10 minutes", crate::notes::FLAPS_MAX),
-        _ => "went silent again within 10 minutes after its boots were held off".to_owned(),
-    };
     format!(
-        "{why}: its boots are refused until {}, for {} more (hold-off {} in a row; the next lasts {})",
+        "went silent more than {} times within 10 minutes: its boots are refused until {}, for {} more (hold-off {} in a \
+         row; the next lasts {})",
+        crate::notes::FLAPS_MAX,
         rfc3339(held.until_ms),
         span(Duration::from_millis(held.left_ms)),
         held.in_a_row,
