@@ -345,7 +345,7 @@ impl Pg {
             // For a moment only.
             let waits = |key: &ObjectKey| {
                 let told = active.backfill.as_ref().is_some_and(|backfill| backfill.tells_lack(*osd, key));
-                told || active.is_uncommitted(key) || step.touched.contains(key)
+                told || active.is_uncommitted(key) || recovery.is_landing(key) || step.touched.contains(key)
             };
             let ready = |key: &ObjectKey| {
                 !self.holding.missing.contains(key)
@@ -485,7 +485,8 @@ impl Pg {
     }
 
     /// An object is here, and not yet for good. Until it is, nobody builds on it (V5): a write that reaches a replica
-    /// replaces the copy that it was fetched from, and a crash here would then leave none.
+    /// replaces the copy that it was fetched from, and so does sending it to one that is being filled; a crash here would
+    /// then leave none.
     fn object_fetched(&mut self, key: ObjectKey, step: &mut Step<'_>) {
         if let Some(active) = self.active() {
             active.recovery.landing.insert(key.clone());
@@ -509,7 +510,7 @@ impl Pg {
         let Some(lack) = active.peers.get(&to).and_then(|peer| peer.missing.get(key)) else { return };
         let recovery = &active.recovery;
         let told = active.backfill.as_ref().is_some_and(|backfill| backfill.tells_lack(to, key));
-        let waits = told || active.is_uncommitted(key);
+        let waits = told || active.is_uncommitted(key) || recovery.is_landing(key);
         if waits || recovery.is_pushing_to(key, to) || recovery.has_no_room(to, key, step.now) {
             return;
         }
