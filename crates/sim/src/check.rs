@@ -70,6 +70,10 @@ pub(crate) fn check(history: &[Operation], off: Option<Checker>) -> Vec<String> 
         by_object.entry(object).or_default().push(Seen { operation, at: *at, outcome });
     }
     for (object, seen) in by_object {
+        // What happened to it is not known to its client; this checker needs all that happened.
+        if seen.iter().any(|one| matches!(one.outcome, ClientOutcome::Refused(RefusedReason::Forgotten))) {
+            continue;
+        }
         let before = checked.violations.len();
         check_object(&seen, &mut checked);
         if checked.violations.len() > before {

@@ -729,7 +729,8 @@ impl World {
             ClientOutcome::Refused(_) => true,
             ClientOutcome::Done { .. } | ClientOutcome::Failed { .. } => false,
         };
-        if let Err(violation) = self.clients[client].answered(reply, now, &mut self.history) {
+        let dups_max = self.config.limits.dups_max;
+        if let Err(violation) = self.clients[client].answered(reply, now, dups_max, &mut self.history) {
             self.violation = Some(format!("L1: {violation}"));
         } else if again {
             let after = self.delay();
