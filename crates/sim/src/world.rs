@@ -299,7 +299,7 @@ pub fn run(seed: u64, config: &Config) -> Result<Report, Violation> {
 }
 
 impl World {
-    fn new(seed: u64, config: Config) -> Result<World, String> {
+    pub(crate) fn new(seed: u64, config: Config) -> Result<World, String> {
         // The first is the slowest. No two differ by more than what `LEASE_GRANTED` allows for, and these nearly by that.
         let rates = [914, 1_096, RATE, 960, 1_040];
         let rate = |id: u32| if config.skewed_clocks { rates[id as usize % rates.len()] } else { RATE };
@@ -782,7 +782,7 @@ impl World {
             self.run_until(next)?;
             let answered = self.clients.iter().all(|client| client.outstanding() == 0);
             let fenced = self.fencing.as_ref().is_none_or(Fencing::is_settled);
-            let booted = self.nodes.iter().all(|node| node.booted || self.gone.contains(&node.id));
+            let booted = self.nodes.iter().all(|node| node.is_up() || self.gone.contains(&node.id));
             let rested = self.front.as_ref().is_none_or(Front::is_idle);
             if answered && fenced && rested && booted && self.all_clean() && self.strays().is_empty() {
                 return Ok(());
@@ -834,7 +834,7 @@ impl World {
         }
         lines.extend(self.front.iter().flat_map(Front::explain));
         for node in &self.nodes {
-            if !node.booted {
+            if !node.is_up() {
                 lines.push(format!("{} is not up (process runs: {})", node.id, node.running));
             }
             let primaries = node.pgs.values().filter(|pg| pg.is_primary());
