@@ -60,3 +60,27 @@ impl Pg {
         (active.writeable && placed && known && only).then(|| self.lacked())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use holdfast_types::{Epoch, ObjectName};
+
+    use super::*;
+    use crate::tests::entry;
+
+    #[test]
+    fn a_transaction_tells_which_version_it_makes_and_what_it_logs() {
+        let version = LogVersion { epoch: Epoch(3), counter: 4 };
+        let key = ObjectKey::of(&ObjectName::new("o").expect("valid"));
+        let set = |name: &[u8]| StoreOp::Object {
+            key: key.clone(),
+            effect: Effect::SetAttr { name: name.to_vec(), value: exec::version_value(version).into() },
+        };
+        assert_eq!(set(VERSION_ATTR).version_given(), Some((&key, version)));
+        assert_eq!(set(b"other").version_given(), None);
+        let logged = entry(7, "o", 0);
+        assert_eq!(rows::put_log(&logged).entry_logged(), Some(logged));
+        assert_eq!(set(VERSION_ATTR).entry_logged(), None);
+        assert_eq!(StoreOp::PutMeta { key: (&b"i"[..]).into(), value: (&b"x"[..]).into() }.entry_logged(), None);
+    }
+}
