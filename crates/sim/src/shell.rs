@@ -122,9 +122,11 @@ impl World {
             }
         }
         let waited = self.node(osd).waits_for_lease(pg);
+        let lacked = self.lacked(osd, pg);
         let outbox = self.node(osd).step_pg(now, pg, input);
         let waits = !waited && self.node(osd).waits_for_lease(pg);
         self.counts.add(FaultKind::LeaseWaitedOut, u64::from(waits));
+        self.judge_answers(osd, pg, &lacked, &outbox);
         self.perform(osd, pg, outbox);
     }
 
@@ -152,13 +154,19 @@ impl World {
                 self.trace(&format!("{osd} {pg} -> {output:?}"));
             }
             match output {
-                Output::Submit { txn, ops } => match self.node(osd).disk.submit(run, pg, txn, ops) {
-                    Ok(()) => self.schedule_commit(osd),
-                    Err(error) => {
-                        self.node(osd).stopped.insert(pg);
-                        self.not_taken(osd, &error);
+                Output::Submit { txn, ops } => {
+                    let changes = self.changes(osd, pg, &ops);
+                    match self.node(osd).disk.submit(run, pg, txn, ops) {
+                        Ok(()) => {
+                            self.changed(osd, changes);
+                            self.schedule_commit(osd);
+                        }
+                        Err(error) => {
+                            self.node(osd).stopped.insert(pg);
+                            self.not_taken(osd, &error);
+                        }
                     }
-                },
+                }
                 Output::Split { txn, mut ops, mut children } => {
                     leave_known(self.node(osd).disk.engine(), &mut ops, &mut children);
                     match self.node(osd).disk.submit(run, pg, txn, ops) {

@@ -239,6 +239,7 @@ impl Pg {
                 && !self.holding.missing.contains(key)
                 && !active.recovery.unnamed.contains(key)
                 && !active.is_uncommitted(key)
+                && !active.recovery.is_landing(key)
                 && !step.touched.contains(key)
         };
         let ready = |wanted: Differs| {
