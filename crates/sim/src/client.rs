@@ -353,7 +353,7 @@ mod tests {
             volumes: Vec::new(),
         };
         let mut client = Client::new(1, Arc::new(names), WhenFull::Never, false);
-        let (mut history, now) = (Vec::new(), Timestamp(0));
+        let (mut history, now) = (Vec::new(), Timestamp::ZERO);
         let object = client.names.registers[0].clone();
         let tid = client.start_with(object.clone(), Act::Remove, 0, now, &mut history);
         for act in std::iter::repeat_n(Act::Remove, changes_after).chain(std::iter::repeat_n(Act::Read, reads_after)) {
