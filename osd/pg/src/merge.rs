@@ -3,7 +3,8 @@
 //!
 //! The authoritative log wins. An own entry that it does not have is **divergent**: it was never acknowledged. Its object
 //! is brought back to the version before the first divergent entry — from another copy, through the missing set — or
-//! removed when there was none. Entries that only the authoritative log has are **adopted**: their objects become missing,
+//! removed when there was none. What was removed in a version that nobody could tell is missing in that: the version is asked
+//! for again (`unnamed`). Entries that only the authoritative log has are **adopted**: their objects become missing,
 //! their deletes are carried out. Entries about objects of other placement groups, left by a split, count as entries only.
 //!
 //! Invariants: MG1 the result depends on nothing but the arguments; MG2 a merge with an equal log changes nothing; MG3 an
@@ -16,7 +17,7 @@ use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry};
 
 use crate::key::ObjectKey;
 use crate::log::Log;
-use crate::missing::{Lack, Missing};
+use crate::missing::{Lack, Missing, UNNAMED};
 use crate::mutants::{Mutant, on};
 
 /// The outcome of a merge.
@@ -66,9 +67,10 @@ pub(crate) fn merge(
         if prior == LogVersion::ZERO {
             missing.remove(&key);
             remove.insert(key);
-        } else if have == prior {
+        } else if have == prior && prior != UNNAMED {
             missing.remove(&key);
         } else {
+            // Also when nobody could tell which version was removed: it is asked for (`unnamed`).
             missing.insert(key, Lack { need: prior, have });
         }
     }
