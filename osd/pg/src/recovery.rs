@@ -429,7 +429,7 @@ impl Pg {
             !peer.missing.contains(key) && peer.cursor.covers(key.as_bytes()) && !failed.contains(osd)
         });
         let (holds, will_hold): (Vec<_>, Vec<_>) = holders.partition(|(_, peer)| peer.acked >= version);
-        let strays = active.strays.iter().copied().filter(|osd| !failed.contains(osd));
+        let strays = active.strays.keys().copied().filter(|osd| !failed.contains(osd));
         // A target that is being filled may have kept what all others lost sight of: it was the only one that had the
         // object, and the log went on without it. It gives out no other version than the one asked for.
         let unfilled = active.peers.iter().filter(|(osd, peer)| {
@@ -681,7 +681,7 @@ impl Pg {
             .pulls
             .iter()
             .filter(|(_, incoming)| {
-                !active.peers.contains_key(&incoming.from) && !active.strays.contains(&incoming.from)
+                !active.peers.contains_key(&incoming.from) && !active.strays.contains_key(&incoming.from)
             })
             .map(|(key, _)| key.clone())
             .collect();

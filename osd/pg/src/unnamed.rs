@@ -31,9 +31,10 @@
 //! | absent | the others are asked, too; when all say that there is no such object, the peer is told so |
 //! | unreadable | as above: another peer is asked |
 //!
-//! Asked are only those that follow the log for this object (covered by their cursor, not missing there): what a stray or a
-//! target has may be older. Last, those whose copy has followed the log until it could not be read (`have` is `UNNAMED`):
-//! that may have been for a moment only.
+//! Asked are only those that follow the log for this object (covered by their cursor, not missing there): what another has
+//! may be older. Then those whose copy has followed the log until it could not be read (`have` is `UNNAMED`): that may have
+//! been for a moment only. Last, strays that have left off following it only after what is forgotten of it here; of them
+//! counts a version only, not that they have none.
 //!
 //! Invariants: U1 while a version is not known, nothing but a removal is executed on the object, and the placement group is
 //! not clean; U2 an answer counts only for the question that it names, in the activation in which that was asked; U3 what is
@@ -180,11 +181,11 @@ impl Pg {
         self.ask_next(key, BTreeSet::new(), true, step)
     }
 
-    /// Asks the next peer that follows the log for the object.
+    /// Asks the next one that follows the log for the object.
     fn ask_next(
         &mut self,
         key: &ObjectKey,
-        mut asked: BTreeSet<OsdId>,
+        asked: BTreeSet<OsdId>,
         all_absent: bool,
         step: &mut Step<'_>,
     ) -> Noted {
@@ -196,14 +197,8 @@ impl Pg {
         let follows = covering.clone().filter(|(_, lack)| lack.is_none());
         let unread = covering.filter(|(_, lack)| lack.is_some_and(|lack| lack.is_unread()));
         let next = follows.chain(unread).map(|(osd, _)| osd).find(|osd| !asked.contains(osd));
-        let unnamed = &mut active.recovery.unnamed;
         if let Some(to) = next {
-            asked.insert(to);
-            unnamed.last_question += 1;
-            let question = Question { number: unnamed.last_question, to, sent: step.now, asked, all_absent };
-            let pull = question.pull(key);
-            unnamed.asking.insert(key.clone(), question);
-            self.send(to, pull, step);
+            self.ask(key, to, asked, all_absent, step);
             return Noted::Asked;
         }
         let is_whole = !self.holding.missing.contains(key) && !step.touched.contains(key);
@@ -212,8 +207,46 @@ impl Pg {
             self.is_no_object(key, absent_here, step);
             return Noted::Asked;
         }
+        let stray = self.strays_up_to_date().find(|osd| !asked.contains(osd));
+        if let Some(to) = stray {
+            // That it has none says nothing: it may have removed what was never acknowledged to be removed.
+            self.ask(key, to, asked, false, step);
+            return Noted::Asked;
+        }
         self.lack_unnamed(key, absent_here, step);
         Noted::Unknown
+    }
+
+    /// Strays whose log ends after what is forgotten of the log here. Up to there both are the same: of two branches of
+    /// the log only the later one goes on, and all its entries are later than those of the other. So a version of an
+    /// object from before, which the log here does not tell of, is the newest there is.
+    fn strays_up_to_date(&self) -> impl Iterator<Item = OsdId> {
+        let tail = self.holding.log.tail();
+        let strays = match &self.role {
+            Role::Active(active) => Some(&active.strays),
+            _ => None,
+        };
+        strays.into_iter().flatten().filter(move |(_, head)| **head >= tail).map(|(osd, _)| *osd)
+    }
+
+    fn ask(
+        &mut self,
+        key: &ObjectKey,
+        to: OsdId,
+        mut asked: BTreeSet<OsdId>,
+        all_absent: bool,
+        step: &mut Step<'_>,
+    ) {
+        let activations = self.activations;
+        let Some(unnamed) = self.unnamed() else { return };
+        asked.insert(to);
+        unnamed.last_question += 1;
+        // Strays are in no activation: the number tells them apart, too (U2).
+        let number = (activations << 32) | unnamed.last_question;
+        let question = Question { number, to, sent: step.now, asked, all_absent };
+        let pull = question.pull(key);
+        unnamed.asking.insert(key.clone(), question);
+        self.send(to, pull, step);
     }
 
     /// Nobody can tell the version: the object is unfound until somebody can.
@@ -347,16 +380,21 @@ impl Pg {
     }
 
     pub(crate) fn resend_questions(&mut self, step: &mut Step<'_>) {
-        let Some(unnamed) = self.unnamed() else { return };
-        let mut late = Vec::new();
-        for (key, question) in &mut unnamed.asking {
-            if step.now.since(question.sent) >= RESEND {
+        let Some(active) = self.active() else { return };
+        let (mut late, mut gone) = (Vec::new(), Vec::new());
+        for (key, question) in &mut active.recovery.unnamed.asking {
+            if !active.peers.contains_key(&question.to) && !active.strays.contains_key(&question.to) {
+                gone.push(key.clone());
+            } else if step.now.since(question.sent) >= RESEND {
                 question.sent = step.now;
                 late.push((question.to, question.pull(key)));
             }
         }
         for (to, pull) in late {
             self.send(to, pull, step);
+        }
+        for key in gone {
+            self.version_told(&key, None, step); // a stray that is down
         }
     }
 
