@@ -18,7 +18,8 @@
 //! | any | backfill was told `UNNAMED` (here is the target) | `UNNAMED`, `have` zero: what is here may be an older version, or one that was deleted |
 //! | `UNNAMED` | the object is removed | the row is deleted; the entry says that it had the version `UNNAMED` |
 //! | any | that entry turns out divergent | `UNNAMED`, `have` zero, wherever it was carried out (`merge`) |
-//! | `UNNAMED` | the log that is taken, or a scrub, names a version | missing in that version |
+//! | `UNNAMED` | the log that is taken, the own one further back, or a scrub names a version | missing in that version |
+//! | `UNNAMED` | the own log further back says that it was deleted | what is here is removed, and the row |
 //! | `UNNAMED` | the primary sends the object in any version | whole |
 //! | `UNNAMED` | the primary says that there is none ([`PushWhat::Remove`]) | what is here is removed, and the row |
 //!
@@ -44,9 +45,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use holdfast_types::{LogVersion, OsdId, Timestamp};
-use holdfast_wire::peer::{EntryKind, ObjectPiece, PeerBody, PiecePosition, Pull};
 #[cfg(doc)]
 use holdfast_wire::peer::PushWhat;
+use holdfast_wire::peer::{EntryKind, ObjectPiece, PeerBody, PiecePosition, Pull};
 use holdfast_wire::{Blob, Effect};
 
 use crate::api::{Output, StoreOp};
@@ -59,6 +60,8 @@ use crate::rows;
 
 /// A question that is not answered is asked again after this long.
 const RESEND: Duration = Duration::from_secs(1);
+/// A stray that does not answer is given up after it was asked so often. (A member that does not answer is replaced.)
+const ASK_STRAY_MAX: u32 = 5;
 
 /// What came of noting that the own copy of an object cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +82,7 @@ struct Question {
     number: u64,
     to: OsdId,
     sent: Timestamp,
+    times: u32,
     asked: BTreeSet<OsdId>,
     /// Whether all that have answered so far say that there is no such object.
     all_absent: bool,
@@ -163,8 +167,10 @@ impl Pg {
 
     /// Looks for an object that is missing here in a version that is not known.
     pub(crate) fn find_unnamed(&mut self, key: &ObjectKey, step: &mut Step<'_>) {
-        if !self.is_readable_again(key, step) {
-            self.ask_version(key, step);
+        if !self.is_readable_again(key, step) && self.mark_own_missing(key, step) == Noted::Deleted {
+            // A divergent removal of it was taken back by a merge that did not look so far back in the log.
+            let remove = StoreOp::Object { key: key.clone(), effect: Effect::Remove };
+            self.forget_lack(key, vec![remove], step);
         }
     }
 
@@ -182,13 +188,7 @@ impl Pg {
     }
 
     /// Asks the next one that follows the log for the object.
-    fn ask_next(
-        &mut self,
-        key: &ObjectKey,
-        asked: BTreeSet<OsdId>,
-        all_absent: bool,
-        step: &mut Step<'_>,
-    ) -> Noted {
+    fn ask_next(&mut self, key: &ObjectKey, asked: BTreeSet<OsdId>, all_absent: bool, step: &mut Step<'_>) -> Noted {
         step.report = true;
         self.tick_within(TICK, step);
         let Some(active) = self.active() else { return Noted::Unknown };
@@ -229,21 +229,14 @@ impl Pg {
         strays.into_iter().flatten().filter(move |(_, head)| **head >= tail).map(|(osd, _)| *osd)
     }
 
-    fn ask(
-        &mut self,
-        key: &ObjectKey,
-        to: OsdId,
-        mut asked: BTreeSet<OsdId>,
-        all_absent: bool,
-        step: &mut Step<'_>,
-    ) {
+    fn ask(&mut self, key: &ObjectKey, to: OsdId, mut asked: BTreeSet<OsdId>, all_absent: bool, step: &mut Step<'_>) {
         let activations = self.activations;
         let Some(unnamed) = self.unnamed() else { return };
         asked.insert(to);
         unnamed.last_question += 1;
         // Strays are in no activation: the number tells them apart, too (U2).
         let number = (activations << 32) | unnamed.last_question;
-        let question = Question { number, to, sent: step.now, asked, all_absent };
+        let question = Question { number, to, sent: step.now, times: 1, asked, all_absent };
         let pull = question.pull(key);
         unnamed.asking.insert(key.clone(), question);
         self.send(to, pull, step);
@@ -309,7 +302,9 @@ impl Pg {
             Ok(_) => {}
             Err(error) => self.note_damage(key, &error, step),
         }
-        self.mark_own_missing(key, step);
+        if self.mark_own_missing(key, step) == Noted::Deleted {
+            self.tell_that_there_is_none(key, step);
+        }
     }
 
     /// Nothing of the object is missing here any more, whatever `ops` leave of it.
@@ -383,10 +378,14 @@ impl Pg {
         let Some(active) = self.active() else { return };
         let (mut late, mut gone) = (Vec::new(), Vec::new());
         for (key, question) in &mut active.recovery.unnamed.asking {
-            if !active.peers.contains_key(&question.to) && !active.strays.contains_key(&question.to) {
+            let answers = active.peers.contains_key(&question.to)
+                || active.strays.contains_key(&question.to) && question.times < ASK_STRAY_MAX;
+            let is_late = step.now.since(question.sent) >= RESEND;
+            if is_late && !answers {
                 gone.push(key.clone());
-            } else if step.now.since(question.sent) >= RESEND {
+            } else if is_late {
                 question.sent = step.now;
+                question.times += 1;
                 late.push((question.to, question.pull(key)));
             }
         }
@@ -394,7 +393,7 @@ impl Pg {
             self.send(to, pull, step);
         }
         for key in gone {
-            self.version_told(&key, None, step); // a stray that is down
+            self.version_told(&key, None, step);
         }
     }
 
