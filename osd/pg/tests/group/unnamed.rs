@@ -77,6 +77,7 @@ fn an_object_of_unknown_version_stays_missing_over_a_restart() {
     (0..3).for_each(|id| group.spoil(id, "old"));
     assert!(is_unreadable(&group.read("old")));
     group.kill(0);
+    group.have_lead(&[1, 2]);
     group.start(0);
     group.have_lead(&[0, 1, 2]);
     group.pass(Duration::from_secs(20));
