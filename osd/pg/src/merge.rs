@@ -63,14 +63,15 @@ pub(crate) fn merge(
             continue;
         }
         // An object that was already missing still has what it had; any other has divergent content now.
-        let have = missing.get(&key).map_or(LogVersion::ZERO, |lack| lack.have);
+        // What was removed in a version that nobody could tell is not here, and its version is asked for (`unnamed`).
+        let known = missing.get(&key).filter(|_| prior != UNNAMED);
+        let have = known.map_or(LogVersion::ZERO, |lack| lack.have);
         if prior == LogVersion::ZERO {
             missing.remove(&key);
             remove.insert(key);
-        } else if have == prior && prior != UNNAMED {
+        } else if have == prior {
             missing.remove(&key);
         } else {
-            // Also when nobody could tell which version was removed: it is asked for (`unnamed`).
             missing.insert(key, Lack { need: prior, have });
         }
     }
@@ -179,6 +180,22 @@ mod tests {
         assert_eq!(merged.missing.get(&key("a")), Some(Lack { need: version(1, 1), have: LogVersion::ZERO }));
         assert_eq!(merged.remove, BTreeSet::from([key("new")]));
         assert_eq!(merged.bytes_delta, -3);
+    }
+
+    #[test]
+    fn a_divergent_removal_of_what_nobody_could_name_leaves_it_missing() {
+        let delete = |at| LogEntry { prior_version: UNNAMED, ..entry(at, (0, 0), "a", EntryKind::Delete) };
+        let shared = entry((1, 1), (0, 0), "b", EntryKind::Modify);
+        let own = [shared.clone(), delete((2, 2)), entry((2, 3), (0, 0), "a", EntryKind::Modify)];
+        let merged = run(&own, std::slice::from_ref(&shared), &Missing::default());
+        assert_eq!(merged.missing.get(&key("a")), Some(Lack { need: UNNAMED, have: LogVersion::ZERO }));
+        assert!(merged.remove.is_empty());
+        let mut unread = Missing::default();
+        unread.insert(key("a"), Lack { need: UNNAMED, have: UNNAMED });
+        let merged = run(&own, std::slice::from_ref(&shared), &unread);
+        assert!(merged.missing.get(&key("a")).is_some_and(|lack| lack.is_unnamed() && !lack.is_unread()));
+        let merged = run(&own, &[shared, entry((3, 2), (1, 1), "a", EntryKind::Modify)], &Missing::default());
+        assert_eq!(merged.missing.get(&key("a")).unwrap().need, version(3, 2));
     }
 
     #[test]

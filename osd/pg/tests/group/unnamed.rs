@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use holdfast_map::ScrubKind;
 use holdfast_pg::memory::MemoryObject;
-use holdfast_pg::{Limits, ObjectKey};
-use holdfast_wire::peer::PeerBody;
+use holdfast_pg::{Input, Limits, ObjectKey};
+use holdfast_types::Incarnation;
+use holdfast_wire::peer::{PeerBody, PeerMessage, PushWhat};
 use holdfast_wire::{ClientOutcome, ObjectOp};
 
 use crate::group::{Group, content, is_unreadable, name, osd, short_log, shows};
@@ -182,4 +184,54 @@ fn a_target_is_told_when_an_object_of_unknown_version_turns_out_to_be_none() {
     assert!((0..4).all(|id| !lacks(&group, id, "ghost") && group.is_gone(id, "ghost")));
     group.write("ghost");
     assert!(shows(&group.read("ghost"), "ghost"));
+}
+
+#[test]
+fn a_stray_that_does_not_answer_keeps_nobody_waiting_for_ever() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("old");
+    (0..3).for_each(|id| group.spoil(id, "old"));
+    fill_in_the_place_of_2(&mut group);
+    group.have_lead(&[0, 1, 3]);
+    group.silent.insert(2);
+    group.pass(Duration::from_secs(45));
+    group.sent.clear();
+    let tid = group.ask("old", vec![ObjectOp::Read { offset: 0, length: 1 << 20 }]);
+    group.pass(Duration::from_secs(10));
+    assert!(group.answer(tid).is_some_and(|outcome| is_unreadable(&outcome)));
+    group.pass(Duration::from_secs(600));
+    let to_stray =
+        |(_, to, message): &&(usize, usize, PeerMessage)| *to == 2 && matches!(message.body, PeerBody::Pull(_));
+    let pulls = group.sent.iter().filter(to_stray).count();
+    assert!((1..=150).contains(&pulls), "{pulls} questions in ten minutes");
+    mend(&mut group, 2, "old");
+    group.silent.clear();
+    group.run_until_clean();
+    assert!(group.is_whole(0, "old") && group.is_whole(3, "old"));
+}
+
+#[test]
+fn a_member_whose_log_names_what_the_primary_says_is_none_has_it_peer_again() {
+    let mut group = Group::of(3, 3, Limits::default());
+    group.write("o");
+    group.rot(2, "o", true);
+    group.nodes[2].store.tight = true;
+    group.scrub(ScrubKind::Deep);
+    assert!(lacks(&group, 2, "o"));
+    let is_push =
+        |(_, to, message): &&(usize, usize, PeerMessage)| *to == 2 && matches!(message.body, PeerBody::Push(_));
+    let (_, _, mut message) = group.sent.iter().rev().find(is_push).unwrap().clone();
+    let PeerBody::Push(push) = &mut message.body else { unreachable!() };
+    push.transfer += 1_000;
+    push.what = PushWhat::Remove(name("o"));
+    group.inputs.push_back((2, Input::Peer { from: osd(0), incarnation: Incarnation(1), message }));
+    group.sent.clear();
+    group.run();
+    let lost_track = |(from, _, message): &(usize, usize, PeerMessage)| {
+        *from == 2 && matches!(message.body, PeerBody::NotActivated { .. })
+    };
+    assert!(group.sent.iter().any(lost_track) && lacks(&group, 2, "o"));
+    group.nodes[2].store.tight = false;
+    group.run_until_clean();
+    assert!(group.is_whole(2, "o"));
 }
