@@ -211,27 +211,27 @@ fn a_stray_that_does_not_answer_keeps_nobody_waiting_for_ever() {
 }
 
 #[test]
-fn a_member_whose_log_names_what_the_primary_says_is_none_has_it_peer_again() {
-    let mut group = Group::of(3, 3, Limits::default());
-    group.write("o");
-    group.rot(2, "o", true);
+fn a_member_that_knows_the_version_of_what_the_primary_says_is_none_has_it_peer_again() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write_before_the_log("old");
+    group.rot(2, "old", true);
     group.nodes[2].store.tight = true;
     group.scrub(ScrubKind::Deep);
-    assert!(lacks(&group, 2, "o"));
+    assert!(lacks(&group, 2, "old"));
     let is_push =
         |(_, to, message): &&(usize, usize, PeerMessage)| *to == 2 && matches!(message.body, PeerBody::Push(_));
     let (_, _, mut message) = group.sent.iter().rev().find(is_push).unwrap().clone();
     let PeerBody::Push(push) = &mut message.body else { unreachable!() };
     push.transfer += 1_000;
-    push.what = PushWhat::Remove(name("o"));
+    push.what = PushWhat::Remove(name("old"));
     group.inputs.push_back((2, Input::Peer { from: osd(0), incarnation: Incarnation(1), message }));
     group.sent.clear();
     group.run();
     let lost_track = |(from, _, message): &(usize, usize, PeerMessage)| {
         *from == 2 && matches!(message.body, PeerBody::NotActivated { .. })
     };
-    assert!(group.sent.iter().any(lost_track) && lacks(&group, 2, "o"));
+    assert!(group.sent.iter().any(lost_track) && lacks(&group, 2, "old"));
     group.nodes[2].store.tight = false;
     group.run_until_clean();
-    assert!(group.is_whole(2, "o"));
+    assert!(group.is_whole(2, "old"));
 }
