@@ -242,10 +242,9 @@ async fn note_collected(
 
 /// Deletes all blobs that a dropped table knows. None of them can be part of anything any more.
 async fn garbage_of_dropped(gateway: &Gateway, table: TableId, done: &mut Round) -> Result<(), BackendError> {
-    for space in [space::GC, space::PARTS] {
-        blobs_of_dropped(gateway, table, space, done).await?;
-    }
-    Ok(())
+    let garbage = blobs_of_dropped(gateway, table, space::GC, done).await;
+    let parts = blobs_of_dropped(gateway, table, space::PARTS, done).await;
+    garbage.and(parts)
 }
 
 async fn blobs_of_dropped(gateway: &Gateway, table: TableId, space: u8, done: &mut Round) -> Result<(), BackendError> {

@@ -6,7 +6,6 @@
 //! leaves: against the true beginning of the interval, not the one that the primary believes in.
 
 use holdfast_osd::parts::MapStep;
-use holdfast_pg::Pg;
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId};
 use holdfast_wire::{ClientOutcome, ClientReply};
 
@@ -34,7 +33,7 @@ impl World {
     pub(crate) fn untold(&mut self, osd: OsdId, pg: PgId, client: usize, reply: &ClientReply) -> Option<String> {
         let ClientOutcome::Done { .. } = &reply.outcome else { return None };
         let (_, act) = self.clients.get(client)?.asked(reply.id.tid, &self.history)?;
-        let epoch = self.nodes.get(osd.0 as usize)?.pgs.get(&pg).map(Pg::epoch).filter(|_| act.changes())?;
+        let epoch = Some(reply.epoch).filter(|_| act.changes())?; // when it was made, however late it leaves
         let first = self.beginning(osd, pg, epoch)?;
         let up_thru = self.monitor.step(epoch)?.map.osds.get(&osd)?.up_thru;
         (up_thru < first).then(|| {

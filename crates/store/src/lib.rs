@@ -23,7 +23,6 @@ mod marker;
 mod onode;
 mod overlay;
 mod store;
-mod turns;
 mod tx;
 
 pub use device::{Device, Fault, FileDevice, MemDevice, MemDeviceStats};

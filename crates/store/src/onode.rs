@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use minicbor::{Decoder, Encoder};
 
-use crate::key::Position;
+use crate::key::{ObjectKey, Position};
 
 /// Bound checksums of an extent's blocks. Most extents of a fragmented object have one block: no allocation for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,9 +111,9 @@ pub(crate) struct Onode {
 /// "live" is what cleaning can not free, also with many small objects.
 const EXTENT_OVERHEAD_BYTES: u64 = 80;
 
-/// Bytes that an extent of an object with a key of `key_bytes` counts as live in its segment.
-pub(crate) fn charge(key_bytes: usize, length: u32) -> u64 {
-    u64::from(length) + EXTENT_OVERHEAD_BYTES + key_bytes as u64
+/// Bytes that an extent of `o` counts as live in its segment.
+pub(crate) fn charge(o: &ObjectKey, length: u32) -> u64 {
+    u64::from(length) + EXTENT_OVERHEAD_BYTES + o.as_bytes().len() as u64
 }
 
 impl Onode {

@@ -19,7 +19,6 @@ use crate::engine::{Engine, Identity, OnDurable, Options, SUPPORTED_SEGMENT_BYTE
 use crate::error::{CleanError, CommitError, FormatError, OpenError, SubmitError};
 use crate::index::{Index, IndexError, RocksIndex};
 use crate::marker;
-use crate::turns::{Class, Turns};
 use crate::tx::Transaction;
 
 /// Log bytes that may wait for a commit; `submit` blocks beyond. About what a fast device writes in 10 ms: more would only
@@ -34,15 +33,10 @@ const ROOM_INTERVAL: Duration = Duration::from_secs(10);
 const CLEAN_STEP_BYTES: u64 = 4 << 20;
 /// Part of the memory that is for decoded onodes: on 64 MiB tens of thousands of small objects.
 const ONODE_CACHE_SHARE: u64 = 8;
-/// A waiting submit looks so often whether there is room, though it was told of nothing.
+/// How often a submit waits for the cleaner before it gives up.
+const SPACE_WAITS_MAX: u32 = 64;
+/// How long each wait for the cleaner is at most.
 const SPACE_WAIT: Duration = Duration::from_millis(500);
-/// A submit waits for room no longer than this when cleaning gains nothing, though there is something to gain: readers that
-/// hold a segment let go of it long before.
-const NO_GAIN_MAX: Duration = Duration::from_secs(10);
-/// The cleaner is not asked again at once when it gained nothing.
-const NO_GAIN_PAUSE: Duration = Duration::from_millis(20);
-/// Part of a segment by which deletes and rows may overtake a write that waits for room.
-const OVERTAKING_SHARE: u64 = 4;
 
 /// Where a store is, and how much memory it may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,22 +94,6 @@ struct Signals {
     stop: bool,
     /// Counts commits and cleaning steps: a waiting submit looks again when it changes.
     progress: u64,
-    /// Counts the steps of maintenance that may have made room.
-    gains: u64,
-    /// Counts the rounds of maintenance.
-    rounds: u64,
-    /// Bytes that the cleaner has moved.
-    moved_bytes: u64,
-}
-
-/// How far maintenance was when a submit began to wait, or last gained something.
-#[derive(Debug)]
-struct Patience {
-    since: Instant,
-    gains: u64,
-    rounds: u64,
-    /// How much the cleaner may have moved until nothing is expected of it any more.
-    moved_bytes_max: u64,
 }
 
 struct Shared<D, I> {
@@ -124,8 +102,6 @@ struct Shared<D, I> {
     commit_wanted: Condvar,
     maintain_wanted: Condvar,
     progressed: Condvar,
-    /// Who waits for room.
-    turns: Turns,
     /// Since when the commit thread is at the group that it has, if any.
     committing_since: Mutex<Option<Instant>>,
 }
@@ -218,15 +194,12 @@ impl Store {
 impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
     /// Starts the threads of an engine.
     pub fn run(engine: Engine<D, I>) -> Store<D, I> {
-        let signals = Signals { maintain: engine.wants_cleaning(), ..Signals::default() };
-        let turns = Turns::new(u64::from(engine.superblock().segment_bytes) / OVERTAKING_SHARE);
         let shared = Arc::new(Shared {
             engine,
-            signals: Mutex::new(signals),
+            signals: Mutex::new(Signals::default()),
             commit_wanted: Condvar::new(),
             maintain_wanted: Condvar::new(),
             progressed: Condvar::new(),
-            turns,
             committing_since: Mutex::new(None),
         });
         let commit = {
@@ -248,11 +221,11 @@ impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
     }
 
     /// Takes a transaction; see [`Engine::submit`]. `on_durable` is called from a thread of the store, in the order
-    /// of submission; it must be quick, and may submit. Blocks while too much waits, and while the cleaner makes room, for
-    /// those first that waited first (see `turns`); never when called from `on_durable`.
+    /// of submission; it must be quick, and may submit. Blocks while too much waits, or while the cleaner makes room; never
+    /// when called from `on_durable`.
     ///
     /// # Errors
-    /// [`SubmitError`]; `on_durable` is then never called. [`NoSpace`](SubmitError::NoSpace) when cleaning does not help.
+    /// [`SubmitError`]; `on_durable` is then never called.
     pub fn submit(
         &self,
         tx: Transaction,
@@ -265,32 +238,17 @@ impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
         }
         // The engine takes the callback only with a submission that succeeds, so a retry still has it.
         let mut on_durable: Option<OnDurable> = Some(Box::new(on_durable));
-        let class = if tx.may_use_reserve() { Class::Reserve } else { Class::Ordinary };
-        let mut turn = shared.turns.arrive(class);
-        let mut patience = None;
+        let mut waits = 0;
         loop {
-            if may_wait {
-                turn.wait();
-            }
             let progress = shared.signals.lock().progress;
             match shared.engine.submit_then(&tx, &mut on_durable) {
                 Ok(_) => {
-                    turn.took(tx.record_bytes());
                     shared.wake_commit();
                     return Ok(());
                 }
-                Err(SubmitError::NoSpace { needed_bytes, live_bytes, limit_bytes, cleaning_helps: true })
-                    if may_wait =>
-                {
-                    turn.hold();
-                    if !shared.wait_for_cleaner(progress, &mut patience) {
-                        return Err(SubmitError::NoSpace {
-                            needed_bytes,
-                            live_bytes,
-                            limit_bytes,
-                            cleaning_helps: false,
-                        });
-                    }
+                Err(SubmitError::NoSpace { cleaning_helps: true, .. }) if may_wait && waits < SPACE_WAITS_MAX => {
+                    waits += 1;
+                    shared.wait_for_cleaner(progress);
                 }
                 Err(error) => return Err(error),
             }
@@ -369,41 +327,17 @@ impl<D: Device, I: Index> Shared<D, I> {
         }
     }
 
-    /// Waits until something happened since `seen`. `false`: nothing more is to be expected of the cleaner.
-    fn wait_for_cleaner(&self, seen: u64, patience: &mut Option<Patience>) -> bool {
+    fn wait_for_cleaner(&self, seen: u64) {
         let mut signals = self.signals.lock();
-        if signals.stop {
-            return false;
-        }
-        let now = Instant::now();
-        let (gains, rounds) = (signals.gains, signals.rounds);
-        let patience = patience.get_or_insert_with(|| {
-            let moved_bytes_max = signals.moved_bytes.saturating_add(self.engine.cleaning_bytes_max());
-            Patience { since: now, gains, rounds, moved_bytes_max }
-        });
-        if patience.gains != gains {
-            (patience.since, patience.gains, patience.rounds) = (now, gains, rounds);
-        }
-        // A round that was under way when this began says nothing of what it could gain.
-        let rounds = rounds - patience.rounds;
-        let gains_nothing = rounds >= 2 && now.duration_since(patience.since) >= NO_GAIN_MAX;
-        if gains_nothing || signals.moved_bytes > patience.moved_bytes_max {
-            return false;
-        }
-        if rounds > 0 && signals.progress == seen {
-            let _ = self.progressed.wait_for(&mut signals, NO_GAIN_PAUSE);
-        }
         signals.maintain = true;
         self.maintain_wanted.notify_one();
         if signals.progress == seen && !signals.stop {
             let _ = self.progressed.wait_for(&mut signals, SPACE_WAIT);
         }
-        true
     }
 
     fn tell_to_stop(&self) {
         self.signals.lock().stop = true;
-        self.turns.stop();
         self.commit_wanted.notify_all();
         self.maintain_wanted.notify_all();
         self.progressed.notify_all();
@@ -471,7 +405,6 @@ impl<D: Device, I: Index> Shared<D, I> {
                 }
                 Err(error) => tracing::warn!(%error, "maintenance failed"),
             }
-            self.signals.lock().rounds += 1;
             self.note_progress();
         }
     }
@@ -481,18 +414,11 @@ impl<D: Device, I: Index> Shared<D, I> {
         if due || self.engine.wants_index_flush() {
             self.engine.flush_index()?;
             *flushed_at = Instant::now();
-            self.signals.lock().gains += 1;
         }
         while self.engine.wants_cleaning() && !self.signals.lock().stop {
             let progress = self.engine.clean_step(CLEAN_STEP_BYTES)?;
-            let has_gained = progress.moved_bytes > 0 || progress.freed_segments > 0;
-            {
-                let mut signals = self.signals.lock();
-                signals.gains += u64::from(has_gained);
-                signals.moved_bytes = signals.moved_bytes.saturating_add(progress.moved_bytes);
-            }
             self.note_progress();
-            if !progress.more || !has_gained {
+            if !progress.more || (progress.moved_bytes == 0 && progress.freed_segments == 0) {
                 break;
             }
         }

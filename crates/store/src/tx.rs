@@ -18,8 +18,6 @@ pub const ATTR_VALUE_BYTES_MAX: usize = 64 << 10;
 /// Most bytes that keys, rows, attributes and metadata of one transaction may have together. It bounds the part of a
 /// record that replay holds in memory; KV groups move in batches well below it.
 pub const TX_INLINE_BYTES_MAX: usize = 8 << 20;
-/// What an op has beside keys, values and payload, about.
-const OP_BYTES_USUAL: usize = 128;
 /// Largest object. An offset beyond it is a caller's mistake, and never reaches arithmetic that could overflow.
 pub const OBJECT_BYTES_MAX: u64 = 1 << 48;
 
@@ -190,12 +188,6 @@ impl Transaction {
     /// Bytes of all payload.
     pub fn payload_bytes(&self) -> u64 {
         self.ops.iter().map(|op| if let TxOp::Write { data, .. } = op { data.len() as u64 } else { 0 }).sum()
-    }
-
-    /// Bytes of its record, about.
-    pub(crate) fn record_bytes(&self) -> u64 {
-        let ops: usize = self.ops.iter().map(|op| op.inline_bytes() + OP_BYTES_USUAL).sum();
-        self.payload_bytes() + ops as u64
     }
 
     /// True when no op brings payload: deletes, rows, attributes. Such a transaction may use the reserve of a full device.

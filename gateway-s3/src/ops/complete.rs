@@ -13,7 +13,7 @@ use crate::conditional::{WriteCondition, bare_etag};
 use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::Gateway;
 use crate::objects::{NewObject, Outcome, collect, commit, load_row};
-use crate::ops::multipart::{Upload, freeze, part_range, parts, thaw, upload_id, upload_key};
+use crate::ops::multipart::{Thaw, Upload, freeze, part_range, parts, thaw, upload_id, upload_key};
 use crate::reply::{SlowReply, patient, quoted};
 use crate::row::{ChecksumRow, DataRef, ObjectRow, PartRef, PartRow, Payload, UploadId, route, space};
 use crate::server::Call;
@@ -123,8 +123,11 @@ async fn run(
             Ok(None) => {}
             Err(error) => {
                 // Also when the outcome is unknown: thawing demands the row as it was.
-                if thaw(gateway, table, key, &upload).await {
-                    return Err(error);
+                match thaw(gateway, table, key, &upload).await {
+                    Thaw::Done => return Err(error),
+                    // It may be completed, and then what was judged was what was left of the parts: to be asked again.
+                    Thaw::Unknown => return Err(Code::SlowDown.into()),
+                    Thaw::Changed => {}
                 }
                 // Somebody else completed it, or this one did: what was judged may have been what was left of the parts.
                 perhaps = Some(error).filter(|error| error.code == Code::SlowDown);

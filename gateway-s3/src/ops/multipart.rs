@@ -313,15 +313,25 @@ pub(crate) async fn freeze(
     Err(Code::SlowDown.into())
 }
 
-/// Opens a frozen upload again, if it is still as it was frozen. `false`: it is not, and what was read of its parts since may
-/// not have been what they were when it was frozen.
-pub(crate) async fn thaw(gateway: &Gateway, table: TableId, key: &str, upload: &Upload) -> bool {
+/// What came of opening a frozen upload again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Thaw {
+    /// It was as it had been frozen: nobody else has completed it, and what was read of its parts was true.
+    Done,
+    /// It is not as it was: what was read of its parts since may not have been what they were when it was frozen.
+    Changed,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// Opens a frozen upload again, if it is still as it was frozen.
+pub(crate) async fn thaw(gateway: &Gateway, table: TableId, key: &str, upload: &Upload) -> Thaw {
     match replace_row(gateway, table, &route(key), upload, &upload.open_row(), Purpose::FreeSpace).await {
-        Ok(_) => true,
-        Err(BatchError::ConditionFailed { .. }) => false,
+        Ok(_) => Thaw::Done,
+        Err(BatchError::ConditionFailed { .. }) => Thaw::Changed,
         Err(BatchError::Backend(error)) => {
-            tracing::warn!(%error, upload = %upload.id, "an upload stays frozen until it is completed or aborted");
-            true
+            tracing::warn!(%error, upload = %upload.id, "an upload may stay frozen until it is completed or aborted");
+            Thaw::Unknown
         }
     }
 }

@@ -3,11 +3,9 @@
 //! | markdowns for silence within 10 minutes | then |
 //! |---|---|
 //! | up to [`FLAPS_MAX`] | the OSD may boot again at once |
-//! | more | its boots are refused for 1 minute |
-//! | one within 10 minutes after a hold-off | its boots are refused again, each time for twice as long, up to 16 minutes |
+//! | more | its boots are refused for 1 minute; each further time twice as long, up to 16 minutes |
 //!
-//! Ten quiet minutes after a hold-off the count starts anew: what made it flap has passed. Until then one silence is enough:
-//! each return costs the placement groups of a link that is broken half a minute of waiting. The monitors refuse; the process is not asked to limit
+//! Ten quiet minutes after a hold-off the count starts anew. The monitors refuse; the process is not asked to limit
 //! itself, for whatever supervises it would start it again. A process that ended is no flapping: a supervisor limits
 //! restarts, and holding off a crashed OSD would only delay recovery.
 
@@ -174,9 +172,7 @@ impl OsdNote {
             self.hold_offs = 0;
         }
         self.silences_ms.push(at_ms);
-        let ahead = self.held_until_ms.saturating_sub(at_ms) > length_ms(HOLD_OFF_DOUBLINGS_MAX);
-        let again = self.hold_offs > 0 && !ahead && at_ms.saturating_sub(self.held_until_ms) <= FLAP_WINDOW_MS;
-        if again || self.silences_ms.len() > FLAPS_MAX {
+        if self.silences_ms.len() > FLAPS_MAX {
             self.silences_ms.clear();
             self.held_until_ms = at_ms.saturating_add(length_ms(self.hold_offs));
             self.hold_offs = self.hold_offs.saturating_add(1);
@@ -239,20 +235,5 @@ mod tests {
         assert_eq!(note.held(at), None);
         assert!(flap(&mut note, &mut at).left_ms > HOLD_OFF_MS, "the next one is longer all the same");
         assert_eq!(note.held(at - 24 * 3_600_000), None, "a day ahead");
-    }
-
-    #[test]
-    fn after_a_hold_off_one_silence_is_enough_for_the_next_while_it_is_recent() {
-        let (mut note, mut at) = (OsdNote::default(), 100_000_000_000);
-        at = flap(&mut note, &mut at).until_ms + 20_000;
-        note.note_silence(at);
-        assert_eq!(note.held(at).map(|held| held.left_ms), Some(2 * HOLD_OFF_MS), "the link is still broken");
-        note.release(at);
-        at += FLAP_WINDOW_MS;
-        note.note_silence(at);
-        assert_eq!(note.held(at).map(|held| held.left_ms), Some(4 * HOLD_OFF_MS), "an operator's wish is no mend");
-        at += 4 * HOLD_OFF_MS + FLAP_WINDOW_MS + 1;
-        note.note_silence(at);
-        assert_eq!((note.held(at), note.silences(at)), (None, 1), "it has been quiet for long");
     }
 }

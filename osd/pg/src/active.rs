@@ -226,6 +226,13 @@ impl Active {
         self.peers.iter().any(lacks)
     }
 
+    /// Whether a peer lacks the object that has not said lately that it has no room for it.
+    fn is_to_get(&self, key: &ObjectKey, now: Timestamp) -> bool {
+        let is_to_get =
+            |(osd, peer): (&OsdId, &Peer)| peer.missing.contains(key) && !self.recovery.has_no_room(*osd, key, now);
+        self.peers.iter().any(is_to_get)
+    }
+
     /// Acting members, this one included, that hold the newest version of an object which is whole here.
     fn copies_held(&self, key: &ObjectKey) -> usize {
         1 + self.peers.values().filter(|peer| peer.acting && !peer.missing.contains(key)).count()

@@ -9,8 +9,8 @@
 //! | `Confirm` | the target is told that it is complete, or which objects nobody could give, or even name the version of (`unnamed`): it lacks them from then on, as others do | it has that durable → `Scan`, or done |
 //!
 //! A write to an object at or before the cursor, or of the batch and already done, carries its effects to the target; one
-//! to an object still to be sent, or beyond the batch, only its log entry; one to an object that is being sent waits (a
-//! delete does not, when another copy has no room: that ends the transfer).
+//! to an object still to be sent, or beyond the batch, only its log entry; one to an object that is being sent waits, unless
+//! it deletes the object: that ends the transfer.
 //!
 //! A target is left out for a while, and its slots are given back (`slots`), when it does not list for [`SCAN_PATIENCE`], or
 //! when nothing is left of a batch but objects for which there is no room here.

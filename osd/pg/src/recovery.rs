@@ -314,9 +314,10 @@ impl Pg {
         let max = self.limits.transfers_max + URGENT_MAX;
         for key in urgent {
             let Some(active) = self.active() else { return };
-            let is_free = active.recovery.transfers() < max;
+            // Counted apart: a slow member that is sent objects keeps none from being fetched from others.
+            let (may_pull, may_push) = (active.recovery.pulls.len() < max, active.recovery.pushes.len() < max);
             if self.holding.missing.contains(&key) {
-                if is_free {
+                if may_pull {
                     self.start_pull(&key, step);
                 }
                 continue;
@@ -329,7 +330,7 @@ impl Pg {
                 self.clients.wake(&key);
                 step.rerun = true;
             }
-            for osd in lacking.into_iter().filter(|_| is_free) {
+            for osd in lacking.into_iter().filter(|_| may_push) {
                 self.start_push(osd, &key, step);
             }
         }

@@ -32,26 +32,13 @@ pub(super) fn shared_with(
     stall_grace: Duration,
     fatal: tokio::sync::mpsc::UnboundedSender<Fatal>,
 ) -> Arc<Shared> {
-    shared_of(store(directory, 4 << 20, 64 << 20), shards, stall_grace, fatal)
-}
-
-fn store(directory: &Path, segment_bytes: u32, device_bytes: u64) -> Store {
-    let options = Options { segment_bytes, ..Options::default() };
+    let options = Options { segment_bytes: 4 << 20, ..Options::default() };
     let config = StoreConfig { memory_target: 16 << 20, options, ..StoreConfig::in_directory(directory) };
     let identity = Identity { cluster: CLUSTER, disk: DiskUuid([1; 16]), osd: OsdId(0) };
-    Store::format(&config, identity, device_bytes).expect("a store")
-}
-
-fn shared_of(
-    store: Store,
-    shards: &Shards,
-    stall_grace: Duration,
-    fatal: tokio::sync::mpsc::UnboundedSender<Fatal>,
-) -> Arc<Shared> {
     Arc::new(Shared {
         osd: OsdId(0),
         incarnation: Incarnation(1),
-        store,
+        store: Store::format(&config, identity, 64 << 20).expect("a store"),
         shards: shards.clone(),
         peers: Arc::new(Peers::new(OsdId(0), endpoint(0))),
         wishes: Arc::default(),
@@ -273,60 +260,4 @@ fn who_waits_for_the_shards_waits_for_those_that_live() {
     assert!(matches!(event, Event::Reached(_)) && !waiting.is_finished());
     drop(event);
     waiting.join().expect("ended");
-}
-
-/// What is let in is taken, up to the last byte and however the objects change; what is not, is refused before; deletes are
-/// taken; and the run goes on.
-#[tokio::test]
-async fn objects_of_4_mib_fill_a_store_and_change_and_go_and_the_run_goes_on() {
-    const OBJECT_BYTES: u64 = 4 << 20;
-    let directory = tempfile::tempdir().expect("a directory");
-    let (shards, _inboxes) = Shards::new(1);
-    let (fatal, mut ended) = tokio::sync::mpsc::unbounded_channel();
-    let shared = shared_of(store(directory.path(), 16 << 20, 384 << 20), &shards, STALL_GRACE, fatal);
-    let map = Arc::new(ClusterMap::empty(CLUSTER));
-    let mut shard = Shard::new(0, shared.clone(), MapStep::new(map), BTreeMap::new(), BTreeSet::new());
-    let pg = PgId { pool: holdfast_types::PoolId(1), seed: 0 };
-    let mut txn = 0;
-    let mut submit = |ops| {
-        txn += 1;
-        shard.submit(pg, TxnId(txn), ops);
-    };
-    submit(vec![StoreOp::CreateCollection]);
-    let key = |number: u64| {
-        holdfast_pg::ObjectKey::of(&holdfast_types::ObjectName::new(format!("o-{number}")).expect("a name"))
-    };
-    let log = || StoreOp::PutMeta { key: bytes::Bytes::from_static(b"log"), value: vec![7; 500].into() };
-    let content = bytes::Bytes::from(vec![1; OBJECT_BYTES as usize]);
-    let write = |number| {
-        let effect = holdfast_wire::Effect::Write { offset: 0, data: content.clone().into() };
-        vec![StoreOp::Object { key: key(number), effect }, log()]
-    };
-    let delete = |number| vec![StoreOp::Object { key: key(number), effect: holdfast_wire::Effect::Remove }, log()];
-    let mut counts = Vec::new();
-    for round in 0..3_u64 {
-        // Everything that is let in at once: the spare room is filled as well.
-        let mut count = 0;
-        while space::has_room(shared.store.engine(), OBJECT_BYTES) {
-            submit(write(count));
-            count += 1;
-        }
-        let (live, limit) = shared.store.live_bytes();
-        while shared.store.live_bytes().0 + OBJECT_BYTES < limit {
-            submit(write(count));
-            count += 1;
-        }
-        assert!(live * 8 > limit * 7 && count > 50, "round {round}: full at {live} of {limit}");
-        counts.push(count);
-        // An overwrite needs room for both for a moment; what is written here is no more than was there.
-        for number in (0..count).filter(|number| number % 3 == round) {
-            submit(delete(number));
-            submit(write(number));
-        }
-        assert!(ended.try_recv().is_err(), "round {round}: the run ends");
-        (0..count).for_each(|number| submit(delete(number)));
-        assert_eq!(shared.store.live_bytes().0, 0);
-    }
-    assert!(ended.try_recv().is_err() && counts.iter().all(|count| *count == counts[0]), "{counts:?}");
-    shared.store.close().expect("closed");
 }

@@ -4,11 +4,8 @@
 //! account for all live bytes, the onodes of the whole index are searched. Extents are read and checked, and written anew by an ordinary
 //! record with `Relocate` ops, which takes effect only for extents that are still as they were when they were read. Moving
 //! is therefore resumable at any point and races with nothing. Only the bytes that are referred to are moved, with new
-//! checksum blocks, so a segment with much that is dead always shrinks; and in records that are small against a segment, so
+//! checksum blocks, so a segment with much that is dead always shrinks; and in pieces that are small against a segment, so
 //! that little is lost at the end of each.
-//!
-//! Where the log has no segment to go on in, the victim is claimed as one (`space`). That binds the log to it, so all that it
-//! has live is read and checked before.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -27,7 +24,7 @@ use crate::error::{CleanError, OpenError, SubmitError};
 use crate::format::record::{LogMove, LogOp, decode_ops, next_starts};
 use crate::index::{Index, keys};
 use crate::key::{CollectionId, ObjectKey};
-use crate::onode::{Extent, charge};
+use crate::onode::Extent;
 
 /// Pieces of one record at most: bounds the time for which client writes wait behind it.
 const MOVE_EXTENTS_MAX: usize = 1024;
@@ -65,15 +62,8 @@ struct Moved {
     sums: Vec<u8>,
 }
 
-/// An extent in pieces of at most so many bytes.
-fn pieces(extent: &Extent, piece_bytes: u64) -> impl Iterator<Item = Extent> + '_ {
-    let starts = (extent.logical..extent.end()).step_by(piece_bytes.max(1) as usize);
-    starts.map(move |from| extent.slice(from, extent.end().min(from + piece_bytes)))
-}
-
 impl<D: Device, I: Index> Engine<D, I> {
-    /// Moves up to about `budget_bytes` of live extents out of the emptiest segment, and frees segments that are empty. Very
-    /// small budgets are made larger, for each step ends with a commit.
+    /// Moves up to about `budget_bytes` of live extents out of the emptiest segment, and frees segments that are empty.
     /// Commits. May be called whenever the caller finds it worth the IO; see [`Engine::wants_cleaning`].
     ///
     /// # Errors
@@ -114,23 +104,21 @@ impl<D: Device, I: Index> Engine<D, I> {
             }
         }
         if let Some((victim, _)) = cleaner.victim {
-            let is_given_up = !self.move_out(&mut cleaner, victim, budget_bytes, &mut progress.moved_bytes)?;
+            progress.moved_bytes = self.move_out(&mut cleaner, victim, budget_bytes)?;
             cleaner.moved_bytes += progress.moved_bytes;
             self.commit()?;
-            let live = self.state.read().space.live_in(victim);
-            if is_given_up {
-                self.state.write().space.set_unreadable(victim);
-                tracing::warn!(segment = victim, live, "what is live in a segment cannot all be read: it stays");
-                *cleaner = Cleaner::default();
-            } else if live == 0 {
+            let live = self.state.read().space.segments.get(victim as usize).map_or(0, |segment| segment.live);
+            if live == 0 {
                 *cleaner = Cleaner::default();
                 self.flush_index()?;
             } else if cleaner.objects.is_empty() && !cleaner.searched_index {
                 cleaner.objects = self.objects_in_index(victim);
                 cleaner.searched_index = true;
             } else if cleaner.objects.is_empty() {
-                if cleaner.met_unreadable || cleaner.moved_bytes == 0 {
-                    self.state.write().space.set_unreadable(victim);
+                if (cleaner.met_unreadable || cleaner.moved_bytes == 0)
+                    && let Some(segment) = self.state.write().space.segments.get_mut(victim as usize)
+                {
+                    segment.unreadable = true;
                     tracing::warn!(segment = victim, live, "live bytes of a segment cannot be moved");
                 }
                 *cleaner = Cleaner::default();
@@ -142,82 +130,54 @@ impl<D: Device, I: Index> Engine<D, I> {
         Ok(progress)
     }
 
-    /// An object's extents in the victim, with its home; the pin keeps them where they are.
-    fn extents_in(&self, victim: u32, c: CollectionId, o: &ObjectKey) -> Option<(CollectionId, Vec<Extent>, Arc<()>)> {
-        let state = self.state.read();
-        if !state.collections.contains(c) {
-            return None;
-        }
-        let home = home_of(&state, c);
-        let pin = state.space.segments.get(victim as usize).map(|segment| Arc::clone(&segment.pin))?;
-        let onode = match lookup_onode(&state, &self.index, c, o) {
-            Ok(onode) => onode?,
-            Err(error) => {
-                tracing::warn!(collection = %c, object = %o, %error, "object not moved");
-                return None;
-            }
-        };
-        let extents = onode.extents.iter().filter(|extent| extent.segment == victim);
-        Some((home, extents.cloned().collect(), pin))
-    }
-
-    /// Moves about `budget_bytes`; what was moved is added to `moved_bytes`. `false`: the victim is to stay.
-    fn move_out(
-        &self,
-        cleaner: &mut Cleaner,
-        victim: u32,
-        budget_bytes: u64,
-        moved_bytes: &mut u64,
-    ) -> Result<bool, CleanError> {
-        let (move_bytes, step_bytes_min) = {
-            let state = self.state.read();
-            (u64::from(state.space.move_bytes()), state.space.step_bytes_min())
-        };
+    fn move_out(&self, cleaner: &mut Cleaner, victim: u32, budget_bytes: u64) -> Result<u64, CleanError> {
+        let move_bytes = u64::from(self.state.read().space.move_bytes());
+        let mut moved_bytes = 0;
         let mut moves: Vec<Moved> = Vec::new();
         let mut bytes = 0;
-        while *moved_bytes + bytes < budget_bytes.max(step_bytes_min)
+        while moved_bytes + bytes < budget_bytes.max(1)
             && let Some((c, o)) = cleaner.objects.first().cloned()
         {
-            if let Some((home, extents, _pin)) = self.extents_in(victim, c, &o) {
-                for piece in extents.iter().flat_map(|extent| pieces(extent, move_bytes)) {
-                    let piece_bytes = u64::from(piece.length);
-                    let Some(piece) = self.load(c, home, &o, piece) else {
-                        cleaner.met_unreadable = true;
-                        continue;
-                    };
-                    // Before it is too large: what is lost at the end of a segment is as much as the largest record.
-                    if bytes + piece_bytes > move_bytes || moves.len() >= MOVE_EXTENTS_MAX {
-                        if !self.submit_moves(victim, &mut moves)? {
-                            return Ok(false);
-                        }
-                        *moved_bytes += std::mem::take(&mut bytes);
+            let (onode, home) = {
+                let state = self.state.read();
+                if !state.collections.contains(c) {
+                    cleaner.objects.pop_first();
+                    continue;
+                }
+                let home = home_of(&state, c);
+                let pin = state.space.segments.get(victim as usize).map(|segment| Arc::clone(&segment.pin));
+                match lookup_onode(&state, &self.index, c, &o) {
+                    Ok(onode) => (onode.zip(pin), home),
+                    Err(error) => {
+                        tracing::warn!(collection = %c, object = %o, %error, "object not moved");
+                        (None, home)
                     }
-                    bytes += piece_bytes;
-                    moves.push(piece);
+                }
+            };
+            if let Some((onode, _pin)) = onode {
+                for extent in onode.extents.iter().filter(|extent| extent.segment == victim) {
+                    let mut from = extent.logical;
+                    while from < extent.end() {
+                        let to = extent.end().min(from + move_bytes);
+                        let piece = extent.slice(from, to);
+                        from = to;
+                        let Some(piece) = self.load(c, home, &o, piece) else {
+                            cleaner.met_unreadable = true;
+                            continue;
+                        };
+                        bytes += to - piece.extent.logical;
+                        moves.push(piece);
+                        if bytes >= move_bytes || moves.len() >= MOVE_EXTENTS_MAX {
+                            self.submit_moves(&mut moves)?;
+                            moved_bytes += std::mem::take(&mut bytes);
+                        }
+                    }
                 }
             }
             cleaner.objects.pop_first();
         }
-        let is_taken = self.submit_moves(victim, &mut moves)?;
-        *moved_bytes += if is_taken { bytes } else { 0 };
-        Ok(is_taken)
-    }
-
-    /// True when all that a segment has live can be read, and is found.
-    fn is_readable(&self, victim: u32) -> bool {
-        let move_bytes = u64::from(self.state.read().space.move_bytes());
-        let live = self.state.read().space.live_in(victim);
-        let mut found = 0;
-        for (c, o) in self.objects_in_index(victim) {
-            let Some((home, extents, _pin)) = self.extents_in(victim, c, &o) else { continue };
-            for extent in &extents {
-                if pieces(extent, move_bytes).any(|piece| self.load(c, home, &o, piece).is_none()) {
-                    return false;
-                }
-                found += charge(o.as_bytes().len(), extent.length);
-            }
-        }
-        found >= live
+        self.submit_moves(&mut moves)?;
+        Ok(moved_bytes + bytes)
     }
 
     /// Reads and checks an extent; `None` when that fails: reads of it fail too, and its owner repairs it.
@@ -231,11 +191,10 @@ impl<D: Device, I: Index> Engine<D, I> {
         Some(Moved { c, o: o.clone(), extent, bytes: bytes.into(), sums })
     }
 
-    /// `false`: there is no room for them but with a claim of the victim, and that cannot be emptied.
-    fn submit_moves(&self, victim: u32, moves: &mut Vec<Moved>) -> Result<bool, CleanError> {
+    fn submit_moves(&self, moves: &mut Vec<Moved>) -> Result<(), CleanError> {
         let moved = std::mem::take(moves);
         if moved.is_empty() {
-            return Ok(true);
+            return Ok(());
         }
         let ops: Vec<LogOp<'_>> = moved
             .chunk_by(|a, b| (a.c, &a.o) == (b.c, &b.o))
@@ -253,23 +212,17 @@ impl<D: Device, I: Index> Engine<D, I> {
             })
             .collect();
         let payload: Vec<Bytes> = moved.iter().map(|piece| piece.bytes.clone()).collect();
-        let submit = |claim| self.submit_ops(&ops, payload.clone(), Admission::Cleaning { claim }, &mut None);
-        let mut submitted = submit(None);
-        if matches!(submitted, Err(SubmitError::NoSpace { .. })) {
+        match self.submit_ops(&ops, payload.clone(), Admission::Cleaning, &mut None) {
+            Ok(_) => {}
             // The log needs a segment now; those that wait for an index flush may give one.
-            self.commit()?;
-            self.flush_index()?;
-            submitted = submit(None);
-        }
-        if matches!(submitted, Err(SubmitError::NoSpace { .. })) && self.state.read().space.can_claim(victim) {
-            if !self.is_readable(victim) {
-                return Ok(false);
+            Err(SubmitError::NoSpace { .. }) => {
+                self.commit()?;
+                self.flush_index()?;
+                self.submit_ops(&ops, payload, Admission::Cleaning, &mut None)?;
             }
-            tracing::info!(segment = victim, "no segment is free: the one that is cleaned is claimed for the log");
-            submitted = submit(Some(victim));
+            Err(error) => return Err(error.into()),
         }
-        submitted?;
-        Ok(true)
+        Ok(())
     }
 
     /// Objects that the records of a segment wrote to. Those behind an unreadable record may be missing.

@@ -335,12 +335,6 @@ impl<D: Device, I: Index> Engine<D, I> {
         state.applied > state.flushed
     }
 
-    /// After so many bytes were moved for a write that waits and found no place, cleaning will make none: a bound far above
-    /// what it takes.
-    pub fn cleaning_bytes_max(&self) -> u64 {
-        self.state.read().space.cleaning_bytes_max()
-    }
-
     /// True when there are few free segments and cleaning would make more, or the next one has no blocks yet.
     pub fn wants_cleaning(&self) -> bool {
         let state = self.state.read();
@@ -397,12 +391,7 @@ impl<D: Device, I: Index> Engine<D, I> {
         for segment in cold {
             self.discard_segment(*segment);
         }
-        {
-            let mut state = self.state.write();
-            let flushed = state.flushed;
-            state.space.set_free(warm, cold);
-            state.space.release_claim(flushed);
-        }
+        self.state.write().space.set_free(warm, cold);
         self.allocate_again();
     }
 }

@@ -369,9 +369,7 @@ impl<D: Device, I: Index> Engine<D, I> {
                 superblock.generation += 2; // the write of a newer superblock was lost; ours goes to the same place
             }
         }
-        let state = engine.state.get_mut();
-        state.space.begin_group();
-        state.space.find_claim(state.flushed);
+        engine.state.get_mut().space.begin_group();
         superblock.durable = engine.state.get_mut().durable;
         superblock.write(&engine.device)?;
         engine.device.sync()?;

@@ -3,18 +3,6 @@
 //! A segment that is not open and has no live bytes is free again when the index is flushed beyond `touched`, the last
 //! position that put a record into it or took a live byte out of it: then no replay and no onode needs it. A reader that
 //! still holds its pin delays that.
-//!
-//! **Whoever waits for cleaning waits for something.** Each victim has at least [`Space::gain_min`] dead bytes, and moving it
-//! wastes fewer, so the cleaner alone gains with each until none is left. It never lacks the room: while no segment is free,
-//! only it writes to the open one; and should that be full (a store that an older program filled, a victim of which a part
-//! could not be read), it opens the next one and *claims* its victim as the one after that. Nobody opens a claimed segment
-//! before it is empty and the index is flushed beyond that, as with every other; what it has live fits into the one
-//! opened for it, into which nobody else writes. A claim is the `next` of a segment's header and survives a crash as that.
-//!
-//! **Deletes always find room.** Live bytes are limited so that, once cleaning gains no more, more segments than the reserve
-//! are free. What breaks that rule (segments that cannot be read, a larger reserve than before) leaves deletes all that is
-//! free, since the cleaner has no use for it then; and after the last one, a segment that has nothing but deletes may be
-//! claimed as well.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -47,8 +35,8 @@ pub(super) enum Admission {
     Normal,
     /// Deletes and what they need: also most of the reserve.
     Reserve,
-    /// The cleaner: all. With `claim`, its victim may become the segment after the next one.
-    Cleaning { claim: Option<u32> },
+    /// The cleaner: all.
+    Cleaning,
 }
 
 #[derive(Debug, Clone)]
@@ -60,6 +48,8 @@ pub(super) struct Segment {
     pub(super) touched: Position,
     /// Held by readers of the segment's bytes.
     pub(super) pin: Arc<()>,
+    /// Has blocks that cannot be read: cleaning leaves it alone until they are overwritten.
+    pub(super) unreadable: bool,
 }
 
 /// Where the next record goes.
@@ -106,11 +96,6 @@ pub(super) struct Space {
     pub(super) next_has_no_blocks: bool,
     /// Since then the free segments were discarded: they have no blocks to give.
     pub(super) free_have_no_blocks: bool,
-    /// `head.next_segment` is still to be emptied; see the module.
-    next_is_claimed: bool,
-    /// Segments with blocks that cannot be read: cleaning leaves them alone until some of what is in them is removed.
-    unreadable: BTreeSet<u32>,
-    checksum_block_bytes: u32,
     segment_bytes: u32,
     sector_bytes: u32,
     reserve_segments: usize,
@@ -119,7 +104,7 @@ pub(super) struct Space {
 impl Space {
     /// The space of a device of which nothing is known yet: no segment is free.
     pub(super) fn new(superblock: &Superblock, options: &Options, head: Head) -> Space {
-        let unused = Segment { sequence: 0, live: 0, touched: Position(0), pin: Arc::new(()) };
+        let unused = Segment { sequence: 0, live: 0, touched: Position(0), pin: Arc::new(()), unreadable: false };
         // Not `vec![unused; n]`: each segment needs a pin of its own.
         let segments = (0..superblock.segment_count).map(|_| Segment { pin: Arc::new(()), ..unused.clone() }).collect();
         Space {
@@ -130,9 +115,6 @@ impl Space {
             live: 0,
             next_has_no_blocks: false,
             free_have_no_blocks: false,
-            next_is_claimed: false,
-            unreadable: BTreeSet::new(),
-            checksum_block_bytes: options.checksum_block_bytes,
             segment_bytes: superblock.segment_bytes,
             sector_bytes: superblock.sector_bytes,
             reserve_segments: reserve_segments(superblock.segment_count, options.reserve_percent),
@@ -154,40 +136,20 @@ impl Space {
     fn gain_min(&self) -> u64 {
         let move_bytes = u64::from(self.move_bytes());
         let records = self.usable_bytes() / move_bytes;
-        let sums = self.usable_bytes() / u64::from(self.checksum_block_bytes) * size_of::<u32>() as u64;
-        (move_bytes + records * MOVE_OVERHEAD_BYTES + sums + 2 * u64::from(self.sector_bytes)) * 5 / 4
-    }
-
-    /// A step of the cleaner moves at least so much: it ends with a commit, which may waste a sector, and what the steps of
-    /// one victim waste is less than cleaning it gains.
-    pub(super) fn step_bytes_min(&self) -> u64 {
-        self.usable_bytes() * u64::from(self.sector_bytes) / (self.gain_min() / 5).max(1)
-    }
-
-    /// More bytes than have to be moved until a write has its place, should nobody else write: what is wanted are a segment
-    /// for it and those of the reserve, and emptying one segment gains a fifth of [`Space::gain_min`] at least.
-    pub(super) fn cleaning_bytes_max(&self) -> u64 {
-        let wanted = (self.reserve_segments + 2) as u64 * self.usable_bytes();
-        wanted.saturating_mul(self.usable_bytes()) / (self.gain_min() / 5).max(1)
+        (move_bytes + records * MOVE_OVERHEAD_BYTES + 2 * u64::from(self.sector_bytes)) * 5 / 4
     }
 
     /// Most live bytes to which writes may be let in: no more than there are while the file system under a sparse file has
-    /// no blocks for the next segment (what is under way by then has half of the open one), or while fewer segments are free
-    /// than deletes leave, and cleaning does not help.
+    /// no blocks for the next segment. What is under way by then has half of the open one.
     pub(super) fn admission_limit(&self) -> u64 {
-        let is_stuck = self.free.len() <= CLEANING_SEGMENTS + 1 && !self.cleaning_helps();
-        if self.next_has_no_blocks || is_stuck { self.live.min(self.live_limit()) } else { self.live_limit() }
+        if self.next_has_no_blocks { self.live } else { self.live_limit() }
     }
 
     /// Most live bytes after an ordinary write: all segments but the reserve, the open one and its successor, each so full
-    /// that it is not worth cleaning. So there is space until all that cleaning can gain is gained. What is dead in a segment
-    /// that cannot be read is no space.
+    /// that it is not worth cleaning. So there is space until all that cleaning can gain is gained.
     pub(super) fn live_limit(&self) -> u64 {
         let segments = self.segments.len().saturating_sub(self.reserve_segments + 2) as u64;
-        let worth = self.usable_bytes().saturating_sub(self.gain_min());
-        let unreadable = self.unreadable.iter().filter_map(|number| self.segments.get(*number as usize));
-        let lost: u64 = unreadable.map(|segment| worth.saturating_sub(segment.live)).sum();
-        (segments * worth).saturating_sub(lost)
+        segments * self.usable_bytes().saturating_sub(self.gain_min())
     }
 
     pub(super) fn used_bytes(&self) -> u64 {
@@ -202,39 +164,28 @@ impl Space {
         if self.next_has_no_blocks && admission == Admission::Normal && u64::from(head.offset) + bytes > half {
             return None; // the rest of the open segment is for deletes
         }
-        let is_cleaner = matches!(admission, Admission::Cleaning { .. });
-        let none_is_free = self.free.len() < CLEANING_SEGMENTS && !self.next_has_no_blocks;
         // While no segment is free, the rest of the open one is what the cleaner needs to empty its victim: whoever took it
-        // would leave it none to go on with. Where it has none to empty, the rest is for deletes. (While the file system has
-        // no blocks it is for deletes, as said above.)
-        if none_is_free && !is_cleaner && (admission == Admission::Normal || self.cleaning_helps()) {
+        // would leave it none to go on with, for ever. (While the file system has no blocks it is for deletes, as said above.)
+        let cleaner_only = self.free.len() < CLEANING_SEGMENTS && !self.next_has_no_blocks && self.cleaning_helps();
+        if cleaner_only && admission != Admission::Cleaning {
             return None;
         }
         if head.segment != NO_SEGMENT && u64::from(head.offset) + bytes <= u64::from(self.segment_bytes) {
             let (segment, offset, sequence) = (head.segment, head.offset, head.sequence);
             return Some(Plan { segment, offset, sequence, opens_with_next: None });
         }
-        if self.next_has_no_blocks || self.next_is_claimed {
-            return None;
-        }
-        let (kept, claim) = match admission {
-            Admission::Normal => (self.reserve_segments, None),
-            Admission::Reserve if self.free.len() > CLEANING_SEGMENTS + 1 || self.cleaning_helps() => {
-                (CLEANING_SEGMENTS + 1, None)
-            }
-            // The cleaner has no use for them. After the last one the log goes to and fro between two segments of deletes.
-            Admission::Reserve => {
-                (0, Some(head.segment).filter(|open| *open != NO_SEGMENT && self.live_in(*open) == 0))
-            }
-            Admission::Cleaning { claim } => (0, claim.filter(|victim| self.can_claim(*victim))),
+        let kept = match admission {
+            Admission::Normal => self.reserve_segments,
+            Admission::Reserve => CLEANING_SEGMENTS + 1,
+            Admission::Cleaning => 0,
         };
-        let free = self.warm.first().or(self.free.first()).filter(|_| self.free.len() > kept);
-        let next = free.copied().or(claim.filter(|_| self.free.is_empty()))?;
+        let next = self.warm.first().or(self.free.first());
+        let next = next.filter(|_| self.free.len() > kept && !self.next_has_no_blocks)?;
         Some(Plan {
             segment: head.next_segment,
             offset: self.sector_bytes,
             sequence: head.sequence + 1,
-            opens_with_next: Some(next),
+            opens_with_next: Some(*next),
         })
     }
 
@@ -252,15 +203,14 @@ impl Space {
 
     /// Makes `segment` the open one and `next` its successor.
     pub(super) fn open_segment(&mut self, segment: u32, sequence: u64, next: u32) {
-        self.next_is_claimed = !self.free.contains(&next);
         for taken in [segment, next] {
             self.free.remove(&taken);
             self.warm.remove(&taken);
         }
-        self.unreadable.remove(&segment);
         if let Some(opened) = self.segments.get_mut(segment as usize) {
             opened.sequence = sequence;
             opened.live = 0;
+            opened.unreadable = false;
         }
         self.head.segment = segment;
         self.head.sequence = sequence;
@@ -274,53 +224,13 @@ impl Space {
     }
 
     /// Counts live bytes changed by the transaction at `position`.
-    pub(super) fn change_live(&mut self, position: Position, number: u32, by: i64) {
-        self.touch(number, position);
-        if let Some(segment) = self.segments.get_mut(number as usize) {
+    pub(super) fn change_live(&mut self, position: Position, segment: u32, by: i64) {
+        self.touch(segment, position);
+        if let Some(segment) = self.segments.get_mut(segment as usize) {
             let before = segment.live;
             segment.live = before.saturating_add_signed(by);
             self.live = (self.live + segment.live).saturating_sub(before);
-            if by < 0 {
-                self.unreadable.remove(&number); // perhaps it was that
-            }
         }
-    }
-
-    /// Leaves a segment to itself: something in it cannot be read, or is not found.
-    pub(super) fn set_unreadable(&mut self, number: u32) {
-        self.unreadable.insert(number);
-    }
-
-    /// After a replay: whether the next segment is one that the cleaner was emptying.
-    pub(super) fn find_claim(&mut self, flushed: Position) {
-        let next = self.segments.get(self.head.next_segment as usize);
-        self.next_is_claimed = next.is_some_and(|next| next.live > 0 || next.touched > flushed);
-    }
-
-    fn is_needed(&self, segment: &Segment, flushed: Position) -> bool {
-        segment.live > 0 || segment.touched > flushed || Arc::strong_count(&segment.pin) > 1
-    }
-
-    /// Ends the claim of the next segment when nothing needs what is in it.
-    pub(super) fn release_claim(&mut self, flushed: Position) {
-        let next = self.segments.get(self.head.next_segment as usize);
-        self.next_is_claimed = self.next_is_claimed && next.is_some_and(|next| self.is_needed(next, flushed));
-    }
-
-    /// Whether the log can go on in the next segment if this one comes after it.
-    pub(super) fn can_claim(&self, victim: u32) -> bool {
-        self.live_in(victim) > 0 && self.is_sealed(victim) && !self.next_is_claimed && !self.next_has_no_blocks
-    }
-
-    /// Live bytes of a segment.
-    pub(super) fn live_in(&self, number: u32) -> u64 {
-        self.segments.get(number as usize).map_or(0, |segment| segment.live)
-    }
-
-    /// The claimed segment.
-    fn claimed(&self) -> Option<(u32, &Segment)> {
-        let number = Some(self.head.next_segment).filter(|_| self.next_is_claimed)?;
-        Some((number, self.segments.get(number as usize)?))
     }
 
     /// What is written from now on is covered by another sync than what was before.
@@ -333,25 +243,26 @@ impl Space {
         number != self.head.segment && number != self.head.next_segment && !self.free.contains(&number)
     }
 
-    /// True when the segment is sealed or claimed, and was not opened anew since it had this sequence.
+    /// True when the segment is sealed and was not opened anew since it had this sequence.
     pub(super) fn is_sealed_since(&self, number: u32, sequence: u64) -> bool {
-        let is_claimed = self.claimed().is_some_and(|(claimed, _)| claimed == number);
-        (is_claimed || self.is_sealed(number))
-            && self.segments.get(number as usize).is_some_and(|s| s.sequence == sequence)
+        self.is_sealed(number) && self.segments.get(number as usize).is_some_and(|s| s.sequence == sequence)
     }
 
     fn sealed(&self) -> impl Iterator<Item = (u32, &Segment)> {
         self.segments.iter().enumerate().map(|(n, s)| (n as u32, s)).filter(|(n, _)| self.is_sealed(*n))
     }
 
-    /// Segments without live bytes that will be free, or may be opened, once the index is flushed.
+    /// Segments without live bytes that will be free once the index is flushed.
     pub(super) fn empty_sealed(&self) -> usize {
-        self.sealed().chain(self.claimed()).filter(|(_, segment)| segment.live == 0).count()
+        self.sealed().filter(|(_, segment)| segment.live == 0).count()
     }
 
     /// Takes the segments that nothing needs any more out of use, not yet into `free`: first they may be discarded.
     pub(super) fn released(&self, flushed: Position) -> Vec<u32> {
-        self.sealed().filter(|(_, segment)| !self.is_needed(segment, flushed)).map(|(number, _)| number).collect()
+        self.sealed()
+            .filter(|(_, s)| s.live == 0 && s.touched <= flushed && Arc::strong_count(&s.pin) == 1)
+            .map(|(number, _)| number)
+            .collect()
     }
 
     /// How many of the segments that become free may keep their blocks.
@@ -374,18 +285,11 @@ impl Space {
         self.free.extend(cold);
     }
 
-    /// The segment whose cleaning gains most; all of its records must be applied. A claimed one comes first: the log goes on
-    /// in it.
+    /// The segment whose cleaning gains most; all of its records must be applied.
     pub(super) fn victim(&self, applied: Position) -> Option<u32> {
         let worth = self.usable_bytes().saturating_sub(self.gain_min());
-        if let Some((number, claimed)) = self.claimed()
-            && claimed.live > 0
-        {
-            return Some(number).filter(|_| !self.unreadable.contains(&number) && claimed.touched <= applied);
-        }
         self.sealed()
-            .filter(|(_, s)| s.live > 0 && s.live <= worth && s.touched <= applied)
-            .filter(|(number, _)| !self.unreadable.contains(number))
+            .filter(|(_, s)| s.live > 0 && s.live <= worth && !s.unreadable && s.touched <= applied)
             .min_by_key(|(number, s)| (s.live, *number))
             .map(|(number, _)| number)
     }

@@ -73,7 +73,7 @@ pub(super) struct Stage<'a> {
 
 fn note_live<'a>(live: &'a mut BTreeMap<u32, i64>, o: &'a ObjectKey) -> impl FnMut(&Extent, bool) + 'a {
     move |extent, is_new| {
-        let bytes = charge(o.as_bytes().len(), extent.length) as i64;
+        let bytes = charge(o, extent.length) as i64;
         *live.entry(extent.segment).or_default() += if is_new { bytes } else { -bytes };
     }
 }

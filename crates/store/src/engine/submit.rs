@@ -18,7 +18,6 @@ use crate::format::record::{LogOp, LogRow as LogOpRow, RECORD_HEADER_BYTES, Reco
 use crate::format::segment::SegmentHeader;
 use crate::index::{Index, IndexError};
 use crate::key::Receipt;
-use crate::onode::charge;
 use crate::tx::{Transaction, TxOp};
 
 /// Room for the ops of an ordinary write with its log rows.
@@ -89,8 +88,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             limit_bytes: state.space.live_limit(),
             cleaning_helps,
         };
-        let charged: u64 = ops.iter().map(charged).sum();
-        if admission == Admission::Normal && state.space.live + charged > state.space.live_limit() {
+        if admission == Admission::Normal && state.space.live + payload_bytes > state.space.live_limit() {
             return Err(no_space(false));
         }
         let Some(plan) = state.space.plan(bytes, admission) else {
@@ -186,14 +184,6 @@ impl<D: Device, I: Index> Engine<D, I> {
             on_durable: on_durable.take().map(Mutex::new),
         });
         Ok(Receipt { position })
-    }
-}
-
-/// What the new bytes of an op will count as live.
-fn charged(op: &LogOp<'_>) -> u64 {
-    match op {
-        LogOp::Write { o, length, .. } => charge(o.len(), *length),
-        _ => 0,
     }
 }
 

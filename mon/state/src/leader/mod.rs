@@ -45,6 +45,9 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// An OSD that has reported nothing for this long is down if one peer hears nothing of it either, if its port refuses the
 /// monitor's connection, or if it does not answer and no OSD is heard of that could say so.
 const SILENCE_DOWN: Duration = Duration::from_secs(15);
+/// An OSD of which this monitor alone has heard nothing for so long goes down, if it hears most others: with maps alone, which
+/// its peers bring it, it can lead no placement group in a new interval, and what waits for that would wait for ever.
+const UNREACHED_DOWN: Duration = Duration::from_secs(60);
 /// Maps are trimmed when this many more than needed are kept.
 const TRIM_SLACK: u64 = 500;
 /// What the monitor saw when it connected to an OSD.
@@ -238,11 +241,20 @@ impl Leader {
                     *other != osd && info.up && now.since(self.heard(*other, info.incarnation)) < SILENCE_DOWN
                 };
                 let alone = result == ProbeResult::NoAnswer && !map.osds.iter().any(heard);
-                let silent = now.since(self.heard(osd, incarnation)) >= SILENCE_DOWN;
-                let down = silent && (witnessed || alone) && failures::may_lose(map, osd);
+                let silence = now.since(self.heard(osd, incarnation));
+                let unreached = silence >= UNREACHED_DOWN && self.hears_most(now, map, osd);
+                let down = silence >= SILENCE_DOWN && (witnessed || alone || unreached);
+                let down = down && failures::may_lose(map, osd);
                 down.then_some(Change::MarkDown { osd, incarnation, dead: false })
             }
         }
+    }
+
+    /// Whether this monitor has heard most OSDs lately that the map has up, one left out: then it is not the one that is cut off.
+    fn hears_most(&self, now: Timestamp, map: &ClusterMap, but: OsdId) -> bool {
+        let up: Vec<_> = map.osds.iter().filter(|(osd, info)| info.up && **osd != but).collect();
+        let heard = up.iter().filter(|(osd, info)| now.since(self.heard(**osd, info.incarnation)) < SILENCE_DOWN);
+        heard.count() * 2 > up.len()
     }
 
     /// Those that the map has up and somebody hears nothing of.

@@ -87,6 +87,18 @@ struct Domain {
     total: u128,
     /// Bytes on those that are down: they are copied to others when these go out.
     lost: u128,
+    /// CRUSH weights of those that are up, and of all that the domain has, out ones too: what goes out does not make it lighter.
+    up_weight: u128,
+    weight: u128,
+}
+
+impl Domain {
+    /// How much of what is lost comes to those that are up, when so many other domains may take it, too: a choice that falls
+    /// on an OSD that is out is made again among all domains.
+    fn gain(&self, others: usize) -> u128 {
+        let all = self.up_weight + others as u128 * self.weight;
+        (self.lost * self.up_weight).checked_div(all).unwrap_or(self.lost)
+    }
 }
 
 /// Bytes of the placement groups that belong on OSDs that are down and have not reported to this leader: the host that
@@ -139,15 +151,21 @@ impl<'a> Limits<'a> {
         let rule_limit = |(rule, pool): (u32, &Pool)| {
             let shape = RuleShape::of(&map.crush, RuleId(rule))?;
             let mut domains = BTreeMap::<ItemId, Domain>::new();
-            for osd in shape.candidates().map(|(osd, _)| osd).filter(usable) {
+            for (osd, weight) in shape.candidates().filter(|(osd, _)| usable(osd)) {
                 let domain = domains.entry(shape.domain(osd)?).or_default();
                 let bytes = used.get(&osd).copied().unwrap_or(0);
                 if map.is_up(osd) {
                     domain.up += 1;
+                    domain.up_weight += u128::from(weight);
                     domain.used += bytes;
                     domain.total += total.get(&osd).copied().unwrap_or(0);
                 } else {
                     domain.lost += bytes;
+                }
+            }
+            for (osd, weight) in shape.candidates() {
+                if let Some(domain) = domains.get_mut(&shape.domain(osd)?) {
+                    domain.weight += u128::from(weight);
                 }
             }
             Some(RuleLimit { shape, domains, pool: pool.name.clone(), size: pool.size() })
@@ -217,8 +235,8 @@ impl<'a> Limits<'a> {
 
     fn domain_too_full(&self, osd: OsdId) -> Option<StaysIn> {
         self.domains_of(osd).find_map(|(rule, domain)| {
-            let parts = rule.domains.len().saturating_sub(rule.size as usize) + 1;
-            let permille = ((domain.used + domain.lost / parts as u128) * 1_000).checked_div(domain.total)?;
+            let others = rule.domains.len().saturating_sub(rule.size as usize);
+            let permille = ((domain.used + domain.gain(others)) * 1_000).checked_div(domain.total)?;
             (permille >= u128::from(self.map.ratios.backfill_full)).then(|| StaysIn::DomainTooFull {
                 pool: rule.pool.clone(),
                 size: rule.size,

@@ -112,6 +112,26 @@ fn what_the_monitor_alone_sees_refused_is_never_known_to_be_dead() {
 }
 
 #[test]
+fn an_osd_that_only_the_leader_does_not_hear_goes_down_in_a_minute() {
+    for result in [ProbeResult::Connected, ProbeResult::NoAnswer] {
+        for heard in [2, 1] {
+            let mut world = World::new(&[0, 1, 2, 3]);
+            for second in 0..70 {
+                world.wait(Duration::from_secs(1));
+                for osd in 1..=heard {
+                    let _ = world.report(osd, |_| {});
+                }
+                let map = world.map();
+                let seen = world.leader.on_probe(world.now, &map, OsdId(0), run_of(0), result);
+                // With fewer than most others heard it is the leader that is cut off.
+                let expected = down(0).filter(|_| second >= 59 && heard == 2);
+                assert_eq!(seen, expected, "{result:?}, {heard} others heard, after {second} s");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_lone_osd_that_refuses_connections_is_down() {
     let mut world = World::new(&[0]);
     let map = world.map();

@@ -199,9 +199,9 @@ fn the_last_osd_of_a_failure_domain_is_not_given_what_would_fill_it() {
         // Three hosts for three copies: what osd.0 held can go to osd.1 only.
         (&[0, 0, 1, 1, 2, 2], 600, "the OSDs that stay in host h0 would be 120 % full", false),
         (&[0, 0, 1, 1, 2, 2], 440, "its data goes to others now", true),
-        // The fourth host takes the half of it.
-        (&[0, 0, 1, 1, 2, 2, 3, 3], 600, "the OSDs that stay in host h0 would be 90 % full", false),
-        (&[0, 0, 1, 1, 2, 2, 3, 3], 590, "its data goes to others now", true),
+        // The fourth host takes two thirds of it: it is as heavy as both OSDs of h0.
+        (&[0, 0, 1, 1, 2, 2, 3, 3], 680, "the OSDs that stay in host h0 would be 90 % full", false),
+        (&[0, 0, 1, 1, 2, 2, 3, 3], 670, "its data goes to others now", true),
         // Four on a host: three take what one held.
         (&[0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], 600, "its data goes to others now", true),
     ];

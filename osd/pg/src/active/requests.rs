@@ -207,13 +207,14 @@ impl Pg {
         if writes && !removes_unread && active.is_degraded(key) {
             // A removal waits, too: it may be taken back, by copies that have never heard of it, and these must have
             // what it removed. Only for what a full member has no room for it does not wait, or nothing could be deleted.
-            if !active.lacks_room_for(key, step.now) {
-                active.recovery.hurry(key);
-                return Tried::Wait(queued);
-            }
-            if !removes(&queued.request.ops) {
+            let removes = removes(&queued.request.ops);
+            if !removes && active.lacks_room_for(key, step.now) {
                 self.refuse(&queued, RefusedReason::Full, step);
                 return Tried::Done;
+            }
+            if !removes || active.is_to_get(key, step.now) {
+                active.recovery.hurry(key);
+                return Tried::Wait(queued);
             }
         }
         if writes && self.scrub_holds(key, step) {
