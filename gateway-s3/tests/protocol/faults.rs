@@ -147,6 +147,26 @@ async fn a_copy_of_rotten_bytes_is_refused() {
     world.get("/bkt/bad").await.is(404, "NoSuchKey");
 }
 
+/// A terabyte that is deleted to make room must not stand there for days.
+#[tokio::test]
+async fn no_garbage_is_kept_for_more_than_some_hours_nor_for_a_minute_while_room_is_short() {
+    for (is_short, kept_ms) in [(false, 24 * AGE_MS), (true, 60_000)] {
+        let world = World::with_bucket().await;
+        let huge = holdfast_gateway_s3::row::BlobRef {
+            id: holdfast_gateway_s3::backend::BlobId([7; 16]),
+            bytes: 1 << 40,
+            stripe_bytes: 4 << 20,
+        };
+        world.memory.add_garbage("k", vec![huge], world.clock.now_ms());
+        world.memory.full.store(is_short, SeqCst);
+        for (passed_ms, rows) in [(kept_ms - 1, 1), (1, 0)] {
+            world.clock.advance_ms(passed_ms);
+            round(&world.gateway).await.unwrap();
+            assert_eq!(world.memory.rows(b'g'), rows, "room is short: {is_short}");
+        }
+    }
+}
+
 /// A download may take as long as its size allows, after its object was deleted.
 #[tokio::test]
 async fn garbage_is_kept_the_longer_the_more_it_is() {

@@ -122,15 +122,7 @@ fn what_health_says_of_a_down_osd_is_what_becomes_of_it() {
 fn a_pool_keeps_as_many_failure_domains_as_copies() {
     // Four hosts of one OSD each and a pool of three copies apart by host: one may go, a second may not.
     let mut world = World::new(&[0, 1, 2, 3, 3, 3, 3, 3]);
-    let pool = MonCommand::PoolCreate {
-        name: "apart".into(),
-        size: Some(3),
-        min_size: Some(2),
-        application: "test".into(),
-        failure_domain: Some("host".into()),
-        share_percent: None,
-    };
-    world.change(Change::Request(pool));
+    apart_by_host(&mut world);
     world.change(dead(0));
     world.change(dead(1));
     world.wait(Duration::from_secs(600));
