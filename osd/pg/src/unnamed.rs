@@ -18,7 +18,7 @@
 //! | any | backfill was told `UNNAMED` (here is the target) | `UNNAMED`, `have` zero: what is here may be an older version, or one that was deleted |
 //! | `UNNAMED` | the object is removed | the row is deleted; the entry says that it had the version `UNNAMED` |
 //! | any | that entry turns out divergent | `UNNAMED`, `have` zero, wherever it was carried out (`merge`) |
-//! | `UNNAMED` | the log that is taken, the own one further back, or a scrub names a version | missing in that version |
+//! | `UNNAMED` | the log that is taken, the own one further back, what a peer lacks, or a scrub names a version | missing in that version |
 //! | `UNNAMED` | the own log further back says that it was deleted | what is here is removed, and the row |
 //! | `UNNAMED` | the primary sends the object in any version | whole |
 //! | `UNNAMED` | the primary says that there is none ([`PushWhat::Remove`]) | what is here is removed, and the row |
@@ -35,7 +35,7 @@
 //! Asked are only those that follow the log for this object (covered by their cursor, not missing there): what another has
 //! may be older. Then those whose copy has followed the log until it could not be read (`have` is `UNNAMED`): that may have
 //! been for a moment only. Last, strays that have left off following it only after what is forgotten of it here; of them
-//! counts a version only, not that they have none.
+//! counts a version only, not that they have none. One that does not answer is not asked of others for a while.
 //!
 //! Invariants: U1 while a version is not known, nothing but a removal is executed on the object, and the placement group is
 //! not clean; U2 an answer counts only for the question that it names, in the activation in which that was asked; U3 what is
@@ -62,6 +62,8 @@ use crate::rows;
 const RESEND: Duration = Duration::from_secs(1);
 /// A stray that does not answer is given up after it was asked so often. (A member that does not answer is replaced.)
 const ASK_STRAY_MAX: u32 = 5;
+/// For so long it is not asked of other objects either: with many of them, what else is missing would never get its turn.
+const STRAY_SILENCE: Duration = Duration::from_secs(20);
 
 /// What came of noting that the own copy of an object cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +74,7 @@ pub(crate) enum Noted {
     Asked,
     /// Its version is not known, and nobody is left to be asked: it is missing here, and unfound.
     Unknown,
-    /// The log says that it was deleted.
+    /// The log says that it was deleted, or nobody has it, and nothing is left of it here.
     Deleted,
 }
 
@@ -100,6 +102,8 @@ impl Question {
 pub(crate) struct Unnamed {
     asking: BTreeMap<ObjectKey, Question>,
     last_question: u64,
+    /// When strays were given up that did not answer.
+    silent: BTreeMap<OsdId, Timestamp>,
 }
 
 impl Unnamed {
@@ -121,6 +125,10 @@ impl Unnamed {
     pub fn forget(&mut self, key: &ObjectKey) {
         self.asking.remove(key);
     }
+
+    fn is_silent(&self, stray: OsdId, now: Timestamp) -> bool {
+        self.silent.get(&stray).is_some_and(|at| now.since(*at) < STRAY_SILENCE)
+    }
 }
 
 impl Pg {
@@ -132,18 +140,17 @@ impl Pg {
     pub(crate) fn mark_own_missing(&mut self, key: &ObjectKey, step: &mut Step<'_>) -> Noted {
         let own = self.holding.missing.get(key);
         let Role::Active(active) = &self.role else { return Noted::Unknown };
-        let told = match own {
-            Some(lack) => Some(lack.need), // not what is here: that may be older
-            None => {
-                let stored = exec::stored_version(step.store, key).ok().filter(|stored| *stored != LogVersion::ZERO);
-                let lacked = active.peers.values().filter_map(|peer| peer.missing.get(key)).map(|lack| lack.need);
-                stored.or_else(|| lacked.max())
-            }
-        };
+        let known = own.map(|lack| lack.need).filter(|need| *need != UNNAMED);
+        let told = known.or_else(|| {
+            // What is here of what is missing may be older.
+            let stored = own.is_none().then(|| exec::stored_version(step.store, key).unwrap_or(LogVersion::ZERO));
+            let lacked = active.peers.values().filter_map(|peer| peer.missing.get(key)).map(|lack| lack.need);
+            stored.filter(|stored| *stored != LogVersion::ZERO).or_else(|| lacked.filter(|need| *need != UNNAMED).max())
+        });
         match self.holding.log.newest_of(&key.name()) {
             Some(entry) if entry.kind == EntryKind::Delete => return Noted::Deleted, // nobody is to have it
             Some(entry) => self.lack_own(key, entry.version, step),
-            None => match told.filter(|told| *told != UNNAMED) {
+            None => match told {
                 Some(need) => self.lack_own(key, need, step),
                 None => return self.ask_version(key, step),
             },
@@ -205,9 +212,9 @@ impl Pg {
         let absent_here = is_whole && matches!(step.store.stat(key), Ok(None));
         if all_absent && (absent_here || !asked.is_empty()) {
             self.is_no_object(key, absent_here, step);
-            return Noted::Asked;
+            return if absent_here { Noted::Deleted } else { Noted::Asked };
         }
-        let stray = self.strays_up_to_date().find(|osd| !asked.contains(osd));
+        let stray = self.strays_up_to_date(step.now).find(|osd| !asked.contains(osd));
         if let Some(to) = stray {
             // That it has none says nothing: it may have removed what was never acknowledged to be removed.
             self.ask(key, to, asked, false, step);
@@ -217,16 +224,19 @@ impl Pg {
         Noted::Unknown
     }
 
-    /// Strays whose log ends after what is forgotten of the log here. Up to there both are the same: of two branches of
+    /// Strays that answer whose log ends after what is forgotten of the log here. Up to there both are the same: of two branches of
     /// the log only the later one goes on, and all its entries are later than those of the other. So a version of an
     /// object from before, which the log here does not tell of, is the newest there is.
-    fn strays_up_to_date(&self) -> impl Iterator<Item = OsdId> {
+    fn strays_up_to_date(&self, now: Timestamp) -> impl Iterator<Item = OsdId> {
         let tail = self.holding.log.tail();
-        let strays = match &self.role {
-            Role::Active(active) => Some(&active.strays),
+        let active = match &self.role {
+            Role::Active(active) => Some(active),
             _ => None,
         };
-        strays.into_iter().flatten().filter(move |(_, head)| **head >= tail).map(|(osd, _)| *osd)
+        active.into_iter().flat_map(move |active| {
+            let answers = move |osd: &OsdId| !active.recovery.unnamed.is_silent(*osd, now);
+            active.strays.iter().filter(move |(_, head)| **head >= tail).map(|(osd, _)| *osd).filter(answers)
+        })
     }
 
     fn ask(&mut self, key: &ObjectKey, to: OsdId, mut asked: BTreeSet<OsdId>, all_absent: bool, step: &mut Step<'_>) {
@@ -382,17 +392,19 @@ impl Pg {
                 || active.strays.contains_key(&question.to) && question.times < ASK_STRAY_MAX;
             let is_late = step.now.since(question.sent) >= RESEND;
             if is_late && !answers {
-                gone.push(key.clone());
+                gone.push((question.to, key.clone()));
             } else if is_late {
                 question.sent = step.now;
                 question.times += 1;
                 late.push((question.to, question.pull(key)));
             }
         }
+        let (silent, strays) = (&mut active.recovery.unnamed.silent, &active.strays);
+        silent.extend(gone.iter().filter(|(osd, _)| strays.contains_key(osd)).map(|(stray, _)| (*stray, step.now)));
         for (to, pull) in late {
             self.send(to, pull, step);
         }
-        for key in gone {
+        for (_, key) in gone {
             self.version_told(&key, None, step);
         }
     }

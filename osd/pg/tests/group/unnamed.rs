@@ -235,3 +235,56 @@ fn a_member_that_knows_the_version_of_what_the_primary_says_is_none_has_it_peer_
     group.run_until_clean();
     assert!(group.is_whole(2, "old"));
 }
+
+#[test]
+fn what_another_member_lacks_tells_the_version_of_an_object_that_nobody_else_can_name() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write("old");
+    group.kill(2);
+    group.have_lead(&[0, 1]);
+    group.write_before_the_log("new");
+    (0..2).for_each(|id| group.spoil(id, "old"));
+    fill_in_the_place_of_2(&mut group);
+    assert!(lacks(&group, 3, "old"));
+    // 1 can tell the version now, and give nothing: 0 and 1 lack the object in that.
+    mend(&mut group, 1, "old");
+    group.rot(1, "old", true);
+    group.pass(Duration::from_secs(60));
+    assert!(lacks(&group, 1, "old"));
+    group.kill(0);
+    group.have_lead(&[3, 1]);
+    group.pass(Duration::from_secs(60));
+    assert!(!group.is_whole(3, "old"));
+    // Its log ends before what is forgotten of it elsewhere: it is not asked what the newest version is. What it has is that.
+    group.start(2);
+    group.have_lead(&[3, 1]);
+    group.pass(Duration::from_secs(60));
+    assert!(group.is_whole(3, "old") && group.is_whole(1, "old"));
+    assert!(shows(&group.read("old"), "old"));
+}
+
+#[test]
+fn a_stray_that_does_not_answer_does_not_keep_other_objects_from_being_recovered() {
+    let olds: Vec<String> = (0..10).map(|old| format!("old-{old}")).collect();
+    let mut group = Group::of(4, 3, Limits { transfers_max: 1, ..short_log() });
+    for old in &olds {
+        group.write(old);
+    }
+    group.write_before_the_log("named");
+    for old in &olds {
+        (0..3).for_each(|id| group.spoil(id, old));
+    }
+    fill_in_the_place_of_2(&mut group);
+    assert_eq!(group.report().objects_unfound, 10);
+    group.kill(3);
+    group.have_lead(&[0, 1]);
+    group.write("late");
+    group.start(3);
+    // 2 holds a copy still, and has said so; what is asked of it gets no answer.
+    group.pause_on = Some(|body| matches!(body, PeerBody::Pull(_)));
+    group.have_lead(&[3, 1, 0]);
+    assert!(group.paused);
+    group.silent.insert(2);
+    group.pass(Duration::from_secs(150));
+    assert!(group.is_whole(3, "late"));
+}
