@@ -30,6 +30,7 @@ mod run;
 mod shard;
 mod slots;
 mod space;
+mod standing;
 
 pub use config::OsdConfig;
 pub use daemon::{OsdError, OsdHandle, start};
@@ -47,6 +48,7 @@ pub mod parts {
     pub use crate::shard::MapStep;
     pub use crate::slots::Slots;
     pub use crate::space::{PeerSpace, has_room, usage};
+    pub use crate::standing::Standing;
 }
 
 /// An error with its causes, for a log line or a message that crosses a thread.

@@ -32,6 +32,7 @@ use crate::report;
 use crate::shard::{Event, Fatal, Inbox, MapStep, STALL_GRACE, Shard, Shards, Shared, now};
 use crate::slots::Slots;
 use crate::space::PeerSpace;
+use crate::standing::Standing;
 
 /// Map updates that may wait to be taken; a sender beyond that waits or is heard later.
 const UPDATES_MAX: usize = 64;
@@ -200,6 +201,9 @@ pub(crate) async fn run(
     fed.map_err(|panic| OsdError::StoreFailed { detail: format!("feeding the maps panicked: {panic}") })?;
     let _listener = serve(base, &endpoint, &handler)?;
 
+    let mut standing = Standing::default();
+    // Before the boot, so that no map that shows it is missed.
+    let mut map_seen = run.newest.subscribe();
     let tasks = tokio_util::task::TaskTracker::new();
     tasks.spawn(feed_updates(run.clone(), updates_seen, updates.clone(), base.session.clone(), stop.clone()));
     tasks.spawn(follow(base.session.clone(), run.clone(), updates.clone()));
@@ -216,8 +220,6 @@ pub(crate) async fn run(
     tasks.spawn(watch_peers(base.session.clone(), run.clone(), signs_seen, stop.clone()));
     tasks.spawn(boot(base.session.clone(), boot_command(base, incarnation), run.clone(), stop.clone()));
 
-    let mut booted = false;
-    let mut map_seen = run.newest.subscribe();
     let end = loop {
         tokio::select! {
             () = base.stop.cancelled() => {
@@ -235,16 +237,15 @@ pub(crate) async fn run(
             },
             _ = map_seen.changed() => {
                 let map = map_seen.borrow_and_update().clone();
-                let mine = map.osds.get(&base.id).filter(|info| info.incarnation == incarnation);
-                let up = mine.is_some_and(|info| info.up);
-                if up && !booted {
-                    booted = true;
-                    info!(osd = %base.id, epoch = %map.epoch, "up");
-                    base.up.send_replace(true);
-                }
-                // Only this run's boot brings its incarnation into a map: that it was up may have gone by unseen.
-                if (booted || mine.is_some()) && !up {
-                    break Ok(RunEnd::MarkedDown { epoch: map.epoch });
+                let stood = standing;
+                standing = stood.by(&map, base.id, incarnation);
+                match standing {
+                    Standing::Up if stood != Standing::Up => {
+                        info!(osd = %base.id, epoch = %map.epoch, "up");
+                        base.up.send_replace(true);
+                    }
+                    Standing::Unseen | Standing::Up => {}
+                    Standing::Over => break Ok(RunEnd::MarkedDown { epoch: map.epoch }),
                 }
             }
         }

@@ -42,6 +42,8 @@ pub struct Load {
     pub slowest_ms: Arc<AtomicU64>,
     /// Operations with a good answer.
     pub answered: Arc<AtomicU64>,
+    /// PUTs that were acknowledged.
+    pub stored: Arc<AtomicU64>,
     /// Until then a PUT may be refused for want of room.
     pub full_until: Arc<Mutex<Option<Instant>>>,
 }
@@ -58,6 +60,7 @@ impl Load {
             stop: Arc::default(),
             slowest_ms: Arc::default(),
             answered: Arc::default(),
+            stored: Arc::default(),
             full_until: Arc::default(),
         }
     }
@@ -110,7 +113,9 @@ impl Load {
         self.history.will_write(key, held);
         let called = Instant::now();
         let outcome = self.s3.put(&self.bucket, key, content).await;
-        self.written(id, key, called, held, outcome).context("a PUT was refused")
+        let stored = self.written(id, key, called, held, outcome).context("a PUT was refused")?;
+        self.stored.fetch_add(u64::from(stored), Ordering::Relaxed);
+        Ok(stored)
     }
 
     async fn delete(&self, id: u64, key: &str) -> anyhow::Result<bool> {

@@ -9,6 +9,11 @@ use crate::config::Config;
 use crate::faults::{FaultCounts, FaultKind};
 use crate::world::{Report, Violation, run};
 
+/// So many runs of a world may end with something that was struck more than copies survive, however few runs there are.
+const OVERWHELMED_ALLOWED: usize = 2;
+/// Of many runs so many in a hundred may: with more, the world is not as it was meant, or what strikes is the protocol.
+const OVERWHELMED_PERCENT_MAX: u64 = 2;
+
 /// The sum of many runs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Summary {
@@ -32,6 +37,8 @@ pub struct Summary {
     pub faults: FaultCounts,
     /// In how many of the seeds each kind struck that ended without a violation.
     pub struck: BTreeMap<FaultKind, u64>,
+    /// Seeds in which something was struck more than copies survive (docs/simulator.md).
+    pub overwhelmed: Vec<u64>,
     /// What went wrong.
     pub violations: Vec<Violation>,
 }
@@ -41,6 +48,13 @@ impl Summary {
     #[must_use]
     pub fn unseen(&self) -> Vec<FaultKind> {
         self.planned.iter().copied().filter(|kind| self.faults.of(*kind) == 0).collect()
+    }
+
+    /// Whether more runs of one world than may be ended with something that was struck more than copies survive.
+    #[must_use]
+    pub fn is_overwhelmed_too_often(&self) -> bool {
+        let runs = self.overwhelmed.len();
+        runs > OVERWHELMED_ALLOWED && runs as u64 * 100 > self.seeds * OVERWHELMED_PERCENT_MAX
     }
 
     /// Adds the sum of other runs.
@@ -57,10 +71,12 @@ impl Summary {
             *self.struck.entry(kind).or_default() += seeds;
         }
         self.planned.extend(other.planned);
+        self.overwhelmed.extend(other.overwhelmed);
         self.violations.extend(other.violations);
     }
 
-    fn add(&mut self, report: &Report) {
+    fn add(&mut self, seed: u64, report: &Report) {
+        self.overwhelmed.extend(report.overwhelmed.then_some(seed));
         self.cleaned += report.cleaned;
         self.copies_scrubbed += report.copies_scrubbed;
         self.maps_most = self.maps_most.max(report.maps_most);
@@ -80,7 +96,7 @@ impl fmt::Display for Summary {
             f,
             "{} seeds, {:.2} simulated hours, {} operations, {} leases granted, {} segments cleaned, \
              {} copies repaired by scrubs, at most {} maps within 10 s; {}; \
-             {} violations",
+             {} runs with more struck than copies survive, {} violations",
             self.seeds,
             self.simulated_ms as f64 / 3_600_000.0,
             self.operations,
@@ -89,6 +105,7 @@ impl fmt::Display for Summary {
             self.copies_scrubbed,
             self.maps_most,
             self.faults,
+            self.overwhelmed.len(),
             self.violations.len(),
         )
     }
@@ -122,7 +139,7 @@ pub fn campaign(from: u64, seeds: u64, config: &Config, threads: usize, violatio
             }
             summary.seeds += 1;
             match run_one(seed, config) {
-                Ok(report) => summary.add(&report),
+                Ok(report) => summary.add(seed, &report),
                 Err(violation) => {
                     found.fetch_add(1, Ordering::Relaxed);
                     summary.violations.push(violation);
@@ -142,5 +159,20 @@ pub fn campaign(from: u64, seeds: u64, config: &Config, threads: usize, violatio
         }
     });
     total.violations.sort_by_key(|violation| violation.seed);
+    total.overwhelmed.sort_unstable();
     total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_campaign_fails_when_more_is_overwhelmed_than_is_rare() {
+        let summary = |runs: u64, seeds| Summary { seeds, overwhelmed: (0..runs).collect(), ..Summary::default() };
+        assert!(!summary(2, 10).is_overwhelmed_too_often(), "two may be chance");
+        assert!(summary(3, 149).is_overwhelmed_too_often());
+        assert!(!summary(3, 150).is_overwhelmed_too_often());
+        assert!(summary(21, 1_000).is_overwhelmed_too_often());
+    }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_types::{LogVersion, ObjectName, Timestamp};
+use holdfast_types::{LogVersion, ObjectName, RequestId, Timestamp};
 use holdfast_wire::{ClientOutcome, OpError, RefusedReason};
 
 use crate::checker::Checker;
@@ -49,9 +49,9 @@ struct Mutation<'a> {
     completed: Timestamp,
 }
 
-/// Checks the whole history, in which everything must have been answered: all that is wrong. `off` names a checker that is
-/// not to look.
-pub(crate) fn check(history: &[Operation], off: Option<Checker>) -> Vec<String> {
+/// Checks the whole history, in which everything must have been answered: all that is wrong. `lost`: whether it was right to
+/// answer a request that no copy can be read. `off` names a checker that is not to look.
+pub(crate) fn check(history: &[Operation], lost: impl Fn(RequestId) -> bool, off: Option<Checker>) -> Vec<String> {
     let mut checked = Checked { off, ..Checked::default() };
     let mut by_object: BTreeMap<&ObjectName, Vec<Seen<'_>>> = BTreeMap::new();
     for operation in history {
@@ -60,6 +60,9 @@ pub(crate) fn check(history: &[Operation], off: Option<Checker>) -> Vec<String> 
             checked.note(format!("L1: {id} ({act:?} {object}) was never answered"));
             continue;
         };
+        if matches!(outcome, ClientOutcome::Failed { error: OpError::Unreadable, .. }) && lost(id) {
+            continue; // it had no effect
+        }
         if let ClientOutcome::Failed { error: OpError::Unreadable | OpError::Invalid { .. }, .. } = outcome {
             checked.note(format!("D1: {id} ({act:?} {object}) failed: {outcome:?}"));
             continue;
@@ -70,6 +73,10 @@ pub(crate) fn check(history: &[Operation], off: Option<Checker>) -> Vec<String> 
         by_object.entry(object).or_default().push(Seen { operation, at: *at, outcome });
     }
     for (object, seen) in by_object {
+        // What happened to it is not known to its client; this checker needs all that happened.
+        if seen.iter().any(|one| matches!(one.outcome, ClientOutcome::Refused(RefusedReason::Forgotten))) {
+            continue;
+        }
         let before = checked.violations.len();
         check_object(&seen, &mut checked);
         if checked.violations.len() > before {
@@ -334,7 +341,7 @@ fn check_list_read(read: &Seen<'_>, mutations: &[Mutation<'_>], shown: &Shown, c
 
 #[cfg(test)]
 mod tests {
-    use holdfast_types::{ClientId, Epoch, Incarnation, RequestId};
+    use holdfast_types::{ClientId, Epoch, Incarnation};
     use holdfast_wire::{Blob, OpResult};
 
     use super::*;
@@ -376,7 +383,7 @@ mod tests {
         let then = |first: u64, second: u64, began: u64| {
             let mut history = writes();
             history.extend([read(10, first, (10, 20)), read(11, second, (began, 40))]);
-            check(&history, None)
+            check(&history, |_| false, None)
         };
         assert_eq!(then(2, 2, 30), Vec::<String>::new());
         assert_eq!(then(1, 2, 30), Vec::<String>::new());
@@ -397,7 +404,7 @@ mod tests {
         let history = |second| {
             vec![increment(1, (0, 1)), increment(2, (2, 100)), count(10, 2, (10, 20)), count(11, second, (30, 40))]
         };
-        assert_eq!(check(&history(2), None), Vec::<String>::new());
-        assert!(check(&history(1), None).iter().any(|violation| violation.contains("D2")));
+        assert_eq!(check(&history(2), |_| false, None), Vec::<String>::new());
+        assert!(check(&history(1), |_| false, None).iter().any(|violation| violation.contains("D2")));
     }
 }

@@ -154,6 +154,11 @@ pub(crate) fn list_values(results: &[OpResult]) -> Result<Vec<u64>, String> {
     Ok(data.as_ref().chunks(8).map(word).collect())
 }
 
+/// Requests that were made after this one and change something.
+fn changes_after(history: &[Operation], operation: usize) -> usize {
+    history.iter().skip(operation + 1).filter(|later| later.act.changes()).count()
+}
+
 impl Client {
     pub fn new(id: u64, names: Arc<Names>, when_full: WhenFull, reads_only: bool) -> Client {
         Client {
@@ -298,11 +303,15 @@ impl Client {
         late.map(|(tid, _)| *tid).collect()
     }
 
-    /// Takes an answer. An error is a violation.
-    pub fn answered(&mut self, reply: ClientReply, now: Timestamp, history: &mut [Operation]) -> Result<(), String> {
-        if !self.outstanding.contains_key(&reply.id.tid) {
-            return Ok(());
-        }
+    /// Takes an answer. An error is a violation. `dups_max`: of how many changes a placement group keeps the results at least.
+    pub fn answered(
+        &mut self,
+        reply: ClientReply,
+        now: Timestamp,
+        dups_max: usize,
+        history: &mut [Operation],
+    ) -> Result<(), String> {
+        let Some(asked) = self.outstanding.get(&reply.id.tid) else { return Ok(()) };
         match reply.outcome {
             ClientOutcome::Refused(RefusedReason::WrongPrimary | RefusedReason::Busy) => {
                 self.epoch = self.epoch.max(reply.epoch);
@@ -315,6 +324,9 @@ impl Client {
                     return Ok(());
                 }
             }
+            // It was executed, and waited (for a copy of its object) until more changes than are remembered came after it.
+            ClientOutcome::Refused(RefusedReason::Forgotten) if changes_after(history, asked.operation) >= dups_max => {
+            }
             ClientOutcome::Refused(reason) => return Err(format!("request {} was refused: {reason}", reply.id)),
             ClientOutcome::Done { .. } | ClientOutcome::Failed { .. } => {}
         }
@@ -325,5 +337,40 @@ impl Client {
         }
         operation.answer = Some((now, reply.outcome));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forgotten(changes_after: usize, reads_after: usize) -> Result<(), String> {
+        let config = Config::storm();
+        let names = Names {
+            registers: vec![ObjectName::new("register".into()).expect("a name")],
+            counters: Vec::new(),
+            lists: Vec::new(),
+            volumes: Vec::new(),
+        };
+        let mut client = Client::new(1, Arc::new(names), WhenFull::Never, false);
+        let (mut history, now) = (Vec::new(), Timestamp(0));
+        let object = client.names.registers[0].clone();
+        let tid = client.start_with(object.clone(), Act::Remove, 0, now, &mut history);
+        for act in std::iter::repeat_n(Act::Remove, changes_after).chain(std::iter::repeat_n(Act::Read, reads_after)) {
+            client.start_with(object.clone(), act, 0, now, &mut history);
+        }
+        let id = RequestId { client: client.id, incarnation: Incarnation(1), tid };
+        let outcome = ClientOutcome::Refused(RefusedReason::Forgotten);
+        let answered =
+            client.answered(ClientReply { id, epoch: Epoch(1), outcome }, now, config.limits.dups_max, &mut history);
+        assert_eq!(answered.is_ok(), history[0].answer.is_some());
+        answered
+    }
+
+    #[test]
+    fn a_request_may_be_forgotten_only_behind_more_changes_than_are_remembered() {
+        let dups_max = Config::storm().limits.dups_max;
+        forgotten(dups_max, 0).expect("enough changes came after it");
+        assert!(forgotten(dups_max - 1, dups_max).is_err());
     }
 }

@@ -60,7 +60,10 @@ impl World {
                 if !node.disk.pgs().contains(&pg) {
                     return Err(format!("S2: {osd} has no copy of {pg}"));
                 }
-                let copies = read_copy(node, pg).map_err(|error| format!("S2: {osd} cannot read {pg}: {error}"))?;
+                let mut copies = read_copy(node, pg).map_err(|error| format!("S2: {osd} cannot read {pg}: {error}"))?;
+                if let Some(holdings) = &self.holdings {
+                    copies.retain(|key, _| !holdings.lost.contains(key));
+                }
                 if let Some((key, _)) = copies.iter().find(|(_, copy)| !copy.is_whole()) {
                     if self.config.day.is_some() {
                         return Err(format!("N8: after a week of scrubs {osd} still has a bad {key:?} in {pg}"));

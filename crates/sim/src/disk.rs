@@ -9,13 +9,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast_map::ClusterMap;
-use holdfast_osd::parts::{OWN_COLLECTION, map_transactions, own_collection, pg_of, to_transaction};
-use holdfast_pg::{StoreOp, TxnId};
+use holdfast_osd::parts::{
+    Leases, Local, OWN_COLLECTION, PeerSpace, collection_of, map_transactions, own_collection, pg_of, to_transaction,
+};
+use holdfast_pg::{ObjectKey, StoreOp, TxnId, version_held};
 use holdfast_store::{
-    CollectionId, Engine, Fault, Identity, MemDevice, MemIndex, OnDurable, OpenError, Options, SubmitError,
+    CollectionId, Engine, Fault, Identity, MemDevice, MemIndex, OnDurable, OpenError, Options, ReadError, SubmitError,
     Transaction, TxOp,
 };
-use holdfast_types::{ClusterId, DiskUuid, Incarnation, OsdId, PgId};
+use holdfast_types::{ClusterId, DiskUuid, Incarnation, LogVersion, OsdId, PgId, Timestamp};
 use parking_lot::Mutex;
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -254,6 +256,21 @@ impl Disk {
         self.device.spoil(at);
         self.flips += 1;
         true
+    }
+
+    /// The version of an object that is here.
+    pub fn version_of(&self, pg: PgId, key: &ObjectKey) -> Option<LogVersion> {
+        let (space, leases) = (PeerSpace::default(), Leases::new(Timestamp::ZERO));
+        let engine = self.engine.as_ref()?;
+        version_held(&Local::new(engine, pg, &space, &leases), key)
+    }
+
+    /// Whether a sector with bytes of an object cannot be read.
+    pub fn has_bad_sector(&self, pg: PgId, key: &ObjectKey) -> bool {
+        let Ok(object) = holdfast_store::ObjectKey::new(key.as_bytes().to_vec()) else { return false };
+        let verified = self.engine.as_ref().map(|engine| engine.verify_object(collection_of(pg), &object));
+        let bad = verified.into_iter().flatten().flat_map(|verified| verified.bad);
+        bad.into_iter().any(|bad| matches!(bad.error, ReadError::Device { .. }))
     }
 
     fn objects(&self) -> Vec<(CollectionId, holdfast_store::ObjectKey)> {

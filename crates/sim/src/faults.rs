@@ -13,6 +13,7 @@ use crate::config::{Config, Faults};
 use crate::cuts::Cut;
 use crate::front::FrontWork;
 use crate::monitor::POOL;
+use crate::node::Node;
 use crate::world::{Event, World};
 
 /// How often faults are drawn.
@@ -373,7 +374,7 @@ impl World {
     /// A write or a sync fails where all is whole otherwise. The store is not used again: the process ends, and the next run
     /// of the OSD has an empty disk.
     fn fail_disk(&mut self, victim: OsdId) {
-        if !self.nodes.iter().all(|node| node.running && node.booted) || !self.all_clean() {
+        if !self.nodes.iter().all(Node::is_up) || !self.all_clean() {
             return;
         }
         let (nodes, rng) = (&mut self.nodes, &mut self.rng);
@@ -473,7 +474,7 @@ impl World {
     /// last good copy.
     fn flip(&mut self) {
         let victim = self.rot_victim;
-        if self.nodes.iter().all(|node| node.running && node.booted) && self.all_clean() {
+        if self.nodes.iter().all(Node::is_up) && self.all_clean() {
             let (nodes, rng) = (&mut self.nodes, &mut self.rng);
             if let Some(node) = nodes.get_mut(victim.0 as usize) {
                 let kind = node.disk.rot(rng);
@@ -485,7 +486,7 @@ impl World {
     /// A sector with bytes of an object cannot be read any more, only where all is whole otherwise.
     fn spoil(&mut self) {
         let victim = self.rot_victim;
-        if self.nodes.iter().all(|node| node.running && node.booted) && self.all_clean() {
+        if self.nodes.iter().all(Node::is_up) && self.all_clean() {
             let (nodes, rng) = (&mut self.nodes, &mut self.rng);
             if nodes.get_mut(victim.0 as usize).is_some_and(|node| node.disk.spoil(rng)) {
                 self.counts.add(FaultKind::SectorUnreadable, 1);

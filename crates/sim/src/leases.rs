@@ -63,6 +63,7 @@ impl World {
             reply.outcome = ClientOutcome::Refused(RefusedReason::Busy);
         }
         let client = usize::try_from(reply_to.0).unwrap_or(usize::MAX);
+        self.note_told(client, &reply);
         if let Some(violation) = self.strictly_stale(osd, client, &reply) {
             self.violation = Some(format!("H2: {osd} {pg}: {violation}"));
         }

@@ -25,6 +25,7 @@ mod hunt;
 mod leases;
 mod monitor;
 mod node;
+mod overwhelmed;
 mod rifts;
 #[cfg(feature = "mutants")]
 mod rule;

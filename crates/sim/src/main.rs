@@ -125,6 +125,9 @@ fn mutants(mut words: impl Iterator<Item = String>) -> Result<ExitCode, String> 
 }
 
 fn print_violations(name: &str, summary: &Summary) {
+    if !summary.overwhelmed.is_empty() {
+        println!("{name}: more struck than copies survive in {:?}", summary.overwhelmed);
+    }
     for violation in &summary.violations {
         let text: String = violation.to_string().chars().take(SHOWN_MAX).collect();
         println!("{name}: {text}");
@@ -158,7 +161,7 @@ fn headline(arguments: &Arguments) -> ExitCode {
             total.seeds,
             total.violations.len()
         );
-        failed |= !total.violations.is_empty() || struck(&total) < arguments.seeds;
+        failed |= !total.violations.is_empty() || struck(&total) < arguments.seeds || total.is_overwhelmed_too_often();
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
@@ -190,6 +193,10 @@ fn main() -> ExitCode {
         println!("{name}: {summary}");
         if summary.seeds >= SEEDS_ENOUGH && !summary.unseen().is_empty() {
             println!("{name}: planned, but never struck: {:?}", summary.unseen());
+            failed = true;
+        }
+        if summary.is_overwhelmed_too_often() {
+            println!("{name}: that is too often");
             failed = true;
         }
         failed |= !summary.violations.is_empty();

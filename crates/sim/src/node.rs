@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use holdfast_map::{ClusterMap, PgMembers};
 use holdfast_osd::parts::{
-    CaughtUp, EarlyBeats, HeartbeatTable, Leases, Local, MapStep, PeerSpace, Slots, collection_of, may_be_part_of,
-    needed_maps, take_up,
+    CaughtUp, EarlyBeats, HeartbeatTable, Leases, Local, MapStep, PeerSpace, Slots, Standing, collection_of,
+    may_be_part_of, needed_maps, take_up,
 };
 use holdfast_pg::{Input, Limits, Outbox, Pg};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
@@ -24,8 +24,8 @@ pub(crate) struct Node {
     pub id: OsdId,
     pub incarnation: Incarnation,
     pub running: bool,
-    /// Whether a map has shown this run up.
-    pub booted: bool,
+    /// How this run stands by the maps that it has seen.
+    pub standing: Standing,
     pub disk: Disk,
     /// Counts crashes: what a dead process had under way is void.
     pub generation: u64,
@@ -83,7 +83,7 @@ impl Node {
             id,
             incarnation: Incarnation(0),
             running: false,
-            booted: false,
+            standing: Standing::Unseen,
             disk: Disk::format(id, 0, segments)?,
             generation: 0,
             pgs: BTreeMap::new(),
@@ -119,6 +119,11 @@ impl Node {
 
     pub fn epoch(&self) -> Epoch {
         self.step.map.epoch
+    }
+
+    /// Whether its process runs and the newest map that it has seen has it up.
+    pub fn is_up(&self) -> bool {
+        self.running && self.standing == Standing::Up
     }
 
     /// What its clock shows.
@@ -201,7 +206,7 @@ impl Node {
         now: Timestamp,
     ) -> Result<(Vec<Arc<MapStep>>, Epoch), String> {
         self.incarnation = incarnation;
-        (self.running, self.booted, self.powered) = (true, false, true);
+        (self.running, self.standing, self.powered) = (true, Standing::Unseen, true);
         self.pgs.clear();
         self.wakes.clear();
         self.stopped.clear();

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_osd::parts::{MapStep, leave_known};
+use holdfast_osd::parts::{MapStep, Standing, leave_known};
 use holdfast_pg::{Input, Outbox, Output, ReplyTo, Slot, answer_without_copy};
 use holdfast_store::SubmitError;
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId};
@@ -122,9 +122,11 @@ impl World {
             }
         }
         let waited = self.node(osd).waits_for_lease(pg);
+        let lacked = self.lacked(osd, pg);
         let outbox = self.node(osd).step_pg(now, pg, input);
         let waits = !waited && self.node(osd).waits_for_lease(pg);
         self.counts.add(FaultKind::LeaseWaitedOut, u64::from(waits));
+        self.judge_answers(osd, pg, &lacked, &outbox);
         self.perform(osd, pg, outbox);
     }
 
@@ -152,13 +154,19 @@ impl World {
                 self.trace(&format!("{osd} {pg} -> {output:?}"));
             }
             match output {
-                Output::Submit { txn, ops } => match self.node(osd).disk.submit(run, pg, txn, ops) {
-                    Ok(()) => self.schedule_commit(osd),
-                    Err(error) => {
-                        self.node(osd).stopped.insert(pg);
-                        self.not_taken(osd, &error);
+                Output::Submit { txn, ops } => {
+                    let changes = self.changes(osd, pg, &ops);
+                    match self.node(osd).disk.submit(run, pg, txn, ops) {
+                        Ok(()) => {
+                            self.changed(osd, changes);
+                            self.schedule_commit(osd);
+                        }
+                        Err(error) => {
+                            self.node(osd).stopped.insert(pg);
+                            self.not_taken(osd, &error);
+                        }
                     }
-                },
+                }
                 Output::Split { txn, mut ops, mut children } => {
                     leave_known(self.node(osd).disk.engine(), &mut ops, &mut children);
                     match self.node(osd).disk.submit(run, pg, txn, ops) {
@@ -384,10 +392,12 @@ impl World {
                 self.counts.add(FaultKind::MapSkipped, step.map.epoch.0 - before.next().0);
             }
             self.feed(osd, &step, true);
-            let shown = step.map.osds.get(&osd).map(|info| (info.up, info.incarnation));
-            if shown == Some((true, run)) {
-                self.node(osd).booted = true;
-            } else if self.node(osd).booted && self.is_run(osd, run) {
+            if !self.is_run(osd, run) {
+                return;
+            }
+            let node = self.node(osd);
+            node.standing = node.standing.by(&step.map, osd, run);
+            if node.standing == Standing::Over {
                 // Marked down while it runs: it joins as a new run, over the same open store.
                 self.stop(osd);
                 self.schedule(Duration::ZERO, Event::Restart { osd });
@@ -427,7 +437,7 @@ impl World {
     pub(crate) fn stop(&mut self, osd: OsdId) {
         let node = self.node(osd);
         node.running = false;
-        node.booted = false;
+        node.standing = Standing::Unseen;
         node.unperformed.clear();
     }
 
@@ -490,5 +500,39 @@ impl World {
                 self.monitors_hear(Monitor::boot(osd, run));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn a_run_that_came_up_and_went_down_unseen_joins_as_a_new_one() {
+        let mut world = World::new(1, Config::calm()).expect("a world");
+        for osd in (0..world.config.osds).map(OsdId) {
+            world.schedule(Duration::ZERO, Event::Restart { osd });
+        }
+        let run_for = |world: &mut World, time: Duration| world.run_until(world.now + time).expect("no violation");
+        run_for(&mut world, Duration::from_secs(2));
+        let victim = OsdId(1);
+        let first = world.node(victim).incarnation;
+        world.end_run(victim, first);
+        // The next run boots, and takes no map.
+        world.node(victim).lags_until = world.now + Duration::from_secs(4);
+        run_for(&mut world, Duration::from_secs(2));
+        let unseen = world.node(victim).incarnation;
+        let shown = |world: &World| world.monitor.map().osds.get(&victim).map(|info| (info.up, info.incarnation));
+        assert_eq!(shown(&world), Some((true, unseen)), "it is up");
+        assert!(!world.node(victim).is_up(), "and has not seen it");
+        // The first map that it takes is one in which it is down.
+        world.node(victim).skips = true;
+        world.command(MonCommand::OsdDown(victim));
+        assert_eq!(shown(&world), Some((false, unseen)));
+        run_for(&mut world, Duration::from_secs(4));
+        let next = world.node(victim).incarnation;
+        assert!(next > unseen && world.node(victim).is_up(), "{next} after {unseen}");
+        assert_eq!(shown(&world), Some((true, next)));
     }
 }

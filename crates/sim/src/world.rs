@@ -24,6 +24,7 @@ use crate::fence::Fencing;
 use crate::front::{self, Front, FrontEvent};
 use crate::monitor::Monitor;
 use crate::node::{Node, RATE};
+use crate::overwhelmed::Holdings;
 use crate::rifts::Rift;
 use crate::watch::Beat;
 
@@ -69,6 +70,8 @@ pub struct Report {
     pub copies_scrubbed: u64,
     /// Most maps within ten seconds.
     pub maps_most: u64,
+    /// Whether something could not be read for want of any copy that could have been kept: see `overwhelmed`.
+    pub overwhelmed: bool,
 }
 
 /// A broken promise.
@@ -261,6 +264,8 @@ pub(crate) struct World {
     pub last_cut: Timestamp,
     /// The newest version of each object that an OSD has acknowledged, and which.
     pub acknowledged: BTreeMap<ObjectName, (LogVersion, OsdId)>,
+    /// What became of each copy, in a world whose sectors go bad.
+    pub holdings: Option<Holdings>,
     pub leases_granted: u64,
     /// By OSD and placement group the last epoch that was looked at, and where its interval began.
     pub beginnings: BTreeMap<(OsdId, PgId), (Epoch, Epoch)>,
@@ -299,7 +304,7 @@ pub fn run(seed: u64, config: &Config) -> Result<Report, Violation> {
 }
 
 impl World {
-    fn new(seed: u64, config: Config) -> Result<World, String> {
+    pub(crate) fn new(seed: u64, config: Config) -> Result<World, String> {
         // The first is the slowest. No two differ by more than what `LEASE_GRANTED` allows for, and these nearly by that.
         let rates = [914, 1_096, RATE, 960, 1_040];
         let rate = |id: u32| if config.skewed_clocks { rates[id as usize % rates.len()] } else { RATE };
@@ -334,6 +339,7 @@ impl World {
             put_out: BTreeSet::new(),
             last_cut: Timestamp::ZERO,
             acknowledged: BTreeMap::new(),
+            holdings: (config.faults.bad_sectors_per_second > 0.0).then(Holdings::default),
             leases_granted: 0,
             beginnings: BTreeMap::new(),
             syncing: BTreeSet::new(),
@@ -371,7 +377,8 @@ impl World {
         violations.extend(self.monitor.check_replay().err());
         violations.extend(self.check_fronts());
         violations.retain(|violation| !self.is_off(violation));
-        violations.extend(check::check(&self.history, self.config.off));
+        let excused = |request| self.holdings.as_ref().is_some_and(|holdings| holdings.excuses(request));
+        violations.extend(check::check(&self.history, excused, self.config.off));
         if violations.is_empty() { Ok(self.into_report()) } else { Err(violations) }
     }
 
@@ -392,6 +399,7 @@ impl World {
             faults: self.counts,
             copies_scrubbed: self.copies_scrubbed,
             maps_most: self.maps_most,
+            overwhelmed: self.holdings.as_ref().is_some_and(Holdings::excused),
         }
     }
 
@@ -729,7 +737,8 @@ impl World {
             ClientOutcome::Refused(_) => true,
             ClientOutcome::Done { .. } | ClientOutcome::Failed { .. } => false,
         };
-        if let Err(violation) = self.clients[client].answered(reply, now, &mut self.history) {
+        let dups_max = self.config.limits.dups_max;
+        if let Err(violation) = self.clients[client].answered(reply, now, dups_max, &mut self.history) {
             self.violation = Some(format!("L1: {violation}"));
         } else if again {
             let after = self.delay();
@@ -775,20 +784,31 @@ impl World {
     }
 
     pub(crate) fn settle(&mut self) -> Result<(), String> {
+        if let Some(holdings) = &mut self.holdings {
+            holdings.lost.clear();
+        }
         let end = self.now + SETTLE_MAX;
         while self.now < end {
             let next = self.now + Duration::from_millis(500);
             self.run_until(next)?;
-            let answered = self.clients.iter().all(|client| client.outstanding() == 0);
-            let fenced = self.fencing.as_ref().is_none_or(Fencing::is_settled);
-            let booted = self.nodes.iter().all(|node| node.booted || self.gone.contains(&node.id));
-            let rested = self.front.as_ref().is_none_or(Front::is_idle);
-            if answered && fenced && rested && booted && self.all_clean() && self.strays().is_empty() {
+            if self.is_at_rest() && self.all_clean() {
                 return Ok(());
             }
         }
+        if self.is_at_rest() && self.is_clean_but_for_the_lost() {
+            return Ok(());
+        }
         let violation = format!("L1: not settled after {SETTLE_MAX:?}: {}", self.explain());
         if self.is_off(&violation) { Ok(()) } else { Err(violation) }
+    }
+
+    /// Whether all has been answered, and all is up and where it belongs.
+    fn is_at_rest(&self) -> bool {
+        let answered = self.clients.iter().all(|client| client.outstanding() == 0);
+        let fenced = self.fencing.as_ref().is_none_or(Fencing::is_settled);
+        let booted = self.nodes.iter().all(|node| node.is_up() || self.gone.contains(&node.id));
+        let rested = self.front.as_ref().is_none_or(Front::is_idle);
+        answered && fenced && rested && booted && self.strays().is_empty()
     }
 
     /// Some OSDs end for good. In time they go out, and all is clean without them.
@@ -833,7 +853,7 @@ impl World {
         }
         lines.extend(self.front.iter().flat_map(Front::explain));
         for node in &self.nodes {
-            if !node.booted {
+            if !node.is_up() {
                 lines.push(format!("{} is not up (process runs: {})", node.id, node.running));
             }
             let primaries = node.pgs.values().filter(|pg| pg.is_primary());

@@ -17,6 +17,8 @@ use crate::world;
 
 /// How long one try waits.
 const TRY_TIMEOUT: Duration = Duration::from_millis(2_500);
+/// The same in haste ([`world::is_haste`]).
+const HASTY_TIMEOUT: Duration = Duration::from_millis(40);
 /// A client that got no answer in this long asks something else; what came of its request stays unknown.
 const GIVE_UP: Duration = Duration::from_secs(12);
 /// A monitor that has heard of no majority for so long says nothing about maps: 4 s, looked at once a second in
@@ -48,7 +50,8 @@ impl Client {
     pub(crate) async fn run(mut self, until: u64, pause_ms: u64) -> Client {
         while runtime::true_nanos() < until {
             self.once().await;
-            SimRuntime::sleep(Duration::from_millis(runtime::random() % pause_ms.max(1))).await;
+            let pause_ms = if world::is_haste() { 5 } else { pause_ms.max(1) };
+            SimRuntime::sleep(Duration::from_millis(runtime::random() % pause_ms)).await;
         }
         self
     }
@@ -189,7 +192,7 @@ impl Client {
         let mut first = true;
         loop {
             let any = 1 + usize::try_from(runtime::random()).unwrap_or(0) % world::monitors();
-            let to = self.leader.unwrap_or(any);
+            let to = self.leader.filter(|_| !world::is_haste()).unwrap_or(any);
             if !std::mem::take(&mut first) {
                 world::count("requests-resent");
             }
@@ -205,7 +208,8 @@ impl Client {
                 Some(Ok(reply)) => return reply,
                 Some(Err(error)) => return MonReply::Failed(error),
             }
-            SimRuntime::sleep(Duration::from_millis(20 + runtime::random() % 200)).await;
+            let pause_ms = if world::is_haste() { 1 } else { 20 + runtime::random() % 200 };
+            SimRuntime::sleep(Duration::from_millis(pause_ms)).await;
         }
     }
 
@@ -216,7 +220,8 @@ impl Client {
             let request = request.clone();
             async move { member.execute(request).await }
         });
-        SimRuntime::timeout(TRY_TIMEOUT, asked).await.ok()?.ok()
+        let patience = if world::is_haste() { HASTY_TIMEOUT } else { TRY_TIMEOUT };
+        SimRuntime::timeout(patience, asked).await.ok()?.ok()
     }
 }
 

@@ -16,6 +16,7 @@ pub(crate) enum Fault {
     Partition,
     OneWay,
     Isolation,
+    LeaderAlone,
     Lossy,
     Slow,
     Duplicates,
@@ -41,10 +42,11 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// All kinds.
-    pub(crate) const ALL: [Fault; 24] = [
+    pub(crate) const ALL: [Fault; 25] = [
         Fault::Partition,
         Fault::OneWay,
         Fault::Isolation,
+        Fault::LeaderAlone,
         Fault::Lossy,
         Fault::Slow,
         Fault::Duplicates,
@@ -70,10 +72,11 @@ impl Fault {
 }
 
 /// The counts that a campaign must not find at zero.
-pub(crate) const COUNTED: [&str; 32] = [
+pub(crate) const COUNTED: [&str; 33] = [
     "partition",
     "one-way-partition",
     "isolation",
+    "leader-alone",
     "message-blocked",
     "message-lost",
     "message-late",
@@ -172,6 +175,7 @@ async fn strike(kind: Fault) {
             world::count("isolation");
             block(cut.flat_map(|other| [(node, other), (other, node)]).collect(), some_time(500, 9_000));
         }
+        Fault::LeaderAlone => leave_alone().await,
         Fault::Lossy => bad_net(|net| net.loss = 20 + below(280)),
         Fault::Slow => bad_net(|net| {
             net.late = 100 + below(900);
@@ -282,6 +286,25 @@ fn cut_all(first: Option<NodeId>, told: Option<bool>) {
             None => world::boot_in(node, some_time(10, 2_000)),
         }
     }
+}
+
+/// The others lose the leader and start again at once: they remember no lease that they granted it. Clients reach all, and
+/// ask all the time: what the others acknowledge, the old leader must not deny.
+async fn leave_alone() {
+    let Some((leader, _)) = world::leader() else { return };
+    let others: Vec<NodeId> = (1..=world::monitors()).filter(|other| *other != leader).collect();
+    world::count("leader-alone");
+    world::set_haste(true);
+    SimRuntime::sleep(Duration::from_millis(100)).await; // what was asked with patience is answered
+    block(ways(&[leader], &others), some_time(600, 3_000));
+    for node in others {
+        if runtime::is_alive(node) {
+            world::kill(node, Crash::Kill);
+            world::boot_in(node, Duration::from_millis(1));
+        }
+    }
+    SimRuntime::sleep(Duration::from_millis(800)).await;
+    world::set_haste(false);
 }
 
 /// All ways between two sides.

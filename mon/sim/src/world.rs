@@ -73,6 +73,8 @@ struct Seen {
     epochs: Vec<(u64, Epoch)>,
     /// Whether some monitors may have lost their seats.
     reshaped: bool,
+    /// See [`is_haste`].
+    haste: bool,
     /// Whether there is a cluster with more than its first entry.
     formed: bool,
 }
@@ -89,6 +91,7 @@ pub(crate) fn make(monitors: usize, limits: LogLimits, traced: bool) {
         leaders: BTreeSet::new(),
         epochs: Vec::new(),
         reshaped: false,
+        haste: false,
         formed: false,
     };
     let disks = (0..=monitors).map(|_| Arc::default()).collect();
@@ -479,4 +482,14 @@ pub(crate) fn leader() -> Option<(NodeId, Arc<Member<Sim>>)> {
         leadership.is_self.then_some((leadership.term, node, member))
     });
     leading.max_by_key(|(term, ..)| *term).map(|(_, node, member)| (node, member))
+}
+
+/// Whether clients ask at once and all over again, whomever they find: for moments in which two monitors might lead.
+pub(crate) fn is_haste() -> bool {
+    seen(|seen| seen.haste)
+}
+
+/// See [`is_haste`].
+pub(crate) fn set_haste(haste: bool) {
+    seen(|seen| seen.haste = haste);
 }

@@ -238,6 +238,7 @@ impl Pg {
                 && !self.holding.missing.contains(key)
                 && !active.recovery.unnamed.is_asking(key)
                 && !active.is_uncommitted(key)
+                && !active.recovery.is_landing(key)
                 && !step.touched.contains(key)
         };
         let ready = |wanted: Differs| {

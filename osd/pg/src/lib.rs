@@ -16,6 +16,7 @@ mod backfill;
 mod clients;
 mod exec;
 mod follower;
+mod inspect;
 mod intervals;
 mod key;
 mod lease;
@@ -42,6 +43,7 @@ pub use api::{
     Input, Limits, LoadError, LocalObjects, OBJECT_BYTES_MAX, Outbox, Output, ReadError, ReplyTo, RowsPage,
     ScrubLimits, Slot, StoreOp, TxnId, VERSION_ATTR, WRITE_RESULT_BYTES_MAX,
 };
+pub use inspect::version_held;
 pub use key::ObjectKey;
 pub use lease::{Granted, LEASE, LEASE_GRANTED};
 pub use pg::{EPOCHS_AHEAD_MAX, Pg, answer_without_copy};

@@ -20,6 +20,7 @@
 //! (`Active::is_degraded`); a delete does not wait for a copy that has no room, nor for an object that nobody can read.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use holdfast_types::{LogVersion, OsdId, Timestamp};
@@ -108,6 +109,8 @@ pub(crate) struct Recovery {
     pushing: BTreeMap<ObjectKey, BTreeSet<OsdId>>,
     /// Objects that clients wait for.
     urgent: BTreeSet<ObjectKey>,
+    /// Up to where these were looked at last, when they are more than one look takes.
+    urgent_after: Option<ObjectKey>,
     /// Objects that nobody who is up has.
     unfound: BTreeSet<ObjectKey>,
     /// Objects that were fetched and are not durable here yet.
@@ -132,6 +135,16 @@ impl Recovery {
         if !self.unfound.contains(key) {
             self.urgent.insert(key.clone());
         }
+    }
+
+    /// The next objects that clients wait for. What stands in front and cannot be helped for long hides nothing behind it.
+    fn next_urgent(&mut self, now: Timestamp) -> Vec<ObjectKey> {
+        let after = self.urgent_after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let behind = self.urgent.range::<ObjectKey, _>((after, Bound::Unbounded));
+        let worth_a_try = behind.filter(|key| !self.had_no_room_here(key, now));
+        let next: Vec<ObjectKey> = worth_a_try.take(LOOK_MAX).cloned().collect();
+        self.urgent_after = next.last().filter(|_| next.len() == LOOK_MAX).cloned();
+        next
     }
 
     pub fn is_pushing(&self, key: &ObjectKey) -> bool {
@@ -308,9 +321,10 @@ impl Pg {
         if active.recovery.urgent.is_empty() {
             return;
         }
-        let recovery = &active.recovery;
-        let worth_a_try = recovery.urgent.iter().filter(|key| !recovery.had_no_room_here(key, step.now));
-        let urgent: Vec<ObjectKey> = worth_a_try.take(LOOK_MAX).cloned().collect();
+        let urgent = active.recovery.next_urgent(step.now);
+        if active.recovery.urgent_after.is_some() {
+            self.tick_within(TICK, step);
+        }
         let max = self.limits.transfers_max + URGENT_MAX;
         for key in urgent {
             let Some(active) = self.active() else { return };
@@ -361,7 +375,8 @@ impl Pg {
             // For a moment only.
             let waits = |key: &ObjectKey| {
                 let told = active.backfill.as_ref().is_some_and(|backfill| backfill.tells_lack(*osd, key));
-                told || active.is_uncommitted(key) || step.touched.contains(key) || recovery.unnamed.is_asking(key)
+                let on_its_way = recovery.is_landing(key) || recovery.unnamed.is_asking(key);
+                told || active.is_uncommitted(key) || on_its_way || step.touched.contains(key)
             };
             let ready = |key: &ObjectKey| {
                 !self.holding.missing.contains(key)
@@ -508,7 +523,8 @@ impl Pg {
     }
 
     /// An object is here, and not yet for good. Until it is, nobody builds on it (V5): a write that reaches a replica
-    /// replaces the copy that it was fetched from, and a crash here would then leave none.
+    /// replaces the copy that it was fetched from, and so does sending it to one that is being filled; a crash here would
+    /// then leave none.
     fn object_fetched(&mut self, key: ObjectKey, step: &mut Step<'_>) {
         if let Some(active) = self.active() {
             active.recovery.landing.insert(key.clone());
@@ -532,7 +548,8 @@ impl Pg {
         let Some(lack) = active.peers.get(&to).and_then(|peer| peer.missing.get(key)) else { return };
         let recovery = &active.recovery;
         let told = active.backfill.as_ref().is_some_and(|backfill| backfill.tells_lack(to, key));
-        let waits = told || active.is_uncommitted(key) || recovery.unnamed.is_asking(key);
+        let on_its_way = recovery.is_landing(key) || recovery.unnamed.is_asking(key);
+        let waits = told || active.is_uncommitted(key) || on_its_way;
         if waits || recovery.is_pushing_to(key, to) || recovery.has_no_room(to, key, step.now) {
             return;
         }
@@ -738,5 +755,26 @@ impl Pg {
     /// The present version of the own copy of an object; zero when there is none.
     pub(crate) fn own_version(&self, key: &ObjectKey, step: &Step<'_>) -> LogVersion {
         exec::stored_version(step.store, key).unwrap_or(LogVersion::ZERO)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_types::ObjectName;
+
+    use super::*;
+
+    #[test]
+    fn urgent_objects_that_cannot_be_helped_hide_none_behind_them() {
+        let mut recovery = Recovery::default();
+        let all: BTreeSet<ObjectKey> = (0..2 * LOOK_MAX + 9)
+            .map(|number| ObjectKey::of(&ObjectName::new(format!("object-{number}")).expect("a name")))
+            .collect();
+        all.iter().for_each(|key| recovery.hurry(key));
+        let mut look = || recovery.next_urgent(Timestamp::ZERO);
+        let looks: Vec<Vec<ObjectKey>> = (0..4).map(|_| look()).collect();
+        assert!(looks.iter().all(|look| look.len() <= LOOK_MAX));
+        assert_eq!(looks[..3].concat(), all.into_iter().collect::<Vec<_>>());
+        assert_eq!(looks[3], looks[0], "and then from the beginning");
     }
 }

@@ -102,6 +102,11 @@ pub(crate) fn put_log(entry: &LogEntry) -> StoreOp {
     StoreOp::PutMeta { key: Bytes::copy_from_slice(&log_key(entry.version)), value: value(entry) }
 }
 
+/// The entry of a row, if it is one of the log.
+pub(crate) fn parse_log(key: &[u8], value: &[u8]) -> Option<LogEntry> {
+    key.starts_with(&[LOG]).then(|| parse("log", value).ok()).flatten()
+}
+
 /// Deletes all log rows after `version`.
 pub(crate) fn delete_log_after(version: LogVersion) -> StoreOp {
     StoreOp::DeleteMetaRange {

@@ -150,7 +150,7 @@ fn append() -> Vec<ObjectOp> {
     vec![ObjectOp::Append { data: bytes::Bytes::from_static(b"x").into() }]
 }
 
-fn entry(counter: u64, object: &str, payload: usize) -> LogEntry {
+pub(crate) fn entry(counter: u64, object: &str, payload: usize) -> LogEntry {
     LogEntry {
         version: LogVersion { epoch: Epoch(1), counter },
         prior_version: LogVersion::ZERO,
@@ -382,6 +382,7 @@ fn a_placement_group_whose_only_worry_is_an_unfound_object_is_idle() {
     let unreadable = |(_, outcome): &(u64, ClientOutcome)| matches!(outcome, ClientOutcome::Failed { .. });
     assert_eq!(alone.take_replies().iter().filter(|reply| unreadable(reply)).count(), 2);
     assert!(!alone.pg.active().unwrap().recovery.is_busy());
+    assert_eq!(alone.pg.lacks_only().map(|lacked| lacked.into_keys().collect()), Some(vec![key]));
 }
 
 #[test]

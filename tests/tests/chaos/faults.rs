@@ -20,8 +20,8 @@ const LOSS: Duration = Duration::from_secs(10);
 const NO_MAJORITY: Duration = Duration::from_secs(8);
 /// Until the load has written a segment of 16 MiB to the full disk, on a slow machine.
 const FULL_NOTICE_LIMIT: Duration = Duration::from_secs(90);
-/// So many operations answered while a disk has no room to spare, and nothing shown of it: it needed none.
-const ANSWERS_UNNOTICED: u64 = 1_000;
+/// So many PUTs acknowledged while a disk has no room to spare, and nothing shown of it: it needed none.
+const STORED_UNNOTICED: u64 = 400;
 /// A segment of a device file is 16 MiB here.
 const LESS_THAN_A_SEGMENT: u64 = 12 << 20;
 /// A process whose syncs fail must have ended within this: the load syncs all the time.
@@ -207,7 +207,7 @@ async fn disk_full(field: &mut Field, load: &Load, random: &mut SmallRng) -> any
     let left = if random.random_bool(0.5) { 0 } else { LESS_THAN_A_SEGMENT };
     *load.full_until.lock() = Some(Instant::now() + FULL_NOTICE_LIMIT + NOTICE_LIMIT);
     field.fill(left)?;
-    let (before, since) = (load.answered.load(Ordering::Relaxed), Instant::now());
+    let (before, since) = (load.stored.load(Ordering::Relaxed), Instant::now());
     let full = |report: &holdfast_wire::mon::StatusReport| {
         report.checks.iter().any(|check| check.code.contains("FULL") || check.code == "OSD_DOWN")
     };
@@ -222,7 +222,7 @@ async fn disk_full(field: &mut Field, load: &Load, random: &mut SmallRng) -> any
     let words = match words {
         Ok(words) => words,
         // Its log has lived on the segments that it had, and cleaned them: then all was served.
-        Err(_) if load.answered.load(Ordering::Relaxed) - before >= ANSWERS_UNNOTICED => "not noticed".to_owned(),
+        Err(_) if load.stored.load(Ordering::Relaxed) - before >= STORED_UNNOTICED => "not noticed".to_owned(),
         Err(error) => anyhow::bail!("{OSD_ON_LOOP} has no room: {error}"),
     };
     // It must be written to again, with no step but the room.

@@ -36,6 +36,10 @@ pub struct Group {
     /// Whose messages to others are lost.
     pub silent: BTreeSet<usize>,
     pub sent: Vec<(usize, usize, PeerMessage)>,
+    /// Whose devices take their time: nothing that these submit becomes durable.
+    pub unsynced: BTreeSet<usize>,
+    /// What is not durable yet.
+    pub submitted: Vec<(usize, Input)>,
     pub answers: Vec<(ReplyTo, ClientOutcome)>,
     pub damaged: usize,
     pub repaired: usize,
@@ -95,6 +99,8 @@ impl Group {
             inputs: VecDeque::new(),
             silent: BTreeSet::new(),
             sent: Vec::new(),
+            unsynced: BTreeSet::new(),
+            submitted: Vec::new(),
             answers: Vec::new(),
             damaged: 0,
             repaired: 0,
@@ -163,7 +169,11 @@ impl Group {
             Output::Submit { txn, ops } => {
                 assert!(self.nodes[id].store.takes(&ops), "osd {id} changes what cannot be read: {ops:?}");
                 self.nodes[id].store.apply(&ops);
-                self.inputs.push_back((id, Input::Durable(txn)));
+                if self.unsynced.contains(&id) {
+                    self.submitted.push((id, Input::Durable(txn)));
+                } else {
+                    self.inputs.push_back((id, Input::Durable(txn)));
+                }
             }
             Output::Send { to, message } => {
                 let message = Arc::unwrap_or_clone(message);
@@ -209,6 +219,12 @@ impl Group {
             Output::CopyRepaired => self.repaired += 1,
             _ => {}
         }
+    }
+
+    /// All that was submitted becomes durable.
+    pub fn sync(&mut self) {
+        self.unsynced.clear();
+        self.inputs.extend(self.submitted.drain(..));
     }
 
     pub fn pass(&mut self, time: Duration) {

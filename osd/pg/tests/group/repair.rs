@@ -6,7 +6,7 @@ use bytes::Bytes;
 use holdfast_map::ScrubKind;
 use holdfast_pg::{Input, Limits, ObjectKey};
 use holdfast_types::{Epoch, Incarnation};
-use holdfast_wire::peer::{Notice, PeerBody, PeerMessage};
+use holdfast_wire::peer::{Notice, PeerBody, PeerMessage, Push, PushWhat};
 use holdfast_wire::{Blob, ClientOutcome, Effect, ObjectOp};
 
 use crate::group::{Group, PG, content, is_unreadable, name, osd, short_log, shows};
@@ -364,4 +364,25 @@ fn a_member_that_is_told_to_change_what_it_lacks_has_the_primary_peer_again() {
         *from == 2 && matches!(message.body, PeerBody::NotActivated { .. })
     };
     assert!(group.sent.iter().any(lost_track));
+}
+
+#[test]
+fn what_was_fetched_is_sent_to_nobody_before_it_is_durable() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("old");
+    group.members.up = vec![osd(0), osd(1), osd(3)];
+    group.publish();
+    group.pause_on = Some(|body| matches!(body, PeerBody::BackfillDigest(_)));
+    group.run();
+    // One copy is left: another member lacks it, too, and a third one is being filled.
+    group.rot(0, "old", true);
+    group.rot(1, "old", true);
+    group.unsynced.insert(0);
+    group.pass(Duration::from_secs(5));
+    assert!(group.is_whole(0, "old"), "it is there, until the power fails");
+    let of_it = |body: &PeerBody| matches!(body, PeerBody::Push(Push { what: PushWhat::Piece(piece), .. }) if piece.object == name("old"));
+    assert!(!group.sent.iter().any(|(_, _, message)| of_it(&message.body)), "B3, V5");
+    group.sync();
+    group.run_until_clean();
+    assert!([0, 1, 3].iter().all(|id| group.is_whole(*id, "old")));
 }

@@ -1,0 +1,406 @@
+//! Objects that were struck more than copies written in place survive (docs/adr/0010): what the simulator itself knows of each
+//! copy of each version, and the judgement by it.
+//!
+//! An object that no copy can give breaks a promise, unless nothing could have kept it. That is judged by what was submitted to
+//! the stores and by what the simulator did to the disks, never by the word of an OSD but for the version that it needs. It is
+//! asked only in worlds whose sectors go bad.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holdfast_pg::{ObjectKey, Output, ReplyTo, StoreOp};
+use holdfast_types::{LogVersion, ObjectName, OsdId, PgId, RequestId};
+use holdfast_wire::peer::EntryKind;
+use holdfast_wire::{ClientOutcome, ClientReply, OpError};
+
+use crate::disk::Disk;
+use crate::node::Node;
+use crate::world::World;
+
+/// What has become of a copy of a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// The simulator made a sector of it unreadable, or its disk was given up.
+    Struck,
+    /// This later write was carried out over it.
+    Replaced(LogVersion),
+    /// It is whole, or nothing explains why it is not there any more.
+    Unexplained,
+}
+
+/// Whether an object was struck more than copies survive: each copy there ever was of the version that is needed was struck, or
+/// replaced by a write that was taken back; and at least one was struck, for writes alone must never cost the last copy.
+///
+/// `told` is the newest version that a client was told of. What replaced a copy was taken back, or it would be what is needed;
+/// that is right only if nobody was told of it.
+pub(crate) fn is_overwhelmed(needed: LogVersion, told: LogVersion, fates: &[Fate]) -> bool {
+    let explained = |fate: &Fate| match fate {
+        Fate::Struck => true,
+        Fate::Replaced(by) => *by > needed,
+        Fate::Unexplained => false,
+    };
+    told <= needed && fates.contains(&Fate::Struck) && fates.iter().all(explained)
+}
+
+/// How a disk ceased to hold a version of an object.
+#[derive(Debug, Clone, Copy)]
+struct End {
+    /// The write that was carried out over it; `None`: it was removed otherwise.
+    by: Option<LogVersion>,
+    /// Whether a sector of it could not be read then.
+    struck: bool,
+}
+
+/// A disk in one of its lives.
+type Life = (OsdId, u8);
+
+/// What a transaction does to one object.
+#[derive(Debug)]
+pub(crate) struct Change {
+    key: ObjectKey,
+    /// The version that the disk ceases to hold.
+    ends: Option<(LogVersion, End)>,
+    /// The version that it holds from then on.
+    begins: Option<LogVersion>,
+}
+
+/// Each copy of each version that there ever was, and what the clients were told.
+#[derive(Debug, Default)]
+pub(crate) struct Holdings {
+    copies: BTreeMap<ObjectKey, BTreeMap<LogVersion, BTreeMap<Life, Option<End>>>>,
+    told: BTreeMap<ObjectKey, LogVersion>,
+    /// Requests that were told that no copy can be read, and whether that was so by this judgement each time.
+    unreadable: BTreeMap<RequestId, bool>,
+    /// Objects that are lost in the end.
+    pub lost: BTreeSet<ObjectKey>,
+}
+
+/// What a transaction does to the objects of a placement group, seen just before it is submitted.
+fn changes(disk: &Disk, pg: PgId, ops: &[StoreOp]) -> Vec<Change> {
+    let objects: BTreeSet<&ObjectKey> = ops
+        .iter()
+        .filter_map(|op| match op {
+            StoreOp::Object { key, .. } => Some(key),
+            _ => None,
+        })
+        .collect();
+    let given: BTreeMap<&ObjectKey, LogVersion> = ops.iter().filter_map(StoreOp::version_given).collect();
+    let deleted = |key: &ObjectKey| {
+        let entries = ops.iter().filter_map(StoreOp::entry_logged);
+        let deletes = entries.filter(|entry| entry.kind == EntryKind::Delete && ObjectKey::of(&entry.object) == *key);
+        deletes.map(|entry| entry.version).max()
+    };
+    let change = |key: &ObjectKey| {
+        let begins = given.get(key).copied();
+        let held = disk.version_of(pg, key).filter(|held| Some(*held) != begins);
+        let end = || End { by: begins.or_else(|| deleted(key)), struck: disk.has_bad_sector(pg, key) };
+        Change { key: key.clone(), ends: held.map(|held| (held, end())), begins }
+    };
+    objects.into_iter().map(change).collect()
+}
+
+impl Holdings {
+    fn note(&mut self, life: Life, changes: Vec<Change>) {
+        for Change { key, ends, begins } in changes {
+            let versions = self.copies.entry(key).or_default();
+            for (version, end) in
+                ends.map(|(held, end)| (held, Some(end))).into_iter().chain(begins.map(|new| (new, None)))
+            {
+                versions.entry(version).or_default().insert(life, end);
+            }
+        }
+    }
+
+    fn told(&mut self, object: &ObjectName, version: LogVersion) {
+        let told = self.told.entry(ObjectKey::of(object)).or_default();
+        *told = version.max(*told);
+    }
+
+    fn fates(&self, nodes: &[Node], key: &ObjectKey, version: LogVersion) -> Vec<Fate> {
+        let copies = self.copies.get(key).and_then(|versions| versions.get(&version));
+        copies.into_iter().flatten().map(|(life, end)| fate(nodes, *life, key, version, *end)).collect()
+    }
+
+    /// Whether there was more to this object than copies survive: see [`is_overwhelmed`]. Nor may there be a whole copy of an
+    /// older version that would have done, since nobody was told of a newer one.
+    fn judge(&self, nodes: &[Node], key: &ObjectKey, needed: LogVersion) -> bool {
+        let told = self.told.get(key).copied().unwrap_or_default();
+        let would_do = |version: &LogVersion| (told..needed).contains(version);
+        let held: Vec<LogVersion> = self.copies.get(key).into_iter().flat_map(BTreeMap::keys).copied().collect();
+        let older = held.iter().filter(|version| would_do(version));
+        let whole = older.flat_map(|version| self.fates(nodes, key, *version)).any(|fate| fate == Fate::Unexplained);
+        !whole && is_overwhelmed(needed, told, &self.fates(nodes, key, needed))
+    }
+
+    /// Whether each answer to a request that said that no copy can be read was right.
+    pub fn excuses(&self, request: RequestId) -> bool {
+        self.unreadable.get(&request).copied().unwrap_or(false)
+    }
+
+    /// Whether anything was excused.
+    pub fn excused(&self) -> bool {
+        !self.lost.is_empty() || self.unreadable.values().any(|excused| *excused)
+    }
+}
+
+/// What has become of the copy that a disk held in one of its lives.
+fn fate(nodes: &[Node], (osd, life): Life, key: &ObjectKey, version: LogVersion, end: Option<End>) -> Fate {
+    let Some(node) = nodes.get(osd.0 as usize) else { return Fate::Unexplained };
+    let given_up = life < node.life || node.disk_failed;
+    if !given_up {
+        if !node.disk.is_open() {
+            return Fate::Unexplained;
+        }
+        // What the disk holds now comes first: a crash may have taken back what replaced it.
+        let copies = node.disk.pgs().into_iter().filter(|pg| node.disk.version_of(*pg, key) == Some(version));
+        let struck: Vec<bool> = copies.map(|pg| node.disk.has_bad_sector(pg, key)).collect();
+        if !struck.is_empty() {
+            return if struck.contains(&false) { Fate::Unexplained } else { Fate::Struck };
+        }
+    }
+    match end {
+        Some(End { struck: true, .. }) => Fate::Struck,
+        Some(End { by: Some(by), .. }) => Fate::Replaced(by),
+        None if given_up => Fate::Struck,
+        Some(End { by: None, .. }) | None => Fate::Unexplained,
+    }
+}
+
+impl World {
+    /// What a transaction is about to do, if anybody wants to know.
+    pub(crate) fn changes(&self, osd: OsdId, pg: PgId, ops: &[StoreOp]) -> Vec<Change> {
+        let node = self.nodes.get(osd.0 as usize).filter(|_| self.holdings.is_some());
+        node.map(|node| changes(&node.disk, pg, ops)).unwrap_or_default()
+    }
+
+    /// It was taken.
+    pub(crate) fn changed(&mut self, osd: OsdId, changes: Vec<Change>) {
+        let life = (osd, self.node(osd).life);
+        if let Some(holdings) = &mut self.holdings {
+            holdings.note(life, changes);
+        }
+    }
+
+    /// Notes what an answer tells of an object.
+    pub(crate) fn note_told(&mut self, client: usize, reply: &ClientReply) {
+        let ClientOutcome::Done { version, .. } = &reply.outcome else { return };
+        let asked = self.clients.get(client).and_then(|client| client.asked(reply.id.tid, &self.history));
+        if let (Some((object, _)), Some(holdings)) = (asked, &mut self.holdings) {
+            holdings.told(&object, *version);
+        }
+    }
+
+    /// What a placement group lacks, if anybody wants to know.
+    pub(crate) fn lacked(&self, osd: OsdId, pg: PgId) -> BTreeMap<ObjectKey, LogVersion> {
+        let copy = self.holdings.as_ref().and_then(|_| self.nodes.get(osd.0 as usize)?.pgs.get(&pg));
+        copy.map(holdfast_pg::Pg::lacked).unwrap_or_default()
+    }
+
+    /// Judges the answers of a step that no copy can be read, before anything that followed them in that step is done.
+    /// `before` is what the placement group lacked when it began.
+    pub(crate) fn judge_answers(
+        &mut self,
+        osd: OsdId,
+        pg: PgId,
+        before: &BTreeMap<ObjectKey, LogVersion>,
+        outbox: &[Output],
+    ) {
+        let unreadable = |output: &Output| match output {
+            Output::Reply { reply_to, reply, .. } => {
+                let failed = matches!(reply.outcome, ClientOutcome::Failed { error: OpError::Unreadable, .. });
+                failed.then_some((*reply_to, reply.id))
+            }
+            _ => None,
+        };
+        let answers: Vec<(ReplyTo, RequestId)> = outbox.iter().filter_map(unreadable).collect();
+        if answers.is_empty() || self.holdings.is_none() {
+            return;
+        }
+        let after = self.lacked(osd, pg);
+        for (reply_to, request) in answers {
+            let client = usize::try_from(reply_to.0).ok().and_then(|client| self.clients.get(client));
+            let asked = client.and_then(|client| client.asked(request.tid, &self.history));
+            let Some((key, holdings)) = asked.map(|(object, _)| ObjectKey::of(&object)).zip(self.holdings.as_mut())
+            else {
+                continue; // it was answered before
+            };
+            // A delete that follows in this step lets nobody lack it any more.
+            let needed = match (before.get(&key), after.get(&key)) {
+                (Some(before), Some(after)) if before != after => None,
+                (Some(needed), _) | (None, Some(needed)) => Some(*needed),
+                (None, None) => None,
+            };
+            let right = needed.is_some_and(|needed| holdings.judge(&self.nodes, &key, needed));
+            holdings.unreadable.entry(request).and_modify(|before| *before &= right).or_insert(right);
+        }
+    }
+
+    /// Whether all placement groups are clean but for objects that were struck more than copies survive; these are lost.
+    pub(crate) fn is_clean_but_for_the_lost(&mut self) -> bool {
+        let Some(holdings) = &self.holdings else { return false };
+        let newest = self.monitor.newest();
+        let mut lost = BTreeSet::new();
+        for pg in self.monitor.pgs() {
+            let primary = newest.members_of(pg).primary().and_then(|osd| self.nodes.get(osd.0 as usize));
+            let Some(core) = primary.filter(|node| node.running).and_then(|node| node.pgs.get(&pg)) else {
+                return false;
+            };
+            if core.epoch() != newest.map.epoch {
+                return false;
+            }
+            if core.report().state.clean {
+                continue;
+            }
+            let Some(lacked) = core.lacks_only() else { return false };
+            if !lacked.iter().all(|(key, needed)| holdings.judge(&self.nodes, key, *needed)) {
+                return false;
+            }
+            lost.extend(lacked.into_keys());
+        }
+        if let Some(holdings) = &mut self.holdings {
+            holdings.lost = lost;
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use holdfast_types::{Epoch, Incarnation, PoolId};
+    use holdfast_wire::Effect;
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use holdfast_pg::{Limits, TxnId, VERSION_ATTR};
+
+    use super::*;
+    use crate::node::RATE;
+
+    const PG: PgId = PgId { pool: PoolId(1), seed: 0 };
+
+    fn at(counter: u64) -> LogVersion {
+        LogVersion { epoch: Epoch(1), counter }
+    }
+
+    fn key() -> ObjectKey {
+        ObjectKey::of(&ObjectName::new("o").expect("valid"))
+    }
+
+    #[test]
+    fn only_what_was_struck_or_taken_back_everywhere_and_struck_somewhere_is_excused() {
+        use Fate::{Replaced, Struck, Unexplained};
+        let excused = |fates: &[Fate]| is_overwhelmed(at(5), at(5), fates);
+        assert!(excused(&[Struck]));
+        assert!(excused(&[Struck, Replaced(at(6)), Struck]));
+        assert!(!excused(&[Struck, Replaced(at(6)), Unexplained]), "each copy must be explained");
+        assert!(!excused(&[Replaced(at(6)), Replaced(at(7))]), "writes alone must not cost the last copy");
+        assert!(!excused(&[Struck, Replaced(at(4))]), "an older version over a newer one");
+        assert!(!excused(&[]), "nobody ever had what is needed");
+        assert!(!is_overwhelmed(at(5), at(6), &[Struck, Replaced(at(6))]), "what replaced it was acknowledged");
+    }
+
+    /// Two OSDs, on whose disks writes are carried out as placement groups have it.
+    struct Disks {
+        nodes: Vec<Node>,
+        holdings: Holdings,
+        submitted: u64,
+    }
+
+    impl Disks {
+        fn new() -> Disks {
+            let node = |osd| Node::new(OsdId(osd), Limits::default(), 40, RATE).expect("a node");
+            let mut disks = Disks { nodes: vec![node(0), node(1)], holdings: Holdings::default(), submitted: 0 };
+            for osd in [0, 1] {
+                disks.submit(osd, vec![StoreOp::CreateCollection]);
+            }
+            disks
+        }
+
+        fn submit(&mut self, osd: u32, ops: Vec<StoreOp>) {
+            let node = &mut self.nodes[osd as usize];
+            let changes = changes(&node.disk, PG, &ops);
+            self.submitted += 1;
+            node.disk.submit(Incarnation(1), PG, TxnId(self.submitted), ops).expect("taken");
+            node.disk.commit(Incarnation(1)).expect("committed");
+            self.holdings.note((OsdId(osd), node.life), changes);
+        }
+
+        /// Appends to the object, in place.
+        fn write(&mut self, osd: u32, counter: u64) {
+            let value = [1_u64.to_le_bytes(), counter.to_le_bytes()].concat();
+            let version = Effect::SetAttr { name: VERSION_ATTR.to_vec(), value: value.into() };
+            let data = Effect::Write { offset: counter * 100, data: Bytes::from(vec![7; 100]).into() };
+            let object = |effect| StoreOp::Object { key: key(), effect };
+            self.submit(osd, vec![object(data), object(version)]);
+        }
+
+        fn remove(&mut self, osd: u32) {
+            self.submit(osd, vec![StoreOp::Object { key: key(), effect: Effect::Remove }]);
+        }
+
+        fn spoil(&mut self, osd: u32) {
+            assert!(self.nodes[osd as usize].disk.spoil(&mut SmallRng::seed_from_u64(1)));
+        }
+
+        fn is_lost(&self, needed: u64) -> bool {
+            self.holdings.judge(&self.nodes, &key(), at(needed))
+        }
+    }
+
+    #[test]
+    fn a_whole_copy_anywhere_is_no_excuse_and_an_overwritten_one_only_beside_a_struck_one() {
+        let mut disks = Disks::new();
+        (0..2).for_each(|osd| disks.write(osd, 1));
+        disks.holdings.told(&key().name(), at(1));
+        assert!(!disks.is_lost(1));
+        disks.spoil(0);
+        assert!(!disks.is_lost(1), "the other is whole");
+        disks.write(1, 2);
+        assert!(disks.is_lost(1), "what was carried out over it is not needed, so it was taken back");
+        disks.holdings.told(&key().name(), at(2));
+        assert!(!disks.is_lost(1), "but somebody was told of that");
+        assert!(!disks.is_lost(2), "which is whole");
+    }
+
+    #[test]
+    fn writes_that_were_taken_back_are_no_excuse_alone() {
+        let mut disks = Disks::new();
+        (0..2).for_each(|osd| disks.write(osd, 1));
+        disks.write(1, 2);
+        disks.nodes[0].give_up_disk().expect("formatted");
+        assert!(disks.is_lost(1), "the disk that was given up had it to the last");
+
+        let mut disks = Disks::new();
+        (0..2).for_each(|osd| disks.write(osd, 1));
+        (0..2).for_each(|osd| disks.write(osd, 2));
+        assert!(!disks.is_lost(1));
+        disks.nodes[0].give_up_disk().expect("formatted");
+        assert!(!disks.is_lost(1), "it was overwritten there before");
+    }
+
+    #[test]
+    fn a_copy_that_was_removed_for_no_known_reason_is_no_excuse_unless_it_was_struck_before() {
+        for struck_before in [false, true] {
+            let mut disks = Disks::new();
+            (0..2).for_each(|osd| disks.write(osd, 1));
+            disks.spoil(0);
+            if struck_before {
+                disks.spoil(1);
+            }
+            disks.remove(1);
+            assert_eq!(disks.is_lost(1), struck_before);
+        }
+    }
+
+    #[test]
+    fn a_struck_version_that_nobody_was_told_of_is_no_excuse_while_the_one_before_is_whole() {
+        let mut disks = Disks::new();
+        (0..2).for_each(|osd| disks.write(osd, 1));
+        disks.holdings.told(&key().name(), at(1));
+        disks.write(0, 2);
+        disks.spoil(0);
+        assert!(!disks.is_lost(2), "the other has the version before");
+        disks.holdings.told(&key().name(), at(2));
+        assert!(disks.is_lost(2));
+    }
+}
