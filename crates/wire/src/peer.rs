@@ -378,7 +378,7 @@ pub struct LogEntry {
     pub bytes_delta: i64,
 }
 
-/// One object that a copy misses.
+/// One object that a copy misses. The version `[0, 1]` stands for one that nobody can tell.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct MissingItem {
@@ -593,7 +593,8 @@ pub enum PushWhat {
     /// Writes a part of an object.
     #[n(0)]
     Piece(#[n(0)] ObjectPiece),
-    /// Removes an object that the primary does not have (backfill only).
+    /// Removes an object that the primary does not have: in a backfill, or when the receiver lacks it in a version that
+    /// nobody can tell.
     #[n(1)]
     Remove(#[n(0)] ObjectName),
 }

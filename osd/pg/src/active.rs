@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use holdfast_types::{LogVersion, OsdId, RequestId, Timestamp};
-use holdfast_wire::peer::{BackfillCursor, PeerBody};
+use holdfast_wire::peer::{BackfillCursor, Notice, PeerBody};
 use holdfast_wire::{ClientOutcome, Effect};
 
 use crate::api::{Outbox, Output, Slot};
@@ -105,8 +105,8 @@ struct InFlight {
 pub(crate) struct Active {
     pub writeable: bool,
     pub peers: BTreeMap<OsdId, Peer>,
-    /// Other OSDs that hold copies.
-    pub strays: BTreeSet<OsdId>,
+    /// Other OSDs that hold copies, and where their logs end.
+    pub strays: BTreeMap<OsdId, LogVersion>,
     /// Objects that somebody wants to read, for want of a lease.
     leaseless: BTreeSet<ObjectKey>,
     /// Listings of backfill targets that were asked for so far.
@@ -133,7 +133,12 @@ pub(crate) struct Active {
 }
 
 impl Active {
-    pub fn new(writeable: bool, head: LogVersion, peers: BTreeMap<OsdId, Peer>, strays: BTreeSet<OsdId>) -> Active {
+    pub fn new(
+        writeable: bool,
+        head: LogVersion,
+        peers: BTreeMap<OsdId, Peer>,
+        strays: BTreeMap<OsdId, LogVersion>,
+    ) -> Active {
         Active {
             writeable,
             peers,
@@ -272,11 +277,11 @@ impl Pg {
     pub(crate) fn active_heard(&mut self, from: OsdId, body: PeerBody, said: Said, step: &mut Step<'_>) {
         let in_this_activation = said.activation == Some(self.activations);
         match body {
-            PeerBody::Notice(notice) if notice.info.is_some() => {
-                if let Some(history) = &notice.history {
+            PeerBody::Notice(Notice { info: Some(info), history, .. }) => {
+                if let Some(history) = &history {
                     self.learn_history(history, said.start, step);
                 }
-                self.stray_appeared(from, step);
+                self.stray_appeared(from, info.last_update, step);
             }
             PeerBody::Notice(_) => {
                 if let Some(active) = self.active() {
@@ -286,7 +291,9 @@ impl Pg {
             PeerBody::PullReply(piece)
                 if self.answers_question(from, &ObjectKey::of(&piece.object), &piece.position) =>
             {
-                self.version_told(&ObjectKey::of(&piece.object), in_this_activation.then_some(piece.version), step);
+                let is_stray = self.active().is_some_and(|active| active.strays.contains_key(&from));
+                let told = (in_this_activation || is_stray).then_some(piece.version);
+                self.version_told(&ObjectKey::of(&piece.object), told, step);
             }
             PeerBody::PullReply(piece) => self.pull_replied(from, piece, step),
             PeerBody::PullFailed(pull) if pull.version == LogVersion::ZERO => {
@@ -315,14 +322,14 @@ impl Pg {
         }
     }
 
-    fn stray_appeared(&mut self, from: OsdId, step: &mut Step<'_>) {
+    fn stray_appeared(&mut self, from: OsdId, head: LogVersion, step: &mut Step<'_>) {
         let Role::Active(active) = &mut self.role else { return };
         if active.peers.contains_key(&from) {
             return;
         }
         if active.clean {
             self.send(from, PeerBody::RemovePg, step);
-        } else if active.strays.insert(from) {
+        } else if active.strays.insert(from, head).is_none() {
             active.recovery.retry_unfound(|key| self.clients.is_blocked(key));
         }
     }
@@ -330,7 +337,7 @@ impl Pg {
     pub(crate) fn active_saw_map(&mut self) {
         let map = self.map.clone();
         let Some(active) = self.active() else { return };
-        active.strays.retain(|osd| map.is_up(*osd));
+        active.strays.retain(|osd, _| map.is_up(*osd));
         active.without_copy.retain(|osd| map.is_up(*osd));
     }
 
@@ -405,7 +412,7 @@ impl Pg {
         self.push_history_row(&mut ops);
         self.submit(ops, None, step);
         self.share_history(step);
-        for stray in strays {
+        for stray in strays.into_keys() {
             self.send(stray, PeerBody::RemovePg, step);
         }
         tracing::debug!(pg = %self.id, osd = %self.whoami, "clean");

@@ -6,14 +6,14 @@
 //! |---|---|---|
 //! | `Scan` | the target lists its objects after the cursor | its digest is compared with the own listing → `Batch` |
 //! | `Batch` | those that are here no more are removed, then objects that differ sent | none is left → cursor moves, `Scan` or `Confirm`; those left are unfound → `Confirm` |
-//! | `Confirm` | the target is told that it is complete, or which objects nobody could give: it lacks them from then on, as others do | it has that durable → `Scan`, or done |
+//! | `Confirm` | the target is told that it is complete, or which objects nobody could give, or even name the version of (`unnamed`): it lacks them from then on, as others do | it has that durable → `Scan`, or done |
 //!
 //! A write to an object at or before the cursor, or of the batch and already done, carries its effects to the target; one
 //! to an object still to be sent, or beyond the batch, only its log entry; one to an object that is being sent waits, unless
 //! it deletes the object: that ends the transfer.
 //!
 //! A target is left out for a while, and its slots are given back (`slots`), when it does not list for [`SCAN_PATIENCE`], or
-//! when nothing is left of a batch but objects of which not even the version is known, or for which there is no room here.
+//! when nothing is left of a batch but objects for which there is no room here.
 //!
 //! A listing that cannot be read ends nothing in silence: the primary asks for its place to be given to a member that can
 //! list (`peering`), a target gives up what it holds and is filled from the beginning.
@@ -216,12 +216,11 @@ impl Pg {
             self.move_cursor(end, Vec::new(), step);
             return;
         }
-        let unknown = |key: &ObjectKey| active.recovery.unnamed.is_unknown(key);
         let unfound = |key: &ObjectKey| active.recovery.is_unfound(key) && self.holding.missing.contains(key);
         let no_room =
             |key: &ObjectKey| active.recovery.waits_for_room_here(key, step.now) && self.holding.missing.contains(key);
-        if items.keys().all(|key| unfound(key) || unknown(key) || no_room(key)) {
-            if items.keys().any(|key| unknown(key) || no_room(key) && !unfound(key)) {
+        if items.keys().all(|key| unfound(key) || no_room(key)) {
+            if items.keys().any(|key| no_room(key) && !unfound(key)) {
                 return self.leave_out(target, Refusal::Stuck, step);
             }
             let end = end.clone();
@@ -237,7 +236,7 @@ impl Pg {
         let is_ready = |key: &ObjectKey| {
             !active.recovery.is_pushing_to(key, target)
                 && !self.holding.missing.contains(key)
-                && !active.recovery.unnamed.contains(key)
+                && !active.recovery.unnamed.is_asking(key)
                 && !active.is_uncommitted(key)
                 && !active.recovery.is_landing(key)
                 && !step.touched.contains(key)

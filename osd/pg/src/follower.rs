@@ -34,7 +34,7 @@ use crate::api::{Output, ReadError, Slot, StoreOp, VERSION_ATTR};
 use crate::exec;
 use crate::key::ObjectKey;
 use crate::log::follow_on;
-use crate::missing::Lack;
+use crate::missing::{Lack, UNNAMED};
 use crate::mutants::{Mutant, on};
 use crate::pg::messages::{EARLY_BYTES_MAX, write_bytes};
 use crate::pg::{AfterDurable, Pg, Role, Said, Step};
@@ -536,7 +536,7 @@ impl Pg {
             (None, Ok(stored)) => stored == version,
             (None, Err(_)) => true, // what cannot be read is here: it was not deleted
         };
-        if version == LogVersion::ZERO
+        if version <= UNNAMED
             || !is_newest
             || !holding.last_backfill.covers(key.as_bytes())
             || holding.missing.contains(key)
@@ -590,7 +590,7 @@ impl Pg {
                 follower.transfers.insert(key, Arriving { transfer, position: expected });
                 return Some(send_next(None));
             }
-            PushWhat::Remove(_) => return None,
+            PushWhat::Remove(_) => return self.take_that_there_is_none(&key, transfer, step),
         };
         if piece.version > self.holding.log.head() {
             return None; // R4: its entry has not come yet; the primary repeats the push
@@ -635,6 +635,28 @@ impl Pg {
             follower.transfers_done.insert(transfer);
         }
         Some(send_next(next))
+    }
+
+    /// The primary has found out that there is no object that is missing here in a version that is not known.
+    fn take_that_there_is_none(&mut self, key: &ObjectKey, transfer: u64, step: &mut Step<'_>) -> Option<PushAck> {
+        match self.holding.missing.get(key) {
+            None => {} // taken before
+            Some(lack) if lack.is_unnamed() => {
+                self.holding.missing.remove(key);
+                let mut ops = vec![StoreOp::Object { key: key.clone(), effect: Effect::Remove }];
+                ops.extend([rows::delete_missing(key), rows::put_info(&self.holding.info())]);
+                let mended = self.mend(key);
+                self.submit(ops, mended, step);
+                self.follower()?.transfers.remove(key);
+            }
+            Some(lack) => {
+                // The log here reaches further back than the primary's, and names it.
+                tracing::warn!(pg = %self.id, object = ?key, need = %lack.need, "there is one that is missing here");
+                self.lose_activation(step);
+                return None;
+            }
+        }
+        Some(PushAck { transfer, next: None, no_room: None })
     }
 
     /// Writes a piece of an object that is missing here, or beyond the backfill cursor; with the last piece the object is

@@ -3,7 +3,8 @@
 //!
 //! The authoritative log wins. An own entry that it does not have is **divergent**: it was never acknowledged. Its object
 //! is brought back to the version before the first divergent entry — from another copy, through the missing set — or
-//! removed when there was none. Entries that only the authoritative log has are **adopted**: their objects become missing,
+//! removed when there was none. What was removed in a version that nobody could tell is missing in that: the version is asked
+//! for again (`unnamed`). Entries that only the authoritative log has are **adopted**: their objects become missing,
 //! their deletes are carried out. Entries about objects of other placement groups, left by a split, count as entries only.
 //!
 //! Invariants: MG1 the result depends on nothing but the arguments; MG2 a merge with an equal log changes nothing; MG3 an
@@ -16,7 +17,7 @@ use holdfast_wire::peer::{BackfillCursor, EntryKind, LogEntry};
 
 use crate::key::ObjectKey;
 use crate::log::Log;
-use crate::missing::{Lack, Missing};
+use crate::missing::{Lack, Missing, UNNAMED};
 use crate::mutants::{Mutant, on};
 
 /// The outcome of a merge.
@@ -62,7 +63,9 @@ pub(crate) fn merge(
             continue;
         }
         // An object that was already missing still has what it had; any other has divergent content now.
-        let have = missing.get(&key).map_or(LogVersion::ZERO, |lack| lack.have);
+        // What was removed in a version that nobody could tell is not here, and its version is asked for (`unnamed`).
+        let known = missing.get(&key).filter(|_| prior != UNNAMED);
+        let have = known.map_or(LogVersion::ZERO, |lack| lack.have);
         if prior == LogVersion::ZERO {
             missing.remove(&key);
             remove.insert(key);
@@ -177,6 +180,22 @@ mod tests {
         assert_eq!(merged.missing.get(&key("a")), Some(Lack { need: version(1, 1), have: LogVersion::ZERO }));
         assert_eq!(merged.remove, BTreeSet::from([key("new")]));
         assert_eq!(merged.bytes_delta, -3);
+    }
+
+    #[test]
+    fn a_divergent_removal_of_what_nobody_could_name_leaves_it_missing() {
+        let delete = |at| LogEntry { prior_version: UNNAMED, ..entry(at, (0, 0), "a", EntryKind::Delete) };
+        let shared = entry((1, 1), (0, 0), "b", EntryKind::Modify);
+        let own = [shared.clone(), delete((2, 2)), entry((2, 3), (0, 0), "a", EntryKind::Modify)];
+        let merged = run(&own, std::slice::from_ref(&shared), &Missing::default());
+        assert_eq!(merged.missing.get(&key("a")), Some(Lack { need: UNNAMED, have: LogVersion::ZERO }));
+        assert!(merged.remove.is_empty());
+        let mut unread = Missing::default();
+        unread.insert(key("a"), Lack { need: UNNAMED, have: UNNAMED });
+        let merged = run(&own, std::slice::from_ref(&shared), &unread);
+        assert!(merged.missing.get(&key("a")).is_some_and(|lack| lack.is_unnamed() && !lack.is_unread()));
+        let merged = run(&own, &[shared, entry((3, 2), (1, 1), "a", EntryKind::Modify)], &Missing::default());
+        assert_eq!(merged.missing.get(&key("a")).unwrap().need, version(3, 2));
     }
 
     #[test]

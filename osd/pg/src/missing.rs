@@ -1,27 +1,47 @@
-//! The objects that a copy lacks although its log tells of them.
+//! The objects that a copy lacks although its log tells of them, or has told of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use holdfast_types::LogVersion;
+use holdfast_types::{Epoch, LogVersion};
 use holdfast_wire::peer::MissingItem;
 
 use crate::key::ObjectKey;
 
+/// Stands for the version of an object of which nobody who was asked could tell the version (`unnamed`). Before every
+/// version that an entry can have (the first is of epoch 1), and not zero: zero stands for no object at all.
+pub(crate) const UNNAMED: LogVersion = LogVersion { epoch: Epoch(0), counter: 1 };
+
 /// Which version an object must have, and which one is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Lack {
-    /// What the log says.
+    /// What the log says; [`UNNAMED`] when nobody can tell.
     pub need: LogVersion,
-    /// What the store holds; zero for nothing, or nothing that can be trusted.
+    /// What the store holds; zero for nothing, or nothing that can be trusted. [`UNNAMED`]: what is here has followed the
+    /// log, so it is what is needed if ever it can be read again.
     pub have: LogVersion,
 }
+
+impl Lack {
+    /// Whether the version that is needed is not known.
+    pub fn is_unnamed(&self) -> bool {
+        self.need == UNNAMED
+    }
+
+    /// Whether what is here is what is needed, if it can be read.
+    pub fn is_unread(&self) -> bool {
+        self.is_unnamed() && self.have == UNNAMED
+    }
+}
+
+/// A place in the order of what is needed: several objects may be needed in a version that is not known.
+pub(crate) type Need = (LogVersion, ObjectKey);
 
 /// The missing set of one copy, ordered by key and by version needed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Missing {
     by_key: BTreeMap<ObjectKey, Lack>,
-    by_need: BTreeMap<LogVersion, ObjectKey>,
+    by_need: BTreeSet<Need>,
 }
 
 impl Missing {
@@ -40,15 +60,14 @@ impl Missing {
     }
 
     pub fn insert(&mut self, key: ObjectKey, lack: Lack) {
-        if let Some(old) = self.by_key.insert(key.clone(), lack) {
-            self.by_need.remove(&old.need);
-        }
-        self.by_need.insert(lack.need, key);
+        self.remove(&key);
+        self.by_need.insert((lack.need, key.clone()));
+        self.by_key.insert(key, lack);
     }
 
     pub fn remove(&mut self, key: &ObjectKey) -> Option<Lack> {
-        let lack = self.by_key.remove(key)?;
-        self.by_need.remove(&lack.need);
+        let (key, lack) = self.by_key.remove_entry(key)?;
+        self.by_need.remove(&(lack.need, key));
         Some(lack)
     }
 
@@ -84,22 +103,58 @@ impl Missing {
         self.by_key.iter()
     }
 
-    /// In the order in which the log tells of them: oldest need first.
-    pub fn oldest_first(&self) -> impl Iterator<Item = (&ObjectKey, LogVersion)> {
-        self.by_need.iter().map(|(need, key)| (key, *need))
+    /// Whether the object is missing in a version that is not known.
+    pub fn is_unnamed(&self, key: &ObjectKey) -> bool {
+        self.by_key.get(key).is_some_and(Lack::is_unnamed)
     }
 
-    /// Those needed in a later version than this one, oldest need first.
-    pub fn needed_after(&self, after: LogVersion) -> impl Iterator<Item = (&ObjectKey, LogVersion)> {
-        let later = (Bound::Excluded(after), Bound::Unbounded);
-        self.by_need.range(later).map(|(need, key)| (key, *need))
+    /// In the order in which the log tells of them: oldest need first.
+    pub fn oldest_first(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.by_need.iter().map(|(_, key)| key)
+    }
+
+    /// Those that come after a place in that order; all without one.
+    pub fn needed_after(&self, after: Option<&Need>) -> impl Iterator<Item = &Need> {
+        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.by_need.range::<Need, _>((after, Bound::Unbounded))
     }
 
     /// The version up to which nothing is missing, given the head of the log.
     pub fn last_complete(&self, head: LogVersion) -> LogVersion {
-        match self.by_need.keys().next() {
+        match self.by_need.first() {
             None => head,
-            Some(need) => LogVersion { epoch: need.epoch, counter: need.counter.saturating_sub(1) },
+            Some((need, _)) => LogVersion { epoch: need.epoch, counter: need.counter.saturating_sub(1) },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use holdfast_types::ObjectName;
+
+    use super::*;
+
+    fn key(object: &str) -> ObjectKey {
+        ObjectKey::of(&ObjectName::new(object).unwrap())
+    }
+
+    #[test]
+    fn objects_of_unknown_versions_do_not_hide_each_other() {
+        let mut missing = Missing::default();
+        let named = LogVersion { epoch: Epoch(1), counter: 1 };
+        missing.insert(key("c"), Lack { need: named, have: LogVersion::ZERO });
+        for object in ["a", "b"] {
+            missing.insert(key(object), Lack { need: UNNAMED, have: LogVersion::ZERO });
+        }
+        assert_eq!(missing.oldest_first().count(), 3);
+        assert_eq!(missing.oldest_first().last(), Some(&key("c")), "what is not known comes before every version");
+        assert_eq!(missing.last_complete(named), LogVersion::ZERO);
+        let first = missing.needed_after(None).next().cloned().unwrap();
+        assert_eq!(missing.needed_after(Some(&first)).count(), 2);
+        missing.insert(key("a"), Lack { need: named, have: LogVersion::ZERO });
+        missing.remove(&key("b"));
+        assert_eq!(missing.oldest_first().count(), 2);
+        assert!(missing.iter().all(|(_, lack)| !lack.is_unnamed()));
     }
 }

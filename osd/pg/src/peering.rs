@@ -589,8 +589,9 @@ impl Pg {
         }
         let known = std::mem::take(&mut peering.notices);
         let member = |osd: &OsdId| peers.contains_key(osd);
-        let strays = known.into_iter().filter(|(osd, notice)| notice.info.is_some() && !member(osd));
-        let strays: BTreeSet<OsdId> = strays.map(|(osd, _)| osd).collect();
+        let strays = known.into_iter().filter(|(osd, _)| !member(osd));
+        let strays: BTreeMap<OsdId, LogVersion> =
+            strays.filter_map(|(osd, notice)| Some((osd, notice.info?.last_update))).collect();
         let head = self.holding.log.head();
         for (osd, peer) in &peers {
             assert_eq!(peer.acked, head, "P5: the log of {osd} does not end where the primary's does");

@@ -579,7 +579,7 @@ impl Pg {
             Role::Active(active) => {
                 *osd == self.whoami
                     || active.peers.contains_key(osd)
-                    || active.strays.contains(osd)
+                    || active.strays.contains_key(osd)
                     || active.without_copy.contains(osd)
             }
             _ => true,

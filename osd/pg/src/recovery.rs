@@ -30,7 +30,7 @@ use crate::active::Peer;
 use crate::exec;
 use crate::follower::has_room_to_recover;
 use crate::key::ObjectKey;
-use crate::missing::Lack;
+use crate::missing::{Lack, Need};
 use crate::pg::{AfterDurable, Pg, Role, Step, TICK};
 use crate::slots::{Refusal, SLOT_RETRY, Slots, pause_for_room};
 use crate::transfer;
@@ -122,8 +122,8 @@ pub(crate) struct Recovery {
     /// Objects for which there was none here.
     no_room_here: BTreeMap<ObjectKey, NoRoom>,
     /// Up to where the missing objects of a peer have been looked through without finding one to send.
-    looked_to: BTreeMap<OsdId, LogVersion>,
-    /// Objects of which the version is not known.
+    looked_to: BTreeMap<OsdId, Need>,
+    /// Objects of which the version is asked for.
     pub unnamed: Unnamed,
     pub slots: Slots,
     last_transfer: u64,
@@ -162,7 +162,7 @@ impl Recovery {
 
     /// Whether nothing is on its way, to its place on the disk here, or in doubt.
     pub fn is_settled(&self) -> bool {
-        self.landing.is_empty() && self.unnamed.is_empty()
+        self.landing.is_empty() && !self.unnamed.is_busy()
     }
 
     pub fn is_transferring(&self) -> bool {
@@ -182,7 +182,23 @@ impl Recovery {
     }
 
     pub fn unfound(&self) -> usize {
-        self.unfound.len() + self.unnamed.unknown()
+        self.unfound.len()
+    }
+
+    /// Whether an object is on its way here, or its version is asked for.
+    fn is_fetching(&self, key: &ObjectKey) -> bool {
+        self.pulls.contains_key(key) || self.unnamed.is_asking(key)
+    }
+
+    /// Nobody who is up has an object: it is looked for again in a while.
+    pub fn is_not_found(&mut self, key: &ObjectKey) {
+        self.unfound.insert(key.clone());
+        self.urgent.remove(key);
+    }
+
+    /// More is known of an object than when nobody had it.
+    pub fn may_be_found(&mut self, key: &ObjectKey) {
+        self.unfound.remove(key);
     }
 
     /// Who could not be asked may have what could not be found: what clients wait for goes first again.
@@ -338,28 +354,29 @@ impl Pg {
         let max = self.limits.transfers_max;
         let Role::Active(active) = &self.role else { return };
         let recovery = &active.recovery;
-        let free = max.saturating_sub(recovery.transfers());
+        let free = max.saturating_sub(recovery.transfers() + recovery.unnamed.asking());
         if free == 0 {
             return;
         }
-        let wanted = self.holding.missing.oldest_first().map(|(key, _)| key);
-        let wanted = wanted.filter(|key| !recovery.pulls.contains_key(*key) && !recovery.unfound.contains(*key));
+        let wanted = self.holding.missing.oldest_first();
+        let wanted = wanted.filter(|key| !recovery.is_fetching(key) && !recovery.unfound.contains(*key));
         let wanted = wanted.filter(|key| !recovery.waits_for_room_here(key, step.now));
         let pulls: Vec<ObjectKey> = wanted.take(free).cloned().collect();
         let mut pushes = Vec::new();
-        let idle = pulls.is_empty() && recovery.pulls.is_empty();
+        let idle = pulls.is_empty() && recovery.pulls.is_empty() && !recovery.unnamed.is_busy();
         let (mut looked, mut stuck) = (Vec::new(), Vec::new());
         for (osd, peer) in active.peers.iter().filter(|(osd, _)| recovery.slots.is_granted(**osd)) {
             let free = free.saturating_sub(pulls.len() + pushes.len());
             if peer.missing.is_empty() || free == 0 {
                 continue;
             }
-            let after = recovery.looked_to.get(osd).copied().unwrap_or(LogVersion::ZERO);
-            let window: Vec<(&ObjectKey, LogVersion)> = peer.missing.needed_after(after).take(LOOK_MAX).collect();
+            let after = recovery.looked_to.get(osd);
+            let window: Vec<&Need> = peer.missing.needed_after(after).take(LOOK_MAX).collect();
             // For a moment only.
             let waits = |key: &ObjectKey| {
                 let told = active.backfill.as_ref().is_some_and(|backfill| backfill.tells_lack(*osd, key));
-                told || active.is_uncommitted(key) || recovery.is_landing(key) || step.touched.contains(key)
+                let on_its_way = recovery.is_landing(key) || recovery.unnamed.is_asking(key);
+                told || active.is_uncommitted(key) || on_its_way || step.touched.contains(key)
             };
             let ready = |key: &ObjectKey| {
                 !self.holding.missing.contains(key)
@@ -368,23 +385,28 @@ impl Pg {
                     && !waits(key)
             };
             let before = pushes.len();
-            let found = window.iter().map(|(key, _)| *key).filter(|key| ready(key));
+            let found = window.iter().map(|(_, key)| key).filter(|key| ready(key));
             pushes.extend(found.take(free).map(|key| (*osd, key.clone())));
             if pushes.len() == before {
                 // The next look goes on behind these, or begins anew.
-                let last = window.last().filter(|_| window.len() == LOOK_MAX).map(|(_, need)| *need);
-                let waiting = window.iter().any(|(key, _)| waits(key));
+                let last = window.last().filter(|_| window.len() == LOOK_MAX).map(|need| Need::clone(need));
+                let waiting = window.iter().any(|(_, key)| waits(key));
                 // One that is being filled goes on to be, whatever cannot be sent to it beside: that gives the slots back
                 // by itself.
                 let idle = idle && Some(*osd) != backfilling;
                 if last.is_none() && idle && !waiting && !recovery.pushes.values().any(|push| push.to == *osd) {
                     stuck.push(*osd);
                 }
-                looked.push((*osd, last.unwrap_or(LogVersion::ZERO)));
+                looked.push((*osd, last));
             }
         }
         if let Some(active) = self.active() {
-            active.recovery.looked_to.extend(looked);
+            for (osd, last) in looked {
+                match last {
+                    Some(last) => active.recovery.looked_to.insert(osd, last),
+                    None => active.recovery.looked_to.remove(&osd),
+                };
+            }
         }
         for key in pulls {
             self.start_pull(&key, step);
@@ -410,6 +432,9 @@ impl Pg {
         if recovery.had_no_room_here(key, step.now) {
             return; // whoever waits for it
         }
+        if lack.is_unnamed() {
+            return self.find_unnamed(key, step);
+        }
         self.pull_from_next(key, lack.need, BTreeSet::new(), step);
     }
 
@@ -420,7 +445,7 @@ impl Pg {
             !peer.missing.contains(key) && peer.cursor.covers(key.as_bytes()) && !failed.contains(osd)
         });
         let (holds, will_hold): (Vec<_>, Vec<_>) = holders.partition(|(_, peer)| peer.acked >= version);
-        let strays = active.strays.iter().copied().filter(|osd| !failed.contains(osd));
+        let strays = active.strays.keys().copied().filter(|osd| !failed.contains(osd));
         // A target that is being filled may have kept what all others lost sight of: it was the only one that had the
         // object, and the log went on without it. It gives out no other version than the one asked for.
         let unfilled = active.peers.iter().filter(|(osd, peer)| {
@@ -432,8 +457,7 @@ impl Pg {
         let lack = lack.map(|(osd, _)| *osd).filter(|_| will_hold.is_empty());
         let Some(from) = holds.into_iter().map(|(osd, _)| *osd).chain(strays).chain(unfilled).chain(lack).next() else {
             if will_hold.is_empty() {
-                active.recovery.unfound.insert(key.clone());
-                active.recovery.urgent.remove(key);
+                active.recovery.is_not_found(key);
                 step.report = true;
                 self.tick_within(TICK, step);
                 // Who waits for it is told, or waits on for an OSD that is down.
@@ -524,14 +548,19 @@ impl Pg {
         let Some(lack) = active.peers.get(&to).and_then(|peer| peer.missing.get(key)) else { return };
         let recovery = &active.recovery;
         let told = active.backfill.as_ref().is_some_and(|backfill| backfill.tells_lack(to, key));
-        let waits = told || active.is_uncommitted(key) || recovery.is_landing(key);
+        let on_its_way = recovery.is_landing(key) || recovery.unnamed.is_asking(key);
+        let waits = told || active.is_uncommitted(key) || on_its_way;
         if waits || recovery.is_pushing_to(key, to) || recovery.has_no_room(to, key, step.now) {
             return;
+        }
+        if lack.is_unnamed() {
+            return self.push_unnamed(to, key, step);
         }
         self.push_object(to, key, Some(lack.need), false, step);
     }
 
-    /// Begins a transfer. `version` `None` removes the object there (backfill only).
+    /// Begins a transfer. `version` `None` removes the object there (backfill, or what is missing there in a version that is
+    /// not known).
     pub(crate) fn push_object(
         &mut self,
         to: OsdId,
@@ -640,7 +669,7 @@ impl Pg {
         }
         NoRoom::again(recovery.no_room.entry(from).or_default(), &push.key, step.now);
         recovery.urgent.remove(&push.key);
-        recovery.looked_to.extend(push.version.map(|version| (from, version)));
+        recovery.looked_to.extend(push.version.map(|version| (from, (version, push.key.clone()))));
         self.clients.wake(&push.key);
         self.tick_within(TICK, step);
     }
@@ -670,7 +699,7 @@ impl Pg {
             .pulls
             .iter()
             .filter(|(_, incoming)| {
-                !active.peers.contains_key(&incoming.from) && !active.strays.contains(&incoming.from)
+                !active.peers.contains_key(&incoming.from) && !active.strays.contains_key(&incoming.from)
             })
             .map(|(key, _)| key.clone())
             .collect();
@@ -702,7 +731,6 @@ impl Pg {
                 recovery.retry_unfound(|key| self.clients.is_blocked(key));
                 let unheard: BTreeSet<OsdId> = self.unheard().collect();
                 self.send_each(unheard, PeerBody::QueryInfo, step);
-                self.ask_again_for_unknown(step);
             }
             Some(_) => {}
         }

@@ -139,8 +139,7 @@ impl Pg {
         let missing = self.holding.missing.contains(key) && !on(Mutant::MissingIgnored);
         let min_size = self.interval.min_size as usize;
         let Some(active) = self.active() else { return Tried::Wait(queued) };
-        let unknown = active.recovery.unnamed.is_unknown(key);
-        let out_of_reach = unknown || missing && active.recovery.is_unfound(key);
+        let out_of_reach = missing && active.recovery.is_unfound(key);
         // A removal needs nothing of the object: neither that somebody can read it, nor room for fetching it before.
         let unread = out_of_reach || missing && !step.store.has_room(0);
         let removes_unread = unread && is_removal(&queued.request.ops);
@@ -263,7 +262,7 @@ impl Pg {
     }
 
     /// Removes an object that is missing here. Its entry says which version it had: should the entry be taken back, that
-    /// is what everybody needs again.
+    /// is what everybody needs again, and be it in a version that nobody can tell.
     pub(super) fn remove_unread(&mut self, key: &ObjectKey, queued: Queued, step: &mut Step<'_>) {
         let size = step.store.stat(key).ok().flatten().unwrap_or(0);
         let done = Executed {

@@ -181,7 +181,7 @@ impl Pg {
             let outdated = newest.is_some_and(|entry| entry.version > item.need || entry.kind == EntryKind::Delete);
             if outdated
                 || item.need > self.holding.log.head()
-                || self.holding.missing.contains(&key)
+                || self.holding.missing.get(&key).is_some_and(|lack| !lack.is_unnamed())
                 || !self.holding.last_backfill.covers(key.as_bytes())
             {
                 tracing::warn!(pg = %self.id, osd = %self.whoami, object = ?key, "a mark that does not fit is not taken");

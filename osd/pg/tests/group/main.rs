@@ -9,3 +9,4 @@ mod queues;
 mod repair;
 mod room;
 mod slots;
+mod unnamed;
