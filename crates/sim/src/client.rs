@@ -347,7 +347,7 @@ mod tests {
     fn forgotten(changes_after: usize, reads_after: usize) -> Result<(), String> {
         let config = Config::storm();
         let names = Names {
-            registers: vec![ObjectName::new("register".into()).expect("a name")],
+            registers: vec![ObjectName::new("register").expect("a name")],
             counters: Vec::new(),
             lists: Vec::new(),
             volumes: Vec::new(),

@@ -236,9 +236,8 @@ impl Pg {
         let is_ready = |key: &ObjectKey| {
             !active.recovery.is_pushing_to(key, target)
                 && !self.holding.missing.contains(key)
-                && !active.recovery.unnamed.is_asking(key)
                 && !active.is_uncommitted(key)
-                && !active.recovery.is_landing(key)
+                && !active.recovery.is_unsettled(key)
                 && !step.touched.contains(key)
         };
         let ready = |wanted: Differs| {

@@ -173,8 +173,9 @@ impl Recovery {
         self.pulls.len() + self.pushes.len()
     }
 
-    pub fn is_landing(&self, key: &ObjectKey) -> bool {
-        self.landing.contains(key)
+    /// Whether the object is not durable here yet, or its version is asked for: nobody builds on it, and it is sent to nobody.
+    pub fn is_unsettled(&self, key: &ObjectKey) -> bool {
+        self.landing.contains(key) || self.unnamed.is_asking(key)
     }
 
     pub fn is_unfound(&self, key: &ObjectKey) -> bool {
@@ -375,8 +376,7 @@ impl Pg {
             // For a moment only.
             let waits = |key: &ObjectKey| {
                 let told = active.backfill.as_ref().is_some_and(|backfill| backfill.tells_lack(*osd, key));
-                let on_its_way = recovery.is_landing(key) || recovery.unnamed.is_asking(key);
-                told || active.is_uncommitted(key) || on_its_way || step.touched.contains(key)
+                told || active.is_uncommitted(key) || recovery.is_unsettled(key) || step.touched.contains(key)
             };
             let ready = |key: &ObjectKey| {
                 !self.holding.missing.contains(key)
@@ -548,8 +548,7 @@ impl Pg {
         let Some(lack) = active.peers.get(&to).and_then(|peer| peer.missing.get(key)) else { return };
         let recovery = &active.recovery;
         let told = active.backfill.as_ref().is_some_and(|backfill| backfill.tells_lack(to, key));
-        let on_its_way = recovery.is_landing(key) || recovery.unnamed.is_asking(key);
-        let waits = told || active.is_uncommitted(key) || on_its_way;
+        let waits = told || active.is_uncommitted(key) || recovery.is_unsettled(key);
         if waits || recovery.is_pushing_to(key, to) || recovery.has_no_room(to, key, step.now) {
             return;
         }

@@ -151,7 +151,7 @@ impl Pg {
             self.answer_unreadable(queued, step);
             return Tried::Done;
         }
-        if active.recovery.is_landing(key) || active.recovery.unnamed.is_asking(key) {
+        if active.recovery.is_unsettled(key) {
             return Tried::Wait(queued);
         }
         let alone = active.copies_held(key) < min_size;
