@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_types::{LogVersion, ObjectName, RequestId, Timestamp};
+use holdfast_types::{LogVersion, ObjectName, Timestamp};
 use holdfast_wire::{ClientOutcome, OpError, RefusedReason};
 
 use crate::checker::Checker;
@@ -49,18 +49,21 @@ struct Mutation<'a> {
     completed: Timestamp,
 }
 
-/// Checks the whole history, in which everything must have been answered: all that is wrong. `lost`: whether it was right to
-/// answer a request that no copy can be read. `off` names a checker that is not to look.
-pub(crate) fn check(history: &[Operation], lost: impl Fn(RequestId) -> bool, off: Option<Checker>) -> Vec<String> {
+/// Checks the whole history, in which everything must have been answered: all that is wrong. `excused`: whether it was right
+/// to answer that no copy can be read, or not to answer. `off` names a checker that is not to look.
+pub(crate) fn check(history: &[Operation], excused: impl Fn(&Operation) -> bool, off: Option<Checker>) -> Vec<String> {
     let mut checked = Checked { off, ..Checked::default() };
     let mut by_object: BTreeMap<&ObjectName, Vec<Seen<'_>>> = BTreeMap::new();
     for operation in history {
         let (id, act, object) = (operation.id, operation.act, &operation.object);
         let Some((at, outcome)) = &operation.answer else {
+            if excused(operation) {
+                continue;
+            }
             checked.note(format!("L1: {id} ({act:?} {object}) was never answered"));
             continue;
         };
-        if matches!(outcome, ClientOutcome::Failed { error: OpError::Unreadable, .. }) && lost(id) {
+        if matches!(outcome, ClientOutcome::Failed { error: OpError::Unreadable, .. }) && excused(operation) {
             continue; // it had no effect
         }
         if let ClientOutcome::Failed { error: OpError::Unreadable | OpError::Invalid { .. }, .. } = outcome {
@@ -341,7 +344,7 @@ fn check_list_read(read: &Seen<'_>, mutations: &[Mutation<'_>], shown: &Shown, c
 
 #[cfg(test)]
 mod tests {
-    use holdfast_types::{ClientId, Epoch, Incarnation};
+    use holdfast_types::{ClientId, Epoch, Incarnation, RequestId};
     use holdfast_wire::{Blob, OpResult};
 
     use super::*;

@@ -180,6 +180,11 @@ impl Client {
         Some((operation.object.clone(), operation.act))
     }
 
+    /// The objects of requests that were not answered yet.
+    pub fn waited_for(&self, history: &[Operation]) -> Vec<ObjectName> {
+        self.outstanding.keys().filter_map(|tid| self.asked(*tid, history)).map(|(object, _)| object).collect()
+    }
+
     /// Whether it changes nothing under faults.
     pub fn reads_only(&self) -> bool {
         self.reads_only

@@ -12,6 +12,7 @@ use holdfast_types::{LogVersion, ObjectName, OsdId, PgId, RequestId};
 use holdfast_wire::peer::EntryKind;
 use holdfast_wire::{ClientOutcome, ClientReply, OpError};
 
+use crate::client::Operation;
 use crate::disk::Disk;
 use crate::node::Node;
 use crate::world::World;
@@ -120,20 +121,27 @@ impl Holdings {
         copies.into_iter().flatten().map(|(life, end)| fate(nodes, *life, key, version, *end)).collect()
     }
 
-    /// Whether there was more to this object than copies survive: see [`is_overwhelmed`]. Nor may there be a whole copy of an
-    /// older version that would have done, since nobody was told of a newer one.
+    /// Whether this object was struck more than copies survive: see [`is_overwhelmed`]. Where a whole copy is left of an older
+    /// version that would have done, since nobody was told of a newer one, two copies must have been struck: what one copy alone
+    /// cannot give is not to be adopted (docs/adr/0009).
     fn judge(&self, nodes: &[Node], key: &ObjectKey, needed: LogVersion) -> bool {
         let told = self.told.get(key).copied().unwrap_or_default();
         let would_do = |version: &LogVersion| (told..needed).contains(version);
         let held: Vec<LogVersion> = self.copies.get(key).into_iter().flat_map(BTreeMap::keys).copied().collect();
         let older = held.iter().filter(|version| would_do(version));
         let whole = older.flat_map(|version| self.fates(nodes, key, *version)).any(|fate| fate == Fate::Unexplained);
-        !whole && is_overwhelmed(needed, told, &self.fates(nodes, key, needed))
+        let fates = self.fates(nodes, key, needed);
+        let struck = fates.iter().filter(|fate| **fate == Fate::Struck).count();
+        (!whole || struck > 1) && is_overwhelmed(needed, told, &fates)
     }
 
-    /// Whether each answer to a request that said that no copy can be read was right.
-    pub fn excuses(&self, request: RequestId) -> bool {
-        self.unreadable.get(&request).copied().unwrap_or(false)
+    /// Whether it was right to answer each time that no copy can be read, or not to answer: what was logged on an object that is
+    /// lost can neither be confirmed nor denied.
+    pub fn excuses(&self, operation: &Operation) -> bool {
+        match operation.answer {
+            Some(_) => self.unreadable.get(&operation.id).copied().unwrap_or(false),
+            None => self.lost.contains(&ObjectKey::of(&operation.object)),
+        }
     }
 
     /// Whether anything was excused.
@@ -234,8 +242,9 @@ impl World {
         }
     }
 
-    /// Whether all placement groups are clean but for objects that were struck more than copies survive; these are lost.
-    pub(crate) fn is_clean_but_for_the_lost(&mut self) -> bool {
+    /// Whether all placement groups are clean, and all requests answered, but for objects that were struck more than copies
+    /// survive; these are lost.
+    pub(crate) fn has_settled_but_for_the_lost(&mut self) -> bool {
         let Some(holdings) = &self.holdings else { return false };
         let newest = self.monitor.newest();
         let mut lost = BTreeSet::new();
@@ -255,6 +264,10 @@ impl World {
                 return false;
             }
             lost.extend(lacked.into_keys());
+        }
+        let waits = |object: ObjectName| lost.contains(&ObjectKey::of(&object));
+        if !self.clients.iter().flat_map(|client| client.waited_for(&self.history)).all(waits) {
+            return false;
         }
         if let Some(holdings) = &mut self.holdings {
             holdings.lost = lost;
@@ -402,5 +415,18 @@ mod tests {
         assert!(!disks.is_lost(2), "the other has the version before");
         disks.holdings.told(&key().name(), at(2));
         assert!(disks.is_lost(2));
+    }
+
+    #[test]
+    fn one_struck_copy_does_not_cost_the_version_before_and_two_do() {
+        let mut disks = Disks::new();
+        disks.nodes.push(Node::new(OsdId(2), Limits::default(), 40, RATE).expect("a node"));
+        disks.submit(2, vec![StoreOp::CreateCollection]);
+        (0..3).for_each(|osd| disks.write(osd, 1));
+        (0..2).for_each(|osd| disks.write(osd, 2));
+        disks.nodes[0].give_up_disk().expect("formatted");
+        assert!(!disks.is_lost(2), "the second is whole");
+        disks.spoil(1);
+        assert!(disks.is_lost(2), "though the third has the version before");
     }
 }

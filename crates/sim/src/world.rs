@@ -377,7 +377,8 @@ impl World {
         violations.extend(self.monitor.check_replay().err());
         violations.extend(self.check_fronts());
         violations.retain(|violation| !self.is_off(violation));
-        let excused = |request| self.holdings.as_ref().is_some_and(|holdings| holdings.excuses(request));
+        let excused =
+            |operation: &Operation| self.holdings.as_ref().is_some_and(|holdings| holdings.excuses(operation));
         violations.extend(check::check(&self.history, excused, self.config.off));
         if violations.is_empty() { Ok(self.into_report()) } else { Err(violations) }
     }
@@ -791,24 +792,24 @@ impl World {
         while self.now < end {
             let next = self.now + Duration::from_millis(500);
             self.run_until(next)?;
-            if self.is_at_rest() && self.all_clean() {
+            let answered = self.clients.iter().all(|client| client.outstanding() == 0);
+            if answered && self.is_at_rest() && self.all_clean() {
                 return Ok(());
             }
         }
-        if self.is_at_rest() && self.is_clean_but_for_the_lost() {
+        if self.is_at_rest() && self.has_settled_but_for_the_lost() {
             return Ok(());
         }
         let violation = format!("L1: not settled after {SETTLE_MAX:?}: {}", self.explain());
         if self.is_off(&violation) { Ok(()) } else { Err(violation) }
     }
 
-    /// Whether all has been answered, and all is up and where it belongs.
+    /// Whether all is up and where it belongs, and nothing goes on but what clients still wait for.
     fn is_at_rest(&self) -> bool {
-        let answered = self.clients.iter().all(|client| client.outstanding() == 0);
         let fenced = self.fencing.as_ref().is_none_or(Fencing::is_settled);
         let booted = self.nodes.iter().all(|node| node.is_up() || self.gone.contains(&node.id));
         let rested = self.front.as_ref().is_none_or(Front::is_idle);
-        answered && fenced && rested && booted && self.strays().is_empty()
+        fenced && rested && booted && self.strays().is_empty()
     }
 
     /// Some OSDs end for good. In time they go out, and all is clean without them.
