@@ -232,7 +232,7 @@ impl Pg {
             self.move_cursor(end, lacking, step);
             return;
         }
-        let free = max.saturating_sub(active.recovery.transfers());
+        let free = max.saturating_sub(active.recovery.transfers() + active.recovery.unnamed.asking());
         let is_ready = |key: &ObjectKey| {
             !active.recovery.is_pushing_to(key, target)
                 && !self.holding.missing.contains(key)

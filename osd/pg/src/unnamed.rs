@@ -10,7 +10,7 @@
 //! | none | the copy cannot be read; the log, the store or what a peer lacks tells the version | missing in that version: recovery fetches it |
 //! | none | nothing tells it | a peer is asked; whatever is asked of the object waits for the answer |
 //! | none, or `UNNAMED` | a peer tells a version that the log may have forgotten | missing in that version |
-//! | none, or `UNNAMED` | a peer says that there is no such object | the next one is asked; when all say so, what is left of the own copy is removed, and the row |
+//! | none, or `UNNAMED` | a peer says that there is no such object | the next one is asked; when all say so ([`Heard::is_none`]), what is left of the own copy is removed, and the row, unless somebody who is down may have it |
 //! | none, or `UNNAMED` | a peer cannot tell, or tells a version that the log would know of | the next one is asked |
 //! | none | nobody is left to be asked | `UNNAMED`, and unfound: `have` is `UNNAMED`, too, for the copy here has followed the log |
 //! | `UNNAMED` | nobody is left to be asked | unfound: asked for again as other unfound objects are, and by every later primary |
@@ -31,6 +31,9 @@
 //! | whole | that version is what the peer lacks; it is sent |
 //! | absent | the others are asked, too; when all say that there is no such object, the peer is told so |
 //! | unreadable | as above: another peer is asked |
+//!
+//! One that cannot read its copy and cannot tell more (`have` is `UNNAMED`) is no witness that there is an object when two
+//! that follow the log have none: it may be what is left of one that was removed. Against one alone it is.
 //!
 //! Asked are only those that follow the log for this object (covered by their cursor, not missing there): what another has
 //! may be older. Then those whose copy has followed the log until it could not be read (`have` is `UNNAMED`): that may have
@@ -86,8 +89,29 @@ struct Question {
     sent: Timestamp,
     times: u32,
     asked: BTreeSet<OsdId>,
-    /// Whether all that have answered so far say that there is no such object.
-    all_absent: bool,
+    heard: Heard,
+    /// The end of what is forgotten of the log, when it was asked: what follows is not told of by a stray that was chosen
+    /// by it, for there the log may have gone on otherwise.
+    tail: LogVersion,
+}
+
+/// What those who were asked have said so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Heard {
+    /// How many that follow the log say that there is no such object.
+    absent: usize,
+    /// Whether one that follows the log cannot tell, or tells what cannot be.
+    in_doubt: bool,
+    /// Whether one that cannot read its own copy still cannot.
+    unread: bool,
+}
+
+impl Heard {
+    /// Whether there is no such object: all that follow the log have none. Who cannot read what it has is outvoted by two.
+    fn is_none(self, absent_here: bool) -> bool {
+        let votes = self.absent + usize::from(absent_here);
+        !self.in_doubt && votes > usize::from(self.unread)
+    }
 }
 
 impl Question {
@@ -191,11 +215,11 @@ impl Pg {
         if is_lacked && active.recovery.is_unfound(key) {
             return Noted::Unknown; // all have been asked; it is looked for again in a while
         }
-        self.ask_next(key, BTreeSet::new(), true, step)
+        self.ask_next(key, BTreeSet::new(), Heard::default(), step)
     }
 
-    /// Asks the next one that follows the log for the object.
-    fn ask_next(&mut self, key: &ObjectKey, asked: BTreeSet<OsdId>, all_absent: bool, step: &mut Step<'_>) -> Noted {
+    /// Asks the next one that may tell of the object.
+    fn ask_next(&mut self, key: &ObjectKey, asked: BTreeSet<OsdId>, heard: Heard, step: &mut Step<'_>) -> Noted {
         step.report = true;
         self.tick_within(TICK, step);
         let Some(active) = self.active() else { return Noted::Unknown };
@@ -204,21 +228,17 @@ impl Pg {
         let follows = covering.clone().filter(|(_, lack)| lack.is_none());
         let unread = covering.filter(|(_, lack)| lack.is_some_and(|lack| lack.is_unread()));
         let next = follows.chain(unread).map(|(osd, _)| osd).find(|osd| !asked.contains(osd));
+        let next = next.or_else(|| self.strays_up_to_date(step.now).find(|osd| !asked.contains(osd)));
         if let Some(to) = next {
-            self.ask(key, to, asked, all_absent, step);
+            self.ask(key, to, asked, heard, step);
             return Noted::Asked;
         }
         let is_whole = !self.holding.missing.contains(key) && !step.touched.contains(key);
         let absent_here = is_whole && matches!(step.store.stat(key), Ok(None));
-        if all_absent && (absent_here || !asked.is_empty()) {
+        // What is here is not removed while somebody who is not there may know better.
+        if heard.is_none(absent_here) && (absent_here || !self.absent_may_have()) {
             self.is_no_object(key, absent_here, step);
             return if absent_here { Noted::Deleted } else { Noted::Asked };
-        }
-        let stray = self.strays_up_to_date(step.now).find(|osd| !asked.contains(osd));
-        if let Some(to) = stray {
-            // That it has none says nothing: it may have removed what was never acknowledged to be removed.
-            self.ask(key, to, asked, false, step);
-            return Noted::Asked;
         }
         self.lack_unnamed(key, absent_here, step);
         Noted::Unknown
@@ -239,14 +259,14 @@ impl Pg {
         })
     }
 
-    fn ask(&mut self, key: &ObjectKey, to: OsdId, mut asked: BTreeSet<OsdId>, all_absent: bool, step: &mut Step<'_>) {
-        let activations = self.activations;
+    fn ask(&mut self, key: &ObjectKey, to: OsdId, mut asked: BTreeSet<OsdId>, heard: Heard, step: &mut Step<'_>) {
+        let (activations, tail) = (self.activations, self.holding.log.tail());
         let Some(unnamed) = self.unnamed() else { return };
         asked.insert(to);
         unnamed.last_question += 1;
         // Strays are in no activation: the number tells them apart, too (U2).
         let number = (activations << 32) | unnamed.last_question;
-        let question = Question { number, to, sent: step.now, times: 1, asked, all_absent };
+        let question = Question { number, to, sent: step.now, times: 1, asked, heard, tail };
         let pull = question.pull(key);
         unnamed.asking.insert(key.clone(), question);
         self.send(to, pull, step);
@@ -355,7 +375,7 @@ impl Pg {
         if self.holding.missing.get(key).is_some_and(|lack| !lack.is_unnamed()) {
             return; // something else has told it meanwhile
         }
-        let tail = self.holding.log.tail();
+        let Question { to, asked, mut heard, tail, .. } = question;
         match version {
             _ if self.holding.log.newest_of(&key.name()).is_some() => {
                 self.mark_own_missing(key, step);
@@ -363,8 +383,16 @@ impl Pg {
             // A version after the tail would be in the log.
             Some(version) if version > UNNAMED && version <= tail => self.lack_own(key, version, step),
             told => {
-                let absent = told == Some(LogVersion::ZERO);
-                self.ask_next(key, question.asked, question.all_absent && absent, step);
+                let Role::Active(active) = &self.role else { return };
+                // (A stray that has none says nothing: it may have removed what was never acknowledged to be removed.)
+                if let Some(peer) = active.peers.get(&to) {
+                    match told {
+                        Some(LogVersion::ZERO) => heard.absent += 1,
+                        None if peer.missing.get(key).is_some_and(|lack| lack.is_unread()) => heard.unread = true,
+                        _ => heard.in_doubt = true,
+                    }
+                }
+                self.ask_next(key, asked, heard, step);
             }
         }
     }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use holdfast_map::ScrubKind;
 use holdfast_pg::memory::MemoryObject;
 use holdfast_pg::{Input, Limits, ObjectKey};
-use holdfast_types::Incarnation;
+use holdfast_types::{Incarnation, LogVersion};
 use holdfast_wire::peer::{PeerBody, PeerMessage, PushWhat};
-use holdfast_wire::{ClientOutcome, ObjectOp};
+use holdfast_wire::{ClientOutcome, ObjectOp, OpError};
 
 use crate::group::{Group, content, is_unreadable, name, osd, short_log, shows};
 
@@ -287,4 +287,81 @@ fn a_stray_that_does_not_answer_does_not_keep_other_objects_from_being_recovered
     group.silent.insert(2);
     group.pass(Duration::from_secs(150));
     assert!(group.is_whole(3, "late"));
+}
+
+#[test]
+fn a_version_that_a_stray_tells_is_judged_by_what_was_forgotten_when_it_was_asked() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("old");
+    // 2 leads for a moment, and nobody hears of what it adds.
+    group.have_lead(&[2, 0, 1]);
+    group.silent.insert(2);
+    group.ask("old", vec![ObjectOp::Append { data: content("never acknowledged") }]);
+    group.run();
+    group.kill(2);
+    group.members.up = vec![osd(0), osd(1)];
+    group.have_lead(&[0, 1]);
+    (0..2).for_each(|id| group.spoil(id, "old"));
+    group.start(2);
+    group.publish();
+    group.pass(Duration::from_secs(1)); // it has said that it has a copy
+    group.silent.insert(2);
+    group.send(7, 1_000, "old", vec![ObjectOp::Read { offset: 0, length: 1 << 20 }]);
+    group.run();
+    let asked = |(_, to, message): &(usize, usize, PeerMessage)| *to == 2 && matches!(message.body, PeerBody::Pull(_));
+    assert!(group.sent.iter().any(asked));
+    for number in 1_001..=1_020 {
+        group.send(8, number, &format!("later-{number}"), vec![ObjectOp::WriteFull { data: content("later") }]);
+        group.run();
+    }
+    group.silent.remove(&2);
+    group.pass(Duration::from_secs(10));
+    let taken = |(_, _, message): &(usize, usize, PeerMessage)| matches!(&message.body, PeerBody::Pull(pull) if pull.object == name("old") && pull.version > LogVersion::ZERO);
+    assert!(!group.sent.iter().any(taken), "what was never acknowledged is taken for the newest");
+    assert!(is_unreadable(&group.read("old")));
+    assert_eq!(group.report().objects_unfound, 1);
+}
+
+#[test]
+fn what_nobody_who_is_asked_has_is_not_removed_while_one_that_is_down_may_have_it() {
+    let mut group = Group::of(3, 3, short_log());
+    group.write_before_the_log("old");
+    group.kill(2);
+    group.members.up = vec![osd(0), osd(1)];
+    group.have_lead(&[0, 1]);
+    group.nodes[1].store.objects.remove(&ObjectKey::of(&name("old")));
+    group.spoil(0, "old");
+    let tid = group.ask("old", vec![ObjectOp::Read { offset: 0, length: 1 << 20 }]);
+    group.pass(Duration::from_secs(20));
+    assert!(!group.is_gone(0, "old"));
+    assert!(!matches!(group.answer(tid), Some(ClientOutcome::Failed { error: OpError::NotFound, .. })));
+    group.start(2);
+    group.publish();
+    group.pass(Duration::from_secs(60));
+    assert!(group.is_whole(0, "old"));
+    assert!(shows(&group.read("old"), "old"));
+}
+
+#[test]
+fn what_one_cannot_read_and_two_do_not_have_is_none_whoever_leads() {
+    for leads in [[0, 1, 2], [1, 2, 0]] {
+        let mut group = Group::of(3, 3, short_log());
+        group.write_before_the_log("ghost");
+        (0..3).for_each(|id| group.spoil(id, "ghost"));
+        assert!(is_unreadable(&group.read("ghost")));
+        assert!(lacks(&group, 0, "ghost"));
+        let key = ObjectKey::of(&name("ghost"));
+        let row = [b"m", key.as_bytes()].concat();
+        [1, 2].iter().for_each(|id| group.kill(*id));
+        group.have_lead(&[0]);
+        for id in [1, 2] {
+            group.nodes[id].store.objects.remove(&key);
+            group.nodes[id].store.meta.remove(&row);
+            group.start(id);
+        }
+        group.have_lead(&leads);
+        group.run_until_clean();
+        assert!((0..3).all(|id| group.is_gone(id, "ghost") && !lacks(&group, id, "ghost")), "{leads:?}");
+        assert!(!is_unreadable(&group.read("ghost")));
+    }
 }
