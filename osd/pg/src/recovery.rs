@@ -426,7 +426,7 @@ impl Pg {
         let Some(lack) = self.holding.missing.get(key) else { return };
         let Some(active) = self.active() else { return };
         let recovery = &active.recovery;
-        if recovery.pulls.contains_key(key) || recovery.unfound.contains(key) {
+        if recovery.is_fetching(key) || recovery.unfound.contains(key) {
             return;
         }
         if recovery.had_no_room_here(key, step.now) {

@@ -32,8 +32,9 @@
 //! | absent | the others are asked, too; when all say that there is no such object, the peer is told so |
 //! | unreadable | as above: another peer is asked |
 //!
-//! One that cannot read its copy and cannot tell more (`have` is `UNNAMED`) is no witness that there is an object when two
-//! that follow the log have none: it may be what is left of one that was removed. Against one alone it is.
+//! One that cannot read its copy and cannot tell more (`have` is `UNNAMED`, or it is the own copy) is no witness that there
+//! is an object when two that follow the log have none: it may be what is left of one that was removed. Against one alone
+//! it is.
 //!
 //! Asked are only those that follow the log for this object (covered by their cursor, not missing there): what another has
 //! may be older. Then those whose copy has followed the log until it could not be read (`have` is `UNNAMED`): that may have
@@ -107,10 +108,11 @@ struct Heard {
 }
 
 impl Heard {
-    /// Whether there is no such object: all that follow the log have none. Who cannot read what it has is outvoted by two.
-    fn is_none(self, absent_here: bool) -> bool {
+    /// Whether there is no such object: all that follow the log have none. Who cannot read what it has, here or elsewhere,
+    /// is outvoted by two.
+    fn is_none(self, absent_here: bool, unread_here: bool) -> bool {
         let votes = self.absent + usize::from(absent_here);
-        !self.in_doubt && votes > usize::from(self.unread)
+        !self.in_doubt && votes > usize::from(self.unread || unread_here)
     }
 }
 
@@ -164,13 +166,11 @@ impl Pg {
     pub(crate) fn mark_own_missing(&mut self, key: &ObjectKey, step: &mut Step<'_>) -> Noted {
         let own = self.holding.missing.get(key);
         let Role::Active(active) = &self.role else { return Noted::Unknown };
-        let known = own.map(|lack| lack.need).filter(|need| *need != UNNAMED);
-        let told = known.or_else(|| {
-            // What is here of what is missing may be older.
-            let stored = own.is_none().then(|| exec::stored_version(step.store, key).unwrap_or(LogVersion::ZERO));
-            let lacked = active.peers.values().filter_map(|peer| peer.missing.get(key)).map(|lack| lack.need);
-            stored.filter(|stored| *stored != LogVersion::ZERO).or_else(|| lacked.filter(|need| *need != UNNAMED).max())
-        });
+        // What is here of what is missing may be older. And a disk that has dropped a write shows an older one, too.
+        let stored = own.is_none().then(|| exec::stored_version(step.store, key).unwrap_or(LogVersion::ZERO));
+        let lacked = active.peers.values().filter_map(|peer| peer.missing.get(key)).map(|lack| lack.need);
+        let told = lacked.chain(own.map(|lack| lack.need)).filter(|need| *need != UNNAMED);
+        let told = told.chain(stored.filter(|stored| *stored != LogVersion::ZERO)).max();
         match self.holding.log.newest_of(&key.name()) {
             Some(entry) if entry.kind == EntryKind::Delete => return Noted::Deleted, // nobody is to have it
             Some(entry) => self.lack_own(key, entry.version, step),
@@ -235,8 +235,10 @@ impl Pg {
         }
         let is_whole = !self.holding.missing.contains(key) && !step.touched.contains(key);
         let absent_here = is_whole && matches!(step.store.stat(key), Ok(None));
+        let unread_here =
+            is_whole && !absent_here || self.holding.missing.get(key).is_some_and(|lack| lack.is_unread());
         // What is here is not removed while somebody who is not there may know better.
-        if heard.is_none(absent_here) && (absent_here || !self.absent_may_have()) {
+        if heard.is_none(absent_here, unread_here) && (absent_here || !self.absent_may_have()) {
             self.is_no_object(key, absent_here, step);
             return if absent_here { Noted::Deleted } else { Noted::Asked };
         }

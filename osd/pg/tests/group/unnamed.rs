@@ -28,9 +28,13 @@ fn remove() -> Vec<ObjectOp> {
 
 fn fill_in_the_place_of_2(group: &mut Group) {
     group.members.up = vec![osd(0), osd(1), osd(3)];
+    fill(group, 3);
+}
+
+fn fill(group: &mut Group, target: usize) {
     group.publish();
     group.pass(Duration::from_secs(25));
-    let filled = (0..10).all(|other| group.is_whole(3, &format!("other-{other}")));
+    let filled = (0..10).all(|other| group.is_whole(target, &format!("other-{other}")));
     assert!(filled && !group.report().state.backfilling && !group.holds_slots());
 }
 
@@ -170,18 +174,21 @@ fn a_removal_of_an_object_of_unknown_version_that_is_taken_back_brings_it_back()
 
 #[test]
 fn a_target_is_told_when_an_object_of_unknown_version_turns_out_to_be_none() {
-    let mut group = Group::of(4, 3, short_log());
+    let mut group = Group::of(5, 4, short_log());
     group.write_before_the_log("old");
     let key = ObjectKey::of(&name("ghost"));
-    for id in 0..2 {
+    for id in [0, 1, 3] {
         let object = MemoryObject { unreadable: true, ..MemoryObject::default() };
         group.nodes[id].store.objects.insert(key.clone(), object);
     }
-    fill_in_the_place_of_2(&mut group);
-    assert!(lacks(&group, 0, "ghost") && lacks(&group, 3, "ghost"));
-    group.nodes[1].store.objects.remove(&key);
+    group.members.up = vec![osd(0), osd(1), osd(3), osd(4)];
+    fill(&mut group, 4);
+    assert!(lacks(&group, 0, "ghost") && lacks(&group, 4, "ghost"));
+    for id in [1, 3] {
+        group.nodes[id].store.objects.remove(&key);
+    }
     group.run_until_clean();
-    assert!((0..4).all(|id| !lacks(&group, id, "ghost") && group.is_gone(id, "ghost")));
+    assert!((0..5).all(|id| !lacks(&group, id, "ghost") && group.is_gone(id, "ghost")));
     group.write("ghost");
     assert!(shows(&group.read("ghost"), "ghost"));
 }
@@ -364,4 +371,52 @@ fn what_one_cannot_read_and_two_do_not_have_is_none_whoever_leads() {
         assert!((0..3).all(|id| group.is_gone(id, "ghost") && !lacks(&group, id, "ghost")), "{leads:?}");
         assert!(!is_unreadable(&group.read("ghost")));
     }
+}
+
+#[test]
+fn a_copy_that_cannot_be_read_is_not_removed_because_one_other_has_none() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("old");
+    group.kill(2);
+    group.have_lead(&[0, 1]);
+    for later in 0..10 {
+        group.write(&format!("later-{later}"));
+    }
+    // What 2 has been told ends before what is forgotten of the log: it is not asked, though it has the object whole.
+    group.nodes[1].store.objects.remove(&ObjectKey::of(&name("old")));
+    group.spoil(0, "old");
+    group.start(2);
+    fill_in_the_place_of_2(&mut group);
+    assert!(!group.is_gone(0, "old") && !group.is_gone(2, "old"));
+    assert_eq!((group.report().objects_unfound, group.report().state.clean), (1, false));
+    assert!(is_unreadable(&group.read("old")));
+    mend(&mut group, 0, "old");
+    group.pass(Duration::from_secs(60));
+    assert!(group.is_whole(0, "old") && group.is_whole(3, "old"));
+    assert!(shows(&group.read("old"), "old"));
+}
+
+#[test]
+fn a_version_that_a_peer_is_known_to_lack_is_newer_than_what_a_disk_that_dropped_a_write_shows() {
+    let mut group = Group::of(3, 3, short_log());
+    let key = ObjectKey::of(&name("old"));
+    group.operate("old", vec![ObjectOp::WriteFull { data: content("older") }]);
+    let older = group.nodes[0].store.objects[&key].clone();
+    group.kill(2);
+    group.have_lead(&[0, 1]);
+    group.write("old");
+    group.nodes[2].store.tight = true;
+    group.start(2);
+    group.have_lead(&[0, 1, 2]);
+    for other in 0..10 {
+        group.operate(
+            &format!("gone-{other}"),
+            vec![ObjectOp::SetAttr { name: b"a".to_vec(), value: content("a").0.into() }],
+        );
+    }
+    assert!(lacks(&group, 2, "old"));
+    group.nodes[0].store.objects.insert(key, older);
+    group.nodes[2].store.tight = false;
+    group.pass(Duration::from_secs(120));
+    assert!((0..3).all(|id| group.is_whole(id, "old")), "whole on 1, and there only");
 }
