@@ -154,9 +154,27 @@ pub(crate) fn list_values(results: &[OpResult]) -> Result<Vec<u64>, String> {
     Ok(data.as_ref().chunks(8).map(word).collect())
 }
 
-/// Requests that were made after this one and change something.
-fn changes_after(history: &[Operation], operation: usize) -> usize {
-    history.iter().skip(operation + 1).filter(|later| later.act.changes()).count()
+/// Requests that were made after this one and may have changed something in the same placement group.
+fn changes_after(history: &[Operation], operation: usize, in_group: impl Fn(&ObjectName) -> bool) -> usize {
+    let later = history.iter().skip(operation + 1).filter(|later| later.act.changes());
+    let executed = later.filter(|later| !matches!(later.answer, Some((_, ClientOutcome::Refused(_)))));
+    executed.filter(|later| in_group(&later.object)).count()
+}
+
+/// What the pool of the clients promises: of how many changes each placement group keeps the results at least, and which
+/// one an object is in.
+pub(crate) struct Promised<'a> {
+    pub dups_max: usize,
+    pub map: &'a ClusterMap,
+}
+
+impl Promised<'_> {
+    /// Whether the result of this request may be forgotten by now.
+    fn may_be_forgotten(&self, history: &[Operation], operation: usize) -> bool {
+        let Some(object) = history.get(operation).map(|operation| &operation.object) else { return false };
+        let group = self.map.pg_of(POOL, object);
+        changes_after(history, operation, |other| self.map.pg_of(POOL, other) == group) >= self.dups_max
+    }
 }
 
 impl Client {
@@ -183,6 +201,12 @@ impl Client {
     /// The objects of requests that were not answered yet.
     pub fn waited_for(&self, history: &[Operation]) -> Vec<ObjectName> {
         self.outstanding.keys().filter_map(|tid| self.asked(*tid, history)).map(|(object, _)| object).collect()
+    }
+
+    /// Whether it waits for the answer to a removal of this object.
+    pub fn is_removing(&self, object: &ObjectName, history: &[Operation]) -> bool {
+        let asked = self.outstanding.values().filter_map(|outstanding| history.get(outstanding.operation));
+        asked.into_iter().any(|operation| operation.act == Act::Remove && operation.object == *object)
     }
 
     /// Whether it changes nothing under faults.
@@ -308,21 +332,22 @@ impl Client {
         late.map(|(tid, _)| *tid).collect()
     }
 
-    /// Takes an answer. An error is a violation. `dups_max`: of how many changes a placement group keeps the results at least.
+    /// Takes an answer. An error is a violation.
     pub fn answered(
         &mut self,
         reply: ClientReply,
         now: Timestamp,
-        dups_max: usize,
+        promised: &Promised<'_>,
         history: &mut [Operation],
     ) -> Result<(), String> {
         let Some(asked) = self.outstanding.get(&reply.id.tid) else { return Ok(()) };
+        let changes = history.get(asked.operation).is_some_and(|operation| operation.act.changes());
         match reply.outcome {
             ClientOutcome::Refused(RefusedReason::WrongPrimary | RefusedReason::Busy) => {
                 self.epoch = self.epoch.max(reply.epoch);
                 return Ok(());
             }
-            ClientOutcome::Refused(RefusedReason::Full) if self.when_full != WhenFull::Never => {
+            ClientOutcome::Refused(RefusedReason::Full) if self.when_full != WhenFull::Never && changes => {
                 self.refused_full += 1;
                 if self.when_full == WhenFull::SendAgain {
                     self.epoch = self.epoch.max(reply.epoch);
@@ -330,8 +355,8 @@ impl Client {
                 }
             }
             // It was executed, and waited (for a copy of its object) until more changes than are remembered came after it.
-            ClientOutcome::Refused(RefusedReason::Forgotten) if changes_after(history, asked.operation) >= dups_max => {
-            }
+            ClientOutcome::Refused(RefusedReason::Forgotten)
+                if changes && promised.may_be_forgotten(history, asked.operation) => {}
             ClientOutcome::Refused(reason) => return Err(format!("request {} was refused: {reason}", reply.id)),
             ClientOutcome::Done { .. } | ClientOutcome::Failed { .. } => {}
         }
@@ -347,6 +372,8 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_types::ClusterId;
+
     use super::*;
 
     fn forgotten(changes_after: usize, reads_after: usize) -> Result<(), String> {
@@ -366,8 +393,9 @@ mod tests {
         }
         let id = RequestId { client: client.id, incarnation: Incarnation(1), tid };
         let outcome = ClientOutcome::Refused(RefusedReason::Forgotten);
-        let answered =
-            client.answered(ClientReply { id, epoch: Epoch(1), outcome }, now, config.limits.dups_max, &mut history);
+        let map = ClusterMap::empty(ClusterId([1; 16]));
+        let promised = Promised { dups_max: config.limits.dups_max, map: &map };
+        let answered = client.answered(ClientReply { id, epoch: Epoch(1), outcome }, now, &promised, &mut history);
         assert_eq!(answered.is_ok(), history[0].answer.is_some());
         answered
     }

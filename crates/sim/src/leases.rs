@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use holdfast_osd::parts::EARLY_HEARTBEAT;
 use holdfast_pg::{Output, ReplyTo};
-use holdfast_types::{Incarnation, OsdId, PgId, Timestamp};
-use holdfast_wire::{ClientOutcome, ClientReply, RefusedReason};
+use holdfast_types::{Incarnation, LogVersion, OsdId, PgId, Timestamp};
+use holdfast_wire::{ClientOutcome, ClientReply, OpError, RefusedReason};
 use rand::Rng;
 
 use crate::client::Act;
@@ -18,6 +18,14 @@ use crate::world::{Event, World};
 
 /// Time between two power cuts at an acknowledgement: whoever stays away is back by then.
 const ACKNOWLEDGEMENT_CUT_GAP: Duration = Duration::from_secs(12);
+
+/// The newest change of an object that anybody has acknowledged.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Acknowledged {
+    pub version: LogVersion,
+    pub by: OsdId,
+    removed: bool,
+}
 
 impl World {
     /// Heartbeats to those of whom no lease is held.
@@ -84,17 +92,34 @@ impl World {
 
     /// Notes what an answer acknowledges; says so when it shows what was replaced.
     fn strictly_stale(&mut self, osd: OsdId, client: usize, reply: &ClientReply) -> Option<String> {
-        let ClientOutcome::Done { version, .. } = &reply.outcome else { return None };
         let (object, act) = self.clients.get(client)?.asked(reply.id.tid, &self.history)?;
+        let version = match &reply.outcome {
+            ClientOutcome::Done { version, .. } => version,
+            ClientOutcome::Failed { error: OpError::NotFound, .. } if !act.changes() => {
+                let newest = self.acknowledged.get(&object).filter(|newest| !newest.removed)?;
+                // A removal whose answer has not come yet may have been executed after that.
+                let removing = self.clients.iter().any(|client| client.is_removing(&object, &self.history));
+                let text = || {
+                    let Acknowledged { version, by, .. } = newest;
+                    format!("{} does not find {object}; {by} has acknowledged {version}", reply.id)
+                };
+                return (!removing).then(text);
+            }
+            ClientOutcome::Failed { .. } | ClientOutcome::Refused(_) => return None,
+        };
         match act {
             Act::Write { .. } | Act::Remove | Act::Increment | Act::Append => {
-                let newest = self.acknowledged.entry(object).or_insert((*version, osd));
-                *newest = (*newest).max((*version, osd));
+                let said = Acknowledged { version: *version, by: osd, removed: act == Act::Remove };
+                let newest = self.acknowledged.entry(object).or_insert(said);
+                if newest.version < said.version {
+                    *newest = said;
+                }
                 None
             }
             Act::Read | Act::ReadCounter | Act::ReadList => {
-                let (newest, by) = self.acknowledged.get(&object).filter(|(newest, _)| newest > version)?;
-                Some(format!("{} shows {object} at {version}; {by} has acknowledged {newest}", reply.id))
+                let newest = self.acknowledged.get(&object).filter(|newest| newest.version > *version)?;
+                let Acknowledged { version: newer, by, .. } = newest;
+                Some(format!("{} shows {object} at {version}; {by} has acknowledged {newer}", reply.id))
             }
         }
     }

@@ -123,7 +123,7 @@ impl World {
 
     /// Counts what it is asked that others know better, and what of that it might answer if the leases of some were enough.
     pub(crate) fn rift_is_asked(&mut self, to: OsdId, request: &ClientRequest) {
-        let (now, newest) = (self.now, self.acknowledged.get(&request.object).map(|(version, _)| version.epoch));
+        let (now, newest) = (self.now, self.acknowledged.get(&request.object).map(|newest| newest.version.epoch));
         let Some(victim) = self.fallen().filter(|victim| victim.id == to) else { return };
         if request.is_write() || newest.is_none_or(|newest| newest <= victim.epoch()) {
             return;

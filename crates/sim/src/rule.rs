@@ -48,6 +48,34 @@ impl Rule {
         }
     }
 
+    /// The world that is looked into first: what it does has been seen to show this one.
+    #[must_use]
+    pub fn home(self) -> &'static str {
+        use Mutant as M;
+        match self {
+            Rule::Group(mutant) => match mutant {
+                M::AckActivationBeforeDurable | M::DupsUntrimmed => "brink",
+                M::FenceIgnored | M::BarrierSkipped => "fence",
+                M::DeletesRefusedWhenFull | M::RoomToldLate => "full",
+                M::StaleActivationAccepted => "gaps",
+                M::UnloggedForgotten | M::AnswerNotJudged | M::ShortUpSetAsked => "leases",
+                M::SkipUpThru | M::StaleIntervalAccepted | M::OldPushTaken | M::LateBackfillTaken => "loss",
+                M::AckBeforeReplicas
+                | M::IncompleteChosen
+                | M::PastForgotten
+                | M::UncommittedRead
+                | M::PriorSetIgnored => "pairs",
+                M::AckBeforeDurable | M::AdoptedDeletesForgotten => "power",
+                M::LeaseIgnored | M::LeaseNotWaitedFor | M::LeaseForgotten | M::LeaseOfOneEnough => "rifts",
+                M::WritesNotResent | M::CleanWhileMending => "rot",
+                M::TrimPastMembers | M::ScrubMarksNothing | M::ScrubBelievesFirst => "scrub",
+                _ => "storm",
+            },
+            Rule::Table(_) => "tables",
+            Rule::Commit(_) => "objects",
+        }
+    }
+
     /// Breaks a rule in the whole process.
     pub fn choose(rule: Option<Rule>) {
         mutants::choose(match rule {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use holdfast_mon_state::leader::ProbeResult;
 use holdfast_pg::Slot;
-use holdfast_types::{Epoch, Incarnation, LogVersion, ObjectName, OsdId, PgId, Timestamp};
+use holdfast_types::{Epoch, Incarnation, ObjectName, OsdId, PgId, Timestamp};
 use holdfast_wire::mon::MonCommand;
 use holdfast_wire::peer::PeerMessage;
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, RefusedReason};
@@ -16,12 +16,13 @@ use rand::{Rng, SeedableRng};
 
 use crate::check;
 use crate::checker::Checker;
-use crate::client::{Client, Names, Operation, WhenFull};
+use crate::client::{Client, Names, Operation, Promised, WhenFull};
 use crate::config::{Config, Faults};
 use crate::cuts::Cut;
 use crate::faults::{FAULT_TICK, FaultCounts, FaultKind};
 use crate::fence::Fencing;
 use crate::front::{self, Front, FrontEvent};
+use crate::leases::Acknowledged;
 use crate::monitor::Monitor;
 use crate::node::{Node, RATE};
 use crate::overwhelmed::Holdings;
@@ -263,7 +264,7 @@ pub(crate) struct World {
     /// When all OSDs lost power at an activation or an acknowledgement last.
     pub last_cut: Timestamp,
     /// The newest version of each object that an OSD has acknowledged, and which.
-    pub acknowledged: BTreeMap<ObjectName, (LogVersion, OsdId)>,
+    pub acknowledged: BTreeMap<ObjectName, Acknowledged>,
     /// What became of each copy, in a world whose sectors go bad.
     pub holdings: Option<Holdings>,
     pub leases_granted: u64,
@@ -388,7 +389,12 @@ impl World {
         self.config.off == Some(Checker::of(violation))
     }
 
-    fn into_report(self) -> Report {
+    fn into_report(mut self) -> Report {
+        let is_forgotten = |operation: &&Operation| {
+            matches!(operation.answer, Some((_, ClientOutcome::Refused(RefusedReason::Forgotten))))
+        };
+        let forgotten = self.history.iter().filter(is_forgotten).count();
+        self.counts.add(FaultKind::RequestForgotten, forgotten as u64);
         Report {
             hash: self.hash,
             operations: self.history.len() as u64 + self.front.as_ref().map_or(0, Front::operations),
@@ -738,8 +744,8 @@ impl World {
             ClientOutcome::Refused(_) => true,
             ClientOutcome::Done { .. } | ClientOutcome::Failed { .. } => false,
         };
-        let dups_max = self.config.limits.dups_max;
-        if let Err(violation) = self.clients[client].answered(reply, now, dups_max, &mut self.history) {
+        let promised = Promised { dups_max: self.config.limits.dups_max, map: self.monitor.map() };
+        if let Err(violation) = self.clients[client].answered(reply, now, &promised, &mut self.history) {
             self.violation = Some(format!("L1: {violation}"));
         } else if again {
             let after = self.delay();
