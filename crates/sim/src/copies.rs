@@ -23,6 +23,13 @@ impl ObjectCopy {
     fn is_whole(&self) -> bool {
         self.data.is_some() && self.attrs.is_some() && self.rows.is_some()
     }
+
+    /// Takes from another copy what cannot be read here. Gives whether both agree in what can be read of both.
+    fn agrees_and_takes(&mut self, other: &ObjectCopy) -> bool {
+        agrees_and_takes(&mut self.data, &other.data)
+            && agrees_and_takes(&mut self.attrs, &other.attrs)
+            && agrees_and_takes(&mut self.rows, &other.rows)
+    }
 }
 
 /// `None` for what is damaged.
@@ -54,6 +61,7 @@ impl World {
     pub(crate) fn check_copies(&self) -> Result<(), String> {
         let newest = self.monitor.newest();
         for pg in self.monitor.pgs() {
+            // The first copy, and what it lacks from those that were compared with it.
             let mut first: Option<(OsdId, Copies)> = None;
             for osd in newest.members_of(pg).acting {
                 let Some(node) = self.nodes.get(osd.0 as usize) else { continue };
@@ -71,7 +79,7 @@ impl World {
                         return Err(format!("S2: {osd} cannot read {key:?} of {pg}, though nothing rotted"));
                     }
                 }
-                if let Some((other, reference)) = &first {
+                if let Some((other, reference)) = &mut first {
                     compare(reference, &copies)
                         .map_err(|what| format!("S2: {pg} differs between {other} and {osd}: {what}"))?;
                 } else {
@@ -83,18 +91,45 @@ impl World {
     }
 }
 
-fn agree<T: PartialEq>(one: &Option<T>, other: &Option<T>) -> bool {
-    one.is_none() || other.is_none() || one == other
+fn agrees_and_takes<T: PartialEq + Clone>(one: &mut Option<T>, other: &Option<T>) -> bool {
+    if one.is_none() {
+        one.clone_from(other);
+    }
+    other.is_none() || one == other
 }
 
-fn compare(one: &Copies, other: &Copies) -> Result<(), String> {
-    if !one.keys().eq(other.keys()) {
-        return Err(format!("{:?} and {:?}", one.keys(), other.keys()));
+/// Compares copies with those that were seen before; what these lack for being unreadable is taken from the others.
+fn compare(reference: &mut Copies, other: &Copies) -> Result<(), String> {
+    if !reference.keys().eq(other.keys()) {
+        return Err(format!("{:?} and {:?}", reference.keys(), other.keys()));
     }
-    for ((key, one), other) in one.iter().zip(other.values()) {
-        if !agree(&one.data, &other.data) || !agree(&one.attrs, &other.attrs) || !agree(&one.rows, &other.rows) {
+    for ((key, one), other) in reference.iter_mut().zip(other.values()) {
+        if !one.agrees_and_takes(other) {
             return Err(format!("{key:?}: {one:?} and {other:?}"));
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_types::ObjectName;
+
+    use super::*;
+
+    #[test]
+    fn copies_that_differ_are_noticed_though_the_first_one_cannot_be_read() {
+        let copies = |data: Option<&'static [u8]>| {
+            let copy =
+                ObjectCopy { data: data.map(Bytes::from_static), attrs: Some(Vec::new()), rows: Some(Vec::new()) };
+            Copies::from([(ObjectKey::of(&ObjectName::new("o").expect("valid")), copy)])
+        };
+        let compared = |second, third| {
+            let mut reference = copies(None);
+            compare(&mut reference, &copies(second)).and_then(|()| compare(&mut reference, &copies(third)))
+        };
+        assert_eq!(compared(Some(b"a"), Some(b"a")), Ok(()));
+        assert_eq!(compared(Some(b"a"), None), Ok(()), "what cannot be read says nothing");
+        assert!(compared(Some(b"a"), Some(b"b")).is_err());
+    }
 }

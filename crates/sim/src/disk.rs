@@ -12,7 +12,7 @@ use holdfast_map::ClusterMap;
 use holdfast_osd::parts::{
     Leases, Local, OWN_COLLECTION, PeerSpace, collection_of, map_transactions, own_collection, pg_of, to_transaction,
 };
-use holdfast_pg::{ObjectKey, StoreOp, TxnId, version_held};
+use holdfast_pg::{LocalObjects as _, ObjectKey, StoreOp, TxnId, version_held};
 use holdfast_store::{
     CollectionId, Engine, Fault, Identity, MemDevice, MemIndex, OnDurable, OpenError, Options, ReadError, SubmitError,
     Transaction, TxOp,
@@ -256,6 +256,23 @@ impl Disk {
         self.device.spoil(at);
         self.flips += 1;
         true
+    }
+
+    /// The position of what was submitted last.
+    pub fn submitted_position(&self) -> u64 {
+        self.engine().submitted_position().0
+    }
+
+    /// Up to this position all is durable.
+    pub fn durable_position(&self) -> u64 {
+        self.engine().durable_position().0
+    }
+
+    /// The objects of a placement group.
+    pub fn keys_of(&self, pg: PgId) -> Vec<ObjectKey> {
+        let (space, leases) = (PeerSpace::default(), Leases::new(Timestamp::ZERO));
+        let view = self.engine.as_ref().map(|engine| Local::new(engine, pg, &space, &leases));
+        view.and_then(|view| view.list_objects(None, usize::MAX).ok()).unwrap_or_default()
     }
 
     /// The version of an object that is here.

@@ -128,7 +128,7 @@ impl fmt::Display for FaultKind {
             FaultKind::RiftHalfLeased => "of these, under the leases of some members",
             FaultKind::LinkCut => "links open in one direction only",
             FaultKind::ClockSkewed => "clocks at a wrong rate",
-            FaultKind::DiskStuck => "disks stuck",
+            FaultKind::DiskStuck => "commits that waited for a stuck disk",
             FaultKind::DiskFailed => "writes and syncs failed",
             FaultKind::SectorUnreadable => "sectors that cannot be read",
             FaultKind::Fenced => "sessions fenced",
@@ -344,7 +344,6 @@ impl World {
             self.cut_one_way(victim);
         }
         if stuck {
-            self.counts.add(FaultKind::DiskStuck, 1);
             let length = Duration::from_millis(self.rng.random_range(200..10_000));
             let until = self.now + length;
             self.node(victim).stuck_until = until;
@@ -425,11 +424,12 @@ impl World {
         let inside = self.monitor.map().osds.values().filter(|info| info.in_cluster).count();
         let is_in = self.monitor.map().osds.get(&victim).is_some_and(|info| info.in_cluster);
         if !is_in || inside > self.config.size as usize {
-            self.counts.add(FaultKind::OutOrIn, 1);
             if is_in {
                 self.put_out.insert(victim);
             }
             self.monitors_hear(if is_in { MonCommand::OsdOut(victim) } else { MonCommand::OsdIn(victim) });
+            let is_now = self.monitor.map().osds.get(&victim).is_some_and(|info| info.in_cluster);
+            self.counts.add(FaultKind::OutOrIn, u64::from(is_now != is_in));
         }
     }
 
@@ -468,8 +468,9 @@ impl World {
             }
             None => return,
         };
-        self.counts.add(kind, 1);
+        let before = self.monitor.map().epoch;
         self.propose(change);
+        self.counts.add(kind, u64::from(self.monitor.map().epoch > before));
     }
 
     /// Flips a bit of the disk, or spoils what is known of one object, but only where all is whole otherwise: never in the
@@ -510,7 +511,8 @@ impl World {
         if self.node(victim).lags_until > now {
             return;
         }
-        self.counts.add(FaultKind::MapDelayed, 1);
+        let running = self.node(victim).running;
+        self.counts.add(FaultKind::MapDelayed, u64::from(running));
         let (length, skips) = (self.rng.random_range(100..4_000), self.rng.random_bool(0.8));
         let node = self.node(victim);
         node.lags_until = now + Duration::from_millis(length);
@@ -534,6 +536,7 @@ impl World {
             self.trace(&format!("{osd} {run} {}", if power { "loses power" } else { "is killed" }));
         }
         self.stop(osd);
+        self.note_durable(osd);
         let (nodes, rng) = (&mut self.nodes, &mut self.rng);
         let Some(node) = nodes.get_mut(osd.0 as usize) else { return };
         let damage = node.disk.crash(rng, power);

@@ -4,7 +4,7 @@
 //! One client takes over from itself again and again, as whoever attaches a volume by force does: it has its former session
 //! blocklisted, waits until every OSD that is up acts by that map (the barrier of `Client::fence`), reads what is there,
 //! looks again later, and only then writes itself. The former sessions never learn of it: they send again what was not
-//! answered, and new writes, too.
+//! answered, and new writes, too. What they began after the barrier must never be answered as done, either.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -39,6 +39,8 @@ struct Session {
     epoch: Epoch,
     next_tid: u64,
     outstanding: BTreeMap<u64, (ClientRequest, Timestamp)>,
+    /// What it sends from this number on, it sends after the barrier behind its fencing.
+    fenced_from: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -66,7 +68,7 @@ pub(crate) struct Fencing {
 
 impl Session {
     fn new(run: u64, epoch: Epoch) -> Session {
-        Session { run: Incarnation(run), epoch, next_tid: 1, outstanding: BTreeMap::new() }
+        Session { run: Incarnation(run), epoch, next_tid: 1, outstanding: BTreeMap::new(), fenced_from: None }
     }
 
     fn start(&mut self, client: ClientId, object: ObjectName, ops: Vec<ObjectOp>, now: Timestamp) -> u64 {
@@ -160,6 +162,9 @@ impl World {
             Stage::Working => {}
             Stage::Barrier { epoch } => {
                 if self.barrier_is_reached(*epoch) {
+                    for zombie in &mut fencing.zombies {
+                        zombie.fenced_from.get_or_insert(zombie.next_tid);
+                    }
                     // Whoever reads need not know the map that fences: after the barrier every OSD does.
                     fencing.current.epoch = Epoch(epoch.0.saturating_sub(1));
                     fencing.read_all(None, now);
@@ -255,8 +260,13 @@ impl World {
         let Some(mut fencing) = self.fencing.take() else { return };
         let refused = matches!(reply.outcome, ClientOutcome::Refused(_));
         if let Some(zombie) = fencing.zombies.iter_mut().find(|zombie| zombie.run == reply.id.incarnation) {
+            let tid = reply.id.tid;
+            let done = matches!(reply.outcome, ClientOutcome::Done { .. });
+            if done && zombie.fenced_from.is_some_and(|from| tid >= from) {
+                self.violation = Some(format!("X1: {} was begun after the barrier and is done", reply.id));
+            }
             if !refused {
-                zombie.outstanding.remove(&reply.id.tid);
+                zombie.outstanding.remove(&tid);
             }
         } else if fencing.current.run == reply.id.incarnation && !refused {
             let answered = fencing.current.outstanding.remove(&reply.id.tid);
@@ -290,5 +300,39 @@ impl World {
                 Stage::Working
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_types::LogVersion;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn what_a_fenced_session_began_before_the_barrier_may_be_done_and_nothing_that_it_began_later() {
+        let mut world = World::new(1, Config::fence()).expect("a world");
+        let mut fencing = world.fencing.take().expect("sessions that fence each other");
+        let before = fencing.write(None, 0, world.now).expect("room for a request");
+        world.fence(&mut fencing);
+        // No OSD is up yet, so none has to act by the map that fences.
+        world.fencing = Some(fencing);
+        world.fence_tick();
+        let fencing = world.fencing.take().expect("they stay");
+        assert!(matches!(fencing.stage, Stage::Reading { .. }), "the barrier is reached");
+        let after = fencing.zombies[0].next_tid.max(fencing.zombies[0].fenced_from.expect("it is fenced"));
+        let incarnation = fencing.zombies[0].run;
+        let done = |tid| ClientReply {
+            id: RequestId { client: fencing.client, incarnation, tid },
+            epoch: Epoch(1),
+            outcome: ClientOutcome::Done { version: LogVersion { epoch: Epoch(1), counter: 1 }, results: Vec::new() },
+        };
+        let (early, late) = (done(before), done(after));
+        world.fencing = Some(fencing);
+        world.session_replied(&early);
+        assert_eq!(world.violation, None);
+        world.session_replied(&late);
+        assert!(world.violation.is_some_and(|violation| violation.starts_with("X1: ")));
     }
 }

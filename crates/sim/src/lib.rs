@@ -20,6 +20,7 @@ mod disk;
 mod faults;
 mod fence;
 mod front;
+mod holdings;
 #[cfg(feature = "mutants")]
 mod hunt;
 mod leases;

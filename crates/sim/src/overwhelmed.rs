@@ -1,32 +1,20 @@
-//! Objects that were struck more than copies written in place survive (docs/adr/0010): what the simulator itself knows of each
-//! copy of each version, and the judgement by it.
+//! Objects that were struck more than copies written in place survive (docs/adr/0010): the judgement by what the simulator
+//! itself knows of each copy of each version ([`Holdings`]).
 //!
-//! An object that no copy can give breaks a promise, unless nothing could have kept it. That is judged by what was submitted to
+//! An object that no copy can give breaks a promise, unless nothing could have kept it. That is judged by what became durable in
 //! the stores and by what the simulator did to the disks, never by the word of an OSD but for the version that it needs. It is
 //! asked only in worlds whose sectors go bad.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_pg::{ObjectKey, Output, ReplyTo, StoreOp};
+use holdfast_pg::{ObjectKey, Output, ReplyTo};
 use holdfast_types::{LogVersion, ObjectName, OsdId, PgId, RequestId};
-use holdfast_wire::peer::EntryKind;
 use holdfast_wire::{ClientOutcome, ClientReply, OpError};
 
 use crate::client::Operation;
-use crate::disk::Disk;
+use crate::holdings::{Fate, Holdings};
 use crate::node::Node;
 use crate::world::World;
-
-/// What has become of a copy of a version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// The simulator made a sector of it unreadable, or its disk was given up.
-    Struck,
-    /// This later write was carried out over it.
-    Replaced(LogVersion),
-    /// It is whole, or nothing explains why it is not there any more.
-    Unexplained,
-}
 
 /// Whether an object was struck more than copies survive: each copy there ever was of the version that is needed was struck, or
 /// replaced by a write that was taken back; and at least one was struck, for writes alone must never cost the last copy.
@@ -42,105 +30,31 @@ pub(crate) fn is_overwhelmed(needed: LogVersion, told: LogVersion, fates: &[Fate
     told <= needed && fates.contains(&Fate::Struck) && fates.iter().all(explained)
 }
 
-/// How a disk ceased to hold a version of an object.
-#[derive(Debug, Clone, Copy)]
-struct End {
-    /// The write that was carried out over it; `None`: it was removed otherwise.
-    by: Option<LogVersion>,
-    /// Whether a sector of it could not be read then.
-    struck: bool,
-}
-
-/// A disk in one of its lives.
-type Life = (OsdId, u8);
-
-/// What a transaction does to one object.
-#[derive(Debug)]
-pub(crate) struct Change {
-    key: ObjectKey,
-    /// The version that the disk ceases to hold.
-    ends: Option<(LogVersion, End)>,
-    /// The version that it holds from then on.
-    begins: Option<LogVersion>,
-}
-
-/// Each copy of each version that there ever was, and what the clients were told.
-#[derive(Debug, Default)]
-pub(crate) struct Holdings {
-    copies: BTreeMap<ObjectKey, BTreeMap<LogVersion, BTreeMap<Life, Option<End>>>>,
-    told: BTreeMap<ObjectKey, LogVersion>,
-    /// Requests that were told that no copy can be read, and whether that was so by this judgement each time.
-    unreadable: BTreeMap<RequestId, bool>,
-    /// Objects that are lost in the end.
-    pub lost: BTreeSet<ObjectKey>,
-}
-
-/// What a transaction does to the objects of a placement group, seen just before it is submitted.
-fn changes(disk: &Disk, pg: PgId, ops: &[StoreOp]) -> Vec<Change> {
-    let objects: BTreeSet<&ObjectKey> = ops
-        .iter()
-        .filter_map(|op| match op {
-            StoreOp::Object { key, .. } => Some(key),
-            _ => None,
-        })
-        .collect();
-    let given: BTreeMap<&ObjectKey, LogVersion> = ops.iter().filter_map(StoreOp::version_given).collect();
-    let deleted = |key: &ObjectKey| {
-        let entries = ops.iter().filter_map(StoreOp::entry_logged);
-        let deletes = entries.filter(|entry| entry.kind == EntryKind::Delete && ObjectKey::of(&entry.object) == *key);
-        deletes.map(|entry| entry.version).max()
-    };
-    let change = |key: &ObjectKey| {
-        let begins = given.get(key).copied();
-        let held = disk.version_of(pg, key).filter(|held| Some(*held) != begins);
-        let end = || End { by: begins.or_else(|| deleted(key)), struck: disk.has_bad_sector(pg, key) };
-        Change { key: key.clone(), ends: held.map(|held| (held, end())), begins }
-    };
-    objects.into_iter().map(change).collect()
-}
-
 impl Holdings {
-    fn note(&mut self, life: Life, changes: Vec<Change>) {
-        for Change { key, ends, begins } in changes {
-            let versions = self.copies.entry(key).or_default();
-            for (version, end) in
-                ends.map(|(held, end)| (held, Some(end))).into_iter().chain(begins.map(|new| (new, None)))
-            {
-                versions.entry(version).or_default().insert(life, end);
-            }
-        }
-    }
-
-    fn told(&mut self, object: &ObjectName, version: LogVersion) {
-        let told = self.told.entry(ObjectKey::of(object)).or_default();
-        *told = version.max(*told);
-    }
-
-    fn fates(&self, nodes: &[Node], key: &ObjectKey, version: LogVersion) -> Vec<Fate> {
-        let copies = self.copies.get(key).and_then(|versions| versions.get(&version));
-        copies.into_iter().flatten().map(|(life, end)| fate(nodes, *life, key, version, *end)).collect()
-    }
-
     /// Whether this object was struck more than copies survive: see [`is_overwhelmed`]. Where a whole copy is left of an older
     /// version that would have done, since nobody was told of a newer one, two copies must have been struck: what one copy alone
-    /// cannot give is not to be adopted (docs/adr/0009).
+    /// cannot give is not to be adopted (docs/adr/0009). No object would have done as well, and needs no copy.
     fn judge(&self, nodes: &[Node], key: &ObjectKey, needed: LogVersion) -> bool {
         let told = self.told.get(key).copied().unwrap_or_default();
         let would_do = |version: &LogVersion| (told..needed).contains(version);
-        let held: Vec<LogVersion> = self.copies.get(key).into_iter().flat_map(BTreeMap::keys).copied().collect();
-        let older = held.iter().filter(|version| would_do(version));
+        let versions = self.copies.get(key);
+        let held: BTreeSet<LogVersion> = versions.into_iter().flat_map(BTreeMap::keys).copied().collect();
+        let mut older = held.iter().filter(|version| would_do(version)).peekable();
+        let ends = versions.into_iter().flat_map(BTreeMap::values).flat_map(BTreeMap::values).flatten();
+        let removed = ends.filter_map(|end| end.by).any(|by| would_do(&by) && !held.contains(&by));
+        let was_none = told < needed && (older.peek().is_none() || removed);
         let whole = older.flat_map(|version| self.fates(nodes, key, *version)).any(|fate| fate == Fate::Unexplained);
         let fates = self.fates(nodes, key, needed);
         let struck = fates.iter().filter(|fate| **fate == Fate::Struck).count();
-        (!whole || struck > 1) && is_overwhelmed(needed, told, &fates)
+        (!(whole || was_none) || struck > 1) && is_overwhelmed(needed, told, &fates)
     }
 
     /// Whether it was right to answer each time that no copy can be read, or not to answer: what was logged on an object that is
-    /// lost can neither be confirmed nor denied.
+    /// lost can neither be confirmed nor denied. A read must be told that it cannot be had.
     pub fn excuses(&self, operation: &Operation) -> bool {
         match operation.answer {
             Some(_) => self.unreadable.get(&operation.id).copied().unwrap_or(false),
-            None => self.lost.contains(&ObjectKey::of(&operation.object)),
+            None => operation.act.changes() && self.lost.contains(&ObjectKey::of(&operation.object)),
         }
     }
 
@@ -150,44 +64,7 @@ impl Holdings {
     }
 }
 
-/// What has become of the copy that a disk held in one of its lives.
-fn fate(nodes: &[Node], (osd, life): Life, key: &ObjectKey, version: LogVersion, end: Option<End>) -> Fate {
-    let Some(node) = nodes.get(osd.0 as usize) else { return Fate::Unexplained };
-    let given_up = life < node.life || node.disk_failed;
-    if !given_up {
-        if !node.disk.is_open() {
-            return Fate::Unexplained;
-        }
-        // What the disk holds now comes first: a crash may have taken back what replaced it.
-        let copies = node.disk.pgs().into_iter().filter(|pg| node.disk.version_of(*pg, key) == Some(version));
-        let struck: Vec<bool> = copies.map(|pg| node.disk.has_bad_sector(pg, key)).collect();
-        if !struck.is_empty() {
-            return if struck.contains(&false) { Fate::Unexplained } else { Fate::Struck };
-        }
-    }
-    match end {
-        Some(End { struck: true, .. }) => Fate::Struck,
-        Some(End { by: Some(by), .. }) => Fate::Replaced(by),
-        None if given_up => Fate::Struck,
-        Some(End { by: None, .. }) | None => Fate::Unexplained,
-    }
-}
-
 impl World {
-    /// What a transaction is about to do, if anybody wants to know.
-    pub(crate) fn changes(&self, osd: OsdId, pg: PgId, ops: &[StoreOp]) -> Vec<Change> {
-        let node = self.nodes.get(osd.0 as usize).filter(|_| self.holdings.is_some());
-        node.map(|node| changes(&node.disk, pg, ops)).unwrap_or_default()
-    }
-
-    /// It was taken.
-    pub(crate) fn changed(&mut self, osd: OsdId, changes: Vec<Change>) {
-        let life = (osd, self.node(osd).life);
-        if let Some(holdings) = &mut self.holdings {
-            holdings.note(life, changes);
-        }
-    }
-
     /// Notes what an answer tells of an object.
     pub(crate) fn note_told(&mut self, client: usize, reply: &ClientReply) {
         let ClientOutcome::Done { version, .. } = &reply.outcome else { return };
@@ -269,6 +146,11 @@ impl World {
         if !self.clients.iter().flat_map(|client| client.waited_for(&self.history)).all(waits) {
             return false;
         }
+        // Whoever reads is told that it cannot be had.
+        if !self.history.iter().filter(|operation| operation.answer.is_none()).all(|operation| operation.act.changes())
+        {
+            return false;
+        }
         if let Some(holdings) = &mut self.holdings {
             holdings.lost = lost;
         }
@@ -284,9 +166,10 @@ mod tests {
     use rand::SeedableRng;
     use rand::rngs::SmallRng;
 
-    use holdfast_pg::{Limits, TxnId, VERSION_ATTR};
+    use holdfast_pg::{Limits, StoreOp, TxnId, VERSION_ATTR};
 
     use super::*;
+    use crate::holdings::changes;
     use crate::node::RATE;
 
     const PG: PgId = PgId { pool: PoolId(1), seed: 0 };
@@ -330,21 +213,44 @@ mod tests {
         }
 
         fn submit(&mut self, osd: u32, ops: Vec<StoreOp>) {
+            self.take(osd, ops);
+            self.commit(osd);
+        }
+
+        /// What is submitted is not durable before [`Disks::commit`].
+        fn take(&mut self, osd: u32, ops: Vec<StoreOp>) {
             let node = &mut self.nodes[osd as usize];
             let changes = changes(&node.disk, PG, &ops);
             self.submitted += 1;
             node.disk.submit(Incarnation(1), PG, TxnId(self.submitted), ops).expect("taken");
+            self.holdings.submitted((OsdId(osd), node.life), node.disk.submitted_position(), changes);
+        }
+
+        fn commit(&mut self, osd: u32) {
+            let node = &mut self.nodes[osd as usize];
             node.disk.commit(Incarnation(1)).expect("committed");
-            self.holdings.note((OsdId(osd), node.life), changes);
+            self.holdings.durable((OsdId(osd), node.life), node.disk.durable_position());
+        }
+
+        /// Loses what was not durable.
+        fn crash(&mut self, osd: u32) {
+            let node = &mut self.nodes[osd as usize];
+            node.disk.crash(&mut SmallRng::seed_from_u64(1), true);
+            node.disk.open().expect("opened");
+            self.holdings.found((OsdId(osd), node.life), node.disk.submitted_position(), &node.disk);
         }
 
         /// Appends to the object, in place.
         fn write(&mut self, osd: u32, counter: u64) {
+            self.submit(osd, Disks::append(counter));
+        }
+
+        fn append(counter: u64) -> Vec<StoreOp> {
             let value = [1_u64.to_le_bytes(), counter.to_le_bytes()].concat();
             let version = Effect::SetAttr { name: VERSION_ATTR.to_vec(), value: value.into() };
             let data = Effect::Write { offset: counter * 100, data: Bytes::from(vec![7; 100]).into() };
             let object = |effect| StoreOp::Object { key: key(), effect };
-            self.submit(osd, vec![object(data), object(version)]);
+            vec![object(data), object(version)]
         }
 
         fn remove(&mut self, osd: u32) {
@@ -379,12 +285,14 @@ mod tests {
     fn writes_that_were_taken_back_are_no_excuse_alone() {
         let mut disks = Disks::new();
         (0..2).for_each(|osd| disks.write(osd, 1));
+        disks.holdings.told(&key().name(), at(1));
         disks.write(1, 2);
         disks.nodes[0].give_up_disk().expect("formatted");
         assert!(disks.is_lost(1), "the disk that was given up had it to the last");
 
         let mut disks = Disks::new();
         (0..2).for_each(|osd| disks.write(osd, 1));
+        disks.holdings.told(&key().name(), at(1));
         (0..2).for_each(|osd| disks.write(osd, 2));
         assert!(!disks.is_lost(1));
         disks.nodes[0].give_up_disk().expect("formatted");
@@ -428,5 +336,83 @@ mod tests {
         assert!(!disks.is_lost(2), "the second is whole");
         disks.spoil(1);
         assert!(disks.is_lost(2), "though the third has the version before");
+    }
+
+    #[test]
+    fn one_struck_copy_of_an_object_that_nobody_knows_of_is_no_excuse_where_there_was_none_before() {
+        for removed in [false, true] {
+            let mut disks = Disks::new();
+            if removed {
+                (0..2).for_each(|osd| disks.write(osd, 4));
+                (0..2).for_each(|osd| disks.remove(osd));
+                disks.holdings.told(&key().name(), at(5));
+            }
+            disks.write(0, 6);
+            disks.spoil(0);
+            assert!(!disks.is_lost(6), "no object would have done");
+            disks.holdings.told(&key().name(), at(6));
+            assert!(disks.is_lost(6));
+        }
+        let mut disks = Disks::new();
+        (0..2).for_each(|osd| disks.write(osd, 6));
+        (0..2).for_each(|osd| disks.spoil(osd));
+        assert!(disks.is_lost(6), "whoever had it was struck");
+    }
+
+    #[test]
+    fn what_was_never_durable_is_not_lost_with_its_disk() {
+        for durable in [false, true] {
+            let mut disks = Disks::new();
+            (0..2).for_each(|osd| disks.write(osd, 1));
+            disks.nodes.push(Node::new(OsdId(2), Limits::default(), 40, RATE).expect("a node"));
+            disks.submit(2, vec![StoreOp::CreateCollection]);
+            disks.write(2, 1);
+            disks.holdings.told(&key().name(), at(1));
+            disks.take(0, Disks::append(2));
+            assert!(!disks.is_lost(2), "it is on its way to the disk");
+            if durable {
+                disks.commit(0);
+            }
+            disks.nodes[0].disk_failed = true;
+            disks.write(1, 2);
+            disks.spoil(1);
+            assert_eq!(disks.is_lost(2), durable, "the third has the version before");
+            disks.nodes[0].give_up_disk().expect("formatted");
+            disks.nodes[0].disk_failed = false;
+            assert_eq!(disks.is_lost(2), durable);
+        }
+    }
+
+    #[test]
+    fn what_went_back_in_a_crash_is_held_again_and_excuses_nothing() {
+        let mut disks = Disks::new();
+        (0..2).for_each(|osd| disks.write(osd, 1));
+        disks.holdings.told(&key().name(), at(1));
+        disks.spoil(1);
+        disks.take(0, Disks::append(2));
+        disks.crash(0);
+        if disks.nodes[0].disk.version_of(PG, &key()) == Some(at(1)) {
+            assert!(!disks.is_lost(1), "it is whole again");
+            assert!(disks.holdings.fates(&disks.nodes, &key(), at(2)).is_empty(), "and the other never was");
+        } else {
+            assert!(disks.is_lost(1));
+        }
+        // A store that forgets what was durable.
+        let life = (OsdId(0), disks.nodes[0].life);
+        disks.holdings.copies.entry(key()).or_default().entry(at(9)).or_default().insert(life, None);
+        disks.crash(0);
+        disks.nodes[0].give_up_disk().expect("formatted");
+        assert_eq!(disks.holdings.fates(&disks.nodes, &key(), at(9)), [Fate::Unexplained]);
+    }
+
+    #[test]
+    fn a_copy_that_went_with_its_placement_group_is_no_excuse_when_the_disk_is_given_up_later() {
+        let mut disks = Disks::new();
+        (0..2).for_each(|osd| disks.write(osd, 1));
+        disks.holdings.told(&key().name(), at(1));
+        disks.spoil(0);
+        disks.submit(1, vec![StoreOp::RemoveCollection, StoreOp::CreateCollection]);
+        disks.nodes[1].give_up_disk().expect("formatted");
+        assert!(!disks.is_lost(1));
     }
 }

@@ -169,8 +169,10 @@ impl World {
                 }
                 Output::Split { txn, mut ops, mut children } => {
                     leave_known(self.node(osd).disk.engine(), &mut ops, &mut children);
+                    let changes = self.changes(osd, pg, &ops);
                     match self.node(osd).disk.submit(run, pg, txn, ops) {
                         Ok(()) => {
+                            self.changed(osd, changes);
                             self.schedule_commit(osd);
                             self.counts.add(FaultKind::CopySplit, 1);
                             for child in children {
@@ -249,25 +251,31 @@ impl World {
             }
         }
         let (run, from_run) = (self.node(to).incarnation, self.node(from).incarnation);
-        let mut arrivals = self.arrivals();
+        let (arrivals, mut late) = (self.arrivals(), None);
         if self.faults.replays > 0.0 && self.rng.random_bool(self.faults.replays) {
-            self.counts.add(FaultKind::MessageReplayed, 1);
             // What is said while placement groups peer does most harm when they peer anew.
             if is_of_peering(&message.body) || self.rng.random_bool(0.5) {
                 let message = Box::new(message.clone());
                 if self.kept.len() >= KEPT_MAX {
                     self.kept.pop_front();
                 }
-                self.kept.push_back((self.now, Event::Peer { to, run, from, from_run, message }));
+                self.kept.push_back((self.now, Event::Peer { to, run, from, from_run, message, again: true }));
             } else {
                 let most = u64::try_from(REPLAY_MAX.as_millis()).unwrap_or(u64::MAX);
-                arrivals.push(Duration::from_millis(self.rng.random_range(100..most)));
+                late = Some(Duration::from_millis(self.rng.random_range(100..most)));
             }
         }
-        for after in arrivals {
+        for (after, again) in arrivals.into_iter().map(|after| (after, false)).chain(late.map(|after| (after, true))) {
             let message = Box::new(message.clone());
-            self.schedule(after, Event::Peer { to, run, from, from_run, message });
+            self.schedule(after, Event::Peer { to, run, from, from_run, message, again });
         }
+    }
+
+    /// Whether a message is of another interval than its receiver is in, or of a run that is over.
+    pub(crate) fn is_stale(&mut self, to: OsdId, from: OsdId, from_run: Incarnation, message: &PeerMessage) -> bool {
+        let epoch = self.node(to).epoch();
+        let begun = self.beginning(to, message.pg, epoch);
+        self.node(from).incarnation != from_run || begun.is_some_and(|begun| message.interval_start < begun)
     }
 
     /// A map has reached an OSD: some of what was kept of messages to it arrives now, when placement groups peer anew, and some
@@ -275,16 +283,16 @@ impl World {
     fn replay_kept(&mut self, osd: OsdId) {
         let (now, kept) = (self.now, std::mem::take(&mut self.kept));
         for (since, event) in kept.into_iter().filter(|(since, _)| now.since(*since) < REPLAY_MAX) {
-            let Event::Peer { to, run, from, from_run, message } = event else { continue };
+            let Event::Peer { to, run, from, from_run, message, again } = event else { continue };
             let arrives = to == osd && self.rng.random_bool(REPLAYED);
             if arrives {
                 // Half of it before there can be a true answer to what is asked in the new interval.
                 let latest = if self.rng.random_bool(0.5) { 2_000 } else { 60_000 };
                 let after = Duration::from_micros(self.rng.random_range(100..latest));
-                self.schedule(after, Event::Peer { to, run, from, from_run, message: message.clone() });
+                self.schedule(after, Event::Peer { to, run, from, from_run, message: message.clone(), again });
             }
             if !arrives || self.rng.random_bool(REPLAYED) {
-                self.kept.push_back((since, Event::Peer { to, run, from, from_run, message }));
+                self.kept.push_back((since, Event::Peer { to, run, from, from_run, message, again }));
             }
         }
     }
@@ -329,6 +337,7 @@ impl World {
         }
         let stuck = self.node(osd).stuck_until.since(self.now);
         if !stuck.is_zero() {
+            self.counts.add(FaultKind::DiskStuck, 1);
             return self.schedule(stuck, Event::Commit { osd, generation });
         }
         self.syncing.remove(&osd);
@@ -337,6 +346,7 @@ impl World {
             Ok(durable) => durable,
             Err(error) => return self.violation = Some(format!("N2: {osd} cannot commit: {error}")),
         };
+        self.note_durable(osd);
         if self.node(osd).disk.wants_maintenance() {
             let after = self.sync_time();
             self.schedule(after, Event::Maintain { osd, generation });
@@ -468,8 +478,14 @@ impl World {
             self.counts.add(FaultKind::DiskGivenUp, 1);
             self.node(osd).give_up_disk()?;
         }
+        let was_open = self.node(osd).disk.is_open();
         match self.node(osd).disk.open() {
-            Ok(lost) => self.counts.add(FaultKind::TransactionLost, lost),
+            Ok(lost) => {
+                self.counts.add(FaultKind::TransactionLost, lost);
+                if !was_open {
+                    self.note_found(osd);
+                }
+            }
             Err(error) if error.copy_is_lost() && self.node(osd).disk.flips > 0 => {
                 self.counts.add(FaultKind::DiskGivenUp, 1);
                 self.node(osd).give_up_disk()?;

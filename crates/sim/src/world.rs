@@ -22,10 +22,10 @@ use crate::cuts::Cut;
 use crate::faults::{FAULT_TICK, FaultCounts, FaultKind};
 use crate::fence::Fencing;
 use crate::front::{self, Front, FrontEvent};
+use crate::holdings::Holdings;
 use crate::leases::Acknowledged;
 use crate::monitor::Monitor;
 use crate::node::{Node, RATE};
-use crate::overwhelmed::Holdings;
 use crate::rifts::Rift;
 use crate::watch::Beat;
 
@@ -103,6 +103,8 @@ pub(crate) enum Event {
         from: OsdId,
         from_run: Incarnation,
         message: Box<PeerMessage>,
+        /// Whether it has arrived before.
+        again: bool,
     },
     Request {
         to: OsdId,
@@ -579,8 +581,10 @@ impl World {
             }
         }
         match event {
-            Event::Peer { to, run, from, from_run, message } => {
+            Event::Peer { to, run, from, from_run, message, again } => {
                 if self.is_run(to, run) && self.reaches(from, to) {
+                    let stale = again && self.is_stale(to, from, from_run, &message);
+                    self.counts.add(FaultKind::MessageReplayed, u64::from(stale));
                     self.peer(to, from, from_run, *message);
                 }
             }

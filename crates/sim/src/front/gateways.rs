@@ -23,6 +23,7 @@ use holdfast_gateway_s3::backend::{KeyInfo, ScanLimit, ScanRange};
 use holdfast_gateway_s3::clock::Clock;
 use holdfast_gateway_s3::cluster_backend::{self, DataObjects};
 use holdfast_gateway_s3::row::{BucketRow, DataRow, GLOBAL_TABLE, Row as _, space};
+use holdfast_gateway_s3::testing::caller::etag;
 use holdfast_gateway_s3::{
     Backend, Gateway, GatewayConfig, Keys, Runtime, Sizes, Surroundings, backend::BackendError, error::Code, gc,
 };
@@ -57,6 +58,8 @@ pub(crate) struct Shop {
     history: History,
     /// The bytes of each write, where they are known before.
     contents: BTreeMap<WriteId, Bytes>,
+    /// Of each copy its source, and when it was begun.
+    copies: BTreeMap<WriteId, (usize, u64)>,
     writes: WriteId,
     /// Uploads in progress.
     uploads: BTreeMap<u64, Upload>,
@@ -75,6 +78,18 @@ impl Shop {
 
     fn count(&mut self, kind: FaultKind) {
         *self.counts.entry(kind).or_default() += 1;
+    }
+
+    /// From now on the bytes of a write are known.
+    fn knows(&mut self, write: WriteId, content: Bytes) {
+        self.history.sums.insert(write, etag(&content));
+        self.contents.insert(write, content);
+    }
+
+    /// Bytes with this sum that somebody wrote.
+    fn with_sum(&self, sum: &str) -> Option<Bytes> {
+        let (write, _) = self.history.sums.iter().find(|(_, of)| *of == sum)?;
+        self.contents.get(write).cloned()
     }
 }
 

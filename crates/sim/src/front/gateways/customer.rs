@@ -236,7 +236,7 @@ impl Customer {
         let (write, only_if) = (self.new_write(), self.only_if(key));
         {
             let mut desk = self.objects.desk.lock();
-            desk.shop.contents.insert(write, content.clone());
+            desk.shop.knows(write, content.clone());
             desk.shop.history.etags.insert(write, etag(&content));
         }
         let mut headers = vec![(WRITE, write.to_string())];
@@ -273,7 +273,7 @@ impl Customer {
                     self.wrong(format!("an object of no write: {:?}", reply.headers));
                     return false;
                 };
-                self.compares(write, &reply, range);
+                self.compares(write, &reply, range, now);
                 Answered::Object(write)
             }
             _ => return false, // 416 for a range beyond its end says nothing of which it is
@@ -283,7 +283,7 @@ impl Customer {
     }
 
     /// Holds what was read against what was written.
-    fn compares(&self, write: WriteId, reply: &Reply, range: Option<(u32, u32)>) {
+    fn compares(&self, write: WriteId, reply: &Reply, range: Option<(u32, u32)>, now: u64) {
         let mut desk = self.objects.desk.lock();
         let tag = reply.header("etag").map(|tag| tag.trim_matches('"').to_owned()).unwrap_or_default();
         let shop = &mut desk.shop;
@@ -291,11 +291,12 @@ impl Customer {
             return desk.wrong(format!("OB1: write {write} is shown with the ETag {tag}"));
         }
         if reply.status == 200 && !shop.contents.contains_key(&write) {
-            // A copy that was not answered: it must be a copy of something.
-            if !shop.contents.values().any(|content| *content == reply.body) {
-                return desk.wrong(format!("OB1: copy {write} has bytes that nobody wrote"));
-            }
-            shop.contents.insert(write, reply.body.clone());
+            // A copy that was not answered: since it was begun its source had these bytes.
+            let Some((from, began)) = shop.copies.get(&write).copied() else {
+                return desk.wrong(format!("OB1: write {write} is shown, which nobody asked for"));
+            };
+            shop.history.saw(began, now, from, Answered::Bytes(etag(&reply.body)));
+            shop.knows(write, reply.body.clone());
         }
         let Some(content) = shop.contents.get(&write) else { return };
         let wanted = match range {
@@ -355,6 +356,7 @@ impl Customer {
     async fn copies(&self, from: usize, to: usize) {
         let write = self.new_write();
         let began = self.now();
+        self.objects.desk.lock().shop.copies.insert(write, (from, began));
         let event = self.begins(to, Asked::Write { write, only_if: OnlyIf::Any });
         let headers = vec![
             (WRITE, write.to_string()),
@@ -371,13 +373,14 @@ impl Customer {
             Answered::Done => {
                 self.ends(event, Answered::Done);
                 let tag = reply.and_then(|reply| reply.texts("ETag").into_iter().next()).unwrap_or_default();
-                let tag = tag.trim_matches('"').to_owned();
+                let sum = tag.trim_matches('"').to_owned();
                 let mut desk = self.objects.desk.lock();
-                let known = desk.shop.contents.values().find(|content| etag(content) == tag).cloned();
+                let known = desk.shop.with_sum(&sum);
                 match known {
                     Some(content) => {
-                        desk.shop.contents.insert(write, content);
-                        desk.shop.history.etags.insert(write, tag);
+                        desk.shop.knows(write, content);
+                        desk.shop.history.etags.insert(write, sum.clone());
+                        desk.shop.history.saw(began, now, from, Answered::Bytes(sum));
                     }
                     None => desk.wrong(format!("OB1: copy {write} has the ETag {tag} of nothing that was written")),
                 }
@@ -541,7 +544,7 @@ impl Customer {
             None => {
                 let event = self.begins(upload.key, Asked::Write { write: upload.write, only_if: OnlyIf::Any });
                 let mut desk = self.objects.desk.lock();
-                desk.shop.contents.insert(upload.write, parts.concat().into());
+                desk.shop.knows(upload.write, parts.concat().into());
                 desk.shop.history.etags.insert(upload.write, tag.clone());
                 if let Some(upload) = desk.shop.uploads.get_mut(&number) {
                     upload.completion = Some(event);

@@ -41,6 +41,8 @@ pub(crate) enum Answered {
     Object(WriteId),
     /// Some object with this ETag.
     Etag(String),
+    /// Some object whose bytes have this sum.
+    Bytes(String),
 }
 
 /// One request of one client.
@@ -58,7 +60,9 @@ impl Event {
     /// Whether it was answered, and changed nothing.
     fn only_looks(&self) -> bool {
         match self.answered {
-            Answered::Missing | Answered::Object(_) | Answered::Etag(_) | Answered::Refused => true,
+            Answered::Missing | Answered::Object(_) | Answered::Etag(_) | Answered::Bytes(_) | Answered::Refused => {
+                true
+            }
             Answered::Unknown | Answered::Nothing | Answered::Done => false,
         }
     }
@@ -70,6 +74,8 @@ pub(crate) struct History {
     pub events: Vec<Event>,
     /// The ETag of each write, where it is known.
     pub etags: BTreeMap<WriteId, String>,
+    /// The sum of the bytes of each write, where they are known. (The ETag of an upload in parts is another.)
+    pub sums: BTreeMap<WriteId, String>,
 }
 
 impl History {
@@ -106,7 +112,7 @@ impl History {
 pub(crate) fn check(history: &History, keys: usize) -> Result<(), String> {
     for key in 0..keys {
         let events: Vec<&Event> = history.events.iter().filter(|event| event.key == key).collect();
-        let mut search = Search::new(&events, &history.etags);
+        let mut search = Search::new(&events, history);
         if !search.explains(&mut vec![0u64; search.events.len().div_ceil(64)], None) {
             return Err(format!("no order explains what happened to k{key}:\n{}", search.story()));
         }
@@ -123,6 +129,7 @@ struct Search<'h> {
     /// What was never answered and is as good as any other of the same name: only the first of them is tried.
     alike: Vec<Option<Alike>>,
     etags: &'h BTreeMap<WriteId, String>,
+    sums: &'h BTreeMap<WriteId, String>,
     tried: HashSet<(Vec<u64>, Option<WriteId>)>,
     /// The longest order that was found: how many events, which, and the state after them.
     furthest: (u32, Vec<u64>, Option<WriteId>),
@@ -137,7 +144,8 @@ enum Alike {
 }
 
 impl<'h> Search<'h> {
-    fn new(events: &[&'h Event], etags: &'h BTreeMap<WriteId, String>) -> Search<'h> {
+    fn new(events: &[&'h Event], history: &'h History) -> Search<'h> {
+        let (etags, sums) = (&history.etags, &history.sums);
         let seen: BTreeSet<WriteId> = events
             .iter()
             .filter_map(|event| if let Answered::Object(write) = event.answered { Some(write) } else { None })
@@ -146,9 +154,15 @@ impl<'h> Search<'h> {
             .iter()
             .filter_map(|event| if let Answered::Etag(etag) = &event.answered { Some(etag.as_str()) } else { None })
             .collect();
+        let copied: BTreeSet<&str> = events
+            .iter()
+            .filter_map(|event| if let Answered::Bytes(sum) = &event.answered { Some(sum.as_str()) } else { None })
+            .collect();
         let refused = events.iter().any(|event| event.answered == Answered::Refused);
-        let is_seen =
-            |write: &WriteId| seen.contains(write) || etags.get(write).is_none_or(|etag| shown.contains(etag.as_str()));
+        let may_be = |names: &BTreeSet<&str>, of: Option<&String>| of.is_none_or(|name| names.contains(name.as_str()));
+        let is_seen = |write: &WriteId| {
+            seen.contains(write) || may_be(&shown, etags.get(write)) || may_be(&copied, sums.get(write))
+        };
         // What was never answered and that nobody can have met need not have happened.
         let needed = |event: &&&Event| match (&event.asked, &event.answered) {
             (_, Answered::Nothing) | (Asked::Read, Answered::Unknown) => false,
@@ -163,7 +177,7 @@ impl<'h> Search<'h> {
             _ => None,
         };
         let alike = events.iter().map(alike).collect();
-        Search { events, alike, etags, tried: HashSet::new(), furthest: (0, Vec::new(), None) }
+        Search { events, alike, etags, sums, tried: HashSet::new(), furthest: (0, Vec::new(), None) }
     }
 
     fn explains(&mut self, done: &mut Vec<u64>, state: Option<WriteId>) -> bool {
@@ -218,12 +232,18 @@ impl<'h> Search<'h> {
         self.etags.get(&write).is_none_or(|of| of == etag)
     }
 
+    /// Whether the bytes of a write can have this sum.
+    fn has_bytes(&self, write: WriteId, sum: &str) -> bool {
+        self.sums.get(&write).is_none_or(|of| of == sum)
+    }
+
     /// The state after the event, if the event can have happened in this one.
     fn apply(&self, event: &Event, state: Option<WriteId>) -> Option<Option<WriteId>> {
         match (&event.asked, &event.answered) {
             (_, Answered::Missing) => state.is_none().then_some(None),
             (_, Answered::Object(write)) => (state == Some(*write)).then_some(state),
             (_, Answered::Etag(etag)) => state.is_some_and(|write| self.has(write, etag)).then_some(state),
+            (_, Answered::Bytes(sum)) => state.is_some_and(|write| self.has_bytes(write, sum)).then_some(state),
             (Asked::Write { only_if, .. }, Answered::Refused) => match (only_if, state) {
                 (OnlyIf::Absent, Some(_)) => Some(state),
                 // Of unknown ETags it may be any.
@@ -279,7 +299,8 @@ mod tests {
 
     fn explained(events: &[Event]) -> bool {
         let etags = [(1, "a".to_owned()), (2, "b".to_owned())].into();
-        check(&History { events: events.to_vec(), etags }, 1).is_ok()
+        let sums = [(1, "one".to_owned()), (2, "two".to_owned())].into();
+        check(&History { events: events.to_vec(), etags, sums }, 1).is_ok()
     }
 
     #[test]
@@ -291,6 +312,10 @@ mod tests {
         assert!(explained(&[put(1, 0, 1), put(2, 2, NEVER), saw(Etag("a".to_owned()), 4, 5)]));
         assert!(explained(&[put(1, 0, 1), put(2, 2, NEVER), saw(Object(1), 4, 5), saw(Object(2), 6, 7)]));
         assert!(!explained(&[put(1, 0, 1), put(2, 2, NEVER), saw(Object(2), 4, 5), saw(Object(1), 6, 7)]));
+        let copied = |sum: &str| Answered::Bytes(sum.to_owned());
+        assert!(!explained(&[put(1, 0, 1), put(2, 2, 3), saw(copied("one"), 4, 5)]), "a copy of what was replaced");
+        assert!(explained(&[put(1, 0, 1), put(2, 2, 3), saw(copied("one"), 2, 5), saw(copied("two"), 4, 6)]));
+        assert!(explained(&[put(1, 0, 1), put(2, 2, NEVER), saw(copied("two"), 4, 5)]), "it shows that it happened");
         let gone = event(Asked::Delete, Answered::Done, 4, 5);
         assert!(explained(&[put(1, 0, 1), gone.clone(), saw(Missing, 6, 7)]));
         assert!(!explained(&[put(1, 0, 1), gone, saw(Object(1), 6, 7)]));
