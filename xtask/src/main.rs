@@ -46,6 +46,15 @@ enum Command {
         /// Prints every input and output to standard error: for replays.
         #[arg(long)]
         trace: bool,
+        /// Leaves these strikes out, such as `3,5,9-40,77-`: for a schedule that was shortened, of one seed of one world.
+        #[arg(long)]
+        without: Option<String>,
+        /// Leaves out what happens so by chance, such as `loss,doubling`.
+        #[arg(long)]
+        no: Option<String>,
+        /// Does not shorten the schedules of failures.
+        #[arg(long)]
+        no_shrink: bool,
     },
     /// Runs the simulator with each seeded protocol bug and writes docs/mutants-table.md; fails for one that no checker notices.
     Mutants {
@@ -129,9 +138,12 @@ fn main() -> anyhow::Result<()> {
         Command::Invariants => invariants::check(),
         Command::Files => files::report(),
         Command::SimMonitors { seeds, from, rest } => check::monitors(seeds, from, &rest),
-        Command::Sim { seeds, from, world, trace } => {
-            let mut rest: Vec<&str> = world.iter().flat_map(|world| ["--world", world]).collect();
+        Command::Sim { seeds, from, world, trace, without, no, no_shrink } => {
+            let named = [("--world", &world), ("--without", &without), ("--no", &no)];
+            let given = named.into_iter().filter_map(|(name, value)| Some([name, value.as_deref()?]));
+            let mut rest: Vec<&str> = given.flatten().collect();
             rest.extend(trace.then_some("--trace"));
+            rest.extend(no_shrink.then_some("--no-shrink"));
             check::simulation(seeds, from, &rest)
         }
         Command::Mutants { budget, brief } => check::mutants(budget, brief),

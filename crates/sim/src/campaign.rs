@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::checker::Checker;
 use crate::config::Config;
 use crate::faults::{FaultCounts, FaultKind};
-use crate::world::{Report, Violation, run};
+use crate::mask::Mask;
+use crate::strikes::attempt;
+use crate::world::{Report, Violation};
 
 /// So many runs of a world may end with something that was struck more than copies survive, however few runs there are.
 const OVERWHELMED_ALLOWED: usize = 1;
@@ -111,19 +112,6 @@ impl fmt::Display for Summary {
     }
 }
 
-/// One seed; a broken assertion of the production code is a violation, too.
-fn run_one(seed: u64, config: &Config) -> Result<Report, Violation> {
-    std::panic::catch_unwind(|| run(seed, config)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic without a text");
-        // A run cannot go on after that; whoever looks for this does not.
-        if config.off == Some(Checker::Assertions) {
-            return Ok(Report::default());
-        }
-        Err(Violation::new(seed, vec![format!("panic: {text}")]))
-    })
-}
-
 /// Runs `seeds` seeds from `from` on, on so many threads. Each seed runs on one of them alone, so the sum does not depend on
 /// their number. Ends early after `violations_max` violations.
 #[must_use]
@@ -138,7 +126,7 @@ pub fn campaign(from: u64, seeds: u64, config: &Config, threads: usize, violatio
                 break;
             }
             summary.seeds += 1;
-            match run_one(seed, config) {
+            match attempt(seed, config, &Mask::default()).outcome {
                 Ok(report) => summary.add(seed, &report),
                 Err(violation) => {
                     found.fetch_add(1, Ordering::Relaxed);

@@ -43,6 +43,13 @@ pub enum Checker {
     Parts,
 }
 
+/// The id that a violation begins with.
+pub(crate) fn id_of(violation: &str) -> &str {
+    // Violations of one object name it first.
+    let text = violation.split_once(": ").filter(|(first, _)| first.contains('-')).map_or(violation, |(_, rest)| rest);
+    text.split(": ").next().unwrap_or_default()
+}
+
 impl Checker {
     /// Those that are to be proved needed, one by one. [`Checker::Parts`] is attacked by the unit tests of those parts.
     pub const PROVED: [Checker; 17] = [
@@ -68,10 +75,7 @@ impl Checker {
     /// The one that found a violation.
     #[must_use]
     pub fn of(violation: &str) -> Checker {
-        // Violations of one object name it first.
-        let text =
-            violation.split_once(": ").filter(|(first, _)| first.contains('-')).map_or(violation, |(_, rest)| rest);
-        match text.split(": ").next().unwrap_or_default() {
+        match id_of(violation) {
             "D1" => Checker::D1,
             "D2" => Checker::D2,
             "H2" => Checker::H2,

@@ -52,6 +52,16 @@ impl World {
     }
 
     pub(crate) fn cut_off(&mut self, victim: OsdId, cut: Cut) {
+        let healed = self.rng.random_range(100..LENGTH_MS_MAX);
+        let what = match cut {
+            Cut::Whole => "is cut off",
+            Cut::FromCluster => "is cut off from all but clients",
+            Cut::Deaf => "hears nothing of monitors and OSDs",
+            Cut::Mute => "is not heard by monitors and OSDs",
+        };
+        if !self.deals(format!("{victim} {what} for {healed} ms")) {
+            return;
+        }
         self.counts.add(
             match cut {
                 Cut::Whole => FaultKind::CutOff,
@@ -61,7 +71,6 @@ impl World {
             1,
         );
         self.cut_off.insert(victim, cut);
-        let healed = self.rng.random_range(100..LENGTH_MS_MAX);
         self.schedule(Duration::from_millis(healed), Event::Reconnect { osd: victim });
     }
 }

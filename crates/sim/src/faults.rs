@@ -290,13 +290,15 @@ impl World {
         let rotting = faults.flips_per_second > 0.0;
         let crashing = if rotting { self.rot_victim } else { victim };
         if all_power {
-            self.counts.add(FaultKind::ClusterPowerCut, 1);
-            for osd in 0..self.config.osds {
-                self.crash(OsdId(osd), true);
+            if self.deals("all OSDs lose power".to_owned()) {
+                self.counts.add(FaultKind::ClusterPowerCut, 1);
+                for osd in 0..self.config.osds {
+                    self.crash(OsdId(osd), true);
+                }
             }
-        } else if cut_power {
+        } else if cut_power && self.deals(format!("{crashing} loses power")) {
             self.crash(crashing, true);
-        } else if kill {
+        } else if kill && self.node(crashing).running && self.deals(format!("{crashing} is killed")) {
             self.crash(crashing, false);
         }
         if cut && self.cut_off.is_empty() {
@@ -331,10 +333,10 @@ impl World {
         if pause_answering {
             self.node(victim).pauses_at_answer = true;
         }
-        if leader {
+        if leader && self.deals("another monitor leads".to_owned()) {
             self.change_leader();
         }
-        if outage {
+        if outage && self.deals("the monitors lose their majority".to_owned()) {
             self.lose_monitors();
         }
         if cramp {
@@ -343,7 +345,7 @@ impl World {
         if link {
             self.cut_one_way(victim);
         }
-        if stuck {
+        if stuck && self.deals(format!("the disk of {victim} hangs")) {
             let length = Duration::from_millis(self.rng.random_range(200..10_000));
             let until = self.now + length;
             self.node(victim).stuck_until = until;
@@ -361,8 +363,13 @@ impl World {
         if !self.one_way.is_empty() {
             return;
         }
-        self.counts.add(FaultKind::LinkCut, 1);
         let (deaf, only) = (self.rng.random_bool(0.5), self.rng.random_bool(0.3));
+        let whom = if only { "another OSD" } else { "other OSDs" };
+        let what = if deaf { format!("{victim} hears nothing of") } else { format!("{victim} is not heard by") };
+        if !self.deals(format!("{what} {whom}")) {
+            return;
+        }
+        self.counts.add(FaultKind::LinkCut, 1);
         let others = (0..self.config.osds).map(OsdId).filter(|osd| *osd != victim);
         let ways = others.map(|other| if deaf { (other, victim) } else { (victim, other) });
         self.one_way = ways.take(if only { 1 } else { usize::MAX }).collect();
@@ -375,7 +382,8 @@ impl World {
     /// A write or a sync fails where all is whole otherwise. The store is not used again: the process ends, and the next run
     /// of the OSD has an empty disk.
     fn fail_disk(&mut self, victim: OsdId) {
-        if !self.nodes.iter().all(Node::is_up) || !self.all_clean() {
+        let whole = self.nodes.iter().all(Node::is_up) && self.all_clean();
+        if !whole || !self.deals(format!("the disk of {victim} fails")) {
             return;
         }
         let (nodes, rng) = (&mut self.nodes, &mut self.rng);
@@ -384,12 +392,14 @@ impl World {
             self.counts.add(FaultKind::DiskFailed, 1);
             self.node(victim).disk_failed = true;
             self.crash(victim, false);
+        } else {
+            self.struck_nothing();
         }
     }
 
     /// All OSDs lose power; one of them stays away until the others have marked it down.
     pub(crate) fn cut_all(&mut self, away: OsdId, kind: FaultKind) {
-        if !self.working {
+        if !self.working || !self.deals(format!("all OSDs lose power, {away} for long ({kind})")) {
             return;
         }
         self.counts.add(kind, 1);
@@ -403,8 +413,10 @@ impl World {
     /// Something else fills the disk for a while.
     fn cramp(&mut self, victim: OsdId) {
         let (length, percent) = (self.rng.random_range(100..8_000), self.rng.random_range(70..95));
-        let node = self.node(victim);
-        if node.running && node.disk.fill(percent) {
+        let may = self.node(victim).running && self.deals(format!("the disk of {victim} fills to {percent} %"));
+        if may && !self.node(victim).disk.fill(percent) {
+            self.struck_nothing();
+        } else if may {
             self.counts.add(FaultKind::Cramped, 1);
             self.schedule_commit(victim);
             self.schedule(Duration::from_millis(length), Event::RoomBack { osd: victim });
@@ -423,7 +435,8 @@ impl World {
     fn remap(&mut self, victim: OsdId) {
         let inside = self.monitor.map().osds.values().filter(|info| info.in_cluster).count();
         let is_in = self.monitor.map().osds.get(&victim).is_some_and(|info| info.in_cluster);
-        if !is_in || inside > self.config.size as usize {
+        let may = !is_in || inside > self.config.size as usize;
+        if may && self.deals(format!("{victim} is put {}", if is_in { "out" } else { "in" })) {
             if is_in {
                 self.put_out.insert(victim);
             }
@@ -441,7 +454,7 @@ impl World {
             return;
         }
         self.remap(victim);
-        if self.rng.random_bool(0.3) {
+        if self.rng.random_bool(0.3) && self.deals(format!("all but {victim} are killed")) {
             for osd in (0..self.config.osds).map(OsdId).filter(|osd| *osd != victim) {
                 let back = Duration::from_millis(self.rng.random_range(20..300));
                 self.crash_for(osd, false, Some(back));
@@ -468,16 +481,19 @@ impl World {
             }
             None => return,
         };
-        let before = self.monitor.map().epoch;
-        self.propose(change);
-        self.counts.add(kind, u64::from(self.monitor.map().epoch > before));
+        if self.deals(format!("the monitors are told to make {change:?}")) {
+            let before = self.monitor.map().epoch;
+            self.propose(change);
+            self.counts.add(kind, u64::from(self.monitor.map().epoch > before));
+        }
     }
 
     /// Flips a bit of the disk, or spoils what is known of one object, but only where all is whole otherwise: never in the
     /// last good copy.
     fn flip(&mut self) {
         let victim = self.rot_victim;
-        if self.nodes.iter().all(Node::is_up) && self.all_clean() {
+        let whole = self.nodes.iter().all(Node::is_up) && self.all_clean();
+        if whole && self.deals(format!("a bit flips on the disk of {victim}, or an onode there is spoiled")) {
             let (nodes, rng) = (&mut self.nodes, &mut self.rng);
             if let Some(node) = nodes.get_mut(victim.0 as usize) {
                 let kind = node.disk.rot(rng);
@@ -489,10 +505,13 @@ impl World {
     /// A sector with bytes of an object cannot be read any more, only where all is whole otherwise.
     fn spoil(&mut self) {
         let victim = self.rot_victim;
-        if self.nodes.iter().all(Node::is_up) && self.all_clean() {
+        let whole = self.nodes.iter().all(Node::is_up) && self.all_clean();
+        if whole && self.deals(format!("a sector on the disk of {victim} goes bad")) {
             let (nodes, rng) = (&mut self.nodes, &mut self.rng);
             if nodes.get_mut(victim.0 as usize).is_some_and(|node| node.disk.spoil(rng)) {
                 self.counts.add(FaultKind::SectorUnreadable, 1);
+            } else {
+                self.struck_nothing();
             }
         }
     }
@@ -500,7 +519,8 @@ impl World {
     /// The process stops, up to three times as long as its peers' patience, and goes on as if nothing had happened.
     fn pause(&mut self, victim: OsdId) {
         let now = self.now;
-        if self.node(victim).running && self.node(victim).paused_until <= now {
+        let may = self.node(victim).running && self.node(victim).paused_until <= now;
+        if may && self.deals(format!("{victim} is paused")) {
             self.counts.add(FaultKind::Paused, 1);
             self.pause_now(victim);
         }
@@ -511,9 +531,12 @@ impl World {
         if self.node(victim).lags_until > now {
             return;
         }
+        let (length, skips) = (self.rng.random_range(100..4_000), self.rng.random_bool(0.8));
+        if !self.deals(format!("{victim} gets no maps for {length} ms")) {
+            return;
+        }
         let running = self.node(victim).running;
         self.counts.add(FaultKind::MapDelayed, u64::from(running));
-        let (length, skips) = (self.rng.random_range(100..4_000), self.rng.random_bool(0.8));
         let node = self.node(victim);
         node.lags_until = now + Duration::from_millis(length);
         node.skips |= skips;

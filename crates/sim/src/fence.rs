@@ -215,6 +215,9 @@ impl World {
     /// The newest session is fenced by the next one.
     fn fence(&mut self, fencing: &mut Fencing) {
         let (client, run) = (fencing.client, fencing.current.run);
+        if !self.deals(format!("session {run} of {client} is fenced")) {
+            return;
+        }
         self.propose(Change::Request(MonCommand::BlocklistAdd { client, incarnation: run }));
         self.counts.add(FaultKind::Fenced, 1);
         let epoch = self.monitor.map().epoch;

@@ -287,16 +287,21 @@ impl World {
                     return;
                 }
                 let struck = |rng: &mut SmallRng, rate: f64| rate > 0.0 && rng.random_bool(rate);
-                if struck(&mut self.rng, front.settings.kills / 2.0) {
+                let named = format!("front end {}", who.process);
+                if struck(&mut self.rng, front.settings.kills / 2.0)
+                    && self.deals(format!("{named} is killed before it sends"))
+                {
                     return self.kill_front(front, who);
                 }
-                if struck(&mut self.rng, front.settings.haste) {
+                if struck(&mut self.rng, front.settings.haste) && self.deals(format!("{named} is in haste")) {
                     self.hasten_front(front, who);
                 }
                 self.front_operate(front, who, call, (object, ops, frees_space));
-                if struck(&mut self.rng, front.settings.kills / 2.0) {
+                if struck(&mut self.rng, front.settings.kills / 2.0)
+                    && self.deals(format!("{named} is killed when it has sent"))
+                {
                     self.kill_front(front, who);
-                } else if struck(&mut self.rng, front.settings.pauses) {
+                } else if struck(&mut self.rng, front.settings.pauses) && self.deals(format!("{named} is paused")) {
                     self.pause_front(front, who);
                 }
             }

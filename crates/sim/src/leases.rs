@@ -50,6 +50,9 @@ impl World {
         if !judged || !std::mem::take(&mut self.node(osd).pauses_at_answer) {
             return false;
         }
+        if !self.deals(format!("{osd} is paused before an answer")) {
+            return false;
+        }
         self.counts.add(FaultKind::PausedAnswering, 1);
         self.pause_now(osd);
         true

@@ -23,7 +23,9 @@ mod front;
 mod holdings;
 #[cfg(feature = "mutants")]
 mod hunt;
+mod journal;
 mod leases;
+mod mask;
 mod monitor;
 mod node;
 mod overwhelmed;
@@ -32,6 +34,8 @@ mod rifts;
 mod rule;
 mod scrub;
 mod shell;
+mod shrink;
+mod strikes;
 mod told;
 mod watch;
 mod world;
@@ -43,6 +47,9 @@ pub use faults::{FaultCounts, FaultKind};
 pub use front::{FrontSettings, FrontWork};
 #[cfg(feature = "mutants")]
 pub use hunt::{Budget, Catch, Hunt, Row, Without, break_rule, hunt};
+pub use mask::{Chance, Mask, MaskError};
 #[cfg(feature = "mutants")]
 pub use rule::Rule;
+pub use shrink::{Failure, Shrunk, Trial, shrink};
+pub use strikes::{Attempt, Strike, attempt};
 pub use world::{Report, Violation, run};

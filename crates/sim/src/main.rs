@@ -1,23 +1,24 @@
-//! `holdfast-sim [--seeds N] [--from SEED] [--world W] [--threads N] [--trace]`: runs seeds of all worlds but `calm`, or of
-//! one, and prints what they add up to. It fails when a promise was broken, and when a planned kind of fault never struck.
+//! `holdfast-sim [--seeds N] [--from SEED] [--world W] [--threads N] [--trace] [--no-shrink]`: runs seeds of all worlds but
+//! `calm`, or of one, and prints what they add up to. It fails when a promise was broken, and when a planned kind of fault never
+//! struck. With `--without 3,5,9-40` or `--no loss,doubling` one seed is run without these strikes, or without what happens so by
+//! chance: a schedule that was shortened is replayed.
 //! `cargo xtask sim` calls it. With the feature `mutants`, `--broken NAME` breaks a rule first, to look at what a mutant does.
 //! `holdfast-sim headline [--seeds N] [--from SEED] [--threads N]` runs the worlds of the two headline tests until each has
 //! struck in so many seeds; `cargo xtask headline` calls it.
+
+mod failure;
 
 use std::process::ExitCode;
 use std::time::Instant;
 
 #[cfg(feature = "mutants")]
 use holdfast_sim::{Budget, Catch, Without};
-use holdfast_sim::{Config, FaultKind, Summary, campaign};
+use holdfast_sim::{Config, FaultKind, Mask, Summary, campaign};
 
 /// A campaign ends after so many violations of one world: they are mostly the same one.
 const VIOLATIONS_MAX: usize = 10;
 /// From so many seeds on, a planned fault that never struck is a failure of the campaign.
 const SEEDS_ENOUGH: u64 = 20;
-
-/// Characters of a violation that are printed.
-const SHOWN_MAX: usize = 3_000;
 
 /// The worlds of the headline tests, and what must have struck in a seed for it to count. In `power` nothing but a power
 /// loss of all OSDs drops sectors.
@@ -30,10 +31,15 @@ struct Arguments {
     from: u64,
     threads: usize,
     worlds: Vec<(&'static str, Config)>,
+    /// What one seed of one world is run without.
+    mask: Mask,
+    /// Whether the schedule of a failure is shortened.
+    shortens: bool,
 }
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
     let (mut seeds, mut from, mut threads, mut trace, mut only) = (100, 0, 2, false, None);
+    let (mut without, mut off, mut shortens) = (String::new(), String::new(), true);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
         match word.as_str() {
@@ -42,6 +48,9 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--threads" => threads = value()?.parse().map_err(|error| format!("--threads: {error}"))?,
             "--world" => only = Some(value()?),
             "--trace" => trace = true,
+            "--without" => without = value()?,
+            "--no" => off = value()?,
+            "--no-shrink" => shortens = false,
             #[cfg(feature = "mutants")]
             "--broken" => {
                 let name = value()?;
@@ -59,7 +68,12 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
         let names: Vec<&str> = Config::worlds().iter().map(|(name, _)| *name).collect();
         return Err(format!("a world is one of {}", names.join(", ")));
     }
-    Ok(Arguments { seeds, from, threads, worlds })
+    let mask = Mask::parse(&without, &off).map_err(|error| error.to_string())?;
+    if !mask.is_empty() && (seeds, worlds.len()) != (1, 1) {
+        return Err("--without and --no are for one seed (--seeds 1) of one world (--world)".to_owned());
+    }
+    // Who looks at one run does not look for another one.
+    Ok(Arguments { seeds, from, threads, worlds, mask, shortens: shortens && !trace })
 }
 
 /// Nothing strikes in `calm`.
@@ -124,17 +138,6 @@ fn mutants(mut words: impl Iterator<Item = String>) -> Result<ExitCode, String> 
     })
 }
 
-fn print_violations(name: &str, summary: &Summary) {
-    if !summary.overwhelmed.is_empty() {
-        println!("{name}: more struck than copies survive in {:?}", summary.overwhelmed);
-    }
-    for violation in &summary.violations {
-        let text: String = violation.to_string().chars().take(SHOWN_MAX).collect();
-        println!("{name}: {text}");
-        println!("  replay: cargo xtask sim --world {name} --from {} --seeds 1 --trace", violation.seed);
-    }
-}
-
 /// Runs the worlds of the headline tests until each was struck in as many seeds as were asked for.
 fn headline(arguments: &Arguments) -> ExitCode {
     let mut failed = false;
@@ -153,7 +156,7 @@ fn headline(arguments: &Arguments) -> ExitCode {
             total.merge(campaign(from, seeds, config, arguments.threads, VIOLATIONS_MAX));
             from = from.saturating_add(seeds);
         }
-        print_violations(name, &total);
+        failure::print_all(name, config, &total, arguments.shortens);
         println!("{name}: {total}");
         println!(
             "headline {name}: {} of {} seeds in which {kind}, {} violations",
@@ -185,11 +188,14 @@ fn main() -> ExitCode {
     if headlines {
         return headline(&arguments);
     }
+    if let ([(name, config)], false) = (arguments.worlds.as_slice(), arguments.mask.is_empty()) {
+        return failure::replay(name, arguments.from, config, &arguments.mask);
+    }
     let (mut failed, mut total) = (false, Summary::default());
     let start = Instant::now();
     for (name, config) in &arguments.worlds {
         let summary = campaign(arguments.from, arguments.seeds, config, arguments.threads, VIOLATIONS_MAX);
-        print_violations(name, &summary);
+        failure::print_all(name, config, &summary, arguments.shortens);
         println!("{name}: {summary}");
         if summary.seeds >= SEEDS_ENOUGH && !summary.unseen().is_empty() {
             println!("{name}: planned, but never struck: {:?}", summary.unseen());

@@ -62,6 +62,9 @@ impl World {
         }
         let all = outside >= REPORTERS && self.rng.random_bool(0.5);
         let heard_by = if all { members.to_vec() } else { vec![members[self.rng.random_range(0..members.len())]] };
+        if !self.deals(format!("{victim}, which leads {pg}, is lost by all but {heard_by:?}")) {
+            return;
+        }
         for other in (0..self.config.osds).map(OsdId).filter(|osd| *osd != victim && !heard_by.contains(osd)) {
             self.one_way.extend([(victim, other), (other, victim)]);
         }

@@ -505,6 +505,7 @@ impl World {
         let after = self.delay();
         self.schedule(after, Event::Boot { osd, run });
         self.begin_watching(osd, run);
+        self.note(format!("{osd} starts as {run}"));
         Ok(())
     }
 

@@ -27,6 +27,7 @@ use crate::leases::Acknowledged;
 use crate::monitor::Monitor;
 use crate::node::{Node, RATE};
 use crate::rifts::Rift;
+use crate::strikes::Dealt;
 use crate::watch::Beat;
 
 /// Longest time that a healed cluster may take to be clean and to have answered everything.
@@ -285,6 +286,7 @@ pub(crate) struct World {
     /// OSDs that do not come back.
     pub gone: BTreeSet<OsdId>,
     pub counts: FaultCounts,
+    pub dealt: Dealt,
     pub cleaned: u64,
     pub copies_scrubbed: u64,
     pub violation: Option<String>,
@@ -302,7 +304,7 @@ pub(crate) struct World {
 /// # Errors
 /// The first [`Violation`].
 pub fn run(seed: u64, config: &Config) -> Result<Report, Violation> {
-    let ran = World::new(seed, *config).map_err(|error| vec![error]).and_then(World::run);
+    let ran = World::new(seed, *config).map_err(|error| vec![error]).and_then(|mut world| world.run());
     ran.map_err(|violations| Violation::new(seed, violations))
 }
 
@@ -358,6 +360,7 @@ impl World {
             front: config.front.map(|settings| Front::new(settings, seed)),
             gone: BTreeSet::new(),
             counts: FaultCounts::default(),
+            dealt: Dealt::default(),
             cleaned: 0,
             copies_scrubbed: 0,
             violation: None,
@@ -370,10 +373,10 @@ impl World {
     }
 
     /// Runs to the end; gives all that the checkers noticed there, or what ended the run before.
-    fn run(mut self) -> Result<Report, Vec<String>> {
+    pub(crate) fn run(&mut self) -> Result<Report, Vec<String>> {
         match self.run_phases() {
             // The run cannot go on; whoever looks for this does not.
-            Err(violation) if self.is_off(&violation) => return Ok(self.into_report()),
+            Err(violation) if self.is_off(&violation) => return Ok(self.sum_up()),
             ran => ran.map_err(|violation| vec![violation])?,
         }
         let mut violations: Vec<String> = self.check_copies().err().into_iter().collect();
@@ -383,7 +386,7 @@ impl World {
         let excused =
             |operation: &Operation| self.holdings.as_ref().is_some_and(|holdings| holdings.excuses(operation));
         violations.extend(check::check(&self.history, excused, self.config.off));
-        if violations.is_empty() { Ok(self.into_report()) } else { Err(violations) }
+        if violations.is_empty() { Ok(self.sum_up()) } else { Err(violations) }
     }
 
     /// Whether the checker that found this does not look.
@@ -391,12 +394,12 @@ impl World {
         self.config.off == Some(Checker::of(violation))
     }
 
-    fn into_report(mut self) -> Report {
+    fn sum_up(&self) -> Report {
         let is_forgotten = |operation: &&Operation| {
             matches!(operation.answer, Some((_, ClientOutcome::Refused(RefusedReason::Forgotten))))
         };
-        let forgotten = self.history.iter().filter(is_forgotten).count();
-        self.counts.add(FaultKind::RequestForgotten, forgotten as u64);
+        let mut faults = self.counts.clone();
+        faults.add(FaultKind::RequestForgotten, self.history.iter().filter(is_forgotten).count() as u64);
         Report {
             hash: self.hash,
             operations: self.history.len() as u64 + self.front.as_ref().map_or(0, Front::operations),
@@ -405,7 +408,7 @@ impl World {
             epochs: self.monitor.map().epoch.0,
             cleaned: self.cleaned,
             leases_granted: self.leases_granted,
-            faults: self.counts,
+            faults,
             copies_scrubbed: self.copies_scrubbed,
             maps_most: self.maps_most,
             overwhelmed: self.holdings.as_ref().is_some_and(Holdings::excused),
@@ -685,6 +688,7 @@ impl World {
     fn publish(&mut self) {
         let epoch = self.monitor.map().epoch.0;
         self.mix(epoch);
+        self.note_map();
         for osd in 0..self.nodes.len() {
             let after = self.delay();
             self.schedule(after, Event::MapArrives { osd: OsdId(osd as u32) });
@@ -761,6 +765,7 @@ impl World {
     // ---- the end ----
 
     fn heal(&mut self) {
+        self.note("nothing strikes any more, and what was cut off or stopped is not".to_owned());
         self.working = false;
         self.heal_fronts();
         self.faults = Faults { delay_max: Duration::from_millis(2), ..Faults::NONE };
