@@ -81,6 +81,11 @@ pub enum FaultKind {
     WriteUnknown,
     UploadCompleted,
     BlobCollected,
+    NetworkRough,
+    HeartbeatsCut,
+    MonitorsCut,
+    ClientsCut,
+    ConnectionReset,
 }
 
 impl fmt::Display for FaultKind {
@@ -141,6 +146,11 @@ impl fmt::Display for FaultKind {
             FaultKind::WriteUnknown => "S3 writes never answered",
             FaultKind::UploadCompleted => "S3 uploads completed",
             FaultKind::BlobCollected => "blobs collected",
+            FaultKind::NetworkRough => "networks that lose and double as much as any",
+            FaultKind::HeartbeatsCut => "OSDs whose heartbeats are lost",
+            FaultKind::MonitorsCut => "OSDs cut off from monitors alone",
+            FaultKind::ClientsCut => "OSDs cut off from clients alone",
+            FaultKind::ConnectionReset => "connections reset with what was on its way",
         })
     }
 }
@@ -208,6 +218,19 @@ impl Config {
 }
 
 impl Faults {
+    /// What strikes in the run of this seed: in every fourth run the network is at its best, in every fourth at its worst.
+    pub(crate) fn of_run(self, seed: u64) -> Faults {
+        let share = (seed % 4) as f64 / 3.0;
+        let up_to = |usual: f64, max: f64| if max > usual { usual * (1.0 - share) + max * share } else { usual };
+        let (loss, duplication) = (up_to(self.loss, self.loss_max), up_to(self.duplication, self.duplication_max));
+        Faults { loss, duplication, ..self }
+    }
+
+    /// Whether the network loses and doubles as much as it does in any run.
+    pub(crate) fn is_roughest(&self) -> bool {
+        self.loss_max > 0.0 && self.loss >= self.loss_max && self.duplication >= self.duplication_max
+    }
+
     fn planned(&self) -> Vec<FaultKind> {
         use FaultKind as F;
         let power = self.power_cuts_per_second + self.power_losses_per_second;
@@ -256,6 +279,11 @@ impl Faults {
             (self.fences_per_second, F::Fenced),
             (self.bad_sectors_per_second, F::CopyDamaged),
             (self.disk_failures_per_second, F::DiskGivenUp),
+            (self.loss_max, F::NetworkRough),
+            (self.side_cuts_per_second, F::HeartbeatsCut),
+            (self.side_cuts_per_second, F::MonitorsCut),
+            (self.side_cuts_per_second, F::ClientsCut),
+            (self.resets_per_second, F::ConnectionReset),
         ];
         rates.into_iter().filter(|(rate, _)| *rate > 0.0).map(|(_, kind)| kind).collect()
     }
@@ -283,6 +311,7 @@ impl World {
         let (pause_answering, split) =
             (strikes(faults.pauses_at_answers_per_second), strikes(faults.splits_per_second));
         let rift = strikes(faults.rifts_per_second);
+        let (side, reset) = (strikes(faults.side_cuts_per_second), strikes(faults.resets_per_second));
         let victim = OsdId(self.rng.random_range(0..self.config.osds));
         // One disk rots, and it is the only one that ever stops meanwhile: two faults at once may lose the last copy.
         let rotting = faults.flips_per_second > 0.0;
@@ -352,6 +381,12 @@ impl World {
         }
         if spoil {
             self.spoil();
+        }
+        if side && self.cut_off.is_empty() {
+            self.cut_one_side(victim);
+        }
+        if reset {
+            self.reset_connections(victim);
         }
     }
 

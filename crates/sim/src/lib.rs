@@ -34,6 +34,7 @@ mod shell;
 mod told;
 mod watch;
 mod world;
+mod worlds;
 
 pub use campaign::{Summary, campaign};
 pub use checker::Checker;

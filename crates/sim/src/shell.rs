@@ -375,7 +375,7 @@ impl World {
     // ---- maps ----
 
     pub(crate) fn map_arrives(&mut self, osd: OsdId) {
-        if !self.node(osd).running || !self.hears(osd) || self.monitors_are_gone() {
+        if !self.node(osd).running || !self.hears_monitors(osd) || self.monitors_are_gone() {
             return; // they come with the monitors, or with the connection
         }
         let late = self.node(osd).lags_until.since(self.now);
@@ -453,7 +453,7 @@ impl World {
         if self.node(osd).running || self.gone.contains(&osd) {
             return;
         }
-        if !self.is_connected(osd) || self.monitors_are_gone() {
+        if !self.is_connected_to_monitors(osd) || self.monitors_are_gone() {
             // Without the monitors' maps no copy can be taken up.
             self.schedule(BOOT_REPEAT, Event::Restart { osd });
             return;
@@ -496,7 +496,7 @@ impl World {
         let shown = self.node(osd).step.map.osds.get(&osd).is_some_and(|info| info.incarnation == run);
         if self.is_run(osd, run) && !shown {
             self.schedule(BOOT_REPEAT, Event::Boot { osd, run });
-            if self.is_heard(osd) {
+            if self.monitors_hear_it(osd) {
                 self.monitors_hear(Monitor::boot(osd, run));
             }
         }

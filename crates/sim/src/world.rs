@@ -319,7 +319,7 @@ impl World {
         };
         Ok(World {
             config,
-            faults: config.faults,
+            faults: config.faults.of_run(seed),
             rng: SmallRng::seed_from_u64(seed),
             now: Timestamp::ZERO,
             events: BinaryHeap::new(),
@@ -419,6 +419,7 @@ impl World {
         if self.fencing.is_some() {
             self.schedule(Duration::from_millis(1), Event::FenceTick);
         }
+        self.counts.add(FaultKind::NetworkRough, u64::from(self.faults.is_roughest()));
         self.begin_fronts();
         self.schedule(FAULT_TICK, Event::FaultTick);
         self.schedule(Duration::from_millis(200), Event::MonTick);
@@ -505,6 +506,13 @@ impl World {
         self.scheduled += 1;
         let at = self.now + after;
         self.events.push(Reverse(Scheduled { at, number: self.scheduled, event }));
+    }
+
+    /// Takes away what is on its way; gives how much that was.
+    pub(crate) fn lose_in_flight(&mut self, is_lost: impl Fn(&Event) -> bool) -> usize {
+        let before = self.events.len();
+        self.events.retain(|Reverse(scheduled)| !is_lost(&scheduled.event));
+        before - self.events.len()
     }
 
     pub(crate) fn node(&mut self, osd: OsdId) -> &mut Node {
@@ -609,7 +617,7 @@ impl World {
                 }
             }
             Event::Command { osd, command } => {
-                if self.is_heard(osd) {
+                if self.monitors_hear_it(osd) {
                     self.monitors_hear(*command);
                 }
             }
