@@ -88,6 +88,12 @@ pub struct Faults {
     pub side_cuts_per_second: f64,
     /// Connections, per second, that break with all that is on its way on them: between two OSDs, or all of one.
     pub resets_per_second: f64,
+    /// OSDs, per second, that take a part of their share from now on, or the whole one again.
+    pub reweights_per_second: f64,
+    /// Pools, per second, that are created or deleted while clients use another one.
+    pub pool_changes_per_second: f64,
+    /// Times, per second, that a disk says that it did what it did not: always the same OSD's disk. Only where all is whole.
+    pub lies_per_second: f64,
 }
 
 impl Faults {
@@ -127,6 +133,9 @@ impl Faults {
         duplication_max: 0.0,
         side_cuts_per_second: 0.0,
         resets_per_second: 0.0,
+        reweights_per_second: 0.0,
+        pool_changes_per_second: 0.0,
+        lies_per_second: 0.0,
     };
 }
 
@@ -213,6 +222,8 @@ impl Config {
             ("tables", Config::tables()),
             ("objects", Config::objects()),
             ("severed", Config::severed()),
+            ("shifts", Config::shifts()),
+            ("lies", Config::lies()),
             ("calm", Config::calm()),
         ]
     }

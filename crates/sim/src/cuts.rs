@@ -124,3 +124,61 @@ impl World {
         self.counts.add(FaultKind::ConnectionReset, u64::from(lost > 0));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use holdfast_types::{Epoch, Incarnation, Timestamp};
+
+    use super::*;
+    use crate::config::Config;
+
+    const VICTIM: OsdId = OsdId(0);
+    const OTHER: OsdId = OsdId(1);
+    const THIRD: OsdId = OsdId(2);
+
+    #[test]
+    fn what_is_cut_on_one_side_is_whole_on_the_others() {
+        let mut world = World::new(1, Config::calm()).expect("a world");
+        let sides = |world: &World| {
+            let peers = world.reaches(VICTIM, OTHER) && world.reaches(OTHER, VICTIM) && world.is_connected(VICTIM);
+            let beats = world.beat_reaches(VICTIM, OTHER) && world.beat_reaches(OTHER, VICTIM);
+            (peers, beats, world.is_connected_to_monitors(VICTIM), world.serves(VICTIM))
+        };
+        assert_eq!(sides(&world), (true, true, true, true));
+        let cuts = [
+            (Cut::Heartbeats, (true, false, true, true)),
+            (Cut::FromMonitors, (true, true, false, true)),
+            (Cut::FromClients, (true, true, true, false)),
+            (Cut::FromCluster, (false, false, false, true)),
+            (Cut::Whole, (false, false, false, false)),
+        ];
+        for (cut, expected) in cuts {
+            world.cut_off.insert(VICTIM, cut);
+            assert_eq!(sides(&world), expected, "{cut:?}");
+            assert!(world.beat_reaches(OTHER, THIRD) && world.is_connected_to_monitors(OTHER), "{cut:?}");
+        }
+    }
+
+    #[test]
+    fn connections_that_break_lose_what_is_on_its_way_on_them_and_nothing_else() {
+        let mut world = World::new(1, Config::calm()).expect("a world");
+        let beat = |from, to| {
+            let run = Incarnation(1);
+            let asked = Timestamp::ZERO;
+            Event::Beat(Beat { from, from_run: run, to, to_run: run, epoch: Epoch(1), asked, full: None })
+        };
+        for (from, to) in [(VICTIM, OTHER), (THIRD, VICTIM), (OTHER, THIRD)] {
+            world.schedule(Duration::from_secs(1), beat(from, to));
+        }
+        // Either all of the victim, or those to one of the others.
+        for _ in 0..50 {
+            world.reset_connections(VICTIM);
+        }
+        assert!(world.counts.of(FaultKind::ConnectionReset) > 0);
+        let lost = |world: &mut World, on: (OsdId, OsdId)| {
+            world.lose_in_flight(|event| matches!(event, Event::Beat(beat) if (beat.from, beat.to) == on))
+        };
+        assert_eq!(lost(&mut world, (VICTIM, OTHER)) + lost(&mut world, (THIRD, VICTIM)), 0);
+        assert_eq!(lost(&mut world, (OTHER, THIRD)), 1, "it is on another connection");
+    }
+}

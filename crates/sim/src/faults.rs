@@ -86,6 +86,13 @@ pub enum FaultKind {
     MonitorsCut,
     ClientsCut,
     ConnectionReset,
+    Reweighted,
+    PoolCreated,
+    PoolDeleted,
+    WriteDropped,
+    WriteMisdirected,
+    ReadMisdirected,
+    SyncLost,
 }
 
 impl fmt::Display for FaultKind {
@@ -151,6 +158,13 @@ impl fmt::Display for FaultKind {
             FaultKind::MonitorsCut => "OSDs cut off from monitors alone",
             FaultKind::ClientsCut => "OSDs cut off from clients alone",
             FaultKind::ConnectionReset => "connections reset with what was on its way",
+            FaultKind::Reweighted => "OSDs reweighted",
+            FaultKind::PoolCreated => "pools created",
+            FaultKind::PoolDeleted => "pools deleted",
+            FaultKind::WriteDropped => "acknowledged writes that a disk dropped",
+            FaultKind::WriteMisdirected => "writes that went to another place",
+            FaultKind::ReadMisdirected => "reads of another place",
+            FaultKind::SyncLost => "syncs acknowledged and not done before a power cut",
         })
     }
 }
@@ -284,6 +298,14 @@ impl Faults {
             (self.side_cuts_per_second, F::MonitorsCut),
             (self.side_cuts_per_second, F::ClientsCut),
             (self.resets_per_second, F::ConnectionReset),
+            (self.reweights_per_second, F::Reweighted),
+            (self.pool_changes_per_second, F::PoolCreated),
+            (self.pool_changes_per_second, F::PoolDeleted),
+            (self.lies_per_second, F::WriteDropped),
+            (self.lies_per_second, F::WriteMisdirected),
+            (self.lies_per_second, F::ReadMisdirected),
+            (self.lies_per_second, F::SyncLost),
+            (self.lies_per_second, F::CopyDamaged),
         ];
         rates.into_iter().filter(|(rate, _)| *rate > 0.0).map(|(_, kind)| kind).collect()
     }
@@ -312,9 +334,11 @@ impl World {
             (strikes(faults.pauses_at_answers_per_second), strikes(faults.splits_per_second));
         let rift = strikes(faults.rifts_per_second);
         let (side, reset) = (strikes(faults.side_cuts_per_second), strikes(faults.resets_per_second));
+        let (reweight, pools) = (strikes(faults.reweights_per_second), strikes(faults.pool_changes_per_second));
+        let lie = strikes(faults.lies_per_second);
         let victim = OsdId(self.rng.random_range(0..self.config.osds));
         // One disk rots, and it is the only one that ever stops meanwhile: two faults at once may lose the last copy.
-        let rotting = faults.flips_per_second > 0.0;
+        let rotting = faults.flips_per_second > 0.0 || faults.lies_per_second > 0.0;
         let crashing = if rotting { self.rot_victim } else { victim };
         if all_power {
             self.counts.add(FaultKind::ClusterPowerCut, 1);
@@ -387,6 +411,15 @@ impl World {
         }
         if reset {
             self.reset_connections(victim);
+        }
+        if reweight {
+            self.reweight(victim);
+        }
+        if pools {
+            self.change_pools();
+        }
+        if lie {
+            self.plan_lie();
         }
     }
 
@@ -566,6 +599,7 @@ impl World {
         if self.config.trace {
             self.trace(&format!("{osd} {run} {}", if power { "loses power" } else { "is killed" }));
         }
+        self.count_lies(osd);
         self.stop(osd);
         let (nodes, rng) = (&mut self.nodes, &mut self.rng);
         let Some(node) = nodes.get_mut(osd.0 as usize) else { return };
@@ -587,5 +621,22 @@ impl World {
         } else {
             self.process_ended(osd, run);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_is_as_rough_as_allowed_in_every_fourth_run_and_usual_in_another() {
+        let loss = Config::loss().faults;
+        let rates = |seed| (loss.of_run(seed).loss, loss.of_run(seed).duplication);
+        assert_eq!(rates(4), (loss.loss, loss.duplication));
+        assert_eq!(rates(7), (0.3, 0.5));
+        assert!(loss.of_run(7).is_roughest() && !loss.of_run(6).is_roughest());
+        assert!(rates(5).0 > loss.loss && rates(5).0 < rates(6).0 && rates(6).0 < 0.3);
+        let storm = Config::storm().faults;
+        assert_eq!(storm.of_run(7), storm, "it has no other rates");
     }
 }

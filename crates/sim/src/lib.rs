@@ -14,6 +14,7 @@ mod check;
 mod checker;
 mod client;
 mod config;
+mod control;
 mod copies;
 mod cuts;
 mod disk;
@@ -23,6 +24,7 @@ mod front;
 #[cfg(feature = "mutants")]
 mod hunt;
 mod leases;
+mod lies;
 mod monitor;
 mod node;
 mod overwhelmed;

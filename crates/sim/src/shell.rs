@@ -333,6 +333,7 @@ impl World {
         }
         self.syncing.remove(&osd);
         let run = self.node(osd).incarnation;
+        self.lie(osd);
         let durable = match self.node(osd).disk.commit(run) {
             Ok(durable) => durable,
             Err(error) => return self.violation = Some(format!("N2: {osd} cannot commit: {error}")),
@@ -352,6 +353,7 @@ impl World {
         if self.node(osd).generation != generation {
             return;
         }
+        self.lie(osd);
         match self.node(osd).disk.maintain() {
             Ok(freed) => self.cleaned += freed,
             Err(error) => self.violation = Some(format!("N2: {osd} cannot maintain its store: {error}")),

@@ -195,6 +195,11 @@ pub(crate) enum Event {
     RiftHealed {
         number: u64,
     },
+    /// The power of an OSD fails whose disk has acknowledged syncs that it did not do.
+    PowerFails {
+        osd: OsdId,
+        generation: u64,
+    },
     CutAll {
         away: OsdId,
         kind: FaultKind,
@@ -273,6 +278,10 @@ pub(crate) struct World {
     pub syncing: BTreeSet<OsdId>,
     /// The OSD whose disk rots, if one does.
     pub rot_victim: OsdId,
+    /// What its disk lies about next.
+    pub lie_due: Option<FaultKind>,
+    /// Whether it has acknowledged syncs that it did not do since it was to.
+    pub syncs_dropped: bool,
     pub clients: Vec<Client>,
     pub history: Vec<Operation>,
     /// The sessions that fence each other, if there are any.
@@ -344,6 +353,8 @@ impl World {
             beginnings: BTreeMap::new(),
             syncing: BTreeSet::new(),
             rot_victim: OsdId(u32::try_from(seed % u64::from(config.osds)).unwrap_or(0)),
+            lie_due: None,
+            syncs_dropped: false,
             clients: (0..config.clients)
                 .map(|id| {
                     Client::new(u64::from(id) + 1, Arc::clone(&names), when_full, id + config.readers >= config.clients)
@@ -641,6 +652,7 @@ impl World {
             Event::RoomBack { osd } => self.room_back(osd),
             Event::OneWayHealed => self.one_way.clear(),
             Event::RiftHealed { number } => self.heal_rift(number),
+            Event::PowerFails { osd, generation } => self.power_fails(osd, generation),
             Event::CutAll { away, kind } => self.cut_all(away, kind),
             Event::FenceTick => self.fence_tick(),
             Event::Front(event) => self.front_event(event),
@@ -769,6 +781,7 @@ impl World {
         for node in &mut self.nodes {
             (node.lags_until, node.paused_until, node.stuck_until) = Default::default();
             node.pauses_at_answer = false;
+            node.disk.lie_no_more();
         }
         for osd in 0..self.config.osds {
             self.restart(OsdId(osd));

@@ -131,3 +131,18 @@ fn objects_are_whole_and_nothing_leaks_though_gateways_and_osds_fail() {
 fn an_osd_that_does_not_come_back_goes_out_and_all_is_clean_without_it() {
     run_all(5, &Config::gone());
 }
+
+#[test]
+fn nobody_shows_what_is_old_when_only_heartbeats_monitors_or_clients_are_cut_off() {
+    run_all(15, &Config::severed());
+}
+
+#[test]
+fn acknowledged_writes_survive_weights_and_pools_that_change_all_the_time() {
+    run_all(15, &Config::shifts());
+}
+
+#[test]
+fn a_disk_that_lies_loses_nothing_that_was_acknowledged() {
+    run_all(15, &Config::lies());
+}
