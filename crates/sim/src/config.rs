@@ -80,6 +80,20 @@ pub struct Faults {
     pub fences_per_second: f64,
     /// Probability that a sync takes a hundred times longer.
     pub slow_sync: f64,
+    /// The same as `loss` and `duplication` in every fourth run; in the others they are between the two. Zero: the same in all.
+    pub loss_max: f64,
+    /// See `loss_max`.
+    pub duplication_max: f64,
+    /// OSDs, per second, of whose network one side does not work: heartbeats, that to monitors, or that to clients.
+    pub side_cuts_per_second: f64,
+    /// Connections, per second, that break with all that is on its way on them: between two OSDs, or all of one.
+    pub resets_per_second: f64,
+    /// OSDs, per second, that take a part of their share from now on, or the whole one again.
+    pub reweights_per_second: f64,
+    /// Pools, per second, that are created or deleted while clients use another one.
+    pub pool_changes_per_second: f64,
+    /// Times, per second, that a disk says that it did what it did not: always the same OSD's disk. Only where all is whole.
+    pub lies_per_second: f64,
 }
 
 impl Faults {
@@ -115,6 +129,13 @@ impl Faults {
         leader_changes_per_second: 0.0,
         monitor_outages_per_second: 0.0,
         slow_sync: 0.0,
+        loss_max: 0.0,
+        duplication_max: 0.0,
+        side_cuts_per_second: 0.0,
+        resets_per_second: 0.0,
+        reweights_per_second: 0.0,
+        pool_changes_per_second: 0.0,
+        lies_per_second: 0.0,
     };
 }
 
@@ -200,6 +221,9 @@ impl Config {
             ("bereft", Config::bereft()),
             ("tables", Config::tables()),
             ("objects", Config::objects()),
+            ("severed", Config::severed()),
+            ("shifts", Config::shifts()),
+            ("lies", Config::lies()),
             ("calm", Config::calm()),
         ]
     }
@@ -410,15 +434,19 @@ impl Config {
         Config { osds: 3, size: 2, min_size: 1, faults, ..churn }
     }
 
-    /// Messages are lost, doubled and very late while placement changes, and nothing else fails: no read may be stale.
+    /// Messages are lost (up to 30 %), doubled (up to 50 %) and very late, and connections break, while placement changes, and
+    /// nothing else fails: no read may be stale.
     #[must_use]
     pub fn loss() -> Config {
         let storm = Config::storm();
         let faults = Faults {
             loss: 0.08,
             duplication: 0.3,
+            loss_max: 0.3,
+            duplication_max: 0.5,
             delay_max: Duration::from_millis(300),
             remaps_per_second: 0.2,
+            resets_per_second: 0.5,
             ..Faults::NONE
         };
         Config { osds: 4, pgs_used: 2, faults, pause: Duration::from_millis(40), ..storm }
@@ -659,6 +687,7 @@ impl Config {
                 leader_changes_per_second: 0.03,
                 monitor_outages_per_second: 0.015,
                 slow_sync: 0.3,
+                ..Faults::NONE
             },
             limits: Limits {
                 log_entries_min: 12,

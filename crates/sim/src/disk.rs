@@ -14,8 +14,8 @@ use holdfast_osd::parts::{
 };
 use holdfast_pg::{LocalObjects as _, ObjectKey, StoreOp, TxnId, version_held};
 use holdfast_store::{
-    CollectionId, Engine, Fault, Identity, MemDevice, MemIndex, OnDurable, OpenError, Options, ReadError, SubmitError,
-    Transaction, TxOp,
+    CollectionId, Engine, Fault, Identity, Lie, MemDevice, MemIndex, OnDurable, OpenError, Options, ReadError,
+    SubmitError, Transaction, TxOp,
 };
 use holdfast_types::{ClusterId, DiskUuid, Incarnation, LogVersion, OsdId, PgId, Timestamp};
 use parking_lot::Mutex;
@@ -82,7 +82,7 @@ pub(crate) struct Disk {
     durable: Arc<Mutex<Vec<Told>>>,
     /// The last position that a process submitted.
     submitted: u64,
-    /// Bits flipped in it.
+    /// Bits flipped in it, and lies that were planned.
     pub flips: u64,
 }
 
@@ -248,6 +248,30 @@ impl Disk {
         self.device.flip(at, rng.random_range(0..8));
         self.flips += 1;
         FaultKind::BitFlipped
+    }
+
+    /// The device does not do the next thing of this kind that it says it does: with a place, as often as not, where bytes of a
+    /// live object are.
+    pub fn lie(&mut self, kind: FaultKind, rng: &mut SmallRng) {
+        let live = rng.random_bool(0.5).then(|| self.live_range(rng)).flatten();
+        let place = rng.random_range(live.unwrap_or(0..SUPERBLOCK_BYTES + self.log_bytes()));
+        self.device.lie(match kind {
+            FaultKind::WriteDropped => Lie::WriteDropped,
+            FaultKind::WriteMisdirected => Lie::WriteMisdirected { to: place },
+            FaultKind::ReadMisdirected => Lie::ReadMisdirected { to: place },
+            _ => Lie::SyncsDropped,
+        });
+        self.flips += 1;
+    }
+
+    /// From now on the device does what it says.
+    pub fn lie_no_more(&self) {
+        self.device.lie_no_more();
+    }
+
+    /// The lies told since this was asked last.
+    pub fn lies_told(&self) -> Vec<Lie> {
+        self.device.lies_told()
     }
 
     /// Makes a sector with bytes of an object unreadable. Gives whether there is one.

@@ -82,6 +82,18 @@ pub enum FaultKind {
     WriteUnknown,
     UploadCompleted,
     BlobCollected,
+    NetworkRough,
+    HeartbeatsCut,
+    MonitorsCut,
+    ClientsCut,
+    ConnectionReset,
+    Reweighted,
+    PoolCreated,
+    PoolDeleted,
+    WriteDropped,
+    WriteMisdirected,
+    ReadMisdirected,
+    SyncLost,
 }
 
 impl fmt::Display for FaultKind {
@@ -143,6 +155,18 @@ impl fmt::Display for FaultKind {
             FaultKind::WriteUnknown => "S3 writes never answered",
             FaultKind::UploadCompleted => "S3 uploads completed",
             FaultKind::BlobCollected => "blobs collected",
+            FaultKind::NetworkRough => "networks that lose and double as much as any",
+            FaultKind::HeartbeatsCut => "OSDs whose heartbeats are lost",
+            FaultKind::MonitorsCut => "OSDs cut off from monitors alone",
+            FaultKind::ClientsCut => "OSDs cut off from clients alone",
+            FaultKind::ConnectionReset => "connections reset with what was on its way",
+            FaultKind::Reweighted => "OSDs reweighted",
+            FaultKind::PoolCreated => "pools created",
+            FaultKind::PoolDeleted => "pools deleted",
+            FaultKind::WriteDropped => "acknowledged writes that a disk dropped",
+            FaultKind::WriteMisdirected => "writes that went to another place",
+            FaultKind::ReadMisdirected => "reads of another place",
+            FaultKind::SyncLost => "syncs acknowledged and not done before a power cut",
         })
     }
 }
@@ -210,6 +234,19 @@ impl Config {
 }
 
 impl Faults {
+    /// What strikes in the run of this seed: in every fourth run the network is at its best, in every fourth at its worst.
+    pub(crate) fn of_run(self, seed: u64) -> Faults {
+        let share = (seed % 4) as f64 / 3.0;
+        let up_to = |usual: f64, max: f64| if max > usual { usual * (1.0 - share) + max * share } else { usual };
+        let (loss, duplication) = (up_to(self.loss, self.loss_max), up_to(self.duplication, self.duplication_max));
+        Faults { loss, duplication, ..self }
+    }
+
+    /// Whether the network loses and doubles as much as it does in any run.
+    pub(crate) fn is_roughest(&self) -> bool {
+        self.loss_max > 0.0 && self.loss >= self.loss_max && self.duplication >= self.duplication_max
+    }
+
     fn planned(&self) -> Vec<FaultKind> {
         use FaultKind as F;
         let power = self.power_cuts_per_second + self.power_losses_per_second;
@@ -258,6 +295,19 @@ impl Faults {
             (self.fences_per_second, F::Fenced),
             (self.bad_sectors_per_second, F::CopyDamaged),
             (self.disk_failures_per_second, F::DiskGivenUp),
+            (self.loss_max, F::NetworkRough),
+            (self.side_cuts_per_second, F::HeartbeatsCut),
+            (self.side_cuts_per_second, F::MonitorsCut),
+            (self.side_cuts_per_second, F::ClientsCut),
+            (self.resets_per_second, F::ConnectionReset),
+            (self.reweights_per_second, F::Reweighted),
+            (self.pool_changes_per_second, F::PoolCreated),
+            (self.pool_changes_per_second, F::PoolDeleted),
+            (self.lies_per_second, F::WriteDropped),
+            (self.lies_per_second, F::WriteMisdirected),
+            (self.lies_per_second, F::ReadMisdirected),
+            (self.lies_per_second, F::SyncLost),
+            (self.lies_per_second, F::CopyDamaged),
         ];
         rates.into_iter().filter(|(rate, _)| *rate > 0.0).map(|(_, kind)| kind).collect()
     }
@@ -285,9 +335,12 @@ impl World {
         let (pause_answering, split) =
             (strikes(faults.pauses_at_answers_per_second), strikes(faults.splits_per_second));
         let rift = strikes(faults.rifts_per_second);
+        let (side, reset) = (strikes(faults.side_cuts_per_second), strikes(faults.resets_per_second));
+        let (reweight, pools) = (strikes(faults.reweights_per_second), strikes(faults.pool_changes_per_second));
+        let lie = strikes(faults.lies_per_second);
         let victim = OsdId(self.rng.random_range(0..self.config.osds));
         // One disk rots, and it is the only one that ever stops meanwhile: two faults at once may lose the last copy.
-        let rotting = faults.flips_per_second > 0.0;
+        let rotting = faults.flips_per_second > 0.0 || faults.lies_per_second > 0.0;
         let crashing = if rotting { self.rot_victim } else { victim };
         if all_power {
             if self.deals("all OSDs lose power".to_owned()) {
@@ -355,6 +408,21 @@ impl World {
         }
         if spoil {
             self.spoil();
+        }
+        if side && self.cut_off.is_empty() {
+            self.cut_one_side(victim);
+        }
+        if reset {
+            self.reset_connections(victim);
+        }
+        if reweight {
+            self.reweight(victim);
+        }
+        if pools {
+            self.change_pools();
+        }
+        if lie {
+            self.plan_lie();
         }
     }
 
@@ -558,6 +626,7 @@ impl World {
         if self.config.trace {
             self.trace(&format!("{osd} {run} {}", if power { "loses power" } else { "is killed" }));
         }
+        self.count_lies(osd);
         self.stop(osd);
         self.note_durable(osd);
         let (nodes, rng) = (&mut self.nodes, &mut self.rng);
@@ -580,5 +649,22 @@ impl World {
         } else {
             self.process_ended(osd, run);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_is_as_rough_as_allowed_in_every_fourth_run_and_usual_in_another() {
+        let loss = Config::loss().faults;
+        let rates = |seed| (loss.of_run(seed).loss, loss.of_run(seed).duplication);
+        assert_eq!(rates(4), (loss.loss, loss.duplication));
+        assert_eq!(rates(7), (0.3, 0.5));
+        assert!(loss.of_run(7).is_roughest() && !loss.of_run(6).is_roughest());
+        assert!(rates(5).0 > loss.loss && rates(5).0 < rates(6).0 && rates(6).0 < 0.3);
+        let storm = Config::storm().faults;
+        assert_eq!(storm.of_run(7), storm, "it has no other rates");
     }
 }

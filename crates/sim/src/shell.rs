@@ -342,6 +342,7 @@ impl World {
         }
         self.syncing.remove(&osd);
         let run = self.node(osd).incarnation;
+        self.lie(osd);
         let durable = match self.node(osd).disk.commit(run) {
             Ok(durable) => durable,
             Err(error) => return self.violation = Some(format!("N2: {osd} cannot commit: {error}")),
@@ -362,6 +363,7 @@ impl World {
         if self.node(osd).generation != generation {
             return;
         }
+        self.lie(osd);
         match self.node(osd).disk.maintain() {
             Ok(freed) => self.cleaned += freed,
             Err(error) => self.violation = Some(format!("N2: {osd} cannot maintain its store: {error}")),
@@ -385,7 +387,7 @@ impl World {
     // ---- maps ----
 
     pub(crate) fn map_arrives(&mut self, osd: OsdId) {
-        if !self.node(osd).running || !self.hears(osd) || self.monitors_are_gone() {
+        if !self.node(osd).running || !self.hears_monitors(osd) || self.monitors_are_gone() {
             return; // they come with the monitors, or with the connection
         }
         let late = self.node(osd).lags_until.since(self.now);
@@ -463,7 +465,7 @@ impl World {
         if self.node(osd).running || self.gone.contains(&osd) {
             return;
         }
-        if !self.is_connected(osd) || self.monitors_are_gone() {
+        if !self.is_connected_to_monitors(osd) || self.monitors_are_gone() {
             // Without the monitors' maps no copy can be taken up.
             self.schedule(BOOT_REPEAT, Event::Restart { osd });
             return;
@@ -513,7 +515,7 @@ impl World {
         let shown = self.node(osd).step.map.osds.get(&osd).is_some_and(|info| info.incarnation == run);
         if self.is_run(osd, run) && !shown {
             self.schedule(BOOT_REPEAT, Event::Boot { osd, run });
-            if self.is_heard(osd) {
+            if self.monitors_hear_it(osd) {
                 self.monitors_hear(Monitor::boot(osd, run));
             }
         }

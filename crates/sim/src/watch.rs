@@ -89,7 +89,7 @@ impl World {
     }
 
     fn beat(&mut self, beat: Beat) {
-        if self.reaches(beat.from, beat.to) {
+        if self.beat_reaches(beat.from, beat.to) {
             for after in self.arrivals() {
                 self.schedule(after, Event::Beat(beat));
             }
@@ -98,7 +98,7 @@ impl World {
 
     pub(crate) fn beat_arrives(&mut self, beat: Beat) {
         let Beat { from, from_run, to, to_run, epoch, asked, full } = beat;
-        if !self.is_run(to, to_run) || !self.reaches(from, to) {
+        if !self.is_run(to, to_run) || !self.beat_reaches(from, to) {
             return;
         }
         let now = self.now;
@@ -260,7 +260,7 @@ impl World {
             return;
         }
         let node = &self.nodes[osd.0 as usize];
-        let silent = !self.is_connected(osd) || !node.powered;
+        let silent = !self.is_connected_to_monitors(osd) || !node.powered;
         let (after, result) = match (silent, node.running) {
             (true, _) => (PROBE_TIMEOUT, ProbeResult::NoAnswer),
             (false, true) => (self.delay(), ProbeResult::Connected),

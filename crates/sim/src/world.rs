@@ -199,6 +199,11 @@ pub(crate) enum Event {
     RiftHealed {
         number: u64,
     },
+    /// The power of an OSD fails whose disk has acknowledged syncs that it did not do.
+    PowerFails {
+        osd: OsdId,
+        generation: u64,
+    },
     CutAll {
         away: OsdId,
         kind: FaultKind,
@@ -277,6 +282,10 @@ pub(crate) struct World {
     pub syncing: BTreeSet<OsdId>,
     /// The OSD whose disk rots, if one does.
     pub rot_victim: OsdId,
+    /// What its disk lies about next.
+    pub lie_due: Option<FaultKind>,
+    /// Whether it has acknowledged syncs that it did not do since it was to.
+    pub syncs_dropped: bool,
     pub clients: Vec<Client>,
     pub history: Vec<Operation>,
     /// The sessions that fence each other, if there are any.
@@ -324,7 +333,7 @@ impl World {
         };
         Ok(World {
             config,
-            faults: config.faults,
+            faults: config.faults.of_run(seed),
             rng: SmallRng::seed_from_u64(seed),
             now: Timestamp::ZERO,
             events: BinaryHeap::new(),
@@ -349,6 +358,8 @@ impl World {
             beginnings: BTreeMap::new(),
             syncing: BTreeSet::new(),
             rot_victim: OsdId(u32::try_from(seed % u64::from(config.osds)).unwrap_or(0)),
+            lie_due: None,
+            syncs_dropped: false,
             clients: (0..config.clients)
                 .map(|id| {
                     Client::new(u64::from(id) + 1, Arc::clone(&names), when_full, id + config.readers >= config.clients)
@@ -430,6 +441,7 @@ impl World {
         if self.fencing.is_some() {
             self.schedule(Duration::from_millis(1), Event::FenceTick);
         }
+        self.counts.add(FaultKind::NetworkRough, u64::from(self.faults.is_roughest()));
         self.begin_fronts();
         self.schedule(FAULT_TICK, Event::FaultTick);
         self.schedule(Duration::from_millis(200), Event::MonTick);
@@ -516,6 +528,13 @@ impl World {
         self.scheduled += 1;
         let at = self.now + after;
         self.events.push(Reverse(Scheduled { at, number: self.scheduled, event }));
+    }
+
+    /// Takes away what is on its way; gives how much that was.
+    pub(crate) fn lose_in_flight(&mut self, is_lost: impl Fn(&Event) -> bool) -> usize {
+        let before = self.events.len();
+        self.events.retain(|Reverse(scheduled)| !is_lost(&scheduled.event));
+        before - self.events.len()
     }
 
     pub(crate) fn node(&mut self, osd: OsdId) -> &mut Node {
@@ -622,7 +641,7 @@ impl World {
                 }
             }
             Event::Command { osd, command } => {
-                if self.is_heard(osd) {
+                if self.monitors_hear_it(osd) {
                     self.monitors_hear(*command);
                 }
             }
@@ -646,6 +665,7 @@ impl World {
             Event::RoomBack { osd } => self.room_back(osd),
             Event::OneWayHealed => self.one_way.clear(),
             Event::RiftHealed { number } => self.heal_rift(number),
+            Event::PowerFails { osd, generation } => self.power_fails(osd, generation),
             Event::CutAll { away, kind } => self.cut_all(away, kind),
             Event::FenceTick => self.fence_tick(),
             Event::Front(event) => self.front_event(event),
@@ -776,6 +796,7 @@ impl World {
         for node in &mut self.nodes {
             (node.lags_until, node.paused_until, node.stuck_until) = Default::default();
             node.pauses_at_answer = false;
+            node.disk.lie_no_more();
         }
         for osd in 0..self.config.osds {
             self.restart(OsdId(osd));

@@ -137,3 +137,18 @@ fn an_osd_that_does_not_come_back_goes_out_and_all_is_clean_without_it() {
 fn two_osds_that_are_lost_at_once_go_out_and_what_one_copy_was_left_of_is_served_again() {
     run_all(5, &Config::bereft());
 }
+
+#[test]
+fn nobody_shows_what_is_old_when_only_heartbeats_monitors_or_clients_are_cut_off() {
+    run_all(15, &Config::severed());
+}
+
+#[test]
+fn acknowledged_writes_survive_weights_and_pools_that_change_all_the_time() {
+    run_all(15, &Config::shifts());
+}
+
+#[test]
+fn a_disk_that_lies_loses_nothing_that_was_acknowledged() {
+    run_all(15, &Config::lies());
+}

@@ -25,7 +25,7 @@ mod overlay;
 mod store;
 mod tx;
 
-pub use device::{Device, Fault, FileDevice, MemDevice, MemDeviceStats};
+pub use device::{Device, Fault, FileDevice, Lie, MemDevice, MemDeviceStats};
 pub use engine::{
     BadRange, CleanProgress, Engine, Identity, OnDurable, OnQuarantine, Options, RowPage, SUPPORTED_SEGMENT_BYTES,
     Verified,

@@ -29,6 +29,25 @@ pub enum Fault {
     FlipBit,
 }
 
+/// What a disk does that says it did what it was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lie {
+    /// The next write is dropped: what was there before stays.
+    WriteDropped,
+    /// The next write goes to the sectors from this byte on.
+    WriteMisdirected {
+        /// Any byte of the first sector.
+        to: u64,
+    },
+    /// The next read is one of the sectors from this byte on.
+    ReadMisdirected {
+        /// Any byte of the first sector.
+        to: u64,
+    },
+    /// No sync does anything until the process ends or the power fails.
+    SyncsDropped,
+}
+
 /// How often each thing happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MemDeviceStats {
@@ -59,6 +78,9 @@ struct Inner {
     unreadable: BTreeSet<u64>,
     crashed: bool,
     no_blocks: bool,
+    /// What it lies about next, each once but for syncs.
+    lies: Vec<Lie>,
+    lies_told: Vec<Lie>,
     stats: MemDeviceStats,
 }
 
@@ -77,6 +99,22 @@ impl Inner {
     fn sector(&self, number: u64) -> Sector {
         let pending = self.pending.get(&number).and_then(|versions| versions.last());
         pending.or_else(|| self.durable.get(&number)).copied().unwrap_or([0; SECTOR_BYTES])
+    }
+
+    /// The place of an IO at `offset`: that of the lie that is told now, if one is.
+    fn place(&mut self, offset: u64, bytes: u64, lie_of: impl Fn(&Lie) -> Option<u64>) -> u64 {
+        let Some((index, to)) = self.lies.iter().enumerate().find_map(|(index, lie)| Some((index, lie_of(lie)?)))
+        else {
+            return offset;
+        };
+        // In its sector it begins where it should have, and it ends on the device.
+        let shift = offset % SECTOR_BYTES as u64;
+        let last = self.bytes.saturating_sub(bytes + shift) / SECTOR_BYTES as u64;
+        let place = (to / SECTOR_BYTES as u64).min(last) * SECTOR_BYTES as u64 + shift;
+        if place != offset {
+            self.lies_told.push(self.lies.remove(index));
+        }
+        place
     }
 
     fn write(&mut self, mut offset: u64, mut data: &[u8]) {
@@ -133,6 +171,21 @@ impl MemDevice {
     /// Makes the sector with the byte at `offset` unreadable until it is written, as a bad sector is.
     pub fn spoil(&self, offset: u64) {
         self.inner.lock().unreadable.insert(offset / SECTOR_BYTES as u64);
+    }
+
+    /// Plans a lie.
+    pub fn lie(&self, lie: Lie) {
+        self.inner.lock().lies.push(lie);
+    }
+
+    /// From now on the device does what it says.
+    pub fn lie_no_more(&self) {
+        self.inner.lock().lies.clear();
+    }
+
+    /// The lies told since this was asked last, once per write, read or sync.
+    pub fn lies_told(&self) -> Vec<Lie> {
+        std::mem::take(&mut self.inner.lock().lies_told)
     }
 
     /// Lets the file system that the device is a file of be full, or not: [`Device::allocate`] fails with ENOSPC.
@@ -238,6 +291,10 @@ impl Device for MemDevice {
         if end.is_none_or(|end| end > inner.bytes) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        let offset = inner.place(offset, buffer.len() as u64, |lie| match lie {
+            Lie::ReadMisdirected { to } => Some(*to),
+            _ => None,
+        });
         let sectors =
             offset / SECTOR_BYTES as u64..offset.saturating_add(buffer.len() as u64).div_ceil(SECTOR_BYTES as u64);
         if inner.unreadable.range(sectors).next().is_some() {
@@ -274,7 +331,15 @@ impl Device for MemDevice {
         if offset.checked_add(bytes).is_none_or(|end| end > inner.bytes) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let mut at = offset;
+        if let Some(index) = inner.lies.iter().position(|lie| *lie == Lie::WriteDropped) {
+            let lie = inner.lies.remove(index);
+            inner.lies_told.push(lie);
+            return if fault == Some(Fault::Crash) { Err(eio()) } else { Ok(()) };
+        }
+        let mut at = inner.place(offset, bytes, |lie| match lie {
+            Lie::WriteMisdirected { to } => Some(*to),
+            _ => None,
+        });
         for piece in data {
             inner.write(at, piece);
             at += piece.len() as u64;
@@ -288,6 +353,10 @@ impl Device for MemDevice {
         inner.stats.syncs += 1;
         if matches!(self.begin(&mut inner), Some(Fault::Crash | Fault::Eio)) {
             return Err(eio());
+        }
+        if inner.lies.contains(&Lie::SyncsDropped) {
+            inner.lies_told.push(Lie::SyncsDropped);
+            return Ok(());
         }
         for (number, versions) in std::mem::take(&mut inner.pending) {
             if let Some(sector) = versions.last() {
@@ -316,5 +385,80 @@ impl Device for MemDevice {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.inner.lock().bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::*;
+
+    const SECTOR: u64 = SECTOR_BYTES as u64;
+
+    /// Four sectors, each full of its number, durable.
+    fn device() -> MemDevice {
+        let device = MemDevice::new(4 * SECTOR);
+        for number in 0..4 {
+            write(&device, number, number as u8);
+        }
+        device.sync().expect("a sync");
+        device
+    }
+
+    fn write(device: &MemDevice, number: u64, byte: u8) {
+        device.write_at(number * SECTOR, &[&[byte; SECTOR_BYTES]]).expect("a write");
+    }
+
+    fn read(device: &MemDevice) -> [u8; 4] {
+        [0, 1, 2, 3].map(|number| {
+            let mut sector = [0xff; SECTOR_BYTES];
+            device.read_at(number * SECTOR, &mut sector).expect("a read");
+            sector[0]
+        })
+    }
+
+    #[test]
+    fn a_dropped_write_is_acknowledged_and_leaves_what_was_there() {
+        let device = device();
+        device.lie(Lie::WriteDropped);
+        write(&device, 1, 9);
+        write(&device, 2, 9);
+        assert_eq!(read(&device), [0, 1, 9, 3], "one write is dropped");
+        assert_eq!(device.lies_told(), [Lie::WriteDropped]);
+    }
+
+    #[test]
+    fn a_misdirected_write_changes_another_place_and_ends_on_the_device() {
+        let device = device();
+        device.lie(Lie::WriteMisdirected { to: 3 * SECTOR + 7 });
+        device.write_at(0, &[&[9; 2 * SECTOR_BYTES]]).expect("a write");
+        assert_eq!(read(&device), [0, 1, 9, 9]);
+    }
+
+    #[test]
+    fn a_misdirected_read_shows_another_place_once() {
+        let device = device();
+        device.lie(Lie::ReadMisdirected { to: 2 * SECTOR });
+        assert_eq!(read(&device), [2, 1, 2, 3]);
+        assert_eq!(read(&device), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn what_a_lying_sync_did_not_do_is_lost_with_the_power() {
+        let lost = |lies: bool| {
+            (0..50).any(|seed| {
+                let device = device();
+                if lies {
+                    device.lie(Lie::SyncsDropped);
+                }
+                write(&device, 1, 9);
+                device.sync().expect("it says that it did");
+                read(&device.crash(&mut SmallRng::seed_from_u64(seed))) == [0, 1, 2, 3]
+            })
+        };
+        assert!(lost(true));
+        assert!(!lost(false));
     }
 }

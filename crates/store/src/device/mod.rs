@@ -8,7 +8,7 @@ mod file;
 mod mem;
 
 pub use file::FileDevice;
-pub use mem::{Fault, MemDevice, MemDeviceStats};
+pub use mem::{Fault, Lie, MemDevice, MemDeviceStats};
 
 use std::io;
 
