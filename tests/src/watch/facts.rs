@@ -132,7 +132,8 @@ impl Leading {
 
     /// Notes who has answered.
     pub fn answered(&mut self, now: Instant, leader: MonId) {
-        if self.leader.replace(leader) != Some(leader) {
+        // The first answer shows who leads, not that another did.
+        if self.leader.replace(leader).is_some_and(|before| before != leader) {
             self.unsettled = Some(now);
         }
     }
@@ -319,7 +320,7 @@ mod tests {
         for (daemon, how, limit, kind) in table {
             let away = BTreeMap::from([absent(daemon, how, struck)]);
             let mut leading = Leading::default();
-            leading.answered(struck - Duration::from_secs(9), MonId(0));
+            leading.answered(struck + Duration::from_millis(1), MonId(0));
             assert_eq!(leading.due(struck + limit, &away), Vec::new());
             let due = leading.due(asked(limit), &away);
             assert_eq!(due.iter().flat_map(Due::kinds).collect::<Vec<_>>(), [kind], "{daemon} {how:?}");
