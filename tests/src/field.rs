@@ -29,6 +29,7 @@ use tempfile::TempDir;
 use crate::fabric::{Fabric, run};
 use crate::powerfs::{Grid, Lost, SyncTime};
 use crate::s3::S3;
+use crate::watch::facts::{Absence, Away, Loss};
 use crate::world::binary;
 
 /// Monitors; they stand on the first hosts.
@@ -48,9 +49,6 @@ const LOOP_BYTES: u64 = 8 << 30;
 
 /// The start of a device, of which the OSD keeps two copies; damage there is met only at the next start.
 const SUPERBLOCKS_BYTES: u64 = 128 << 10;
-
-/// Since when a daemon does not do what it should, because of what was done to it.
-pub type Away = Arc<Mutex<BTreeMap<DaemonName, Instant>>>;
 
 /// After a power loss, every process must have been sent its signal within this.
 const KILLED_LIMIT: Duration = Duration::from_secs(10);
@@ -160,7 +158,11 @@ impl Field {
 
     /// A daemon ended by itself, because of what was done to it.
     pub fn gone(&self, daemon: DaemonName) {
-        self.away.lock().insert(daemon, Instant::now());
+        self.lose(daemon, Loss::Ended);
+    }
+
+    fn lose(&self, daemon: DaemonName, how: Loss) {
+        self.away.lock().insert(daemon, Absence { since: Instant::now(), how });
     }
 
     fn back(&self, daemon: DaemonName) {
@@ -191,7 +193,7 @@ impl Field {
     /// When one has no process.
     pub fn freeze(&self, daemons: &[DaemonName]) -> anyhow::Result<()> {
         for daemon in daemons {
-            self.gone(*daemon);
+            self.lose(*daemon, Loss::Silent);
             self.cluster.pause(*daemon)?;
         }
         Ok(())
@@ -251,7 +253,8 @@ impl Field {
         let daemons = self.cluster.layout().daemons();
         let processes: Vec<_> = daemons.iter().filter_map(|daemon| self.cluster.process(*daemon)).collect();
         for daemon in daemons {
-            self.away.lock().insert(daemon, Instant::now());
+            let absence = Absence { since: Instant::now(), how: Loss::Ended };
+            self.away.lock().insert(daemon, absence);
         }
         grid.cut();
         let since = Instant::now();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use holdfast_client::{OperateError, Pool};
 use holdfast_types::ObjectName;
+use holdfast_wire::mon::Subject;
 use holdfast_wire::{ObjectOp, OpResult};
 use http::StatusCode;
 use parking_lot::Mutex;
@@ -245,8 +246,20 @@ impl Counters {
         self.stop.store(true, Ordering::Relaxed);
     }
 
+    /// The counters' objects in their pool, for who wants them explained.
+    #[must_use]
+    pub fn subjects(pool: &str) -> Vec<Subject> {
+        let name = |counter| Counters::name(counter).into_bytes();
+        let subject = |counter| Subject::Object { pool: pool.to_owned(), name: name(counter) };
+        (0..usize::try_from(COUNTERS).unwrap_or(0)).map(subject).collect()
+    }
+
+    fn name(counter: usize) -> String {
+        format!("chaos-counter-{counter}")
+    }
+
     fn object(counter: usize) -> anyhow::Result<ObjectName> {
-        Ok(ObjectName::new(format!("chaos-counter-{counter}"))?)
+        Ok(ObjectName::new(Counters::name(counter))?)
     }
 
     /// One client that adds, until it is told to stop.

@@ -80,7 +80,7 @@ impl Running {
         }
         let keys = Keys::new(monitor_session(layout)?);
         workers.push(tokio::spawn(keys.clone().client()));
-        let watch = Watch::new(monitor_session(layout)?, field.away.clone());
+        let watch = Watch::new(monitor_session(layout)?, field.away.clone(), Counters::subjects(INDEX_POOL));
         let watching = tokio::spawn(watch.clone().run());
         Ok(Running { load, counters, keys, watch, workers, watching })
     }

@@ -39,6 +39,20 @@ pub fn is_release() -> bool {
     !binary().components().any(|part| part.as_os_str() == "debug")
 }
 
+/// Passes over a test that this machine cannot run, where `HOLDFAST_MAY_SKIP=1` allows it.
+///
+/// # Errors
+/// Everywhere else: a test that tested nothing has not passed.
+pub fn skip(obstacle: &str) -> anyhow::Result<()> {
+    skip_if(std::env::var("HOLDFAST_MAY_SKIP").ok().as_deref(), obstacle)
+}
+
+fn skip_if(may_skip: Option<&str>, obstacle: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(may_skip == Some("1"), "{obstacle}; with HOLDFAST_MAY_SKIP=1 this test is skipped here");
+    println!("   SKIPPED, nothing was tested: {obstacle}");
+    Ok(())
+}
+
 /// A number of the run: `in_ci` of it, or `full` with `HOLDFAST_DOSE=full`.
 #[must_use]
 pub fn dose(in_ci: u64, full: u64) -> u64 {
@@ -160,6 +174,20 @@ impl Drop for World {
     fn drop(&mut self) {
         if let Some(dir) = self.dir.take() {
             println!("   its logs are kept in {}", dir.keep().display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_that_cannot_run_has_failed_unless_it_may_be_skipped() {
+        assert!(skip_if(Some("1"), "no root").is_ok());
+        for may_skip in [None, Some(""), Some("0")] {
+            let error = skip_if(may_skip, "no root").expect_err("nothing was tested").to_string();
+            assert!(error.contains("no root") && error.contains("HOLDFAST_MAY_SKIP=1"), "{error}");
         }
     }
 }

@@ -27,6 +27,9 @@ impl World {
             return;
         }
         let weight = if now < WHOLE { WHOLE } else { WHOLE / 4 * self.rng.random_range(1..4) };
+        if !self.deals(format!("{victim} gets the weight {weight:#x}")) {
+            return;
+        }
         self.counts.add(FaultKind::Reweighted, 1);
         self.monitors_hear(MonCommand::OsdReweight { osd: victim, weight });
     }
@@ -41,6 +44,9 @@ impl World {
         let creates = others.is_empty() || others.len() < POOLS_MAX && self.rng.random_bool(0.5);
         if creates {
             let name = format!("other-{}", self.monitor.map().next_pool.0);
+            if !self.deals(format!("pool {name} is created")) {
+                return;
+            }
             self.counts.add(FaultKind::PoolCreated, 1);
             self.monitors_hear(MonCommand::PoolCreate {
                 name,
@@ -52,6 +58,9 @@ impl World {
             });
         } else {
             let name = others[self.rng.random_range(0..others.len())].clone();
+            if !self.deals(format!("pool {name} is deleted")) {
+                return;
+            }
             self.counts.add(FaultKind::PoolDeleted, 1);
             self.monitors_hear(MonCommand::PoolDelete { confirm: name.clone(), name });
         }

@@ -87,6 +87,9 @@ impl World {
             Cut::FromCluster => "is cut off from all but clients",
             Cut::Deaf => "hears nothing of monitors and OSDs",
             Cut::Mute => "is not heard by monitors and OSDs",
+            Cut::Heartbeats => "hears and sends no heartbeats",
+            Cut::FromMonitors => "is cut off from the monitors",
+            Cut::FromClients => "is cut off from clients",
         };
         if !self.deals(format!("{victim} {what} for {healed} ms")) {
             return;
@@ -121,6 +124,10 @@ impl World {
     pub(crate) fn reset_connections(&mut self, victim: OsdId) {
         let apart = self.rng.random_range(1..self.config.osds);
         let other = Some(OsdId((victim.0 + apart) % self.config.osds)).filter(|_| self.rng.random_bool(0.5));
+        let whose = other.map_or("all".to_owned(), |other| format!("those to {other}"));
+        if !self.deals(format!("connections of {victim} break: {whose}")) {
+            return;
+        }
         let on_them = |from: OsdId, to: OsdId| match other {
             Some(other) => (from, to) == (victim, other) || (from, to) == (other, victim),
             None => from == victim || to == victim,

@@ -22,12 +22,16 @@ impl World {
     pub(crate) fn plan_lie(&mut self) {
         self.count_lies(self.rot_victim);
         if self.lie_due.is_none() {
-            self.lie_due = Some(match self.rng.random_range(0..4) {
+            let kind = match self.rng.random_range(0..4) {
                 0 => FaultKind::WriteDropped,
                 1 => FaultKind::WriteMisdirected,
                 2 => FaultKind::ReadMisdirected,
                 _ => FaultKind::SyncLost,
-            });
+            };
+            let victim = self.rot_victim;
+            if self.deals(format!("the disk of {victim} is to lie: {kind}")) {
+                self.lie_due = Some(kind);
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use holdfast_devcluster::DaemonName;
 use holdfast_tests::field::{Field, MONS, OSD_ON_LOOP, OSDS, daemons_of, host_of, says_clean};
 use holdfast_tests::load::Load;
-use holdfast_tests::watch::NOTICE_LIMIT;
+use holdfast_tests::watch::{NOTICE_LIMIT, Watch};
 use rand::Rng as _;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom as _;
@@ -84,19 +84,25 @@ impl Fault {
     }
 
     /// Does it and undoes it; what happened, in words.
-    pub async fn strike(self, field: &mut Field, load: &Load, random: &mut SmallRng) -> anyhow::Result<String> {
+    pub async fn strike(
+        self,
+        field: &mut Field,
+        load: &Load,
+        watch: &Watch,
+        random: &mut SmallRng,
+    ) -> anyhow::Result<String> {
         match self {
-            Fault::KillOsd => kill_osd(field, random).await,
-            Fault::KillMonitor => kill_monitor(field, random).await,
+            Fault::KillOsd => kill_osd(field, watch, random).await,
+            Fault::KillMonitor => kill_monitor(field, watch, random).await,
             Fault::KillGateway => kill_gateway(field, load).await,
-            Fault::StopHost => stop_host(field, random).await,
+            Fault::StopHost => stop_host(field, watch, random).await,
             Fault::OneWayLoss => one_way_loss(field, random).await,
             Fault::RandomLoss => random_loss(field, random).await,
             Fault::DiskFull => disk_full(field, load, random).await,
             Fault::BitFlip => bit_flip(field, random).await,
-            Fault::SyncError => sync_error(field, random).await,
+            Fault::SyncError => sync_error(field, watch, random).await,
             Fault::ClockSkew => clock_skew(field, random).await,
-            Fault::MonitorMajority => monitor_majority(field, load, random).await,
+            Fault::MonitorMajority => monitor_majority(field, load, watch, random).await,
             Fault::Power => power(field, random).await,
         }
     }
@@ -114,16 +120,17 @@ async fn shown_down(field: &Field, osd: DaemonName) -> anyhow::Result<Duration> 
     Ok(since.elapsed())
 }
 
-async fn kill_osd(field: &mut Field, random: &mut SmallRng) -> anyhow::Result<String> {
+async fn kill_osd(field: &mut Field, watch: &Watch, random: &mut SmallRng) -> anyhow::Result<String> {
     let osd = DaemonName::osd(random.random_range(0..OSDS));
     field.kill(osd).await?;
     let noticed = shown_down(field, osd).await?;
+    watch.judged(osd).await?;
     tokio::time::sleep(Duration::from_millis(random.random_range(0..3000))).await;
     field.revive(osd).await?;
     Ok(format!("{osd}, shown down after {noticed:.2?}"))
 }
 
-async fn kill_monitor(field: &mut Field, random: &mut SmallRng) -> anyhow::Result<String> {
+async fn kill_monitor(field: &mut Field, watch: &Watch, random: &mut SmallRng) -> anyhow::Result<String> {
     let mon = DaemonName::mon(random.random_range(0..MONS));
     field.kill(mon).await?;
     let since = Instant::now();
@@ -131,6 +138,7 @@ async fn kill_monitor(field: &mut Field, random: &mut SmallRng) -> anyhow::Resul
     let what = format!("{mon} out of the quorum");
     field.cluster.wait_status(&what, NOTICE_LIMIT, |report| report.mons_in_quorum.len() == others).await?;
     let noticed = since.elapsed();
+    watch.judged(mon).await?;
     field.revive(mon).await?;
     Ok(format!("{mon}, out of the quorum after {noticed:.2?}"))
 }
@@ -153,15 +161,20 @@ async fn kill_gateway(field: &mut Field, load: &Load) -> anyhow::Result<String> 
     Ok(format!("it serves again after {:.2?}", since.elapsed()))
 }
 
-async fn stop_host(field: &mut Field, random: &mut SmallRng) -> anyhow::Result<String> {
+async fn stop_host(field: &mut Field, watch: &Watch, random: &mut SmallRng) -> anyhow::Result<String> {
     let host = random.random_range(0..OSDS);
     let daemons = daemons_of(host);
     field.freeze(&daemons)?;
     let since = Instant::now();
-    let noticed = shown_down(field, DaemonName::osd(host)).await;
-    if noticed.is_ok() {
+    let shown = async {
+        let noticed = shown_down(field, DaemonName::osd(host)).await?;
+        for daemon in &daemons {
+            watch.judged(*daemon).await?;
+        }
         tokio::time::sleep(LONGER_THAN_GRACE.saturating_sub(since.elapsed())).await;
-    }
+        anyhow::Ok(noticed)
+    };
+    let noticed = shown.await;
     let stopped = since.elapsed();
     field.thaw(&daemons)?;
     Ok(format!("host{host} for {stopped:.1?}, shown down after {:.2?}", noticed?))
@@ -245,7 +258,7 @@ async fn bit_flip(field: &mut Field, random: &mut SmallRng) -> anyhow::Result<St
     Ok(format!("byte {offset} of {osd}{}", if restarted { ", which was then killed and started" } else { "" }))
 }
 
-async fn sync_error(field: &mut Field, random: &mut SmallRng) -> anyhow::Result<String> {
+async fn sync_error(field: &mut Field, watch: &Watch, random: &mut SmallRng) -> anyhow::Result<String> {
     let osd = DaemonName::osd(random.random_range(0..OSDS));
     let since = Instant::now();
     let tracer = field.fail_syncs(osd)?;
@@ -258,6 +271,7 @@ async fn sync_error(field: &mut Field, random: &mut SmallRng) -> anyhow::Result<
     drop(tracer);
     // The supervisor starts it again and again; a disk in quarantine must not serve.
     let noticed = shown_down(field, osd).await?;
+    watch.judged(osd).await?;
     let marker = field.data_of(osd)?.join("quarantined");
     let reason = std::fs::read_to_string(&marker).with_context(|| format!("{osd} has no {}", marker.display()))?;
     // A person has looked at the disk and wants its copies.
@@ -278,20 +292,27 @@ async fn clock_skew(field: &mut Field, random: &mut SmallRng) -> anyhow::Result<
     Ok(format!("osd.{osd} by {osd_by} s, mon.{mon} by {mon_by} s"))
 }
 
-async fn monitor_majority(field: &mut Field, load: &Load, random: &mut SmallRng) -> anyhow::Result<String> {
+async fn monitor_majority(
+    field: &mut Field,
+    load: &Load,
+    watch: &Watch,
+    random: &mut SmallRng,
+) -> anyhow::Result<String> {
     let mut mons: Vec<u64> = (0..MONS).collect();
     mons.shuffle(random);
     // What is still being agreed on needs the monitors; what is settled does not.
-    let before = load.answered.load(Ordering::Relaxed);
+    let (before, asked) = (load.answered.load(Ordering::Relaxed), watch.unanswerable());
     for mon in &mons[..2] {
         field.kill(DaemonName::mon(*mon)).await?;
     }
     tokio::time::sleep(NO_MAJORITY).await;
     let answered = load.answered.load(Ordering::Relaxed) - before;
+    let asked = watch.unanswerable() - asked;
     for mon in &mons[..2] {
         field.revive(DaemonName::mon(*mon)).await?;
     }
     ensure!(answered > 20, "{answered} operations were answered in {NO_MAJORITY:?} without a majority of the monitors");
+    ensure!(asked > 0, "the monitors were asked for no status while most of them were away");
     Ok(format!("{NO_MAJORITY:?}: {answered} operations answered meanwhile"))
 }
 

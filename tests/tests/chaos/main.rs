@@ -27,7 +27,8 @@ use holdfast_tests::fabric::{Fabric, obstacle};
 use holdfast_tests::field::{self, Field, Ground, OSDS};
 use holdfast_tests::running::{Running, on_client};
 use holdfast_tests::watch::Watch;
-use holdfast_tests::world::seed;
+use holdfast_tests::watch::facts::Kind;
+use holdfast_tests::world::{seed, skip};
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom as _;
 use rand::{Rng as _, SeedableRng as _};
@@ -43,6 +44,11 @@ const WHOLE_RUN: Duration = Duration::from_secs(300);
 fn asked() -> Option<Duration> {
     let seconds = std::env::var("HOLDFAST_CHAOS_SECONDS").ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds))
+}
+
+/// Whether this run deals every fault, and so must have seen everything.
+fn is_whole() -> bool {
+    asked().is_some_and(|asked| asked >= WHOLE_RUN) && std::env::var_os("HOLDFAST_CHAOS_ONLY").is_none()
 }
 
 /// Whether the data of all daemons lie on file systems that lose power, with what was not synced.
@@ -64,8 +70,7 @@ fn deck() -> Vec<Fault> {
 fn nothing_acknowledged_is_lost_whatever_happens_to_processes_network_disks_and_clocks() -> anyhow::Result<()> {
     if let Some(obstacle) = obstacle() {
         ensure!(asked().is_none(), "{obstacle}");
-        println!("   SKIPPED, nothing was tested: {obstacle}");
-        return Ok(());
+        return skip(&obstacle);
     }
     let fabric = field::fabric()?;
     on_client(&fabric, chaos(fabric.clone()))
@@ -98,10 +103,13 @@ async fn chaos(fabric: Arc<Fabric>) -> anyhow::Result<()> {
     let mut findings = running.load.history.judge();
     let measured = asked().filter(|asked| *asked >= WHOLE_RUN).or_else(measures::asked);
     if let Some(length) = measured {
-        findings.extend(measures::measure(&field, &s3, BUCKET, length).await?);
+        findings.extend(measures::measure(&field, &running.watch, &s3, BUCKET, length).await?);
     }
     running.unwatch().await?;
     findings.extend(report(&running.watch, &counts));
+    if is_whole() {
+        findings.extend(running.watch.record.lock().never_judged());
+    }
     ensure!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
     field.end().await
 }
@@ -127,9 +135,9 @@ async fn deal(
         }
         let Some(fault) = hand.pop() else { return Ok(counts) };
         running.watch.next_fault();
-        let load = running.load.clone();
+        let (load, watch) = (running.load.clone(), running.watch.clone());
         let struck = async {
-            let words = fault.strike(field, &load, random).await?;
+            let words = fault.strike(field, &load, &watch, random).await?;
             let undone = Instant::now();
             field.wait_clean(CLEAN_LIMIT).await?;
             anyhow::Ok((words, undone.elapsed()))
@@ -150,7 +158,11 @@ fn report(watch: &Watch, counts: &BTreeMap<Fault, (u64, Duration)>) -> Vec<Strin
         println!("   {count:4} times {}; clean again after {clean:.2?} at most", fault.name());
     }
     let record = watch.record.lock();
-    println!("   {} statuses compared with the facts; what was explained, and how:", record.looks);
+    println!("   {} statuses compared with the facts; how often something had to be shown:", record.looks);
+    for kind in Kind::ALL {
+        println!("   {:4} times {}", record.due.get(&kind).copied().unwrap_or(0), kind.name());
+    }
+    println!("   explanations that had to name who was away: {:?}; what was explained, and how:", record.named);
     for (state, (count, words)) in &record.explained {
         println!("   {count:4} times {state}: {words}");
     }

@@ -9,7 +9,7 @@ use holdfast_tests::content::Content;
 use holdfast_tests::field::{Field, MONS, OSDS, daemons_of};
 use holdfast_tests::s3::S3;
 use holdfast_tests::stalls::{Probe, Stalls};
-use holdfast_tests::watch::NOTICE_LIMIT;
+use holdfast_tests::watch::{NOTICE_LIMIT, Watch};
 use holdfast_tests::world::is_release;
 
 use super::CLEAN_LIMIT;
@@ -34,7 +34,13 @@ pub fn asked() -> Option<Duration> {
 }
 
 /// Measures all; what exceeds its limit.
-pub async fn measure(field: &Field, s3: &S3, bucket: &str, length: Duration) -> anyhow::Result<Vec<String>> {
+pub async fn measure(
+    field: &Field,
+    watch: &Watch,
+    s3: &S3,
+    bucket: &str,
+    length: Duration,
+) -> anyhow::Result<Vec<String>> {
     // For a run of five minutes 5, 3, 3 and 1; more for longer ones.
     let times = |base: u64| base * (length.as_secs() / 300).clamp(1, 6);
     let mut killed = Stalls::new("kill -9 of an OSD", KILL_LIMIT);
@@ -53,12 +59,12 @@ pub async fn measure(field: &Field, s3: &S3, bucket: &str, length: Duration) -> 
     let mut silent = Stalls::new("SIGSTOP of a host with an OSD", SILENT_LIMIT);
     for round in 0..times(3) {
         let host = MONS + round % (OSDS - MONS);
-        silent.stalls.push(freeze(field, s3, bucket, host).await?);
+        silent.stalls.push(freeze(field, watch, s3, bucket, host).await?);
     }
     let mut leader = Stalls::new("SIGSTOP of a host that also leads the monitors", SILENT_LEADER_LIMIT);
     for _ in 0..times(3) {
         let host = field.cluster.status().await?.leader.0;
-        leader.stalls.push(freeze(field, s3, bucket, host).await?);
+        leader.stalls.push(freeze(field, watch, s3, bucket, host).await?);
     }
     let mut back = Stalls::new("return of an OSD", BACK_CLEAN_LIMIT);
     // What they wrote is garbage for a quarter of an hour: more rounds would fill the disks.
@@ -94,14 +100,21 @@ async fn longest(field: &Field, probe: Probe, fault: Instant) -> anyhow::Result<
     Ok(longest)
 }
 
-async fn freeze(field: &Field, s3: &S3, bucket: &str, host: u64) -> anyhow::Result<Duration> {
+async fn freeze(field: &Field, watch: &Watch, s3: &S3, bucket: &str, host: u64) -> anyhow::Result<Duration> {
     let daemons = daemons_of(host);
     ensure!(daemons.iter().any(|daemon| daemon.role == Role::Osd), "host{host} has no OSD");
     let probe = Probe::start(s3, bucket);
     tokio::time::sleep(AROUND).await;
     let fault = Instant::now();
     field.freeze(&daemons)?;
-    let stall = longest(field, probe, fault).await;
+    let stall = async {
+        let stall = longest(field, probe, fault).await?;
+        for daemon in &daemons {
+            watch.judged(*daemon).await?;
+        }
+        anyhow::Ok(stall)
+    };
+    let stall = stall.await;
     field.thaw(&daemons)?;
     field.wait_clean(CLEAN_LIMIT).await.with_context(|| format!("host{host} went on after a pause"))?;
     let (stall, names) = (stall?, daemons.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and "));

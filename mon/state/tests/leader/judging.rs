@@ -313,6 +313,20 @@ fn a_member_that_went_away_and_came_back_ends_the_interval() {
 }
 
 #[test]
+fn copies_that_were_not_counted_are_not_said_to_exist() {
+    let impact_of = |change: &dyn Fn(&mut PgState)| {
+        let mut world = World::new(&[0, 1, 2]);
+        world.report_each(|report| change(&mut report.state));
+        let check = world.status().checks.into_iter().find(|check| check.code == "PG_NOT_CLEAN").unwrap();
+        check.impact
+    };
+    let uncounted = impact_of(&|state| state.clean = false);
+    assert!(uncounted.contains("not known") && !uncounted.starts_with("none"), "{uncounted}");
+    let moving = impact_of(&|state| (state.clean, state.backfilling) = (false, true));
+    assert!(moving.starts_with("none") && !moving.contains("all copies"), "{moving}");
+}
+
+#[test]
 fn what_primaries_say_makes_it_worse_never_better() {
     let mut world = World::new(&[0, 1, 2]);
     for osd in 0..3 {
