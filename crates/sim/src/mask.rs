@@ -44,8 +44,8 @@ impl Chance {
         let mut calmer = *config;
         let faults = &mut calmer.faults;
         match self {
-            Chance::Loss => faults.loss = 0.0,
-            Chance::Doubling => faults.duplication = 0.0,
+            Chance::Loss => (faults.loss, faults.loss_max) = (0.0, 0.0),
+            Chance::Doubling => (faults.duplication, faults.duplication_max) = (0.0, 0.0),
             Chance::Replays => faults.replays = 0.0,
             Chance::Delays => faults.delay_max = faults.delay_max.min(Duration::from_millis(2)),
             Chance::SlowSyncs => faults.slow_sync = 0.0,
