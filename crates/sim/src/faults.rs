@@ -81,6 +81,12 @@ pub enum FaultKind {
     WriteUnknown,
     UploadCompleted,
     BlobCollected,
+    HeldOff,
+    HoldOffOver,
+    HoldOffCutShort,
+    Balanced,
+    Grown,
+    GrownSpread,
 }
 
 impl fmt::Display for FaultKind {
@@ -141,6 +147,12 @@ impl fmt::Display for FaultKind {
             FaultKind::WriteUnknown => "S3 writes never answered",
             FaultKind::UploadCompleted => "S3 uploads completed",
             FaultKind::BlobCollected => "blobs collected",
+            FaultKind::HeldOff => "OSDs held off because they flap",
+            FaultKind::HoldOffOver => "hold-offs that ended",
+            FaultKind::HoldOffCutShort => "hold-offs cut short for who is needed",
+            FaultKind::Balanced => "exchanges of the balancer",
+            FaultKind::Grown => "splits that the monitors decided",
+            FaultKind::GrownSpread => "steps of placing these",
         })
     }
 }
@@ -202,6 +214,10 @@ impl Config {
         if self.leave > 0 {
             planned.retain(|kind| *kind != FaultKind::SectorTorn); // too rare for so short a storm
         }
+        planned.extend(
+            self.flaps.then_some([FaultKind::CutOff, FaultKind::HeldOff, FaultKind::HoldOffOver]).into_iter().flatten(),
+        );
+        planned.extend(self.split_bytes_min.map(|_| [FaultKind::Grown, FaultKind::GrownSpread]).into_iter().flatten());
         planned.extend(self.skewed_clocks.then_some(FaultKind::ClockSkewed));
         planned
     }

@@ -16,10 +16,12 @@ mod client;
 mod config;
 mod copies;
 mod cuts;
+mod decisions;
 mod disk;
 mod faults;
 mod fence;
 mod front;
+mod health;
 #[cfg(feature = "mutants")]
 mod hunt;
 mod leases;

@@ -42,7 +42,7 @@ impl World {
     }
 
     /// The first epoch of the interval that this one is in.
-    fn beginning(&mut self, osd: OsdId, pg: PgId, epoch: Epoch) -> Option<Epoch> {
+    pub(crate) fn beginning(&mut self, osd: OsdId, pg: PgId, epoch: Epoch) -> Option<Epoch> {
         let known = self.beginnings.get(&(osd, pg)).copied();
         let members = Members::of(self.monitor.step(epoch)?, pg);
         let mut first = epoch;
