@@ -178,6 +178,10 @@ pub struct Config {
     pub fills: bool,
     /// How many OSDs end at one moment after the faults and do not come back, so that the monitors take them out.
     pub leave: u32,
+    /// Whether the network of one OSD fails again and again.
+    pub flaps: bool,
+    /// Bytes in the pool below which the monitors do not split it, where it is not the usual number.
+    pub split_bytes_min: Option<u64>,
     /// Segments of 64 KiB of each OSD's disk.
     pub segments: u32,
     /// What strikes.
@@ -224,6 +228,8 @@ impl Config {
             ("severed", Config::severed()),
             ("shifts", Config::shifts()),
             ("lies", Config::lies()),
+            ("flap", Config::flap()),
+            ("growth", Config::growth()),
             ("calm", Config::calm()),
         ]
     }
@@ -250,6 +256,8 @@ impl Config {
             words_max: 40,
             fills: false,
             leave: 0,
+            flaps: false,
+            split_bytes_min: None,
             segments: 40,
             faults: Faults::NONE,
             limits: Limits { piece_bytes: 64, ..Limits::default() },

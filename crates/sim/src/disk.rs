@@ -12,7 +12,7 @@ use holdfast_map::ClusterMap;
 use holdfast_osd::parts::{
     Leases, Local, OWN_COLLECTION, PeerSpace, collection_of, map_transactions, own_collection, pg_of, to_transaction,
 };
-use holdfast_pg::{LocalObjects as _, ObjectKey, StoreOp, TxnId, version_held};
+use holdfast_pg::{LocalObjects, ObjectKey, StoreOp, TxnId, version_held};
 use holdfast_store::{
     CollectionId, Engine, Fault, Identity, Lie, MemDevice, MemIndex, OnDurable, OpenError, Options, ReadError,
     SubmitError, Transaction, TxOp,
@@ -304,6 +304,14 @@ impl Disk {
         let (space, leases) = (PeerSpace::default(), Leases::new(Timestamp::ZERO));
         let engine = self.engine.as_ref()?;
         version_held(&Local::new(engine, pg, &space, &leases), key)
+    }
+
+    /// All objects of a copy, and the version of each.
+    pub fn versions(&self, pg: PgId) -> Result<BTreeMap<ObjectKey, Option<LogVersion>>, holdfast_pg::ReadError> {
+        let (space, leases) = (PeerSpace::default(), Leases::new(Timestamp::ZERO));
+        let view = Local::new(self.engine(), pg, &space, &leases);
+        let keys = view.list_objects(None, usize::MAX)?;
+        Ok(keys.into_iter().map(|key| (key.clone(), version_held(&view, &key))).collect())
     }
 
     /// Whether a sector with bytes of an object cannot be read.

@@ -94,6 +94,12 @@ pub enum FaultKind {
     WriteMisdirected,
     ReadMisdirected,
     SyncLost,
+    HeldOff,
+    HoldOffOver,
+    HoldOffCutShort,
+    Balanced,
+    Grown,
+    GrownSpread,
 }
 
 impl fmt::Display for FaultKind {
@@ -167,6 +173,12 @@ impl fmt::Display for FaultKind {
             FaultKind::WriteMisdirected => "writes that went to another place",
             FaultKind::ReadMisdirected => "reads of another place",
             FaultKind::SyncLost => "syncs acknowledged and not done before a power cut",
+            FaultKind::HeldOff => "OSDs held off because they flap",
+            FaultKind::HoldOffOver => "hold-offs that ended",
+            FaultKind::HoldOffCutShort => "hold-offs cut short for who is needed",
+            FaultKind::Balanced => "exchanges of the balancer",
+            FaultKind::Grown => "splits that the monitors decided",
+            FaultKind::GrownSpread => "steps of placing these",
         })
     }
 }
@@ -228,6 +240,10 @@ impl Config {
         if self.leave > 0 {
             planned.retain(|kind| *kind != FaultKind::SectorTorn); // too rare for so short a storm
         }
+        planned.extend(
+            self.flaps.then_some([FaultKind::CutOff, FaultKind::HeldOff, FaultKind::HoldOffOver]).into_iter().flatten(),
+        );
+        planned.extend(self.split_bytes_min.map(|_| [FaultKind::Grown, FaultKind::GrownSpread]).into_iter().flatten());
         planned.extend(self.skewed_clocks.then_some(FaultKind::ClockSkewed));
         planned
     }

@@ -17,10 +17,12 @@ mod config;
 mod control;
 mod copies;
 mod cuts;
+mod decisions;
 mod disk;
 mod faults;
 mod fence;
 mod front;
+mod health;
 mod holdings;
 #[cfg(feature = "mutants")]
 mod hunt;

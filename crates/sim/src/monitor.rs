@@ -12,7 +12,9 @@ use holdfast_mon_state::leader::{Due, Leader, ProbeResult, Quorum, Verdict};
 use holdfast_mon_state::{Change, Command, Op, Outcome, State};
 use holdfast_osd::parts::MapStep;
 use holdfast_types::{DiskUuid, Epoch, Incarnation, MonId, OsdId, PgId, PoolId, Timestamp};
-use holdfast_wire::mon::{FailureKind, LocationStep, MapUpdate, MonCommand, MonReply, OsdReport, Subject};
+use holdfast_wire::mon::{
+    FailureKind, LocationStep, MapUpdate, MonCommand, MonReply, OsdReport, StatusReport, Subject,
+};
 
 use crate::config::Config;
 use crate::disk::CLUSTER;
@@ -74,6 +76,10 @@ impl Monitor {
                 share_percent: Some(1),
             },
         )?;
+        if let Some(bytes) = config.split_bytes_min {
+            let option = ("pg_split_bytes_min".to_owned(), Some(bytes.to_string()));
+            monitor.request(Timestamp::ZERO, MonCommand::ConfigSet { name: option.0, value: option.1 })?;
+        }
         Ok(monitor)
     }
 
@@ -167,6 +173,22 @@ impl Monitor {
 
     pub fn due(&mut self, now: Timestamp) -> Vec<Due> {
         self.leader.due(now, &self.state.scene(unix_ms(now)))
+    }
+
+    /// What the leader says when it is asked for the status of the cluster.
+    pub fn status(&self, now: Timestamp) -> StatusReport {
+        let quorum = Quorum { leader: MonId(0), answering: BTreeSet::new() };
+        match self.leader.answer(now, &self.state.scene(unix_ms(now)), &quorum, &MonCommand::Status) {
+            Some(MonReply::Status(status)) => *status,
+            other => unreachable!("the leader answers a question for the status with {other:?}"),
+        }
+    }
+
+    /// The OSDs whose boots are refused because they flap.
+    pub fn held_off(&self, now: Timestamp) -> BTreeSet<OsdId> {
+        let at = unix_ms(now);
+        let notes = self.state.scene(at).notes;
+        notes.into_iter().filter(|(_, note)| note.held(at).is_some()).map(|(osd, _)| osd).collect()
     }
 
     /// What the leader says of an OSD when it is asked to explain it.

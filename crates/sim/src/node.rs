@@ -73,6 +73,9 @@ pub(crate) struct Node {
     /// Copies that could not be used when the present run began.
     pub unusable: BTreeSet<PgId>,
     pub copies_lost: u64,
+    /// Objects found damaged, and how many of them are whole again.
+    pub copies_damaged: u64,
+    pub copies_repaired: u64,
     limits: Limits,
     segments: u32,
 }
@@ -112,6 +115,8 @@ impl Node {
             lost_before: None,
             unusable: BTreeSet::new(),
             copies_lost: 0,
+            copies_damaged: 0,
+            copies_repaired: 0,
             limits,
             segments,
         })

@@ -214,8 +214,15 @@ impl World {
                     }
                 }
                 Output::Release(slot) => self.release(osd, pg, slot),
-                Output::CopyDamaged => self.counts.add(FaultKind::CopyDamaged, 1),
-                Output::ReportChanged | Output::CopyRepaired => self.report_soon(osd),
+                Output::CopyDamaged => {
+                    self.counts.add(FaultKind::CopyDamaged, 1);
+                    self.node(osd).copies_damaged += 1;
+                }
+                Output::CopyRepaired => {
+                    self.node(osd).copies_repaired += 1;
+                    self.report_soon(osd);
+                }
+                Output::ReportChanged => self.report_soon(osd),
                 Output::Gone => {
                     self.node(osd).pgs.remove(&pg);
                     self.node(osd).wakes.remove(&pg);

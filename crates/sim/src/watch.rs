@@ -179,17 +179,21 @@ impl World {
             });
             usage = node.fullest.insert(fullest.unwrap_or((now, usage))).1;
         }
-        let pgs = node.pgs.values().filter(|pg| pg.is_primary()).map(holdfast_pg::Pg::report).collect();
+        let mut pgs: Vec<_> = node.pgs.values().filter(|pg| pg.is_primary()).map(holdfast_pg::Pg::report).collect();
+        if on(Mutant::CleanToldEarly) {
+            pgs.iter_mut().for_each(|pg| pg.state.clean |= pg.state.active);
+        }
         let report = OsdReport {
             osd,
             incarnation: run,
             epoch: node.epoch(),
             usage,
             pgs,
-            checksum_errors: 0,
-            repaired: 0,
+            checksum_errors: node.copies_damaged,
+            repaired: node.copies_repaired,
             copies_lost: Some(node.copies_lost).filter(|lost| *lost > 0),
         };
+        self.check_clean(osd, &report.pgs);
         self.tell_monitors(osd, MonCommand::Report(report));
     }
 
@@ -224,7 +228,10 @@ impl World {
         }
         let now = self.now;
         match command {
-            MonCommand::Report(report) => self.monitor.report(now, report),
+            MonCommand::Report(report) => {
+                self.note_report(&report);
+                self.monitor.report(now, report);
+            }
             MonCommand::OsdAlive { reporter, target } => self.monitor.alive(reporter, target),
             MonCommand::OsdFailure { reporter, target, incarnation, kind } => {
                 match self.monitor.failure(now, reporter, target, incarnation, kind) {
@@ -248,10 +255,14 @@ impl World {
         }
         for due in self.monitor.due(self.now) {
             match due {
-                Due::Propose(change) => self.propose(change),
+                Due::Propose(change) => {
+                    self.count_decision(&change);
+                    self.propose(change);
+                }
                 Due::Probe { osd, incarnation, .. } => self.probe(osd, incarnation),
             }
         }
+        self.ask_status();
     }
 
     /// The leader connects to an OSD's address.
@@ -285,6 +296,7 @@ impl World {
         if let Err(violation) = self.monitor.change_leader(self.now) {
             self.violation = Some(violation);
         }
+        self.forget_reports();
     }
 
     /// The monitors have no majority for a while: nothing is committed and nobody is answered.

@@ -22,6 +22,7 @@ use crate::cuts::Cut;
 use crate::faults::{FAULT_TICK, FaultCounts, FaultKind};
 use crate::fence::Fencing;
 use crate::front::{self, Front, FrontEvent};
+use crate::health::Health;
 use crate::holdings::Holdings;
 use crate::leases::Acknowledged;
 use crate::monitor::Monitor;
@@ -213,6 +214,8 @@ pub(crate) enum Event {
     },
     FenceTick,
     Front(FrontEvent),
+    /// The network of the OSD that flaps fails once more.
+    Flap,
     FaultTick,
 }
 
@@ -276,6 +279,8 @@ pub(crate) struct World {
     /// What became of each copy, in a world whose sectors go bad.
     pub holdings: Option<Holdings>,
     pub leases_granted: u64,
+    /// What was said of the cluster's state.
+    pub health: Health,
     /// By OSD and placement group the last epoch that was looked at, and where its interval began.
     pub beginnings: BTreeMap<(OsdId, PgId), (Epoch, Epoch)>,
     /// OSDs whose next commit is under way.
@@ -355,6 +360,7 @@ impl World {
             acknowledged: BTreeMap::new(),
             holdings: (config.faults.bad_sectors_per_second > 0.0).then(Holdings::default),
             leases_granted: 0,
+            health: Health::default(),
             beginnings: BTreeMap::new(),
             syncing: BTreeSet::new(),
             rot_victim: OsdId(u32::try_from(seed % u64::from(config.osds)).unwrap_or(0)),
@@ -444,6 +450,9 @@ impl World {
         self.counts.add(FaultKind::NetworkRough, u64::from(self.faults.is_roughest()));
         self.begin_fronts();
         self.schedule(FAULT_TICK, Event::FaultTick);
+        if self.config.flaps {
+            self.schedule(Duration::from_secs(3), Event::Flap);
+        }
         self.schedule(Duration::from_millis(200), Event::MonTick);
         let end = self.now + self.config.duration;
         self.run_until(end)?;
@@ -485,7 +494,11 @@ impl World {
         for tid in tids {
             self.send_request(0, tid);
         }
-        self.settle()
+        self.settle()?;
+        match self.check_status_at_rest() {
+            Err(violation) if self.is_off(&violation) => Ok(()),
+            said => said,
+        }
     }
 
     pub(crate) fn run_until(&mut self, end: Timestamp) -> Result<(), String> {
@@ -669,6 +682,7 @@ impl World {
             Event::CutAll { away, kind } => self.cut_all(away, kind),
             Event::FenceTick => self.fence_tick(),
             Event::Front(event) => self.front_event(event),
+            Event::Flap => self.flap(),
             Event::FaultTick => self.fault_tick(),
         }
     }

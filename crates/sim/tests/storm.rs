@@ -119,6 +119,16 @@ fn a_fenced_session_changes_nothing_after_the_barrier() {
 }
 
 #[test]
+fn who_flaps_is_held_off_comes_back_by_itself_and_is_let_in_when_it_is_needed() {
+    run_all(4, &Config::flap());
+}
+
+#[test]
+fn monitors_split_and_balance_a_pool_that_grows_and_nothing_is_lost_on_the_way() {
+    run_all(6, &Config::growth());
+}
+
+#[test]
 fn tables_that_split_are_linearizable_and_whole_though_front_ends_and_osds_fail() {
     run_all(15, &Config::tables());
 }

@@ -58,11 +58,12 @@ pub enum Mutant {
     DeletedRowsKept,
     RoomToldLate,
     CleanWhileMending,
+    CleanToldEarly,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 50] = [
+    pub const ALL: [Mutant; 51] = [
         Mutant::AckBeforeReplicas,
         Mutant::AckBeforeDurable,
         Mutant::AckActivationBeforeDurable,
@@ -113,6 +114,7 @@ impl Mutant {
         Mutant::DeletedRowsKept,
         Mutant::RoomToldLate,
         Mutant::CleanWhileMending,
+        Mutant::CleanToldEarly,
     ];
 
     /// What is wrong with it, in words.
@@ -170,6 +172,7 @@ impl Mutant {
             Mutant::TailTooFar => "a trimmed log says that it begins after its first entry",
             Mutant::DeletedRowsKept => "members other than the primary keep rows that a write deletes",
             Mutant::RoomToldLate => "an OSD tells the monitors a minute late that it has room again",
+            Mutant::CleanToldEarly => "an OSD tells the monitors that what it leads is clean as soon as it is served",
             Mutant::CleanWhileMending => {
                 "a placement group says that it is clean while its primary fetches an object anew"
             }
