@@ -496,14 +496,17 @@ impl Config {
         Config { min_size: 1, duration: Duration::from_secs(60), faults, ..echo }
     }
 
-    /// All OSDs lose power at the moment when a placement group may have gone active, and one of them stays away: what it
-    /// alone had durable must not have been shown.
+    /// All OSDs lose power at the moment when a placement group may have gone active, or acknowledges the first change after
+    /// that, and one of them stays away: what it alone had durable must not have been shown. Disks hang for seconds: who has
+    /// just started waits for leases, and by then a sync that is only slow would be over.
     #[must_use]
     pub fn brink() -> Config {
         let storm = Config::storm();
         let faults = Faults {
             cuts_after_activation: 0.15,
+            cuts_after_ack: 0.1,
             power_losses_per_second: 0.1,
+            stuck_per_second: 0.3,
             downtime_max: Duration::from_millis(500),
             slow_sync: 0.6,
             ..Faults::NONE

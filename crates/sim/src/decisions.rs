@@ -21,7 +21,8 @@ impl World {
         }
         let victim = self.rot_victim;
         let (cut, next) = (self.rng.random_range(6_500..8_500), self.rng.random_range(11_000..14_000));
-        if self.node(victim).is_up() && self.cut_off.is_empty() {
+        let may = self.node(victim).is_up() && self.cut_off.is_empty();
+        if may && self.deals(format!("{victim} is cut off for {cut} ms")) {
             self.counts.add(FaultKind::CutOff, 1);
             self.cut_off.insert(victim, Cut::Whole);
             self.schedule(Duration::from_millis(cut), Event::Reconnect { osd: victim });
@@ -83,7 +84,7 @@ impl Config {
             downtime_max: Duration::from_secs(4),
             ..Faults::NONE
         };
-        let (duration, pause) = (Duration::from_secs(150), Duration::from_millis(250));
+        let (duration, pause) = (Duration::from_secs(100), Duration::from_millis(250));
         Config { osds: 4, clients: 2, depth: 2, duration, pause, faults, split_bytes_min: Some(1), ..Config::storm() }
     }
 }

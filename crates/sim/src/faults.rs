@@ -20,7 +20,7 @@ use crate::world::{Event, World};
 pub(crate) const FAULT_TICK: Duration = Duration::from_millis(100);
 
 /// A pool with so many placement groups or more is split no further.
-const SPLIT_PGS_MAX: u32 = 64;
+const SPLIT_PGS_MAX: u32 = 32;
 
 /// Every kind of fault that is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

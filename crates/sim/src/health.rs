@@ -227,7 +227,7 @@ impl World {
             {
                 return Ok(());
             }
-            if self.holdings.as_ref().is_some_and(crate::overwhelmed::Holdings::excused) {
+            if self.holdings.as_ref().is_some_and(crate::holdings::Holdings::excused) {
                 return Ok(()); // what nobody can give keeps its placement group from being clean
             }
             if self.now >= end {

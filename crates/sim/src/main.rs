@@ -15,6 +15,10 @@ use std::time::Instant;
 use holdfast_sim::{Budget, Catch, Without};
 use holdfast_sim::{Config, FaultKind, Mask, Summary, campaign};
 
+/// Runs allocate all the time, and give most of it back at once.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A campaign ends after so many violations of one world: they are mostly the same one.
 const VIOLATIONS_MAX: usize = 10;
 /// From so many seeds on, a planned fault that never struck is a failure of the campaign.

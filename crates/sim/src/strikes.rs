@@ -116,8 +116,14 @@ mod tests {
     use crate::mask::Chance;
 
     /// What is counted and no strike: what becomes of one, and what a world is about.
-    const NO_STRIKES: [FaultKind; 18] = [
+    const NO_STRIKES: [FaultKind; 24] = [
         F::RequestForgotten,
+        F::HeldOff,
+        F::HoldOffOver,
+        F::HoldOffCutShort,
+        F::Balanced,
+        F::Grown,
+        F::GrownSpread,
         F::TransactionLost,
         F::SectorLost,
         F::SectorTorn,

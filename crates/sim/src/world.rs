@@ -33,6 +33,8 @@ use crate::watch::Beat;
 
 /// Longest time that a healed cluster may take to be clean and to have answered everything.
 const SETTLE_MAX: Duration = Duration::from_secs(300);
+/// Longest time for which the monitors hold off an OSD that flaps.
+const HELD_OFF_MAX: Duration = Duration::from_secs(16 * 60);
 
 /// What is gone stays so until the run is over.
 const NEVER: Duration = Duration::from_secs(100_000);
@@ -838,7 +840,9 @@ impl World {
         if let Some(holdings) = &mut self.holdings {
             holdings.lost.clear();
         }
-        let end = self.now + SETTLE_MAX;
+        // Who was held off at the end of the faults comes back by itself, but not sooner.
+        let longest = if self.config.flaps { SETTLE_MAX + HELD_OFF_MAX } else { SETTLE_MAX };
+        let end = self.now + longest;
         while self.now < end {
             let next = self.now + Duration::from_millis(500);
             self.run_until(next)?;
@@ -850,7 +854,7 @@ impl World {
         if self.is_at_rest() && self.has_settled_but_for_the_lost() {
             return Ok(());
         }
-        let violation = format!("L1: not settled after {SETTLE_MAX:?}: {}", self.explain());
+        let violation = format!("L1: not settled after {longest:?}: {}", self.explain());
         if self.is_off(&violation) { Ok(()) } else { Err(violation) }
     }
 
