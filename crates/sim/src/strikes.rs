@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn a_strike_left_out_does_not_happen_and_those_before_it_do() {
         let (report, all) = storm(&Mask::default());
-        assert!(all.len() > 10, "{all:?}");
+        assert!(all.len() > 7, "{all:?}");
         let (without, struck) = storm(&Mask::default().and_from(all[5].ordinal));
         assert_eq!(struck, all[..5]);
         assert_ne!(without.hash, report.hash);
