@@ -1,6 +1,6 @@
 //! Clients: they make requests, send them again until they are answered, and remember all of it for the checkers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -91,6 +91,8 @@ pub(crate) struct Client {
     outstanding: BTreeMap<u64, Outstanding>,
     /// The newest version that this client has seen of each register.
     seen: BTreeMap<ObjectName, LogVersion>,
+    /// Objects of removals that were refused in the end: they may have been executed before.
+    removed_or_not: BTreeSet<ObjectName>,
 }
 
 /// The objects that clients work on.
@@ -154,11 +156,14 @@ pub(crate) fn list_values(results: &[OpResult]) -> Result<Vec<u64>, String> {
     Ok(data.as_ref().chunks(8).map(word).collect())
 }
 
-/// Requests that were made after this one and may have changed something in the same placement group.
-fn changes_after(history: &[Operation], operation: usize, in_group: impl Fn(&ObjectName) -> bool) -> usize {
-    let later = history.iter().skip(operation + 1).filter(|later| later.act.changes());
-    let executed = later.filter(|later| !matches!(later.answer, Some((_, ClientOutcome::Refused(_)))));
-    executed.filter(|later| in_group(&later.object)).count()
+/// Requests that may have changed something in the same placement group after this one was made.
+fn changes_after(history: &[Operation], since: Timestamp, in_group: impl Fn(&ObjectName) -> bool) -> usize {
+    let executed = history.iter().filter(|other| match &other.answer {
+        Some((_, ClientOutcome::Refused(_))) => false,
+        Some((at, _)) => *at >= since,
+        None => true,
+    });
+    executed.filter(|other| other.act.changes() && in_group(&other.object)).count()
 }
 
 /// What the pool of the clients promises: of how many changes each placement group keeps the results at least, and which
@@ -166,14 +171,20 @@ fn changes_after(history: &[Operation], operation: usize, in_group: impl Fn(&Obj
 pub(crate) struct Promised<'a> {
     pub dups_max: usize,
     pub map: &'a ClusterMap,
+    /// Whether the pool is split: a placement group then remembers what was done in the one that it is of, too.
+    pub splits: bool,
+    /// Whether others than these clients change things in the pool: of what they do nothing is known here.
+    pub is_shared: bool,
 }
 
 impl Promised<'_> {
     /// Whether the result of this request may be forgotten by now.
     fn may_be_forgotten(&self, history: &[Operation], operation: usize) -> bool {
-        let Some(object) = history.get(operation).map(|operation| &operation.object) else { return false };
+        let Some(Operation { object, invoked, .. }) = history.get(operation) else { return false };
         let group = self.map.pg_of(POOL, object);
-        changes_after(history, operation, |other| self.map.pg_of(POOL, other) == group) >= self.dups_max
+        let in_group = |other: &ObjectName| self.splits || self.map.pg_of(POOL, other) == group;
+        // (It is among those itself.)
+        self.is_shared || changes_after(history, *invoked, in_group) > self.dups_max
     }
 }
 
@@ -189,6 +200,7 @@ impl Client {
             next_tid: 1,
             outstanding: BTreeMap::new(),
             seen: BTreeMap::new(),
+            removed_or_not: BTreeSet::new(),
         }
     }
 
@@ -203,10 +215,11 @@ impl Client {
         self.outstanding.keys().filter_map(|tid| self.asked(*tid, history)).map(|(object, _)| object).collect()
     }
 
-    /// Whether it waits for the answer to a removal of this object.
-    pub fn is_removing(&self, object: &ObjectName, history: &[Operation]) -> bool {
+    /// Whether it does not know if a removal of this object was executed: it waits for the answer, or got none that says so.
+    pub fn may_have_removed(&self, object: &ObjectName, history: &[Operation]) -> bool {
         let asked = self.outstanding.values().filter_map(|outstanding| history.get(outstanding.operation));
-        asked.into_iter().any(|operation| operation.act == Act::Remove && operation.object == *object)
+        let waits = asked.into_iter().any(|operation| operation.act == Act::Remove && operation.object == *object);
+        waits || self.removed_or_not.contains(object)
     }
 
     /// Whether it changes nothing under faults.
@@ -365,6 +378,9 @@ impl Client {
         if let (ClientOutcome::Done { version, .. }, Act::Read | Act::Write { .. }) = (&reply.outcome, operation.act) {
             self.seen.insert(operation.object.clone(), *version);
         }
+        if operation.act == Act::Remove && matches!(reply.outcome, ClientOutcome::Refused(_)) {
+            self.removed_or_not.insert(operation.object.clone());
+        }
         operation.answer = Some((now, reply.outcome));
         Ok(())
     }
@@ -394,7 +410,8 @@ mod tests {
         let id = RequestId { client: client.id, incarnation: Incarnation(1), tid };
         let outcome = ClientOutcome::Refused(RefusedReason::Forgotten);
         let map = ClusterMap::empty(ClusterId([1; 16]));
-        let promised = Promised { dups_max: config.limits.dups_max, map: &map };
+        let (dups_max, splits, is_shared) = (config.limits.dups_max, false, false);
+        let promised = Promised { dups_max, map: &map, splits, is_shared };
         let answered = client.answered(ClientReply { id, epoch: Epoch(1), outcome }, now, &promised, &mut history);
         assert_eq!(answered.is_ok(), history[0].answer.is_some());
         answered

@@ -237,13 +237,17 @@ impl Config {
                 FrontWork::Gateways => vec![F::ClientLeft, F::WriteUnknown, F::UploadCompleted, F::BlobCollected],
             });
         }
-        if self.leave > 0 {
-            planned.retain(|kind| *kind != FaultKind::SectorTorn); // too rare for so short a storm
+        if self.leave > 0 || self.split_bytes_min.is_some() {
+            planned.retain(|kind| *kind != FaultKind::SectorTorn); // too rare for so little of it
         }
         planned.extend(
-            self.flaps.then_some([FaultKind::CutOff, FaultKind::HeldOff, FaultKind::HoldOffOver]).into_iter().flatten(),
+            self.flaps
+                .then_some([FaultKind::CutOff, FaultKind::HeldOff, FaultKind::HoldOffOver, FaultKind::HoldOffCutShort])
+                .into_iter()
+                .flatten(),
         );
-        planned.extend(self.split_bytes_min.map(|_| [FaultKind::Grown, FaultKind::GrownSpread]).into_iter().flatten());
+        let grows = [FaultKind::Grown, FaultKind::GrownSpread, FaultKind::Balanced];
+        planned.extend(self.split_bytes_min.map(|_| grows).into_iter().flatten());
         planned.extend(self.skewed_clocks.then_some(FaultKind::ClockSkewed));
         planned
     }
@@ -498,10 +502,10 @@ impl World {
     fn cramp(&mut self, victim: OsdId) {
         let (length, percent) = (self.rng.random_range(100..8_000), self.rng.random_range(70..95));
         let may = self.node(victim).running && self.deals(format!("the disk of {victim} fills to {percent} %"));
-        if may && !self.node(victim).disk.fill(percent) {
-            self.struck_nothing();
-        } else if may {
-            self.counts.add(FaultKind::Cramped, 1);
+        if may {
+            // One that is refused in the middle of it has filled the disk, too.
+            let filled = self.node(victim).disk.fill(percent);
+            self.counts.add(FaultKind::Cramped, u64::from(filled));
             self.schedule_commit(victim);
             self.schedule(Duration::from_millis(length), Event::RoomBack { osd: victim });
         }

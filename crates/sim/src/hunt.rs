@@ -187,7 +187,7 @@ fn listed<T>(items: &[T], mut show: impl FnMut(&T) -> String) -> String {
     items.iter().map(&mut show).collect::<Vec<_>>().join(", ")
 }
 
-/// The tables of `docs/mutants.md`.
+/// The tables of `docs/mutants-table.md`.
 impl fmt::Display for Hunt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (mut table, mut needed) = (String::new(), String::new());

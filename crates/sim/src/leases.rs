@@ -100,8 +100,8 @@ impl World {
             ClientOutcome::Done { version, .. } => version,
             ClientOutcome::Failed { error: OpError::NotFound, .. } if !act.changes() => {
                 let newest = self.acknowledged.get(&object).filter(|newest| !newest.removed)?;
-                // A removal whose answer has not come yet may have been executed after that.
-                let removing = self.clients.iter().any(|client| client.is_removing(&object, &self.history));
+                // A removal whose answer has not come yet, or that is forgotten, may have been executed after that.
+                let removing = self.clients.iter().any(|client| client.may_have_removed(&object, &self.history));
                 let text = || {
                     let Acknowledged { version, by, .. } = newest;
                     format!("{} does not find {object}; {by} has acknowledged {version}", reply.id)

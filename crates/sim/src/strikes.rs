@@ -1,7 +1,7 @@
 //! The schedule of a run: what was dealt, when and to whom, and what of it a replay leaves out.
 //!
-//! Each strike that is not a matter of chance alone (`Chance`) is numbered where it happens. One that is left out has drawn its
-//! random numbers, and then does nothing.
+//! Each strike that is not a matter of chance alone (`Chance`) is numbered where it happens. One that is left out has been
+//! drawn, and then does nothing.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -788,7 +788,12 @@ impl World {
             ClientOutcome::Refused(_) => true,
             ClientOutcome::Done { .. } | ClientOutcome::Failed { .. } => false,
         };
-        let promised = Promised { dups_max: self.config.limits.dups_max, map: self.monitor.map() };
+        let promised = Promised {
+            dups_max: self.config.limits.dups_max,
+            map: self.monitor.map(),
+            splits: self.config.faults.splits_per_second > 0.0 || self.config.split_bytes_min.is_some(),
+            is_shared: self.front.is_some() || self.fencing.is_some(),
+        };
         if let Err(violation) = self.clients[client].answered(reply, now, &promised, &mut self.history) {
             self.violation = Some(format!("L1: {violation}"));
         } else if again {

@@ -1,7 +1,7 @@
 //! Seeded protocol bugs, for the proof that the simulator's checkers bite.
 //!
 //! Without the feature `mutants` nothing of this is in the code: `on` is the constant `false`. With it, a test chooses one
-//! bug for the whole process; `cargo xtask mutants` runs the simulator with each of them and writes `docs/mutants.md`.
+//! bug for the whole process; `cargo xtask mutants` runs the simulator with each of them and writes `docs/mutants-table.md`.
 
 /// A rule of the protocol that is broken on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

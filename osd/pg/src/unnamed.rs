@@ -34,7 +34,7 @@
 //!
 //! One that cannot read its copy and cannot tell more (`have` is `UNNAMED`, or it is the own copy) is no witness that there
 //! is an object when two that follow the log have none: it may be what is left of one that was removed. Against one alone
-//! it is.
+//! it is: with two copies, of which one is absent and one unread, the object stays unfound until a client removes it.
 //!
 //! Asked are only those that follow the log for this object (covered by their cursor, not missing there): what another has
 //! may be older. Then those whose copy has followed the log until it could not be read (`have` is `UNNAMED`): that may have
@@ -235,8 +235,7 @@ impl Pg {
         }
         let is_whole = !self.holding.missing.contains(key) && !step.touched.contains(key);
         let absent_here = is_whole && matches!(step.store.stat(key), Ok(None));
-        let unread_here =
-            is_whole && !absent_here || self.holding.missing.get(key).is_some_and(|lack| lack.is_unread());
+        let unread_here = !absent_here && self.holding.missing.get(key).is_none_or(|lack| lack.is_unread());
         // What is here is not removed while somebody who is not there may know better.
         if heard.is_none(absent_here, unread_here) && (absent_here || !self.absent_may_have()) {
             self.is_no_object(key, absent_here, step);

@@ -7,8 +7,10 @@ use holdfast_wire::mon::{Cause, Explanation, PgDetail, Subject};
 use crate::field::OSDS;
 
 /// Causes that need name no OSD, and words of which the state must have one then: copies that are under way wait for nobody,
-/// and of objects without a good copy the monitors do not know who had it.
-const NOBODY: [(&str, &[&str]); 4] = [
+/// of objects without a good copy the monitors do not know who had it, and a full cluster is full for a moment longer than
+/// any of its OSDs.
+const NOBODY: [(&str, &[&str]); 5] = [
+    ("CLUSTER_FULL", &[]),
     ("COPYING", &["recovering", "backfilling"]),
     ("NO_COMPLETE_COPY", &["incomplete"]),
     ("OBJECTS_UNFOUND", &[]),

@@ -162,7 +162,19 @@ impl Explainer<'_> {
         let map = self.map();
         let (size, min_size) = (view.pool.size() as usize, view.pool.min_size() as usize);
         let down: Vec<OsdId> = placed.iter().copied().filter(|osd| !map.is_up(*osd)).collect();
-        if view.acting.len() < min_size {
+        let filled: Vec<OsdId> = placed.iter().copied().filter(|osd| !view.acting.contains(osd)).collect();
+        if view.acting.len() < min_size && down.is_empty() && !filled.is_empty() {
+            causes.push(Cause {
+                code: "TOO_FEW_COMPLETE".into(),
+                cause: format!(
+                    "{} of its OSDs have a complete copy and {min_size} must: reads and writes wait until {} have one",
+                    view.acting.len(),
+                    names(&filled)
+                ),
+                blocked_by: strings(&filled),
+                next: "wait until these are filled; `holdfast pg query` shows how far it is".into(),
+            });
+        } else if view.acting.len() < min_size {
             causes.push(Cause {
                 code: "TOO_FEW_UP".into(),
                 cause: format!(

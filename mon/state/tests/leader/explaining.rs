@@ -199,3 +199,15 @@ fn members_beyond_those_that_placement_finds_are_well_where_they_are() {
     world.report_each(|report| report.state.clean = false);
     assert!(!explain(&world, Subject::Pg(pg)).ok);
 }
+
+#[test]
+fn members_that_are_being_filled_are_named_when_too_few_copies_are_complete() {
+    let mut world = World::new(&[0, 1, 2]);
+    let up = world.map().members(PG).up.clone();
+    let wishes = vec![PgTempWish { pg: PG, acting: vec![up[0]], seen: None }];
+    world.change(Change::Request(MonCommand::PgTemp { osd: up[0], incarnation: run_of(up[0].0), wishes }));
+    world.report_all();
+    let why = explain(&world, Subject::Pg(PG));
+    assert_eq!(codes(&why)[0], "TOO_FEW_COMPLETE", "{why:?}");
+    assert_eq!(why.causes[0].blocked_by, [up[1].to_string(), up[2].to_string()]);
+}
