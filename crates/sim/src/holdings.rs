@@ -147,6 +147,25 @@ impl Holdings {
         *told = version.max(*told);
     }
 
+    /// The disks whose copy of one of these versions was struck.
+    pub fn struck<'a>(
+        &self,
+        nodes: &[Node],
+        key: &ObjectKey,
+        versions: impl Iterator<Item = &'a LogVersion>,
+    ) -> BTreeSet<Life> {
+        let mut struck = BTreeSet::new();
+        for version in versions {
+            let copies = self.copies.get(key).and_then(|of_all| of_all.get(version));
+            for (life, end) in copies.into_iter().flatten() {
+                if fate(nodes, *life, key, *version, *end, self.ending(*life, key, *version)) == Fate::Struck {
+                    struck.insert(*life);
+                }
+            }
+        }
+        struck
+    }
+
     pub fn fates(&self, nodes: &[Node], key: &ObjectKey, version: LogVersion) -> Vec<Fate> {
         let copies = self.copies.get(key).and_then(|versions| versions.get(&version));
         let fate = |(life, end): (&Life, &Option<End>)| {

@@ -32,8 +32,9 @@ pub(crate) fn is_overwhelmed(needed: LogVersion, told: LogVersion, fates: &[Fate
 
 impl Holdings {
     /// Whether this object was struck more than copies survive: see [`is_overwhelmed`]. Where a whole copy is left of an older
-    /// version that would have done, since nobody was told of a newer one, two copies must have been struck: what one copy alone
-    /// cannot give is not to be adopted (docs/adr/0009). No object would have done as well, and needs no copy.
+    /// version that would have done, since nobody was told of a newer one, two disks must have been struck in a version that would
+    /// have done: what one copy alone cannot give is not to be adopted (docs/adr/0009), but the others whose log could be taken
+    /// instead may be gone with a disk. No object would have done as well, and needs no copy.
     fn judge(&self, nodes: &[Node], key: &ObjectKey, needed: LogVersion) -> bool {
         let told = self.told.get(key).copied().unwrap_or_default();
         let would_do = |version: &LogVersion| (told..needed).contains(version);
@@ -45,7 +46,8 @@ impl Holdings {
         let was_none = told < needed && (older.peek().is_none() || removed);
         let whole = older.flat_map(|version| self.fates(nodes, key, *version)).any(|fate| fate == Fate::Unexplained);
         let fates = self.fates(nodes, key, needed);
-        let struck = fates.iter().filter(|fate| **fate == Fate::Struck).count();
+        let that_would_do = held.iter().filter(|version| would_do(version) || **version == needed);
+        let struck = self.struck(nodes, key, that_would_do).len();
         (!(whole || was_none) || struck > 1) && is_overwhelmed(needed, told, &fates)
     }
 
@@ -360,13 +362,26 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_with_the_version_before_that_is_given_up_counts_beside_one_struck_copy() {
+        let mut disks = Disks::new();
+        disks.nodes.push(Node::new(OsdId(2), Limits::default(), 40, RATE).expect("a node"));
+        disks.submit(2, vec![StoreOp::CreateCollection]);
+        (0..3).for_each(|osd| disks.write(osd, 1));
+        disks.holdings.told(&key().name(), at(1));
+        disks.write(0, 2);
+        disks.spoil(0);
+        assert!(!disks.is_lost(2), "two have the version before");
+        disks.nodes[1].give_up_disk().expect("formatted");
+        assert!(disks.is_lost(2), "who has it whole may have been away");
+    }
+
+    #[test]
     fn what_was_never_durable_is_not_lost_with_its_disk() {
         for durable in [false, true] {
             let mut disks = Disks::new();
-            (0..2).for_each(|osd| disks.write(osd, 1));
             disks.nodes.push(Node::new(OsdId(2), Limits::default(), 40, RATE).expect("a node"));
             disks.submit(2, vec![StoreOp::CreateCollection]);
-            disks.write(2, 1);
+            (1..3).for_each(|osd| disks.write(osd, 1));
             disks.holdings.told(&key().name(), at(1));
             disks.take(0, Disks::append(2));
             assert!(!disks.is_lost(2), "it is on its way to the disk");

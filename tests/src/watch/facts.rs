@@ -2,11 +2,11 @@
 //!
 //! | away is | shown within | why |
 //! |---|---|---|
-//! | an OSD that ended | [`OSD_ENDED_LIMIT`] | a peer's connection and the leader's own are refused: a second or two |
-//! | an OSD that stands still | [`OSD_SILENT_LIMIT`] | the grace of 5 s, the heartbeat after it, and two reporters |
-//! | a monitor | [`MON_LIMIT`] | the leader counts it as down after 2 s without an answer |
-//! | any of these, and the leader was away or another one leads since | [`ELECTION_MORE`] longer | an election, and all reports anew |
-//! | a majority of the monitors | no answer at all after [`NO_MAJORITY_LIMIT`] | the leader asks a majority before it answers |
+//! | an OSD that ended | `OSD_ENDED_LIMIT` | a peer's connection and the leader's own are refused: a second or two |
+//! | an OSD that stands still | `OSD_SILENT_LIMIT` | the grace of 5 s, the heartbeat after it, and two reporters |
+//! | a monitor | `MON_LIMIT` | the leader counts it as down after 2 s without an answer |
+//! | any of these, and the leader was away or another one leads since | `ELECTION_MORE` longer | an election, and all reports anew |
+//! | a majority of the monitors | no answer at all after `NO_MAJORITY_LIMIT` | the leader asks a majority before it answers |
 //!
 //! The rest of each limit is for a machine with two cores that runs five hosts and the load beside them.
 
