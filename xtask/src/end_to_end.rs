@@ -73,7 +73,7 @@ pub fn headline(seeds: u64, from: u64, rounds: u64, seed: Option<u64>) -> anyhow
     let binary = binary()?;
     let mut processes = cargo(&["test", "--locked", "--package", "holdfast-tests", "--test", "headline", "--"]);
     processes
-        .args(["--test-threads", "1", "--nocapture"])
+        .args(["--test-threads", "1", "--nocapture", "--include-ignored"])
         .env("HOLDFAST_BIN", &binary)
         .env("HOLDFAST_HEADLINE_ROUNDS", rounds.to_string());
     if let Some(seed) = seed {

@@ -53,9 +53,8 @@ fn nothing_acknowledged_is_lost_when_all_hosts_lose_power_and_what_was_not_synce
 }
 
 #[test]
+#[ignore = "takes minutes, `cargo xtask headline` runs it; the chaos test and those of the OSD flip bits in every run"]
 fn nothing_acknowledged_is_lost_or_wrong_when_a_bit_flips_in_a_file_of_one_osd() -> anyhow::Result<()> {
-    // The chaos test and the tests of the OSD flip bits in every run; this one takes minutes.
-    let Some(rounds) = asked() else { return Ok(()) };
     let Some(fabric) = ground()? else { return Ok(()) };
-    on_client(&fabric, flip::run(fabric.clone(), rounds, seed()))
+    on_client(&fabric, flip::run(fabric.clone(), asked().unwrap_or(ROUNDS_FEW), seed()))
 }
