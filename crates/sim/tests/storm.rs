@@ -145,7 +145,7 @@ fn an_osd_that_does_not_come_back_goes_out_and_all_is_clean_without_it() {
 
 #[test]
 fn two_osds_that_are_lost_at_once_go_out_and_what_one_copy_was_left_of_is_served_again() {
-    run_all(5, &Config::bereft());
+    run_all(12, &Config::bereft());
 }
 
 #[test]
