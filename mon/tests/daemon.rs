@@ -139,6 +139,7 @@ fn clean_report(map: &ClusterMap, osd: &FakeOsd) -> OsdReport {
         last_epoch_clean: map.epoch,
         blocked_by: Vec::new(),
         scrub: None,
+        unfound: Vec::new(),
     };
     OsdReport {
         osd: osd.osd,

@@ -21,6 +21,10 @@ mod maps;
 mod notes;
 mod osds;
 mod pools;
+#[cfg(not(feature = "mutants"))]
+mod sabotage;
+#[cfg(feature = "mutants")]
+pub mod sabotage;
 mod scrubs;
 mod state;
 mod words;

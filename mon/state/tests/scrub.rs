@@ -75,6 +75,7 @@ fn report_all(state: &State, leader: &mut Leader, scrub: impl Fn(PgId) -> PgScru
             last_epoch_clean: map.epoch,
             blocked_by: Vec::new(),
             scrub: Some(scrub(pg)),
+            unfound: Vec::new(),
         };
         let report = OsdReport {
             osd: *osd,

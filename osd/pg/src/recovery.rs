@@ -182,8 +182,8 @@ impl Recovery {
         self.unfound.contains(key)
     }
 
-    pub fn unfound(&self) -> usize {
-        self.unfound.len()
+    pub fn unfound(&self) -> impl ExactSizeIterator<Item = &ObjectKey> {
+        self.unfound.iter()
     }
 
     /// Whether an object is on its way here, or its version is asked for.
@@ -719,7 +719,7 @@ impl Pg {
     pub(crate) fn look_again_for_unfound(&mut self, step: &mut Step<'_>) {
         let Role::Active(active) = &mut self.role else { return };
         let recovery = &mut active.recovery;
-        if recovery.unfound() == 0 {
+        if recovery.unfound().len() == 0 {
             recovery.look_again_at = None;
             return;
         }

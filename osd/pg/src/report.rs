@@ -9,6 +9,9 @@ use crate::pg::{Pg, Role};
 /// A clean placement group needs no maps older than this many epochs: members store their history at least every 64.
 const MAPS_KEPT: u64 = 128;
 
+/// Unfound objects that are named.
+const EXAMPLES_MAX: usize = 5;
+
 impl Pg {
     /// The state of the placement group as seen here. Only the primary's report counts.
     #[must_use]
@@ -22,7 +25,7 @@ impl Pg {
         let objects = u64::try_from(self.holding.objects).unwrap_or(0);
         let mut blocked_by: Vec<OsdId> = Vec::new();
         let mut copies_missing = objects * size.saturating_sub(self.members.acting.len()) as u64;
-        let mut objects_unfound = 0;
+        let (mut objects_unfound, mut unfound) = (0, Vec::new());
         match &self.role {
             Role::Peering(peering) => {
                 state.peering = true;
@@ -42,7 +45,9 @@ impl Pg {
                 state.clean = active.clean;
                 state.backfilling = active.backfill.is_some();
                 state.recovering = !state.backfilling && active.recovery.is_transferring();
-                objects_unfound = active.recovery.unfound() as u64;
+                let keys = active.recovery.unfound();
+                objects_unfound = keys.len() as u64;
+                unfound.extend(keys.take(EXAMPLES_MAX).map(|key| key.name().as_bytes().escape_ascii().to_string()));
                 copies_missing += self.holding.missing.len() as u64;
                 copies_missing += active.peers.values().map(|peer| peer.missing.len() as u64).sum::<u64>();
             }
@@ -66,6 +71,7 @@ impl Pg {
             last_epoch_clean: self.history.last_epoch_clean.max(settled),
             blocked_by,
             scrub: self.scrub.report(),
+            unfound,
         }
     }
 

@@ -34,7 +34,9 @@
 //!
 //! One that cannot read its copy and cannot tell more (`have` is `UNNAMED`, or it is the own copy) is no witness that there
 //! is an object when two that follow the log have none: it may be what is left of one that was removed. Against one alone
-//! it is: with two copies, of which one is absent and one unread, the object stays unfound until a client removes it.
+//! it is: where one who follows the log has none and one cannot read what it has, and nobody else can be asked (there are two
+//! copies, or the others were filled since and know no more), the object stays unfound, its placement group not clean, and
+//! `holdfast explain pg` names it, until somebody can read it or a client removes it.
 //!
 //! Asked are only those that follow the log for this object (covered by their cursor, not missing there): what another has
 //! may be older. Then those whose copy has followed the log until it could not be read (`have` is `UNNAMED`): that may have

@@ -92,6 +92,10 @@ pub struct PgReport {
     /// Its scrubs; `None` before the primary was told the time.
     #[n(13)]
     pub scrub: Option<PgScrub>,
+    /// Names of some of the objects of which no live OSD has the newest version, escaped.
+    #[n(14)]
+    #[cbor(default)]
+    pub unfound: Vec<String>,
 }
 
 /// Space of one device.

@@ -162,19 +162,27 @@ impl Explainer<'_> {
         let map = self.map();
         let (size, min_size) = (view.pool.size() as usize, view.pool.min_size() as usize);
         let down: Vec<OsdId> = placed.iter().copied().filter(|osd| !map.is_up(*osd)).collect();
-        let filled: Vec<OsdId> = placed.iter().copied().filter(|osd| !view.acting.contains(osd)).collect();
-        if view.acting.len() < min_size && down.is_empty() && !filled.is_empty() {
+        let filled: Vec<OsdId> =
+            placed.iter().copied().filter(|osd| map.is_up(*osd) && !view.acting.contains(osd)).collect();
+        let short = view.acting.len() < min_size;
+        if short && !filled.is_empty() {
+            let full: Vec<OsdId> = filled.iter().copied().filter(|osd| map.takes_no_backfill(*osd)).collect();
+            let (why, next) = if full.is_empty() {
+                (String::new(), "wait until these are filled; if it stays, `holdfast explain osd` of each of them")
+            } else {
+                (format!("; {} too full to take copies", names(&full)), "delete data, or add disks: `holdfast osd df`")
+            };
             causes.push(Cause {
                 code: "TOO_FEW_COMPLETE".into(),
                 cause: format!(
-                    "{} of its OSDs have a complete copy and {min_size} must: reads and writes wait until {} have one",
+                    "{} of its OSDs have a complete copy and {min_size} must: reads and writes wait until {} have one{why}",
                     view.acting.len(),
                     names(&filled)
                 ),
                 blocked_by: strings(&filled),
-                next: "wait until these are filled; `holdfast pg query` shows how far it is".into(),
+                next: next.into(),
             });
-        } else if view.acting.len() < min_size {
+        } else if short {
             causes.push(Cause {
                 code: "TOO_FEW_UP".into(),
                 cause: format!(
@@ -185,7 +193,9 @@ impl Explainer<'_> {
                 blocked_by: strings(&down),
                 next: self.how_to_bring_back(&down),
             });
-        } else if !down.is_empty() && view.acting.len() < size {
+        }
+        let told = short && filled.is_empty();
+        if !told && !down.is_empty() && view.acting.len() < size {
             causes.push(Cause {
                 code: "MEMBER_DOWN".into(),
                 cause: format!("a copy is missing: {}", self.why_down(&down)),
@@ -350,11 +360,23 @@ impl Explainer<'_> {
             causes.push(Cause { code: "PEERING".into(), cause, blocked_by, next });
         }
         if report.objects_unfound > 0 {
+            let down: Vec<OsdId> = self.map().osds.iter().filter(|(_, info)| !info.up).map(|(osd, _)| *osd).collect();
+            let next = if down.is_empty() {
+                "no OSD is down that could have one: give them up by deleting what they are part of, which always works, or \
+                 leave them: who reads them is told that they cannot be read"
+                    .to_owned()
+            } else {
+                format!("bring back {}, of which one may have them, and do not remove any", names(&down))
+            };
             causes.push(Cause {
                 code: "OBJECTS_UNFOUND".into(),
-                cause: format!("no OSD that is up has the newest version of {} of its objects", report.objects_unfound),
+                cause: format!(
+                    "no OSD that is up has a copy of {} of its objects that can be read: {}",
+                    report.objects_unfound,
+                    names(&report.unfound)
+                ),
                 blocked_by: strings(&report.blocked_by),
-                next: "bring back the OSDs that served it last; do not remove any (`holdfast osd tree`)".into(),
+                next,
             });
         }
     }

@@ -11,6 +11,8 @@ use holdfast_map::{ClusterMap, PgMembers, Pool};
 use holdfast_types::{Epoch, Incarnation, OsdId, PgId, Timestamp};
 use holdfast_wire::mon::{OsdReport, PgReport, PgState, StoreUsage};
 
+use crate::sabotage::{Sabotage, breaks};
+
 /// An OSD that has reported nothing for this long says nothing about its placement groups any more. Several times the
 /// reporting interval; a dead OSD is noticed much earlier.
 pub const REPORT_STALE: Duration = Duration::from_secs(20);
@@ -103,6 +105,13 @@ impl PgView<'_> {
             None if self.state == PgState::default() => "unknown".to_owned(),
             None => format!("unknown+{}", self.state.describe()),
         }
+    }
+
+    /// Whether its data are to go to other OSDs. Members beyond what placement finds room for are where they shall be: nothing
+    /// moves before a map places them.
+    pub(crate) fn moves(&self) -> bool {
+        let wanted = self.acting.len().min(self.pool.size() as usize);
+        self.up != self.acting && self.up.len() >= wanted
     }
 
     /// Copies that should exist and do not, as far as it is known.
@@ -227,17 +236,18 @@ impl Stats {
         if members.up != members.acting {
             state.remapped = true;
         }
-        // Members beyond what placement finds room for are where they shall be: nothing moves before a map places them.
-        let wanted = members.acting.len().min(pool.size() as usize);
-        let moves = state.remapped && members.up.len() >= wanted;
-        if state.degraded || state.undersized || moves || !state.active {
-            state.clean = false;
-        }
         let (up, acting) = (&*members.up, &*members.acting);
-        Some(PgView { pg, pool, up, acting, report, last: last.map(|stat| &stat.report), state })
+        let mut view = PgView { pg, pool, up, acting, report, last: last.map(|stat| &stat.report), state };
+        if state.degraded || state.undersized || view.moves() || !state.active {
+            view.state.clean = false;
+        }
+        Some(view)
     }
 
     fn counts(&self, map: &ClusterMap, now: Timestamp, stat: &PgStat, interval: &Interval) -> bool {
+        if breaks(Sabotage::OldReportsCount) {
+            return true;
+        }
         let runs = map.osds.get(&stat.from).is_some_and(|info| info.up && info.incarnation == stat.incarnation);
         let fresh = self.last_report(stat.from, stat.incarnation).is_some_and(|at| now.since(at) < REPORT_STALE);
         runs && fresh

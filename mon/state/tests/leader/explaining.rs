@@ -1,7 +1,9 @@
 //! `explain` and `pg query`: the cause, who blocks, the next command.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use holdfast_map::SpaceLevel;
 use holdfast_mon_state::Change;
 use holdfast_types::{OsdId, PgId, PoolId};
 use holdfast_wire::mon::{Explanation, MonCommand, MonError, MonReply, PgDetail, PgState, PgTempWish, Subject};
@@ -198,6 +200,8 @@ fn members_beyond_those_that_placement_finds_are_well_where_they_are() {
     assert!(world.states().contains(&"active+clean+remapped".to_owned()), "{:?}", world.states());
     world.report_each(|report| report.state.clean = false);
     assert!(!explain(&world, Subject::Pg(pg)).ok);
+    let check = world.status().checks.into_iter().find(|check| check.code == "PG_NOT_CLEAN").unwrap();
+    assert!(check.impact.contains("not known"), "nothing moves that it could be waiting for: {check:?}");
 }
 
 #[test]
@@ -210,4 +214,34 @@ fn members_that_are_being_filled_are_named_when_too_few_copies_are_complete() {
     let why = explain(&world, Subject::Pg(PG));
     assert_eq!(codes(&why)[0], "TOO_FEW_COMPLETE", "{why:?}");
     assert_eq!(why.causes[0].blocked_by, [up[1].to_string(), up[2].to_string()]);
+    assert!(why.causes[0].next.starts_with("wait"), "{why:?}");
+    // One of them is too full to be filled, and one is down: waiting alone does not help.
+    kill(&mut world, up[1].0, false);
+    world.change(Change::Space(BTreeMap::from([(up[2], SpaceLevel::BackfillFull)])));
+    let why = explain(&world, Subject::Pg(PG));
+    assert_eq!(codes(&why)[..2], ["TOO_FEW_COMPLETE", "MEMBER_DOWN"], "{why:?}");
+    assert_eq!(
+        (&why.causes[0].blocked_by, &why.causes[1].blocked_by),
+        (&vec![up[2].to_string()], &vec![up[1].to_string()])
+    );
+    assert!(why.causes[0].cause.contains("too full") && why.causes[0].next.starts_with("delete data"), "{why:?}");
+}
+
+#[test]
+fn objects_that_nobody_can_read_are_named_and_so_is_who_may_have_them_or_how_to_give_them_up() {
+    let mut world = World::new(&[0, 1, 2, 3]);
+    world.report_each(|report| {
+        report.state.clean = false;
+        (report.objects_unfound, report.unfound) = (1, vec!["photo".to_owned()]);
+    });
+    let of_unfound = |world: &World| {
+        let why = explain(world, Subject::Pg(PG));
+        why.causes.into_iter().find(|cause| cause.code == "OBJECTS_UNFOUND").expect("it is said")
+    };
+    let cause = of_unfound(&world);
+    assert!(cause.cause.ends_with("that can be read: photo") && cause.next.contains("deleting"), "{cause:?}");
+    let other = (0..4).find(|osd| !world.map().members(PG).up.contains(&OsdId(*osd))).expect("one more");
+    kill(&mut world, other, false);
+    let cause = of_unfound(&world);
+    assert!(cause.next.starts_with(&format!("bring back osd.{other}")), "{cause:?}");
 }

@@ -147,6 +147,7 @@ impl World {
                 last_epoch_clean: map.epoch,
                 blocked_by: Vec::new(),
                 scrub: None,
+                unfound: Vec::new(),
             };
             change(&mut report);
             report

@@ -89,6 +89,7 @@ fn an_object_of_unknown_version_stays_missing_over_a_restart() {
     group.pass(Duration::from_secs(20));
     let report = group.report();
     assert_eq!((report.objects_unfound, report.state.clean), (1, false));
+    assert_eq!(report.unfound, ["old"], "a person can look what it is part of");
     mend(&mut group, 0, "old");
     group.run_until_clean();
     assert!(group.is_whole(0, "old") && !lacks(&group, 0, "old"));

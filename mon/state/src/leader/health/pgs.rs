@@ -95,8 +95,8 @@ pub(super) fn checks(views: &[PgView<'_>]) -> Vec<HealthCheck> {
                 plural(unfound.len(), "placement group", "placement groups")
             ),
             unfound,
-            "reads and writes of these objects wait",
-            "bring back the OSDs that were up last; do not remove them",
+            "reads and writes of these objects wait while an OSD is down that may have them, and fail otherwise; deletes work",
+            "bring back the OSDs that were up last, and do not remove them; `holdfast explain pg` names the objects",
         ));
     }
     checks
@@ -104,7 +104,7 @@ pub(super) fn checks(views: &[PgView<'_>]) -> Vec<HealthCheck> {
 
 /// Whether it is known why it is not clean: its data are on the way to where placement wants them.
 fn moves(view: &PgView<'_>) -> bool {
-    view.up != view.acting || view.state.backfilling || view.state.recovering
+    view.moves() || view.state.backfilling || view.state.recovering
 }
 
 /// No primary of these reports a copy missing, but one that has not said "clean" may still find one.
