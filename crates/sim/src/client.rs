@@ -355,12 +355,14 @@ impl Client {
     ) -> Result<(), String> {
         let Some(asked) = self.outstanding.get(&reply.id.tid) else { return Ok(()) };
         let changes = history.get(asked.operation).is_some_and(|operation| operation.act.changes());
+        let removes = history.get(asked.operation).is_some_and(|operation| operation.act == Act::Remove);
         match reply.outcome {
             ClientOutcome::Refused(RefusedReason::WrongPrimary | RefusedReason::Busy) => {
                 self.epoch = self.epoch.max(reply.epoch);
                 return Ok(());
             }
-            ClientOutcome::Refused(RefusedReason::Full) if self.when_full != WhenFull::Never && changes => {
+            // A removal is refused by nobody.
+            ClientOutcome::Refused(RefusedReason::Full) if self.when_full != WhenFull::Never && changes && !removes => {
                 self.refused_full += 1;
                 if self.when_full == WhenFull::SendAgain {
                     self.epoch = self.epoch.max(reply.epoch);

@@ -86,6 +86,8 @@ pub struct Faults {
     pub duplication_max: f64,
     /// OSDs, per second, of whose network one side does not work: heartbeats, that to monitors, or that to clients.
     pub side_cuts_per_second: f64,
+    /// Times, per second, that the OSDs fall into two groups of which neither reaches the other; monitors and clients reach both.
+    pub group_partitions_per_second: f64,
     /// Connections, per second, that break with all that is on its way on them: between two OSDs, or all of one.
     pub resets_per_second: f64,
     /// OSDs, per second, that take a part of their share from now on, or the whole one again.
@@ -132,6 +134,7 @@ impl Faults {
         loss_max: 0.0,
         duplication_max: 0.0,
         side_cuts_per_second: 0.0,
+        group_partitions_per_second: 0.0,
         resets_per_second: 0.0,
         reweights_per_second: 0.0,
         pool_changes_per_second: 0.0,
@@ -457,7 +460,8 @@ impl Config {
             resets_per_second: 0.5,
             ..Faults::NONE
         };
-        Config { osds: 4, pgs_used: 2, faults, pause: Duration::from_millis(40), ..storm }
+        let limits = Limits { log_entries_min: 5, log_entries_max: 10, dups_max: 10, ..storm.limits };
+        Config { osds: 4, pgs_used: 2, faults, limits, pause: Duration::from_millis(40), ..storm }
     }
 
     /// Messages of earlier intervals, activations and runs arrive again, seconds later, while members come and go.
@@ -659,7 +663,7 @@ impl Config {
     }
 
     /// Processes and machines fail and pause, OSDs are cut off, placement and leaders change, messages are lost; limits are tiny,
-    /// so that trimming, backfill and forgetting happen all the time. Most other worlds are made of this one.
+    /// so that trimming and backfill happen all the time. Most other worlds are made of this one.
     #[must_use]
     pub fn storm() -> Config {
         Config {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use holdfast_types::OsdId;
 use rand::Rng;
+use rand::seq::SliceRandom;
 
 use crate::faults::FaultKind;
 use crate::watch::Beat;
@@ -119,6 +120,25 @@ impl World {
         self.cut_off(victim, cut);
     }
 
+    /// The OSDs fall into two groups of which neither reaches the other.
+    pub(crate) fn part(&mut self) {
+        if !self.one_way.is_empty() || self.config.osds < 2 {
+            return;
+        }
+        let mut osds: Vec<OsdId> = (0..self.config.osds).map(OsdId).collect();
+        osds.shuffle(&mut self.rng);
+        let (some, others) = osds.split_at(self.rng.random_range(1..osds.len()));
+        let names = |osds: &[OsdId]| osds.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+        let healed = self.rng.random_range(500..LENGTH_MS_MAX);
+        if !self.deals(format!("{} and {} do not reach each other for {healed} ms", names(some), names(others))) {
+            return;
+        }
+        self.counts.add(FaultKind::Parted, 1);
+        let links = some.iter().flat_map(|one| others.iter().flat_map(move |other| [(*one, *other), (*other, *one)]));
+        self.one_way = links.collect();
+        self.schedule(Duration::from_millis(healed), Event::OneWayHealed);
+    }
+
     /// Connections break, between two OSDs or all of one OSD: what is on its way on them is lost at one moment, and what is
     /// sent afterwards arrives.
     pub(crate) fn reset_connections(&mut self, victim: OsdId) {
@@ -173,6 +193,25 @@ mod tests {
             assert_eq!(sides(&world), expected, "{cut:?}");
             assert!(world.beat_reaches(OTHER, THIRD) && world.is_connected_to_monitors(OTHER), "{cut:?}");
         }
+    }
+
+    #[test]
+    fn groups_that_are_parted_are_whole_in_themselves_and_until_they_meet_again() {
+        let mut world = World::new(1, Config::storm()).expect("a world");
+        world.part();
+        let osds: Vec<OsdId> = (0..world.config.osds).map(OsdId).collect();
+        let group = |world: &World, osd: OsdId| -> Vec<OsdId> {
+            osds.iter().copied().filter(|other| world.reaches(osd, *other)).collect()
+        };
+        let first = group(&world, osds[0]);
+        assert!(first.len() < osds.len());
+        for osd in &osds {
+            let own = group(&world, *osd);
+            assert_eq!(own == first, first.contains(osd), "{osd} reaches {own:?}");
+            assert!(own.contains(osd) && world.is_connected_to_monitors(*osd) && world.serves(*osd));
+        }
+        world.run_until(world.now + Duration::from_millis(LENGTH_MS_MAX)).expect("no violation");
+        assert_eq!(group(&world, osds[0]), osds);
     }
 
     #[test]

@@ -30,16 +30,15 @@ impl World {
         self.schedule(Duration::from_millis(next), Event::Flap);
     }
 
-    /// Counts a proposal of the monitors' own.
-    pub(crate) fn count_decision(&mut self, change: &Change) {
-        let kind = match change {
-            Change::Upmap(_) => FaultKind::Balanced,
-            Change::Split { .. } => FaultKind::Grown,
-            Change::Spread { .. } => FaultKind::GrownSpread,
-            Change::Request(MonCommand::OsdRelease(_)) => FaultKind::HoldOffCutShort,
-            _ => return,
-        };
-        self.counts.add(kind, 1);
+    /// As what a proposal of the monitors' own is counted when it was carried out.
+    pub(crate) fn decision(change: &Change) -> Option<FaultKind> {
+        match change {
+            Change::Upmap(_) => Some(FaultKind::Balanced),
+            Change::Split { .. } => Some(FaultKind::Grown),
+            Change::Spread { .. } => Some(FaultKind::GrownSpread),
+            Change::Request(MonCommand::OsdRelease(_)) => Some(FaultKind::HoldOffCutShort),
+            _ => None,
+        }
     }
 
     /// Counts hold-offs that begin and end.

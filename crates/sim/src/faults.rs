@@ -22,6 +22,9 @@ pub(crate) const FAULT_TICK: Duration = Duration::from_millis(100);
 /// A pool with so many placement groups or more is split no further.
 const SPLIT_PGS_MAX: u32 = 32;
 
+/// Of fewer changes than these a placement group forgets results that clients still wait for.
+const DUPS_FEW: usize = 20;
+
 /// Every kind of fault that is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "the names in `Display` say what each is")]
@@ -86,6 +89,7 @@ pub enum FaultKind {
     HeartbeatsCut,
     MonitorsCut,
     ClientsCut,
+    Parted,
     ConnectionReset,
     Reweighted,
     PoolCreated,
@@ -165,6 +169,7 @@ impl fmt::Display for FaultKind {
             FaultKind::HeartbeatsCut => "OSDs whose heartbeats are lost",
             FaultKind::MonitorsCut => "OSDs cut off from monitors alone",
             FaultKind::ClientsCut => "OSDs cut off from clients alone",
+            FaultKind::Parted => "partitions into two groups",
             FaultKind::ConnectionReset => "connections reset with what was on its way",
             FaultKind::Reweighted => "OSDs reweighted",
             FaultKind::PoolCreated => "pools created",
@@ -227,6 +232,7 @@ impl Config {
     pub fn planned(&self) -> Vec<FaultKind> {
         let mut planned = self.faults.planned();
         planned.extend(self.fills.then_some(FaultKind::ClusterFull));
+        planned.extend((self.limits.dups_max < DUPS_FEW).then_some(FaultKind::RequestForgotten));
         planned.extend((self.leave > 0).then_some(FaultKind::WentOut));
         if let Some(front) = self.front {
             use FaultKind as F;
@@ -319,6 +325,7 @@ impl Faults {
             (self.side_cuts_per_second, F::HeartbeatsCut),
             (self.side_cuts_per_second, F::MonitorsCut),
             (self.side_cuts_per_second, F::ClientsCut),
+            (self.group_partitions_per_second, F::Parted),
             (self.resets_per_second, F::ConnectionReset),
             (self.reweights_per_second, F::Reweighted),
             (self.pool_changes_per_second, F::PoolCreated),
@@ -358,6 +365,7 @@ impl World {
         let (side, reset) = (strikes(faults.side_cuts_per_second), strikes(faults.resets_per_second));
         let (reweight, pools) = (strikes(faults.reweights_per_second), strikes(faults.pool_changes_per_second));
         let lie = strikes(faults.lies_per_second);
+        let part = strikes(faults.group_partitions_per_second);
         let victim = OsdId(self.rng.random_range(0..self.config.osds));
         // One disk rots, and it is the only one that ever stops meanwhile: two faults at once may lose the last copy.
         let rotting = faults.flips_per_second > 0.0 || faults.lies_per_second > 0.0;
@@ -431,6 +439,9 @@ impl World {
         }
         if side && self.cut_off.is_empty() {
             self.cut_one_side(victim);
+        }
+        if part {
+            self.part();
         }
         if reset {
             self.reset_connections(victim);
@@ -523,7 +534,7 @@ impl World {
     fn remap(&mut self, victim: OsdId) {
         let inside = self.monitor.map().osds.values().filter(|info| info.in_cluster).count();
         let is_in = self.monitor.map().osds.get(&victim).is_some_and(|info| info.in_cluster);
-        let may = !is_in || inside > self.config.size as usize;
+        let may = (!is_in || inside > self.config.size as usize) && !self.monitors_are_gone();
         if may && self.deals(format!("{victim} is put {}", if is_in { "out" } else { "in" })) {
             if is_in {
                 self.put_out.insert(victim);

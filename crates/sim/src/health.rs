@@ -7,7 +7,7 @@
 //! |---|---|
 //! | a member whose process is not running, runs anew, or follows another interval | the primary has not heard of it yet |
 //! | a member that has stopped in the middle of a step | what it has noted is not on its disk yet |
-//! | a version that is not in the member's log yet | the write is on its way, and not acknowledged |
+//! | a version that is not in the member's log yet | the write is on its way, and this primary has not acknowledged it |
 //! | what cannot be read, on a disk whose bits were flipped | nobody has read it since |
 //!
 //! TH2: what `holdfast status` would say. Each second it is compared with what the leader was told: as many placement groups
@@ -22,6 +22,7 @@ use holdfast_pg::ObjectKey;
 use holdfast_types::{Incarnation, LogVersion, OsdId, PgId, Timestamp};
 use holdfast_wire::mon::{OsdReport, PgReport, Severity, StatusReport};
 
+use crate::monitor::POOL;
 use crate::node::Node;
 use crate::world::World;
 
@@ -66,11 +67,18 @@ fn agree(one: Option<LogVersion>, other: Option<LogVersion>, flips: u64) -> bool
 }
 
 /// What the copy of a member lacks that the primary has, or has that the primary does not.
-fn differs(primary: &Versions, member: &Versions, heads: (LogVersion, LogVersion), flips: u64) -> Option<String> {
+/// `acknowledged` is the newest version of an object that the primary has told a client is durable everywhere.
+fn differs(
+    primary: &Versions,
+    member: &Versions,
+    heads: (LogVersion, LogVersion),
+    flips: u64,
+    acknowledged: impl Fn(&ObjectKey) -> LogVersion,
+) -> Option<String> {
     let (primary_head, member_head) = heads;
     for (key, version) in primary {
         let theirs = member.get(key).copied();
-        let on_its_way = version.is_some_and(|version| version > member_head);
+        let on_its_way = version.is_some_and(|version| version > member_head && version > acknowledged(key));
         if !on_its_way && theirs.is_none_or(|theirs| !agree(*version, theirs, flips)) {
             return Some(format!("{key:?} is of version {version:?} there and {theirs:?} here"));
         }
@@ -128,7 +136,13 @@ impl World {
             let Some(core) = node.pgs.get(&pg) else { return Err(format!("{member} has no copy")) };
             let heads = (report.last_update, core.report().last_update);
             let Some(theirs) = versions(node, pg)? else { continue };
-            if let Some(what) = differs(&ours, &theirs, heads, flips + node.disk.flips) {
+            let flips = flips + node.disk.flips;
+            // Who took over may have acknowledged what this one could not.
+            let acknowledged = |key: &ObjectKey| {
+                let newest = self.acknowledged.get(&key.name()).filter(|newest| newest.by == primary);
+                newest.map_or(LogVersion::ZERO, |newest| newest.version)
+            };
+            if let Some(what) = differs(&ours, &theirs, heads, flips, acknowledged) {
                 return Err(format!("{member}, whose log ends at {}: {what}", heads.1));
             }
         }
@@ -171,6 +185,7 @@ impl World {
             return;
         }
         self.health.asked = self.now;
+        self.note_healed();
         self.count_hold_offs();
         let status = self.monitor.status(self.now);
         if let Err(lie) = self.judge_status(&status) {
@@ -222,13 +237,10 @@ impl World {
             let beside: Vec<_> = said.iter().filter(|code| !must.contains(*code) && !may.contains(*code)).collect();
             if missed.is_empty()
                 && beside.is_empty()
-                && clean == status.pgs
+                && clean + self.pgs_of_the_lost() >= status.pgs
                 && (status.health == Severity::Ok) == said.is_empty()
             {
                 return Ok(());
-            }
-            if self.holdings.as_ref().is_some_and(|holdings| !holdings.lost.is_empty()) {
-                return Ok(()); // what nobody can give keeps its placement group from being clean
             }
             if self.now >= end {
                 return Err(format!(
@@ -238,6 +250,13 @@ impl World {
             }
             self.run_until(self.now + Duration::from_millis(500))?;
         }
+    }
+
+    /// How many placement groups are not clean because nobody can give an object of theirs.
+    fn pgs_of_the_lost(&self) -> u32 {
+        let lost = self.holdings.as_ref().map(|holdings| &holdings.lost);
+        let pgs = lost.into_iter().flatten().map(|key| self.monitor.map().pg_of(POOL, &key.name()));
+        u32::try_from(pgs.collect::<BTreeSet<_>>().len()).unwrap_or(u32::MAX)
     }
 
     /// What must be said at rest, and what may be.
@@ -260,6 +279,10 @@ impl World {
         }
         if self.config.day.is_some() {
             may.extend(["PG_NOT_SCRUBBED", "PG_NOT_DEEP_SCRUBBED"]); // days fly, and scrubs do not
+        }
+        if self.pgs_of_the_lost() > 0 {
+            must.insert("OBJECT_UNFOUND");
+            may.extend(["PG_DEGRADED", "PG_NOT_CLEAN"]);
         }
         if self.config.fills || self.config.faults.cramps_per_second > 0.0 {
             may.extend(["OSD_NEAR_FULL", "OSD_BACKFILL_FULL", "POOL_NOT_SPLIT"]);
@@ -293,11 +316,13 @@ mod tests {
     #[test]
     fn what_is_on_its_way_is_no_lie_and_what_a_log_tells_of_and_is_not_there_is_one() {
         let primary = copy(&[("a", 3), ("b", 9)]);
-        let lie = |member: &Versions, head| differs(&primary, member, (version(9), version(head)), 0);
+        let lie = |member: &Versions, head| differs(&primary, member, (version(9), version(head)), 0, |_| version(8));
         assert_eq!(lie(&primary, 9), None);
         assert_eq!(lie(&copy(&[("a", 3), ("b", 5)]), 8), None, "the log does not have the write yet");
         assert_eq!(lie(&copy(&[("a", 3)]), 8), None);
         assert!(lie(&copy(&[("a", 3), ("b", 5)]), 9).is_some(), "older");
+        let told = differs(&primary, &copy(&[("a", 3)]), (version(9), version(8)), 0, |_| version(9));
+        assert!(told.is_some(), "a client was told that it is durable");
         assert!(lie(&copy(&[("b", 9)]), 9).is_some(), "missing");
         assert!(lie(&copy(&[("b", 5)]), 8).is_some(), "missing beside one that is on its way");
         let more = copy(&[("a", 3), ("b", 9), ("c", 4)]);
@@ -310,9 +335,9 @@ mod tests {
         let (whole, mut spoiled) = (copy(&[("a", 3)]), copy(&[("a", 3)]));
         spoiled.insert(key("a"), None);
         let heads = (version(3), version(3));
-        assert_eq!(differs(&whole, &spoiled, heads, 1), None);
-        assert!(differs(&whole, &spoiled, heads, 0).is_some());
-        assert!(differs(&whole, &copy(&[]), heads, 1).is_some(), "what is not there has not rotted");
+        assert_eq!(differs(&whole, &spoiled, heads, 1, |_| version(3)), None);
+        assert!(differs(&whole, &spoiled, heads, 0, |_| version(3)).is_some());
+        assert!(differs(&whole, &copy(&[]), heads, 1, |_| version(3)).is_some(), "what is not there has not rotted");
     }
 
     /// A cluster that has served for a while, and is at rest.

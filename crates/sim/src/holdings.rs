@@ -128,6 +128,20 @@ impl Holdings {
         }
     }
 
+    /// Every member of every placement group has a copy again: what became of disks that were given up before is over, and
+    /// explains nothing that is lost later.
+    pub fn healed(&mut self, nodes: &[Node]) {
+        let is_now = |life: &Life| nodes.get(life.0.0 as usize).is_some_and(|node| node.life == life.1);
+        self.submitted.retain(|life, _| is_now(life));
+        for versions in self.copies.values_mut() {
+            versions.retain(|_, lives| {
+                lives.retain(|life, _| is_now(life));
+                !lives.is_empty()
+            });
+        }
+        self.copies.retain(|_, versions| !versions.is_empty());
+    }
+
     /// What a running process has done to its copy of a version, which need not be durable yet.
     fn ending(&self, life: Life, key: &ObjectKey, version: LogVersion) -> Option<End> {
         let changes = self.submitted.get(&life).into_iter().flatten().flat_map(|(_, changes)| changes);
@@ -237,6 +251,16 @@ impl World {
         let Some((life, node)) = self.nodes.get(osd.0 as usize).map(|node| ((osd, node.life), node)) else { return };
         if let Some(holdings) = &mut self.holdings {
             holdings.submitted(life, node.disk.submitted_position(), changes);
+        }
+    }
+
+    /// Takes note of it when all is whole again, of those that are there.
+    pub(crate) fn note_healed(&mut self) {
+        if self.holdings.is_none() || !self.nodes.iter().all(Node::is_up) || !self.all_clean() {
+            return;
+        }
+        if let Some(holdings) = &mut self.holdings {
+            holdings.healed(&self.nodes);
         }
     }
 

@@ -22,6 +22,13 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
+    /// Takes the last line back if it ends so.
+    pub fn take_back(&mut self, end: &str) {
+        if self.lines.back().is_some_and(|line| line.ends_with(end)) {
+            self.lines.pop_back();
+        }
+    }
+
     pub fn into_lines(self) -> Vec<String> {
         let dropped = (self.dropped > 0).then(|| format!("({} lines before these)", self.dropped));
         dropped.into_iter().chain(self.lines).collect()

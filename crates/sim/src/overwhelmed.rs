@@ -139,7 +139,8 @@ impl World {
                 continue;
             }
             let Some(lacked) = core.lacks_only() else { return false };
-            if !lacked.iter().all(|(key, needed)| holdings.judge(&self.nodes, key, *needed)) {
+            let judge = |(key, needed): (&ObjectKey, &LogVersion)| holdings.judge(&self.nodes, key, *needed);
+            if lacked.is_empty() || !lacked.iter().all(judge) {
                 return false;
             }
             lost.extend(lacked.into_keys());
@@ -325,6 +326,23 @@ mod tests {
         assert!(!disks.is_lost(2), "the other has the version before");
         disks.holdings.told(&key().name(), at(2));
         assert!(disks.is_lost(2));
+    }
+
+    #[test]
+    fn a_disk_that_was_given_up_explains_nothing_once_all_was_whole_again() {
+        for healed in [false, true] {
+            let mut disks = Disks::new();
+            (0..2).for_each(|osd| disks.write(osd, 1));
+            disks.holdings.told(&key().name(), at(1));
+            disks.nodes[0].give_up_disk().expect("formatted");
+            disks.submit(0, vec![StoreOp::CreateCollection]);
+            disks.write(0, 1);
+            if healed {
+                disks.holdings.healed(&disks.nodes);
+            }
+            (0..2).for_each(|osd| disks.write(osd, 2));
+            assert_eq!(disks.is_lost(1), !healed, "writes alone must not cost the last copy");
+        }
     }
 
     #[test]

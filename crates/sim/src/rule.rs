@@ -4,6 +4,7 @@ use std::fmt;
 
 use holdfast_gateway_s3::sabotage as commits;
 use holdfast_kvgroup::sabotage::{self, Sabotage};
+use holdfast_mon_state::sabotage as judgement;
 use holdfast_pg::mutants::{self, Mutant};
 
 use crate::config::Config;
@@ -18,6 +19,8 @@ pub enum Rule {
     Table(Sabotage),
     /// Of S3 gateways.
     Commit(commits::Sabotage),
+    /// Of what the monitors say.
+    Judgement(judgement::Sabotage),
 }
 
 impl Rule {
@@ -25,7 +28,9 @@ impl Rule {
     pub fn all() -> impl Iterator<Item = Rule> {
         let of_groups = Mutant::ALL.into_iter().map(Rule::Group);
         let of_tables = Sabotage::ALL.into_iter().map(Rule::Table);
-        of_groups.chain(of_tables).chain(commits::Sabotage::ALL.into_iter().map(Rule::Commit))
+        let of_commits = commits::Sabotage::ALL.into_iter().map(Rule::Commit);
+        let of_judgement = judgement::Sabotage::ALL.into_iter().map(Rule::Judgement);
+        of_groups.chain(of_tables).chain(of_commits).chain(of_judgement)
     }
 
     /// What is wrong when it is broken.
@@ -35,6 +40,7 @@ impl Rule {
             Rule::Group(mutant) => mutant.breaks(),
             Rule::Table(sabotage) => sabotage.breaks(),
             Rule::Commit(sabotage) => sabotage.breaks(),
+            Rule::Judgement(sabotage) => sabotage.breaks(),
         }
     }
 
@@ -42,7 +48,7 @@ impl Rule {
     #[must_use]
     pub fn concerns(self, world: &Config) -> bool {
         match self {
-            Rule::Group(_) => true,
+            Rule::Group(_) | Rule::Judgement(_) => true,
             Rule::Table(_) => world.front.is_some(),
             Rule::Commit(_) => world.front.is_some_and(|front| front.work == FrontWork::Gateways),
         }
@@ -73,6 +79,7 @@ impl Rule {
             },
             Rule::Table(_) => "tables",
             Rule::Commit(_) => "objects",
+            Rule::Judgement(_) => "storm",
         }
     }
 
@@ -90,6 +97,10 @@ impl Rule {
             Some(Rule::Commit(sabotage)) => Some(sabotage),
             _ => None,
         });
+        judgement::choose(match rule {
+            Some(Rule::Judgement(sabotage)) => Some(sabotage),
+            _ => None,
+        });
     }
 }
 
@@ -99,6 +110,7 @@ impl fmt::Debug for Rule {
             Rule::Group(mutant) => mutant.fmt(f),
             Rule::Table(sabotage) => sabotage.fmt(f),
             Rule::Commit(sabotage) => sabotage.fmt(f),
+            Rule::Judgement(sabotage) => sabotage.fmt(f),
         }
     }
 }

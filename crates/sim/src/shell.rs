@@ -54,9 +54,10 @@ impl World {
 
     pub(crate) fn peer(&mut self, to: OsdId, from: OsdId, from_run: Incarnation, message: PeerMessage) {
         let cut = self.faults.cuts_after_activation;
-        let used = message.pg.seed < self.config.pgs_used && self.now.since(self.last_cut) >= ACTIVATION_CUT_GAP;
+        let used =
+            message.pg.seed < self.config.pgs_used && self.now.since(self.last_activation_cut) >= ACTIVATION_CUT_GAP;
         if cut > 0.0 && used && matches!(message.body, PeerBody::ActivateAck(_)) && self.rng.random_bool(cut) {
-            self.last_cut = self.now;
+            (self.last_cut, self.last_activation_cut) = (self.now, self.now);
             let after = Duration::from_millis(self.rng.random_range(0..400));
             // More often than not the primary: it may be the only one that has what is newest.
             let away = if self.rng.random_bool(0.6) { to } else { from };

@@ -58,7 +58,10 @@ impl World {
 
     /// The strike just dealt found nothing to strike.
     pub(crate) fn struck_nothing(&mut self) {
-        self.dealt.strikes.pop();
+        let strike = self.dealt.strikes.pop();
+        if let Some(strike) = strike {
+            self.dealt.journal.take_back(&format!("strike {}: {}", strike.ordinal, strike.what));
+        }
     }
 }
 

@@ -256,8 +256,14 @@ impl World {
         for due in self.monitor.due(self.now) {
             match due {
                 Due::Propose(change) => {
-                    self.count_decision(&change);
+                    let kind = World::decision(&change);
+                    let before = self.monitor.map().epoch;
                     self.propose(change);
+                    // The end of a hold-off is no matter of maps.
+                    let done = self.monitor.map().epoch > before || kind == Some(FaultKind::HoldOffCutShort);
+                    if let Some(kind) = kind.filter(|_| done) {
+                        self.counts.add(kind, 1);
+                    }
                 }
                 Due::Probe { osd, incarnation, .. } => self.probe(osd, incarnation),
             }

@@ -276,6 +276,8 @@ pub(crate) struct World {
     pub rifts: u64,
     /// When all OSDs lost power at an activation or an acknowledgement last.
     pub last_cut: Timestamp,
+    /// When they did at an activation.
+    pub last_activation_cut: Timestamp,
     /// The newest version of each object that an OSD has acknowledged, and which.
     pub acknowledged: BTreeMap<ObjectName, Acknowledged>,
     /// What became of each copy, in a world whose sectors go bad.
@@ -359,6 +361,7 @@ impl World {
             rifts: 0,
             put_out: BTreeSet::new(),
             last_cut: Timestamp::ZERO,
+            last_activation_cut: Timestamp::ZERO,
             acknowledged: BTreeMap::new(),
             holdings: (config.faults.bad_sectors_per_second > 0.0).then(Holdings::default),
             leases_granted: 0,

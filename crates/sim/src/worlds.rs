@@ -12,6 +12,7 @@ impl Config {
         let leases = Config::leases();
         let faults = Faults {
             side_cuts_per_second: 0.25,
+            group_partitions_per_second: 0.06,
             resets_per_second: 0.5,
             served_cuts_per_second: 0.0,
             one_way_cuts_per_second: 0.0,
