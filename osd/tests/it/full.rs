@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::*;
 use bytes::Bytes;
-use holdfast_client::{Client, OpOptions, OperateError, Pool};
+use holdfast_client::{Cause, Client, OpOptions, OperateError, Pool};
 use holdfast_types::{Incarnation, ObjectName};
 use holdfast_wire::{Blob, ObjectOp, Row};
 
@@ -130,8 +130,8 @@ async fn a_small_member_that_is_overrun_stays_up_and_comes_back_when_there_is_ro
         match task.await.expect("no panic") {
             (index, Ok(_)) => written.push(index),
             (_, Err(OperateError::Full)) => {}
-            // Its first sending had no answer, since a run ended with it, and a later one was refused.
-            (index, Err(OperateError::Timeout { .. })) => unknown.push(index),
+            // An earlier sending had no answer, and this one was refused: that one may yet be executed.
+            (index, Err(OperateError::Timeout { last_cause: Cause::Full, .. })) => unknown.push(index),
             (index, Err(error)) => panic!("object {index}: {error}"),
         }
     }

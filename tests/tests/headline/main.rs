@@ -53,7 +53,7 @@ fn nothing_acknowledged_is_lost_when_all_hosts_lose_power_and_what_was_not_synce
 }
 
 #[test]
-#[ignore = "takes minutes, `cargo xtask headline` runs it; the chaos test and those of the OSD flip bits in every run"]
+#[ignore = "takes minutes: `cargo xtask headline` runs it; in each run of all tests, those of the OSD (`rot.rs`) spoil copies"]
 fn nothing_acknowledged_is_lost_or_wrong_when_a_bit_flips_in_a_file_of_one_osd() -> anyhow::Result<()> {
     let Some(fabric) = ground()? else { return Ok(()) };
     on_client(&fabric, flip::run(fabric.clone(), asked().unwrap_or(ROUNDS_FEW), seed()))
