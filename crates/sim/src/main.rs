@@ -29,7 +29,7 @@ const SEEDS_ENOUGH: u64 = 20;
 /// drops any.
 const HEADLINES: [(&str, FaultKind); 2] = [("rot", FaultKind::CopyDamaged), ("power", FaultKind::SectorLost)];
 /// A headline test gives up when fewer than one of so many seeds struck.
-const SEEDS_TO_STRIKE: u64 = 4;
+const SEEDS_TO_STRIKE: u64 = 8;
 
 struct Arguments {
     seeds: u64,
