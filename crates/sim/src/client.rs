@@ -361,7 +361,7 @@ impl Client {
                 self.epoch = self.epoch.max(reply.epoch);
                 return Ok(());
             }
-            // A removal is refused by nobody.
+            // A removal is never refused as full.
             ClientOutcome::Refused(RefusedReason::Full) if self.when_full != WhenFull::Never && changes && !removes => {
                 self.refused_full += 1;
                 if self.when_full == WhenFull::SendAgain {

@@ -254,7 +254,7 @@ impl World {
         }
     }
 
-    /// Takes note of it when all is whole again, of those that are there.
+    /// Takes note of it when all is whole again.
     pub(crate) fn note_healed(&mut self) {
         if self.holdings.is_none() || !self.nodes.iter().all(Node::is_up) || !self.all_clean() {
             return;

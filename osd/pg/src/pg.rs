@@ -564,12 +564,17 @@ impl Pg {
         true
     }
 
-    /// Whether an OSD may hold what nobody who was asked can give: one that is down, or that came up just now and has not
-    /// made itself known yet.
+    /// Whether an OSD may hold what nobody who was asked can give: see [`Pg::absent`].
     pub(crate) fn absent_may_have(&self) -> bool {
-        let mut members = self.history.past.iter().flat_map(|past| &past.acting);
+        self.absent().next().is_some()
+    }
+
+    /// OSDs that may hold what nobody who was asked can give: those that are down, and those that came up just now and have
+    /// not made themselves known yet. Some may come twice.
+    pub(crate) fn absent(&self) -> impl Iterator<Item = OsdId> {
+        let members = self.history.past.iter().flat_map(|past| &past.acting).copied();
         let down = |osd: &OsdId| self.map.osds.get(osd).is_some_and(|info| !info.up);
-        members.any(down) || self.unheard().next().is_some()
+        members.filter(down).chain(self.unheard())
     }
 
     /// Members of past intervals that are up and of whom it is not known whether they hold a copy.

@@ -1,5 +1,7 @@
 //! What the primary tells the monitors, and what must always hold.
 
+use std::collections::BTreeSet;
+
 use holdfast_types::{Epoch, OsdId};
 use holdfast_wire::mon::{PgReport, PgState};
 
@@ -47,6 +49,9 @@ impl Pg {
                 state.recovering = !state.backfilling && active.recovery.is_transferring();
                 let keys = active.recovery.unfound();
                 objects_unfound = keys.len() as u64;
+                if objects_unfound > 0 {
+                    blocked_by.extend(self.absent().collect::<BTreeSet<OsdId>>());
+                }
                 unfound.extend(keys.take(EXAMPLES_MAX).map(|key| key.name().as_bytes().escape_ascii().to_string()));
                 copies_missing += self.holding.missing.len() as u64;
                 copies_missing += active.peers.values().map(|peer| peer.missing.len() as u64).sum::<u64>();

@@ -86,7 +86,7 @@ pub struct PgReport {
     /// Maps before this one are no longer needed for this placement group.
     #[n(11)]
     pub last_epoch_clean: Epoch,
-    /// OSDs that must come back before it can go on.
+    /// OSDs that must come back, or answer, before it can go on; of one that serves, those that may have what is unfound.
     #[n(12)]
     pub blocked_by: Vec<OsdId>,
     /// Its scrubs; `None` before the primary was told the time.

@@ -1,13 +1,13 @@
 //! `pg query` and `explain`: the cause, who stands in the way, the next command.
 //!
 //! Made from what the monitors know: the map, the notes on OSDs, and what primaries report. What only a primary knows,
-//! such as which object of a placement group is missing where, is not in it.
+//! such as which object of a placement group is missing where, is not in it, but for the names of some that are unfound.
 
 use std::time::Duration;
 
 use holdfast_map::{ClusterMap, SpaceLevel};
 use holdfast_types::{ObjectName, OsdId, PgId, Timestamp};
-use holdfast_wire::mon::{Cause, Explanation, MonError, PgDetail, Subject};
+use holdfast_wire::mon::{Cause, Explanation, MonError, PgDetail, PgReport, Subject};
 
 use super::health::{fate_words, held_words, silence_words};
 use super::out::Limits;
@@ -161,13 +161,16 @@ impl Explainer<'_> {
     fn lack_of_members(&self, view: &PgView<'_>, placed: &[OsdId], causes: &mut Vec<Cause>) {
         let map = self.map();
         let (size, min_size) = (view.pool.size() as usize, view.pool.min_size() as usize);
-        let down: Vec<OsdId> = placed.iter().copied().filter(|osd| !map.is_up(*osd)).collect();
+        // Who is to serve for a time may be the only one with a complete copy, and down.
+        let temporary = map.pg_temp.get(&view.pg).into_iter().flatten().filter(|osd| !placed.contains(osd));
+        let down: Vec<OsdId> = placed.iter().chain(temporary).copied().filter(|osd| !map.is_up(*osd)).collect();
         let filled: Vec<OsdId> =
             placed.iter().copied().filter(|osd| map.is_up(*osd) && !view.acting.contains(osd)).collect();
         let short = view.acting.len() < min_size;
         if short && !filled.is_empty() {
             let full: Vec<OsdId> = filled.iter().copied().filter(|osd| map.takes_no_backfill(*osd)).collect();
-            let (why, next) = if full.is_empty() {
+            let enough = view.acting.len() + filled.len() - full.len() >= min_size;
+            let (why, next) = if enough {
                 (String::new(), "wait until these are filled; if it stays, `holdfast explain osd` of each of them")
             } else {
                 (format!("; {} too full to take copies", names(&full)), "delete data, or add disks: `holdfast osd df`")
@@ -360,25 +363,41 @@ impl Explainer<'_> {
             causes.push(Cause { code: "PEERING".into(), cause, blocked_by, next });
         }
         if report.objects_unfound > 0 {
-            let down: Vec<OsdId> = self.map().osds.iter().filter(|(_, info)| !info.up).map(|(osd, _)| *osd).collect();
-            let next = if down.is_empty() {
-                "no OSD is down that could have one: give them up by deleting what they are part of, which always works, or \
-                 leave them: who reads them is told that they cannot be read"
-                    .to_owned()
-            } else {
-                format!("bring back {}, of which one may have them, and do not remove any", names(&down))
-            };
-            causes.push(Cause {
-                code: "OBJECTS_UNFOUND".into(),
-                cause: format!(
-                    "no OSD that is up has a copy of {} of its objects that can be read: {}",
-                    report.objects_unfound,
-                    names(&report.unfound)
-                ),
-                blocked_by: strings(&report.blocked_by),
-                next,
-            });
+            self.unfound(report, causes);
         }
+    }
+
+    fn unfound(&self, report: &PgReport, causes: &mut Vec<Cause>) {
+        let absent = &report.blocked_by;
+        let down: Vec<OsdId> = absent.iter().copied().filter(|osd| !self.map().is_up(*osd)).collect();
+        let more = report.objects_unfound.saturating_sub(report.unfound.len() as u64);
+        let examples = match (report.unfound.is_empty(), more) {
+            (true, _) => String::new(),
+            (false, 0) => format!(": {}", report.unfound.join(", ")),
+            (false, more) => format!(": {} and {more} more", report.unfound.join(", ")),
+        };
+        let next = if absent.is_empty() {
+            "all that may have them were asked: who reads them is told that they cannot be read; a disk that is put back may \
+             have them, else give them up by deleting what they are part of"
+                .to_owned()
+        } else if down.is_empty() {
+            format!("wait until {} answered; if it stays, `holdfast explain osd` and its log", names(absent))
+        } else {
+            format!(
+                "{}; remove none of {}: one of them may have these objects",
+                self.how_to_bring_back(&down),
+                names(absent)
+            )
+        };
+        causes.push(Cause {
+            code: "OBJECTS_UNFOUND".into(),
+            cause: format!(
+                "nobody who was asked can give {} of its objects in their newest version{examples}",
+                report.objects_unfound
+            ),
+            blocked_by: strings(absent),
+            next,
+        });
     }
 
     fn copies_on_the_way(&self, view: &PgView<'_>, causes: &mut Vec<Cause>) {
@@ -391,6 +410,11 @@ impl Explainer<'_> {
         }
         let full: Vec<OsdId> = view.up.iter().copied().filter(|osd| map.takes_no_backfill(*osd)).collect();
         let works = report.state.recovering || report.state.backfilling;
+        // What is unfound is missing everywhere, and no turn of its own helps it.
+        let only_unfound = report.copies_missing <= report.objects_unfound.saturating_mul(report.acting.len() as u64);
+        if report.objects_unfound > 0 && only_unfound && moving.is_empty() && !works {
+            return;
+        }
         let to = if moving.is_empty() { String::new() } else { format!(", to {}", names(&moving)) };
         let (code, cause, blocked_by, next) = if !full.is_empty() && !works {
             let cause = format!("{} too full to take copies", names(&full));

@@ -215,9 +215,11 @@ fn members_that_are_being_filled_are_named_when_too_few_copies_are_complete() {
     assert_eq!(codes(&why)[0], "TOO_FEW_COMPLETE", "{why:?}");
     assert_eq!(why.causes[0].blocked_by, [up[1].to_string(), up[2].to_string()]);
     assert!(why.causes[0].next.starts_with("wait"), "{why:?}");
-    // One of them is too full to be filled, and one is down: waiting alone does not help.
-    kill(&mut world, up[1].0, false);
+    // One of them is too full to be filled: the other is enough, until it is down.
     world.change(Change::Space(BTreeMap::from([(up[2], SpaceLevel::BackfillFull)])));
+    world.report_all();
+    assert!(explain(&world, Subject::Pg(PG)).causes[0].next.starts_with("wait"));
+    kill(&mut world, up[1].0, false);
     let why = explain(&world, Subject::Pg(PG));
     assert_eq!(codes(&why)[..2], ["TOO_FEW_COMPLETE", "MEMBER_DOWN"], "{why:?}");
     assert_eq!(
@@ -228,20 +230,27 @@ fn members_that_are_being_filled_are_named_when_too_few_copies_are_complete() {
 }
 
 #[test]
-fn objects_that_nobody_can_read_are_named_and_so_is_who_may_have_them_or_how_to_give_them_up() {
-    let mut world = World::new(&[0, 1, 2, 3]);
-    world.report_each(|report| {
-        report.state.clean = false;
-        (report.objects_unfound, report.unfound) = (1, vec!["photo".to_owned()]);
-    });
-    let of_unfound = |world: &World| {
-        let why = explain(world, Subject::Pg(PG));
-        why.causes.into_iter().find(|cause| cause.code == "OBJECTS_UNFOUND").expect("it is said")
+fn objects_that_nobody_can_give_are_named_and_so_is_who_may_have_them_or_how_to_give_them_up() {
+    let mut world = World::new(&[0, 1, 2, 3, 4, 5]);
+    let mut others = (0..6).filter(|osd| !world.map().members(PG).up.contains(&OsdId(*osd)));
+    let (holder, unconcerned) = (others.next().expect("one more"), others.next().expect("another one"));
+    let explained = |world: &mut World, absent: &[OsdId]| {
+        world.report_each(|report| {
+            (report.state.clean, report.copies_missing, report.objects_unfound) = (false, 21, 7);
+            (report.unfound, report.blocked_by) = (vec!["photo".to_owned(), "song".to_owned()], absent.to_vec());
+        });
+        explain(world, Subject::Pg(PG))
     };
-    let cause = of_unfound(&world);
-    assert!(cause.cause.ends_with("that can be read: photo") && cause.next.contains("deleting"), "{cause:?}");
-    let other = (0..4).find(|osd| !world.map().members(PG).up.contains(&OsdId(*osd))).expect("one more");
-    kill(&mut world, other, false);
-    let cause = of_unfound(&world);
-    assert!(cause.next.starts_with(&format!("bring back osd.{other}")), "{cause:?}");
+    kill(&mut world, unconcerned, false);
+    let why = explained(&mut world, &[]);
+    assert_eq!(codes(&why), ["OBJECTS_UNFOUND"], "it is nobody's turn: {why:?}");
+    assert!(why.causes[0].cause.ends_with(": photo, song and 5 more"), "{why:?}");
+    assert!(why.causes[0].next.contains("deleting") && why.causes[0].blocked_by.is_empty(), "{why:?}");
+
+    let why = explained(&mut world, &[OsdId(holder)]);
+    assert!(why.causes[0].next.starts_with("wait") && !why.causes[0].next.contains("deleting"), "it is up: {why:?}");
+    kill(&mut world, holder, false);
+    let why = explained(&mut world, &[OsdId(holder)]);
+    assert_eq!(why.causes[0].blocked_by, [OsdId(holder).to_string()]);
+    assert!(why.causes[0].next.starts_with(&format!("start `holdfast osd` for osd.{holder}")), "{why:?}");
 }

@@ -90,6 +90,7 @@ fn an_object_of_unknown_version_stays_missing_over_a_restart() {
     let report = group.report();
     assert_eq!((report.objects_unfound, report.state.clean), (1, false));
     assert_eq!(report.unfound, ["old"], "a person can look what it is part of");
+    assert_eq!(report.blocked_by, [], "all were asked");
     mend(&mut group, 0, "old");
     group.run_until_clean();
     assert!(group.is_whole(0, "old") && !lacks(&group, 0, "old"));

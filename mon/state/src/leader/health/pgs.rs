@@ -95,8 +95,8 @@ pub(super) fn checks(views: &[PgView<'_>]) -> Vec<HealthCheck> {
                 plural(unfound.len(), "placement group", "placement groups")
             ),
             unfound,
-            "reads and writes of these objects wait while an OSD is down that may have them, and fail otherwise; deletes work",
-            "bring back the OSDs that were up last, and do not remove them; `holdfast explain pg` names the objects",
+            "reads and writes of these objects wait while an OSD that may have them is down or was not heard, and fail otherwise",
+            "bring back the OSDs that were up last, and do not remove them; `holdfast explain pg` names objects and OSDs",
         ));
     }
     checks
