@@ -57,7 +57,7 @@ pub(crate) struct Node {
     /// Whether its disk has failed a write or a sync: it is not used again.
     pub disk_failed: bool,
     /// What it stopped before: it goes on with this, whatever has come in meanwhile.
-    pub unperformed: VecDeque<(PgId, Outbox)>,
+    pub unperformed: VecDeque<(PgId, Undone)>,
     pub space: PeerSpace,
     /// For a mutant: how full it was when it was fullest, and when that was.
     pub fullest: Option<(Timestamp, StoreUsage)>,
@@ -78,6 +78,15 @@ pub(crate) struct Node {
     pub copies_repaired: u64,
     limits: Limits,
     segments: u32,
+}
+
+/// What a process that has stopped in the middle of a step has yet to do.
+#[derive(Debug)]
+pub(crate) enum Undone {
+    /// What a step has decided.
+    Outputs(Outbox),
+    /// The next step: it reads what the one before has written.
+    Step(Box<Input>),
 }
 
 impl Node {

@@ -16,6 +16,7 @@ use rand::Rng;
 use crate::config::REPLAY_MAX;
 use crate::faults::FaultKind;
 use crate::monitor::Monitor;
+use crate::node::Undone;
 use crate::world::{Event, World};
 
 /// Every so many messages one is sent through the codec.
@@ -116,6 +117,11 @@ impl World {
         if !self.node(osd).running || self.node(osd).stopped.contains(&pg) {
             return;
         }
+        if self.node(osd).paused_until > now {
+            // It has stopped in the middle of what an earlier step of this same moment had to do: first that, then this.
+            self.node(osd).unperformed.push_back((pg, Undone::Step(Box::new(input))));
+            return self.schedule(Duration::ZERO, Event::Perform { osd });
+        }
         if self.config.trace {
             match &input {
                 Input::Map { map, members } => self.trace(&format!("{osd} {pg} <- map {} {members:?}", map.epoch)),
@@ -137,8 +143,7 @@ impl World {
         let run = self.node(osd).incarnation;
         let now = self.now;
         if self.node(osd).paused_until > now {
-            // It stopped in the middle of what an earlier step of this same moment had to do: first that, then this.
-            self.node(osd).unperformed.push_back((pg, outbox));
+            self.node(osd).unperformed.push_back((pg, Undone::Outputs(outbox)));
             return self.schedule(Duration::ZERO, Event::Perform { osd });
         }
         let mut outbox = outbox.into_iter();
@@ -148,7 +153,7 @@ impl World {
             }
             if self.stops_before(osd, &output) {
                 let rest = std::iter::once(output).chain(outbox).collect();
-                self.node(osd).unperformed.push_front((pg, rest));
+                self.node(osd).unperformed.push_front((pg, Undone::Outputs(rest)));
                 return self.schedule(Duration::ZERO, Event::Perform { osd });
             }
             if self.config.trace {

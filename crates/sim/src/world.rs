@@ -26,7 +26,7 @@ use crate::health::Health;
 use crate::holdings::Holdings;
 use crate::leases::Acknowledged;
 use crate::monitor::Monitor;
-use crate::node::{Node, RATE};
+use crate::node::{Node, RATE, Undone};
 use crate::rifts::Rift;
 use crate::strikes::Dealt;
 use crate::watch::Beat;
@@ -613,8 +613,11 @@ impl World {
             if !rest.is_zero() {
                 return self.schedule(rest, event);
             }
-            while let Some((pg, outbox)) = self.node(osd).unperformed.pop_front() {
-                self.perform(osd, pg, outbox);
+            while let Some((pg, undone)) = self.node(osd).unperformed.pop_front() {
+                match undone {
+                    Undone::Outputs(outbox) => self.perform(osd, pg, outbox),
+                    Undone::Step(input) => self.step(osd, pg, *input),
+                }
                 if !self.node(osd).paused_until.since(self.now).is_zero() {
                     return self.handle(event); // it has stopped once more
                 }

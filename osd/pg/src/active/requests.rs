@@ -189,7 +189,8 @@ impl Pg {
                     return Tried::Done;
                 }
                 Remembered::As(outcome) => {
-                    self.reply(queued.reply_to, queued.request.id, outcome, step.out);
+                    // Only while nobody can have taken over: who did may have executed a later sending.
+                    self.answer(Held { queued, outcome, logged: false }, step);
                     return Tried::Done;
                 }
             }
@@ -368,7 +369,7 @@ impl Pg {
         let Held { queued, outcome, logged } = held;
         if !logged && self.readable_until(step) <= step.now && !on(Mutant::AnswerNotJudged) {
             // It may show what another primary has replaced: it does not leave, and so is not to be remembered. (What is
-            // judged too late only later was true after its request had come: a resend may be told it.)
+            // judged too late only later was true after its request had come: a resend may be told it, under leases again.)
             return self.refuse(&queued, RefusedReason::Busy, step);
         }
         if !logged && queued.request.is_write() && !on(Mutant::UnloggedForgotten) {

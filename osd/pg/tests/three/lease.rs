@@ -94,6 +94,22 @@ fn a_failure_that_was_found_without_a_lease_is_not_remembered() {
 }
 
 #[test]
+fn a_failure_that_is_remembered_is_told_again_only_under_the_leases_of_all_members() {
+    let mut world = World::new();
+    world.write(b"value");
+    let create =
+        || vec![ObjectOp::AssertAbsent, ObjectOp::WriteFull { data: bytes::Bytes::from_static(b"newer").into() }];
+    for _ in 0..2 {
+        let outcome = world.ask_of(A, 2, 7, create());
+        assert!(matches!(outcome, Some(ClientOutcome::Failed { .. })), "{outcome:?}");
+    }
+    // Whoever may have replaced A may have executed a later sending, after a removal.
+    world.nodes.get_mut(&A).unwrap().disk.leases.insert(C, Timestamp::ZERO);
+    let outcome = world.ask_of(A, 2, 7, create());
+    assert!(!matches!(outcome, Some(ClientOutcome::Failed { .. } | ClientOutcome::Done { .. })), "{outcome:?}");
+}
+
+#[test]
 fn the_lease_of_a_silent_primary_is_waited_for() {
     let mut world = quick();
     world.write(b"value");
