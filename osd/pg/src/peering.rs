@@ -24,7 +24,7 @@
 //! |---|---|
 //! | primary | it peers again; a member that is told a newer activation than its own merges again, and drops what is of the old one |
 //! | member | it answers `NotActivated` to what is of an activation that it does not know; the primary peers again |
-//! | all | nobody knows the past: the primary waits until every OSD that may have been a member is up and heard, and goes on if none of them says that its copy was lost |
+//! | all | nobody knows the past: the primary waits until every OSD that may have been a member is up and heard, and goes on if none of them says that its copy was lost, or another has followed an activation since what is known begins (P4) |
 //!
 //! Invariants: P1 the chosen log is of a complete copy (`last_backfill = MAX`) with `info_les ≥ M`; P2 the placement
 //! group goes active for writes only after the map shows `up_thru ≥ interval start` and every member, backfill targets
@@ -243,12 +243,12 @@ impl Pg {
         } else if let Some(absent) = self.unheard_interval() {
             let phase = if absent.is_empty() { Phase::Incomplete } else { Phase::Down { blocked_by: absent } };
             self.enter(phase, step);
-        } else if !intervals::is_known(&self.history) && self.somebody_lost_a_copy() {
+        } else if !intervals::is_known(&self.history) && self.somebody_lost_a_copy() && !self.speaks_for_the_unknown() {
             // Everybody has been heard, but what this one knew is not known.
             self.enter(Phase::Incomplete, step);
         } else {
             // Either the past is known and each interval with writes has a witness, or every OSD that may ever have held
-            // the placement group is up and has been heard.
+            // the placement group is up and has been heard; a copy that one of them lost is not needed then.
             self.choose(step);
         }
     }
@@ -279,6 +279,18 @@ impl Pg {
         let lost = |info: &PgInfo| info.lost == Some(true);
         let Role::Peering(peering) = &self.role else { return false };
         lost(&self.holding.info()) || peering.notices.values().any(|notice| notice.info.as_ref().is_some_and(lost))
+    }
+
+    /// P4: whether a copy speaks for all that came before the intervals that are known. Whoever had it take part in an
+    /// activation had heard all that was acknowledged before, and had it take the log of that. It stays chosen as long
+    /// as nobody has one of a later activation ([`Pg::choice`]).
+    fn speaks_for_the_unknown(&self) -> bool {
+        let Role::Peering(peering) = &self.role else { return false };
+        let known_from = self.history.known_from;
+        let speaks = |info: &PgInfo| {
+            info.lost != Some(true) && info.last_backfill.is_complete() && info.last_epoch_started >= known_from
+        };
+        speaks(&self.holding.info()) || peering.notices.values().any(|notice| notice.info.as_ref().is_some_and(speaks))
     }
 
     // ---- the choice ----

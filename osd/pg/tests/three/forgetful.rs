@@ -1,6 +1,7 @@
 //! Acknowledged writes against OSDs and monitors that have forgotten: a blank disk, and a map without the pool.
 
 use holdfast_types::PoolId;
+use holdfast_wire::peer::PeerBody;
 
 use crate::world::{A, B, C, Node, World, info};
 
@@ -38,6 +39,37 @@ fn a_disk_that_is_the_same_speaks_for_its_writes_at_once() {
     world.restart(C, 31);
     world.restart(A, 11);
     assert_eq!(world.read().as_deref(), Some(&b"acknowledged by B and C"[..]), "C holds it all");
+}
+
+/// A primary that its members do not hear, or that does not hear them, loses its copy; none of them knows what came
+/// before the map in which they began.
+fn a_primary_is_lost_before_it_is_active(loses: fn(&PeerBody) -> bool) -> World {
+    let mut world = World::without_copies();
+    world.loses = loses;
+    world.publish(|_| ());
+    world.settle();
+    world.stop(A);
+    world.loses = |_| false;
+    world.restart_without_copy(A, 11);
+    world
+}
+
+#[test]
+fn copies_that_took_part_in_an_activation_speak_for_the_past_that_nobody_knows() {
+    let deaf = |body: &PeerBody| matches!(body, PeerBody::ActivateAck(_));
+    let mut world = a_primary_is_lost_before_it_is_active(deaf);
+    let report = world.nodes[&A].pg.as_ref().unwrap().report();
+    assert!(report.state.active, "B and C have the log of all that A had heard of: {report:?}");
+    world.write(b"value");
+    assert_eq!(world.read().as_deref(), Some(&b"value"[..]));
+}
+
+#[test]
+fn copies_that_took_part_in_no_activation_speak_for_no_past() {
+    let mute = |body: &PeerBody| matches!(body, PeerBody::Activate(_));
+    let world = a_primary_is_lost_before_it_is_active(mute);
+    let report = world.nodes[&A].pg.as_ref().unwrap().report();
+    assert!(report.state.incomplete, "what the lost copy knew is not known: {report:?}");
 }
 
 #[test]

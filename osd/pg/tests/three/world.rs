@@ -11,7 +11,7 @@ use holdfast_pg::{Input, Limits, Output, Pg, ReplyTo, answer_without_copy};
 use holdfast_types::{
     ClientId, ClusterId, DiskUuid, Epoch, Incarnation, ObjectName, OsdId, PgId, PoolId, RequestId, Timestamp,
 };
-use holdfast_wire::peer::PeerMessage;
+use holdfast_wire::peer::{PeerBody, PeerMessage};
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, OpResult, RefusedReason};
 
 pub const PG: PgId = PgId { pool: PoolId(1), seed: 0 };
@@ -37,6 +37,8 @@ pub struct World {
     pub now: Timestamp,
     /// How long each of the 20 rounds takes in which everything settles.
     pub round: Duration,
+    /// Messages of which none arrives.
+    pub loses: fn(&PeerBody) -> bool,
     tid: u64,
 }
 
@@ -65,6 +67,16 @@ fn members(map: &ClusterMap) -> PgMembers {
 
 impl World {
     pub fn new() -> World {
+        let mut world = World::without_copies();
+        for osd in [A, B, C] {
+            world.feed(osd);
+        }
+        world.settle();
+        world
+    }
+
+    /// The pool is there, and the OSDs hear of it with the map that is published next.
+    pub fn without_copies() -> World {
         let nodes = [A, B, C]
             .map(|osd| (osd, Node { running: true, incarnation: Incarnation(u64::from(osd.0)), ..Node::default() }));
         let mut world = World {
@@ -75,16 +87,17 @@ impl World {
             replies: Vec::new(),
             now: Timestamp::ZERO,
             round: Duration::from_secs(2),
+            loses: |_| false,
             tid: 0,
         };
-        world.publish(|map| {
-            let kind = PoolKind::Replicated { size: 3, min_size: 2 };
-            let (name, application) = ("p".to_owned(), "test".to_owned());
-            map.pools.insert(PG.pool, Pool { name, kind, pg_num: 1, rule: 0, created: map.epoch, application });
-            map.next_pool = PoolId(2);
-            map.osds.extend([A, B, C].map(|osd| (osd, info(u64::from(osd.0), map.epoch))));
-        });
-        world.settle();
+        let mut map = ClusterMap::clone(&world.newest());
+        map.epoch = map.epoch.next();
+        let kind = PoolKind::Replicated { size: 3, min_size: 2 };
+        let (name, application) = ("p".to_owned(), "test".to_owned());
+        map.pools.insert(PG.pool, Pool { name, kind, pg_num: 1, rule: 0, created: map.epoch, application });
+        map.next_pool = PoolId(2);
+        map.osds.extend([A, B, C].map(|osd| (osd, info(u64::from(osd.0), map.epoch))));
+        world.maps.push(Arc::new(map));
         world
     }
 
@@ -159,6 +172,9 @@ impl World {
         for _ in 0..20 {
             while !self.mail.is_empty() || !self.wishes.is_empty() {
                 if let Some((from, to, message)) = self.mail.pop_front() {
+                    if (self.loses)(&message.body) {
+                        continue;
+                    }
                     let incarnation = self.nodes[&from].incarnation;
                     let node = &self.nodes[&to];
                     if node.running && node.pg.is_some() {
@@ -195,6 +211,15 @@ impl World {
         self.settle();
     }
 
+    /// Starts an OSD that knows that it has lost its copy.
+    pub fn restart_without_copy(&mut self, osd: OsdId, incarnation: u64) {
+        let map = self.newest();
+        let pg = Pg::create_lost(PG, osd, Incarnation(incarnation), map, Limits::default(), false);
+        let disk = MemoryCollection::default();
+        self.nodes.insert(osd, Node { running: true, incarnation: Incarnation(incarnation), pg: Some(pg), disk });
+        self.announce(osd, incarnation);
+    }
+
     /// Starts an OSD on the disk that it had.
     pub fn restart(&mut self, osd: OsdId, incarnation: u64) {
         let node = self.nodes.get_mut(&osd).unwrap();
@@ -205,6 +230,10 @@ impl World {
             let pg = Pg::load_with(PG, osd, node.incarnation, map, of, Limits::default(), &node.disk).unwrap();
             node.pg = Some(pg);
         }
+        self.announce(osd, incarnation);
+    }
+
+    fn announce(&mut self, osd: OsdId, incarnation: u64) {
         self.publish(|map| {
             let epoch = map.epoch;
             let info = map.osds.get_mut(&osd).unwrap();
