@@ -19,6 +19,7 @@ mod copies;
 mod cuts;
 mod decisions;
 mod disk;
+mod ending;
 mod faults;
 mod fence;
 mod front;
