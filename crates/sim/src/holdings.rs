@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use holdfast_pg::{ObjectKey, StoreOp};
-use holdfast_types::{LogVersion, ObjectName, OsdId, PgId, RequestId};
+use holdfast_types::{Incarnation, LogVersion, ObjectName, OsdId, PgId, RequestId};
 use holdfast_wire::peer::EntryKind;
 
 use crate::disk::Disk;
@@ -46,6 +46,15 @@ pub(crate) struct Change {
     begins: Option<LogVersion>,
 }
 
+/// A request was told that no copy can be read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ToldUnreadable {
+    /// Whether that was so each time.
+    pub right: bool,
+    /// Who told it last.
+    by: (OsdId, Incarnation),
+}
+
 /// Each copy of each version that there ever was, and what the clients were told.
 #[derive(Debug, Default)]
 pub(crate) struct Holdings {
@@ -53,8 +62,8 @@ pub(crate) struct Holdings {
     /// What was submitted to each disk and is not known to be durable, with its position in the store's log.
     submitted: BTreeMap<Life, VecDeque<(u64, Vec<Change>)>>,
     pub told: BTreeMap<ObjectKey, LogVersion>,
-    /// Requests that were told that no copy can be read, and whether that was so by this judgement each time.
-    pub unreadable: BTreeMap<RequestId, bool>,
+    /// Requests that were told that no copy can be read.
+    pub unreadable: BTreeMap<RequestId, ToldUnreadable>,
     /// Objects that are lost in the end.
     pub lost: BTreeSet<ObjectKey>,
 }
@@ -90,6 +99,16 @@ pub(crate) fn changes(disk: &Disk, pg: PgId, ops: &[StoreOp]) -> Vec<Change> {
 }
 
 impl Holdings {
+    /// A request was told that no copy can be read. `right`: by the judgement of now; `None` where nobody lacks the object.
+    /// Then it is right only to repeat what the same run has told a request that changes something: what has failed stays so
+    /// (C4), whatever has become of the object since.
+    pub fn told_unreadable(&mut self, id: RequestId, changes: bool, by: (OsdId, Incarnation), right: Option<bool>) {
+        let before = self.unreadable.get(&id);
+        let repeated = changes && before.is_some_and(|before| before.by == by);
+        let right = right.unwrap_or(repeated) && before.is_none_or(|before| before.right);
+        self.unreadable.insert(id, ToldUnreadable { right, by });
+    }
+
     /// A transaction was taken.
     pub fn submitted(&mut self, life: Life, position: u64, changes: Vec<Change>) {
         self.submitted.entry(life).or_default().push_back((position, changes));

@@ -55,14 +55,14 @@ impl Holdings {
     /// lost can neither be confirmed nor denied. A read must be told that it cannot be had.
     pub fn excuses(&self, operation: &Operation) -> bool {
         match operation.answer {
-            Some(_) => self.unreadable.get(&operation.id).copied().unwrap_or(false),
+            Some(_) => self.unreadable.get(&operation.id).is_some_and(|told| told.right),
             None => operation.act.changes() && self.lost.contains(&ObjectKey::of(&operation.object)),
         }
     }
 
     /// Whether anything was excused.
     pub fn excused(&self) -> bool {
-        !self.lost.is_empty() || self.unreadable.values().any(|excused| *excused)
+        !self.lost.is_empty() || self.unreadable.values().any(|told| told.right)
     }
 }
 
@@ -103,21 +103,21 @@ impl World {
             return;
         }
         let after = self.lacked(osd, pg);
+        let run = (osd, self.node(osd).incarnation);
         for (reply_to, request) in answers {
             let client = usize::try_from(reply_to.0).ok().and_then(|client| self.clients.get(client));
             let asked = client.and_then(|client| client.asked(request.tid, &self.history));
-            let Some((key, holdings)) = asked.map(|(object, _)| ObjectKey::of(&object)).zip(self.holdings.as_mut())
-            else {
+            let asked = asked.map(|(object, act)| (ObjectKey::of(&object), act.changes()));
+            let Some(((key, changes), holdings)) = asked.zip(self.holdings.as_mut()) else {
                 continue; // it was answered before
             };
-            // A delete that follows in this step lets nobody lack it any more.
-            let needed = match (before.get(&key), after.get(&key)) {
-                (Some(before), Some(after)) if before != after => None,
-                (Some(needed), _) | (None, Some(needed)) => Some(*needed),
+            let right = match (before.get(&key), after.get(&key)) {
+                (Some(before), Some(after)) if before != after => Some(false),
+                // A delete that follows in this step lets nobody lack it any more.
+                (Some(needed), _) | (None, Some(needed)) => Some(holdings.judge(&self.nodes, &key, *needed)),
                 (None, None) => None,
             };
-            let right = needed.is_some_and(|needed| holdings.judge(&self.nodes, &key, needed));
-            holdings.unreadable.entry(request).and_modify(|before| *before &= right).or_insert(right);
+            holdings.told_unreadable(request, changes, run, right);
         }
     }
 
@@ -196,6 +196,23 @@ mod tests {
         assert!(!excused(&[Struck, Replaced(at(4))]), "an older version over a newer one");
         assert!(!excused(&[]), "nobody ever had what is needed");
         assert!(!is_overwhelmed(at(5), at(6), &[Struck, Replaced(at(6))]), "what replaced it was acknowledged");
+    }
+
+    #[test]
+    fn what_was_rightly_told_may_only_be_told_again_by_the_same_run_to_the_same_change() {
+        let id = RequestId { client: holdfast_types::ClientId(1), incarnation: Incarnation(1), tid: 1 };
+        let (run, next) = ((OsdId(0), Incarnation(1)), (OsdId(0), Incarnation(2)));
+        let right = |changes: bool, told: &[((OsdId, Incarnation), Option<bool>)]| {
+            let mut holdings = Holdings::default();
+            told.iter().for_each(|(by, right)| holdings.told_unreadable(id, changes, *by, *right));
+            holdings.unreadable[&id].right
+        };
+        assert!(right(true, &[(run, Some(true)), (run, None)]));
+        assert!(!right(false, &[(run, Some(true)), (run, None)]), "a read is carried out anew");
+        assert!(!right(true, &[(run, Some(true)), (next, None)]), "another run remembers nothing");
+        assert!(!right(true, &[(run, None)]), "nothing was told before");
+        assert!(!right(true, &[(run, Some(false)), (run, None)]), "what was wrong stays so");
+        assert!(!right(true, &[(run, Some(true)), (run, Some(false))]));
     }
 
     /// Two OSDs, on whose disks writes are carried out as placement groups have it.
