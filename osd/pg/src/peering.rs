@@ -3,11 +3,11 @@
 //! | phase | leaves when | to |
 //! |---|---|---|
 //! | `GetInfo` | every live OSD of the prior set has answered, none is missing for an interval with writes | choice of the log; `Down` or `Incomplete` when somebody is missing |
-//! | `Down` | an OSD of `blocked_by` is up again (map), or a notice shows a newer `les` | `GetInfo` |
+//! | `Down` | an OSD of `blocked_by` is up again (map), or a notice shows a newer `les`; a stand-in (P7) stays away | `GetInfo`; the choice without it |
 //! | `Incomplete` | a map or a notice brings a copy that may be chosen | `GetInfo` |
 //! | `WaitActing` | the map has the acting set asked for (a new interval), or changes otherwise; no map comes, and the present one can serve, too | new interval, `GetInfo`; as if that were the choice |
 //! | `GetLog` | the chosen log has come and is merged; it does not join | `GetMissing`; choice without this copy |
-//! | `GetLog`, choice of the own log | its holder cannot give what only it tells of (P7) | choice without it |
+//! | `GetLog`, choice of the own log | its holder cannot give what only it tells of (P7) | choice without it; `Down`, for a minute, if who could take its place is down |
 //! | `GetMissing` | all members' logs are known; one does not join | `WaitUpThru`; choice with that member as backfill target |
 //! | `WaitUpThru` | `up_thru ≥ interval start` in the map; an earlier primary may still answer reads | `Activating`; `WaitLease` |
 //! | `WaitLease` | its lease has ended, it answers, or the map says that it does not run any more | `Activating` |
@@ -34,7 +34,7 @@
 //! does: what the primary then confirms as committed is durable on all of them; P6 members are told of no entry that is
 //! not durable at the primary: it alone may have the object, and a crash would leave an entry of which nobody has it;
 //! P7 a log whose last entries no other whole candidate has is chosen only if its holder can read what they made of their
-//! objects, as long as there is such a candidate (`standby`).
+//! objects, as long as there is such a candidate, or there may be one that is down and has not been waited for (`standby`).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,6 +67,10 @@ const LAG_MAX: u64 = 100;
 
 /// For so long a better acting set is waited for; then the present one serves if it can: the monitors may be away.
 const BETTER_ACTING_PATIENCE: Duration = Duration::from_secs(10);
+
+/// For so long a member that is down is waited for, which may have the version before one that cannot be read (P7). Then the
+/// object is left unfound: the others wait for this one.
+const STAND_IN_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where peering stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +124,8 @@ pub(crate) struct Peering {
     ungiving: BTreeSet<OsdId>,
     /// What the source of the log is asked to be able to give: all that is after this.
     whole_after: Option<LogVersion>,
+    /// Since when somebody is waited for who could take the place of the source of the log.
+    stand_in_missed: Option<Timestamp>,
     logs: BTreeMap<OsdId, PeerLog>,
     /// What members have said so far that they miss, where it takes several messages.
     partial: BTreeMap<OsdId, PartialMissing>,
@@ -142,6 +148,7 @@ impl Default for Peering {
             apart: BTreeSet::new(),
             ungiving: BTreeSet::new(),
             whole_after: None,
+            stand_in_missed: None,
             logs: BTreeMap::new(),
             partial: BTreeMap::new(),
             acked: BTreeMap::new(),
@@ -313,6 +320,10 @@ impl Pg {
             return;
         }
         let Choice { auth, whole_after, .. } = choice;
+        if let Some(absent) = self.stand_ins_to_wait_for(auth, now) {
+            self.enter(Phase::Down { blocked_by: absent }, step);
+            return;
+        }
         if auth == self.whoami {
             if let Some(item) = whole_after.and_then(|after| self.first_ungivable(after, step)) {
                 return self.go_back(auth, &item, step);
@@ -420,8 +431,27 @@ impl Pg {
         // Who serves does not depend on P7, or two primaries with different knowledge would hand over to each other.
         let stands_in = |osd: &OsdId| !peering.ungiving.contains(osd) && !peering.apart.contains(osd);
         let stand_ins = may_be_chosen.filter(|(osd, _)| stands_in(osd));
-        let (auth, whole_after) = standby::source((*auth, auth_info), &peering.ungiving, stand_ins, rank);
+        let (auth, mut whole_after) = standby::source((*auth, auth_info), &peering.ungiving, stand_ins, rank);
+        if whole_after.is_none() && !peering.ungiving.contains(&auth) && !self.absent_stand_ins().is_empty() {
+            // Nobody who was heard could take its place, but somebody who is down could.
+            let (own, rest): (Vec<_>, Vec<_>) = copies.iter().partition(|(osd, _)| **osd == auth);
+            let told = rest.iter().filter(|(_, info)| complete(info)).map(|(_, info)| info.last_update).max();
+            let ends = own.first().map_or(LogVersion::ZERO, |(_, info)| info.last_update);
+            whole_after = Some(told.unwrap_or_default()).filter(|told| *told < ends);
+        }
         Some(Choice { auth, whole_after, want, acting_can })
+    }
+
+    /// P7: the source of the log cannot give what it tells of, nobody who was heard can take its place, and an activation
+    /// would leave no way back: members who are down and could are waited for, for a while.
+    fn stand_ins_to_wait_for(&mut self, source: OsdId, now: Timestamp) -> Option<BTreeSet<OsdId>> {
+        let absent = self.absent_stand_ins();
+        let peering = self.peering().filter(|peering| peering.ungiving.contains(&source))?;
+        if absent.is_empty() {
+            return None;
+        }
+        let since = *peering.stand_in_missed.get_or_insert(now);
+        (now.since(since) < STAND_IN_PATIENCE).then_some(absent)
     }
 
     // ---- GetLog ----

@@ -9,13 +9,17 @@
 //! | ends where that of another candidate does which misses nothing | – | the longest |
 //! | has entries of its own, all their objects can be read | ends before | the longest |
 //! | has entries of its own, an object of theirs is missing or unreadable there | ends before | the longest of the others that miss nothing, if the same holds for it |
-//! | any | there is none (left) | the longest |
+//! | any | there is none (left), and nobody is down who could be one | the longest |
+//! | its objects can be read beyond what any other complete copy tells of | none (left); one who is down could be | the longest |
+//! | an object of theirs is missing or unreadable | the same | none for a minute, while that one is waited for; then the longest |
 //!
 //! Why another log may be taken (the whole proof is in `docs/adr/0009-…`): every candidate (a complete copy with `info_les ≥ M`)
 //! has taken part in the last activation under which anything was acknowledged, so it has all that was (W1). What only some
 //! candidates have was acknowledged to nobody; it is **divergent**, and the merge takes it back as it always does. Why the
 //! other one must miss nothing: a delete does not wait for a copy that has no room (V3), so one that lacked an object when
 //! it was deleted does not have the version that takes the delete's place.
+//!
+//! Why one who is down is waited for: the activation raises M, and who was not there is no candidate any more.
 //!
 //! Nothing of this is kept: a primary that peers again finds the same, or what was taken back is gone from its log.
 //! Whether an object can be read decides only which of several right logs is taken; an answer that is wrong, late or left
@@ -24,11 +28,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_types::{LogVersion, ObjectName, OsdId};
-use holdfast_wire::peer::{EntryKind, MissingItem, PgInfo, PiecePosition};
+use holdfast_wire::peer::{EntryKind, MissingItem, PastInterval, PgInfo, PiecePosition};
 
 use crate::key::ObjectKey;
 use crate::pg::{Pg, Step};
-use crate::{split, transfer};
+use crate::{intervals, split, transfer};
 
 /// Bytes that are read at most to find out whether what only one log tells of can be given: writes that were under way at
 /// one moment. What is beyond is taken to be readable. It is read in one step, by a disk that may be retrying bad sectors, while
@@ -57,6 +61,18 @@ pub(crate) fn source<'a, R: Ord>(
 }
 
 impl Pg {
+    /// Who is down and may have a log that could take the place of the longest: members of the intervals that count, on the
+    /// disk that they had then. Nobody where there are too few members for writes: such an activation rules nobody out.
+    pub(crate) fn absent_stand_ins(&self) -> BTreeSet<OsdId> {
+        if !self.interval.has_enough_acting() {
+            return BTreeSet::new();
+        }
+        let members = |past: &PastInterval| past.acting.iter().map(|osd| (*osd, past.first)).collect::<Vec<_>>();
+        let members = intervals::needed(&self.history).flat_map(members);
+        let absent = members.filter(|(osd, first)| !self.map.is_up(*osd) && self.map.has_disk_of(*osd, *first));
+        absent.map(|(osd, _)| osd).collect()
+    }
+
     /// The first object found that this copy cannot give in the version that its own log says, of those that its log tells
     /// of after `after`. What this step changes the store does not show: it is taken to be readable.
     pub(crate) fn first_ungivable(&mut self, after: LogVersion, step: &mut Step<'_>) -> Option<MissingItem> {

@@ -217,7 +217,7 @@ fn a_copy_that_lacks_what_was_deleted_does_not_take_the_place_of_the_log_that_te
     group.nodes[1].store.tight = false;
     group.kill(2);
     group.have_lead(&[1, 0]);
-    group.pass(Duration::from_secs(20));
+    group.pass(Duration::from_secs(80)); // OSD 2 is waited for, for a minute
     assert!(group.is_gone(0, "o") && group.is_gone(1, "o"));
     group.rot(0, "p", false);
     group.start(2);
@@ -228,6 +228,65 @@ fn a_copy_that_lacks_what_was_deleted_does_not_take_the_place_of_the_log_that_te
 
 /// One copy is enough here. OSDs 1 and 2 lack `o`; OSD 0 is asked to delete it and dies: they never heard of that, and get
 /// `o` from it when it is back. That one of them has no room is no reason not to wait for the other.
+
+/// OSD 2 is behind. What 0 and 1 have acknowledged of `o` since is spoilt on OSD 0, and appended to on OSD 0 alone, and OSD 1
+/// is down when 2 comes back.
+fn alone_while_the_other_is_away() -> Group {
+    let mut group = Group::of(3, 3, Limits::default());
+    group.write("p");
+    group.kill(2);
+    group.have_lead(&[0, 1]);
+    group.write("o");
+    group.silent.insert(0);
+    group.send(7, 100, "o", append("more"));
+    group.run();
+    group.rot(0, "o", true);
+    group.silent.clear();
+    group.kill(1);
+    group.start(2);
+    group
+}
+
+#[test]
+fn who_may_have_the_version_before_one_that_cannot_be_read_is_waited_for() {
+    for lead in [[0, 2], [2, 0]] {
+        let mut group = alone_while_the_other_is_away();
+        group.have_lead(&lead);
+        group.pass(Duration::from_secs(10));
+        assert!(group.report().state.down, "{:?}", group.report());
+        assert_eq!(group.report().blocked_by, [osd(1)]);
+        group.start(1);
+        group.have_lead(&[0, 1, 2]);
+        group.run_until_clean();
+        assert_eq!(group.report().objects_unfound, 0);
+        group.send(7, 100, "o", append("more"));
+        group.run_until_clean();
+        let expected = format!("{}more", "o".repeat(30));
+        assert!((0..3).all(|id| bytes_of(&group, id, "o").as_ref() == Some(&expected)), "once, everywhere");
+    }
+}
+
+#[test]
+fn who_may_have_the_version_before_one_that_cannot_be_read_is_not_waited_for_without_end() {
+    let mut group = alone_while_the_other_is_away();
+    group.have_lead(&[0, 2]);
+    group.pass(Duration::from_secs(80));
+    assert!(group.report().state.active, "{:?}", group.report());
+    assert_eq!(group.report().objects_unfound, 1);
+    group.write("p");
+}
+
+#[test]
+fn nobody_is_waited_for_when_all_can_be_read() {
+    let mut group = alone_while_the_other_is_away();
+    group.rot(0, "o", false);
+    group.have_lead(&[0, 2]);
+    group.run();
+    assert!(group.report().state.active, "{:?}", group.report());
+    group.pass(Duration::from_secs(10));
+    assert_eq!(bytes_of(&group, 2, "o"), Some(format!("{}more", "o".repeat(30))));
+}
+
 #[test]
 fn what_others_lack_is_not_deleted_before_they_have_it() {
     for one_is_full in [false, true] {
