@@ -206,7 +206,7 @@ impl Pg {
 
     /// Sends what is left of the batch; moves the cursor when nothing is.
     fn fill_batch(&mut self, step: &mut Step<'_>) {
-        let max = self.limits.transfers_max;
+        let max = self.background_max(step);
         let Role::Active(active) = &self.role else { return };
         let Some(backfill) = &active.backfill else { return };
         let Stage::Batch { end, items } = &backfill.stage else { return };

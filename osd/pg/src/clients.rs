@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use holdfast_types::{Epoch, ObjectName, RequestId};
+use holdfast_types::{Epoch, ObjectName, RequestId, Timestamp};
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, OpError, RefusedReason};
 
 use crate::api::{Outbox, Output, ReplyTo, WRITE_RESULT_BYTES_MAX};
@@ -109,6 +109,8 @@ pub(crate) struct Clients {
     unlogged_bytes: usize,
     /// Requests looked up so far.
     looked_up: u64,
+    /// When the last request came.
+    pub asked_at: Option<Timestamp>,
 }
 
 fn cost(outcome: &ClientOutcome) -> usize {

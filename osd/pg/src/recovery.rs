@@ -16,7 +16,7 @@
 //! held without progress.
 //!
 //! Invariants: V1 what is sent is committed and whole here; V2 at most [`crate::Limits::transfers_max`] background
-//! transfers at a time; V3 an object is written again, or deleted, only after every copy of it is whole
+//! transfers at a time, and one while clients ask for something ([`Pg::background_max`]); V3 an object is written again, or deleted, only after every copy of it is whole
 //! (`Active::is_degraded`); a delete does not wait for a copy that has no room, nor for an object that nobody can read.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +48,10 @@ const LOOK_MAX: usize = 256;
 /// Transfers that clients wait for, beside [`crate::Limits::transfers_max`] of the background: more would fill the connections
 /// between two OSDs, which then drop what comes after, writes and their acknowledgements among it.
 const URGENT_MAX: usize = 16;
+
+/// So long after the request of a client the background holds back. Longer than a client takes from an answer to its next
+/// request, and short enough that a pause of theirs is used.
+const CLIENTS_FIRST: Duration = Duration::from_millis(100);
 
 /// An object on its way here.
 #[derive(Debug)]
@@ -351,8 +355,16 @@ impl Pg {
         }
     }
 
+    /// Transfers that the background may have under way. While clients are at work one keeps it going: each takes a share of
+    /// the disks and of the network on both sides, which clients would wait for. When they pause, the next transfer that ends
+    /// has others begin.
+    pub(crate) fn background_max(&self, step: &Step<'_>) -> usize {
+        let busy = self.clients.asked_at.is_some_and(|at| step.now.since(at) < CLIENTS_FIRST);
+        if busy { self.limits.transfers_max.min(1) } else { self.limits.transfers_max }
+    }
+
     fn recover_by_log(&mut self, backfilling: Option<OsdId>, step: &mut Step<'_>) {
-        let max = self.limits.transfers_max;
+        let max = self.background_max(step);
         let Role::Active(active) = &self.role else { return };
         let recovery = &active.recovery;
         let free = max.saturating_sub(recovery.transfers() + recovery.unnamed.asking());

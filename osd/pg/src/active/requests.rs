@@ -27,6 +27,7 @@ impl Pg {
     pub(crate) fn on_client(&mut self, queued: Queued, step: &mut Step<'_>) {
         let request = &queued.request;
         let session = (request.id.client, request.id.incarnation);
+        self.clients.asked_at = Some(step.now);
         for given_up in self.clients.take_given_up(session, request.lowest_outstanding_tid) {
             // Nobody waits for the answer, but the shell holds something for it.
             self.refuse(&given_up, RefusedReason::Busy, step);

@@ -110,6 +110,55 @@ fn a_scrub_finds_out_that_a_member_has_lost_track() {
     assert!(group.is_clean() && group.slots.is_empty());
 }
 
+/// How many of six objects that OSD 1 lacks are on their way there, a while after it has fallen silent at the first;
+/// with clients that ask for another object each 50 ms.
+fn objects_on_their_way(clients: bool) -> (usize, Group) {
+    let mut group = Group::of(3, 3, Limits { transfers_max: 3, ..Limits::default() });
+    group.write("p");
+    group.map.osds.get_mut(&osd(1)).unwrap().up = false;
+    group.have_lead(&[0, 2]);
+    for object in 0..6 {
+        group.write(&format!("o-{object}"));
+    }
+    group.pass(Duration::from_secs(1));
+    group.sent.clear();
+    group.map.osds.get_mut(&osd(1)).unwrap().up = true;
+    group.pause_on = Some(|body| matches!(body, PeerBody::Push(_)));
+    let mut tid = 1_000;
+    let mut pass = |group: &mut Group| {
+        if clients {
+            tid += 1;
+            group.send(9, tid, "p", vec![ObjectOp::Read { offset: 0, length: 10 }]);
+        }
+        group.pass(Duration::from_millis(50));
+    };
+    pass(&mut group);
+    group.have_lead(&[0, 1, 2]);
+    (0..100).for_each(|_| {
+        if group.pause_on.is_some() {
+            pass(&mut group)
+        }
+    });
+    assert!(group.paused || group.pause_on.is_none(), "something is sent");
+    group.silent.insert(1);
+    (0..20).for_each(|_| pass(&mut group));
+    let object = |body: &PeerBody| match body {
+        PeerBody::Push(Push { what: PushWhat::Piece(piece), .. }) => Some(piece.object.to_string()),
+        _ => None,
+    };
+    let pushed: BTreeSet<_> = group.sent.iter().filter_map(|(_, _, message)| object(&message.body)).collect();
+    (pushed.len(), group)
+}
+
+#[test]
+fn while_clients_are_at_work_one_object_at_a_time_is_on_its_way() {
+    let (calm, _) = objects_on_their_way(false);
+    let (busy, mut group) = objects_on_their_way(true);
+    assert_eq!((calm, busy), (3, 1));
+    group.silent.clear();
+    group.run_until_clean();
+}
+
 #[test]
 fn no_more_objects_are_on_their_way_than_transfers_are_allowed() {
     let mut group = Group::of(3, 3, Limits { transfers_max: 2, ..Limits::default() });
