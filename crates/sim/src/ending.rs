@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use holdfast_types::{OsdId, Timestamp};
+use holdfast_types::{OsdId, PgId, Timestamp};
 use holdfast_wire::mon::MonCommand;
 
 use crate::config::Faults;
@@ -87,7 +87,7 @@ impl World {
                 return Ok(());
             }
         }
-        if self.is_at_rest() && self.has_settled_but_for_the_lost() {
+        if self.is_quiet() && self.has_settled_but_for_the_lost() && self.only_the_lost_keep_strays() {
             return Ok(());
         }
         let violation = format!("L1: not settled after {longest:?}: {}", self.explain());
@@ -96,10 +96,15 @@ impl World {
 
     /// Whether all is up and where it belongs, and nothing goes on but what clients still wait for.
     fn is_at_rest(&self) -> bool {
+        self.is_quiet() && self.strays().is_empty()
+    }
+
+    /// The same, wherever copies are.
+    fn is_quiet(&self) -> bool {
         let fenced = self.fencing.as_ref().is_none_or(Fencing::is_settled);
         let booted = self.nodes.iter().all(|node| node.is_up() || self.gone.contains(&node.id));
         let rested = self.front.as_ref().is_none_or(Front::is_idle);
-        fenced && rested && booted && self.strays().is_empty()
+        fenced && rested && booted
     }
 
     /// Some OSDs end for good. In time they go out, and all is clean without them.
@@ -121,14 +126,21 @@ impl World {
         self.settle()
     }
 
-    fn strays(&self) -> Vec<String> {
+    /// A placement group that lacks what nobody can give is not clean, and removes no copy: one may have it.
+    fn only_the_lost_keep_strays(&self) -> bool {
+        let lost = self.pgs_of_the_lost();
+        self.strays().iter().all(|(_, pg)| lost.contains(pg))
+    }
+
+    /// Copies where none belongs.
+    fn strays(&self) -> Vec<(OsdId, PgId)> {
         let newest = self.monitor.newest();
         let mut strays = Vec::new();
         for node in self.nodes.iter().filter(|node| node.disk.is_open()) {
             for pg in node.disk.pgs() {
                 let members = newest.members_of(pg);
                 if !members.up.contains(&node.id) && !members.acting.contains(&node.id) {
-                    strays.push(format!("{} holds a stray copy of {pg}", node.id));
+                    strays.push((node.id, pg));
                 }
             }
         }
@@ -136,7 +148,8 @@ impl World {
     }
 
     pub(crate) fn explain(&self) -> String {
-        let mut lines = self.strays();
+        let stray = |(osd, pg)| format!("{osd} holds a stray copy of {pg}");
+        let mut lines: Vec<String> = self.strays().into_iter().map(stray).collect();
         for client in &self.clients {
             if client.outstanding() > 0 {
                 lines.push(format!("{} has {} requests without answer", client.id, client.outstanding()));

@@ -237,7 +237,7 @@ impl World {
             let beside: Vec<_> = said.iter().filter(|code| !must.contains(*code) && !may.contains(*code)).collect();
             if missed.is_empty()
                 && beside.is_empty()
-                && clean + self.pgs_of_the_lost() >= status.pgs
+                && clean as usize + self.pgs_of_the_lost().len() >= status.pgs as usize
                 && (status.health == Severity::Ok) == said.is_empty()
             {
                 return Ok(());
@@ -252,11 +252,10 @@ impl World {
         }
     }
 
-    /// How many placement groups are not clean because nobody can give an object of theirs.
-    fn pgs_of_the_lost(&self) -> u32 {
+    /// The placement groups that are not clean because nobody can give an object of theirs.
+    pub(crate) fn pgs_of_the_lost(&self) -> BTreeSet<PgId> {
         let lost = self.holdings.as_ref().map(|holdings| &holdings.lost);
-        let pgs = lost.into_iter().flatten().map(|key| self.monitor.map().pg_of(POOL, &key.name()));
-        u32::try_from(pgs.collect::<BTreeSet<_>>().len()).unwrap_or(u32::MAX)
+        lost.into_iter().flatten().filter_map(|key| self.monitor.map().pg_of(POOL, &key.name())).collect()
     }
 
     /// What must be said at rest, and what may be.
@@ -280,7 +279,7 @@ impl World {
         if self.config.day.is_some() {
             may.extend(["PG_NOT_SCRUBBED", "PG_NOT_DEEP_SCRUBBED"]); // days fly, and scrubs do not
         }
-        if self.pgs_of_the_lost() > 0 {
+        if !self.pgs_of_the_lost().is_empty() {
             must.insert("OBJECT_UNFOUND");
             may.extend(["PG_DEGRADED", "PG_NOT_CLEAN"]);
         }
