@@ -545,7 +545,7 @@ impl World {
         before - self.events.len()
     }
 
-    /// Has what is so with its time happen now, in the order of these times.
+    /// Has what is so with its time happen now, in the order in which it was scheduled.
     pub(crate) fn hasten(&mut self, is_so: impl Fn(&Event, Timestamp) -> bool) {
         let now = self.now;
         let mut events = std::mem::take(&mut self.events).into_vec();

@@ -166,6 +166,13 @@ pub(crate) fn prior_set(history: &PgHistory, interval: &Interval, map: &ClusterM
     if !is_known(history) {
         return ask_everyone(prior, history, map, whoami);
     }
+    ask_witnesses(&mut prior, history, map);
+    prior.probe.remove(&whoami);
+    prior
+}
+
+/// Whoever may speak for the intervals that are known, and count.
+fn ask_witnesses(prior: &mut PriorSet, history: &PgHistory, map: &ClusterMap) {
     for past in needed(history) {
         let live = || past.acting.iter().filter(|osd| map.is_up(**osd));
         if !live().any(|osd| map.has_disk_of(*osd, past.first)) && !on(Mutant::PriorSetIgnored) {
@@ -173,8 +180,6 @@ pub(crate) fn prior_set(history: &PgHistory, interval: &Interval, map: &ClusterM
         }
         prior.probe.extend(live());
     }
-    prior.probe.remove(&whoami);
-    prior
 }
 
 /// The past is unknown here (a first member of a placement group that nobody else remembers, or a new member): ask all
@@ -187,6 +192,8 @@ fn ask_everyone(mut prior: PriorSet, history: &PgHistory, map: &ClusterMap, whoa
             prior.blocked_by.insert(*osd);
         }
     }
+    // That all are up is not enough where a disk was formatted since (I4).
+    ask_witnesses(&mut prior, history, map);
     prior.probe.remove(&whoami);
     prior
 }
@@ -235,5 +242,31 @@ mod tests {
         let as_late = PgHistory { last_epoch_clean: Epoch(10), ..new_history(Epoch(1), Epoch(20)) };
         merge_history(&mut ours, &as_late);
         assert!(!is_known(&ours), "nobody has told of the epochs from 10 to 19");
+    }
+
+    #[test]
+    fn whoever_was_formatted_since_speaks_for_no_interval_of_a_past_that_is_known_in_part_only() {
+        let mut map = ClusterMap::empty(holdfast_types::ClusterId([1; 16]));
+        map.epoch = Epoch(30);
+        let info = |formatted_at| holdfast_map::OsdInfo {
+            disk: holdfast_types::DiskUuid([1; 16]),
+            incarnation: Incarnation(1),
+            address: "nowhere:1".to_owned(),
+            up: true,
+            in_cluster: true,
+            reweight: 0x1_0000,
+            up_from: Epoch(2),
+            up_thru: Epoch(2),
+            down_at: Epoch(0),
+            dead_epoch: Epoch(0),
+            formatted_at,
+        };
+        map.osds.extend([(OsdId(0), info(Epoch(25))), (OsdId(1), info(Epoch(25))), (OsdId(2), info(Epoch(1)))]);
+        let history = PgHistory { past: vec![past(20, 22)], ..new_history(Epoch(1), Epoch(20)) };
+        assert!(!is_known(&history));
+        let interval =
+            Interval::beginning(&map, PgId { pool: holdfast_types::PoolId(1), seed: 0 }, &PgMembers::default());
+        let prior = prior_set(&history, &interval, &map, OsdId(2));
+        assert_eq!(prior.blocked_by, BTreeSet::from([OsdId(0), OsdId(1)]));
     }
 }

@@ -40,7 +40,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use holdfast_types::{Epoch, LogVersion, OsdId, Timestamp};
+use holdfast_types::{Epoch, LogVersion, ObjectName, OsdId, Timestamp};
 use holdfast_wire::peer::{
     Activate, ActivateAck, BackfillCursor, LogEntry, LogReply, MissingItem, Notice, PastInterval, PeerBody, PgInfo,
 };
@@ -76,14 +76,30 @@ const STAND_IN_PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Phase {
     GetInfo,
-    Down { blocked_by: BTreeSet<OsdId> },
+    /// `ungivable`: the object that the source of the log cannot give, if that is why (P7).
+    Down {
+        blocked_by: BTreeSet<OsdId>,
+        ungivable: Option<ObjectName>,
+    },
     Incomplete,
-    WaitActing { want: Vec<OsdId> },
-    GetLog { from: OsdId },
-    GetMissing { waiting: BTreeSet<OsdId> },
+    WaitActing {
+        want: Vec<OsdId>,
+    },
+    GetLog {
+        from: OsdId,
+    },
+    GetMissing {
+        waiting: BTreeSet<OsdId>,
+    },
     WaitUpThru,
-    WaitLease { until: Timestamp },
-    Activating { waiting: BTreeSet<OsdId>, own_durable: bool, epoch: Epoch },
+    WaitLease {
+        until: Timestamp,
+    },
+    Activating {
+        waiting: BTreeSet<OsdId>,
+        own_durable: bool,
+        epoch: Epoch,
+    },
 }
 
 /// How a member's log joins the authoritative one.
@@ -124,8 +140,8 @@ pub(crate) struct Peering {
     ungiving: BTreeSet<OsdId>,
     /// What the source of the log is asked to be able to give: all that is after this.
     whole_after: Option<LogVersion>,
-    /// Since when somebody is waited for who could take the place of the source of the log.
-    stand_in_missed: Option<Timestamp>,
+    /// The last object found that a source of the log could not give.
+    ungivable: Option<ObjectName>,
     logs: BTreeMap<OsdId, PeerLog>,
     /// What members have said so far that they miss, where it takes several messages.
     partial: BTreeMap<OsdId, PartialMissing>,
@@ -148,7 +164,7 @@ impl Default for Peering {
             apart: BTreeSet::new(),
             ungiving: BTreeSet::new(),
             whole_after: None,
-            stand_in_missed: None,
+            ungivable: None,
             logs: BTreeMap::new(),
             partial: BTreeMap::new(),
             acked: BTreeMap::new(),
@@ -246,9 +262,10 @@ impl Pg {
         if waiting {
             self.enter(Phase::GetInfo, step);
         } else if !prior.blocked_by.is_empty() {
-            self.enter(Phase::Down { blocked_by: prior.blocked_by }, step);
+            self.enter(Phase::Down { blocked_by: prior.blocked_by, ungivable: None }, step);
         } else if let Some(absent) = self.unheard_interval() {
-            let phase = if absent.is_empty() { Phase::Incomplete } else { Phase::Down { blocked_by: absent } };
+            let phase =
+                if absent.is_empty() { Phase::Incomplete } else { Phase::Down { blocked_by: absent, ungivable: None } };
             self.enter(phase, step);
         } else if !intervals::is_known(&self.history) && self.somebody_lost_a_copy() && !self.speaks_for_the_unknown() {
             // Everybody has been heard, but what this one knew is not known.
@@ -321,7 +338,8 @@ impl Pg {
         }
         let Choice { auth, whole_after, .. } = choice;
         if let Some(absent) = self.stand_ins_to_wait_for(auth, now) {
-            self.enter(Phase::Down { blocked_by: absent }, step);
+            let ungivable = self.peering().and_then(|peering| peering.ungivable.clone());
+            self.enter(Phase::Down { blocked_by: absent, ungivable }, step);
             return;
         }
         if auth == self.whoami {
@@ -345,6 +363,7 @@ impl Pg {
         tracing::warn!(pg = %self.id, %from, ?object, %version, "what was never acknowledged cannot be had: going back");
         if let Some(peering) = self.peering() {
             peering.ungiving.insert(from);
+            peering.ungivable = Some(item.object.clone());
         }
         self.choose(step);
     }
@@ -434,10 +453,12 @@ impl Pg {
         let (auth, mut whole_after) = standby::source((*auth, auth_info), &peering.ungiving, stand_ins, rank);
         if whole_after.is_none() && !peering.ungiving.contains(&auth) && !self.absent_stand_ins().is_empty() {
             // Nobody who was heard could take its place, but somebody who is down could.
-            let (own, rest): (Vec<_>, Vec<_>) = copies.iter().partition(|(osd, _)| **osd == auth);
-            let told = rest.iter().filter(|(_, info)| complete(info)).map(|(_, info)| info.last_update).max();
-            let ends = own.first().map_or(LogVersion::ZERO, |(_, info)| info.last_update);
-            whole_after = Some(told.unwrap_or_default()).filter(|told| *told < ends);
+            let others = copies.iter().filter(|(osd, info)| **osd != auth && complete(info));
+            let told = others.map(|(_, info)| info.last_update).max();
+            // What the last activation had adopted everybody has who could take its place.
+            let adopted = LogVersion { epoch: floor, counter: 0 };
+            let ends = copies.get(&auth).map_or(LogVersion::ZERO, |info| info.last_update);
+            whole_after = told.map(|told| told.max(adopted)).filter(|after| *after < ends);
         }
         Some(Choice { auth, whole_after, want, acting_can })
     }
@@ -446,12 +467,13 @@ impl Pg {
     /// would leave no way back: members who are down and could are waited for, for a while.
     fn stand_ins_to_wait_for(&mut self, source: OsdId, now: Timestamp) -> Option<BTreeSet<OsdId>> {
         let absent = self.absent_stand_ins();
-        let peering = self.peering().filter(|peering| peering.ungiving.contains(&source))?;
-        if absent.is_empty() {
-            return None;
+        self.peering().filter(|peering| peering.ungiving.contains(&source) && !absent.is_empty())?;
+        let (since, missed) = self.stand_ins_missed.get_or_insert((now, BTreeSet::new()));
+        if !absent.is_subset(missed) {
+            *since = now;
+            missed.extend(&absent);
         }
-        let since = *peering.stand_in_missed.get_or_insert(now);
-        (now.since(since) < STAND_IN_PATIENCE).then_some(absent)
+        (now.since(*since) < STAND_IN_PATIENCE).then_some(absent)
     }
 
     // ---- GetLog ----
@@ -640,6 +662,7 @@ impl Pg {
         }
         let writeable = self.interval.has_enough_acting();
         if writeable {
+            self.stand_ins_missed = None;
             self.history.last_epoch_started = epoch;
             if !intervals::is_known(&self.history) {
                 // All that may have known the past have been heard, and this activation supersedes it.

@@ -246,6 +246,9 @@ pub struct Pg {
     discards: bool,
     tick_at: Option<Timestamp>,
     wake_wish: Option<Timestamp>,
+    /// Since when, in one attempt after the other, these are waited for who could take the place of the source of the log
+    /// (P7); the time begins anew only when others are missed, too.
+    pub(crate) stand_ins_missed: Option<(Timestamp, BTreeSet<OsdId>)>,
 }
 
 impl Pg {
@@ -302,6 +305,7 @@ impl Pg {
             discards: false,
             tick_at: None,
             wake_wish: None,
+            stand_ins_missed: None,
         }
     }
 

@@ -32,9 +32,10 @@ impl Pg {
             Role::Peering(peering) => {
                 state.peering = true;
                 match peering.phase() {
-                    Phase::Down { blocked_by: osds } => {
+                    Phase::Down { blocked_by: osds, ungivable } => {
                         state.down = true;
                         blocked_by.extend(osds);
+                        unfound.extend(ungivable.iter().map(ToString::to_string));
                     }
                     Phase::Incomplete => state.incomplete = true,
                     Phase::GetLog { from } => blocked_by.push(*from),

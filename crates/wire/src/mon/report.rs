@@ -92,7 +92,8 @@ pub struct PgReport {
     /// Its scrubs; `None` before the primary was told the time.
     #[n(13)]
     pub scrub: Option<PgScrub>,
-    /// Names of some of the objects of which no live OSD has the newest version, escaped.
+    /// Names of some of the objects of which no live OSD has the newest version, escaped. While it is `down`: the one for
+    /// the sake of which it waits for those who block it.
     #[n(14)]
     #[cbor(default)]
     pub unfound: Vec<String>,

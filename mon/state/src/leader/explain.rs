@@ -327,7 +327,20 @@ impl Explainer<'_> {
     fn primary_says(&self, view: &PgView<'_>, causes: &mut Vec<Cause>) {
         let Some(report) = view.report else { return };
         let primary = || strings(view.acting.first());
-        if report.state.down && !report.blocked_by.is_empty() {
+        if let (true, Some(object)) = (report.state.down, report.unfound.first()) {
+            let down: Vec<OsdId> = report.blocked_by.clone();
+            causes.push(Cause {
+                code: "WAITS_FOR_READABLE_COPY".into(),
+                cause: format!(
+                    "no OSD that is up can give object {object} as its log says; {} may be able to; {}. It is waited for, for a \
+                     minute, before the others go on without this object",
+                    names(&down),
+                    self.why_down(&down)
+                ),
+                blocked_by: strings(&down),
+                next: self.how_to_bring_back(&down),
+            });
+        } else if report.state.down && !report.blocked_by.is_empty() {
             let down: Vec<OsdId> = report.blocked_by.clone();
             causes.push(Cause {
                 code: "WAITS_FOR_PAST_MEMBERS".into(),

@@ -84,6 +84,23 @@ fn each_state_that_is_not_clean_has_its_cause_its_blocker_and_a_next_step() {
 }
 
 #[test]
+fn who_is_waited_for_because_nobody_else_can_give_an_object_is_not_called_given_up() {
+    let mut world = World::new(&[0, 1, 2]);
+    for osd in 0..3 {
+        let _ = world.report(osd, |report| {
+            report.state = PgState { down: true, ..PgState::default() };
+            report.blocked_by = vec![OsdId(3)];
+            report.unfound = vec!["an-object".to_owned()];
+        });
+    }
+    let explanation = explain(&world, Subject::Pg(PG));
+    let cause = explanation.causes.iter().find(|cause| cause.code == "WAITS_FOR_READABLE_COPY").unwrap();
+    assert!(cause.cause.contains("an-object") && cause.cause.contains("minute"), "{cause:?}");
+    assert_eq!(cause.blocked_by, ["osd.3"]);
+    assert!(!cause.next.contains("osd lost"), "{cause:?}");
+}
+
+#[test]
 fn a_missing_member_is_named_with_the_reason_and_what_becomes_of_its_data() {
     let mut world = World::new(&[0, 1, 2, 3, 4, 5]);
     let victim = world.map().members(PG).up[1].0;

@@ -73,6 +73,21 @@ fn copies_that_took_part_in_no_activation_speak_for_no_past() {
 }
 
 #[test]
+fn copies_that_took_part_in_an_activation_before_what_is_known_speak_for_no_past() {
+    let mut world = World::new();
+    world.write(b"value");
+    for osd in [A, B, C] {
+        world.stop(osd);
+    }
+    world.publish(|_| ());
+    world.restart_without_maps(B, 21);
+    world.restart_without_maps(C, 31);
+    world.restart_without_copy(A, 11);
+    let report = world.nodes[&A].pg.as_ref().unwrap().report();
+    assert!(report.state.incomplete, "A may have served meanwhile: {report:?}");
+}
+
+#[test]
 fn a_copy_is_removed_only_when_the_map_says_that_its_pool_was_deleted() {
     let mut world = World::new();
     world.write(b"precious");

@@ -233,6 +233,17 @@ impl World {
         self.announce(osd, incarnation);
     }
 
+    /// Starts an OSD on the disk that it had; the maps that it has missed are gone.
+    pub fn restart_without_maps(&mut self, osd: OsdId, incarnation: u64) {
+        let map = self.newest();
+        let of = members(&map);
+        let node = self.nodes.get_mut(&osd).unwrap();
+        (node.running, node.incarnation) = (true, Incarnation(incarnation));
+        let pg = Pg::load_with(PG, osd, node.incarnation, map, of, Limits::default(), &node.disk).unwrap();
+        node.pg = Some(pg);
+        self.announce(osd, incarnation);
+    }
+
     fn announce(&mut self, osd: OsdId, incarnation: u64) {
         self.publish(|map| {
             let epoch = map.epoch;
