@@ -373,7 +373,7 @@ pub struct Limits {
     pub client_bytes_waiting_max: u64,
     /// Messages kept for a map that has not come yet.
     pub early_messages_max: usize,
-    /// Objects that are copied at the same time while no client asks for anything; else it is one.
+    /// Objects that are copied at the same time. While clients are served, none is begun beside another.
     pub transfers_max: usize,
     /// Bytes of an object in one message, bytes and rows together.
     pub piece_bytes: usize,

@@ -206,7 +206,6 @@ impl Pg {
 
     /// Sends what is left of the batch; moves the cursor when nothing is.
     fn fill_batch(&mut self, step: &mut Step<'_>) {
-        let max = self.background_max(step);
         let Role::Active(active) = &self.role else { return };
         let Some(backfill) = &active.backfill else { return };
         let Stage::Batch { end, items } = &backfill.stage else { return };
@@ -232,7 +231,7 @@ impl Pg {
             self.move_cursor(end, lacking, step);
             return;
         }
-        let free = max.saturating_sub(active.recovery.transfers() + active.recovery.unnamed.asking());
+        let free = self.background_free(active, step);
         let is_ready = |key: &ObjectKey| {
             !active.recovery.is_pushing_to(key, target)
                 && !self.holding.missing.contains(key)

@@ -109,8 +109,8 @@ pub(crate) struct Clients {
     unlogged_bytes: usize,
     /// Requests looked up so far.
     looked_up: u64,
-    /// When the last request came.
-    pub asked_at: Option<Timestamp>,
+    /// When the last request came that could be served.
+    pub served_at: Option<Timestamp>,
 }
 
 fn cost(outcome: &ClientOutcome) -> usize {

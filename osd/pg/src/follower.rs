@@ -304,7 +304,10 @@ impl Pg {
         }
         self.holding.take_counts(&activate.info);
         match activate.last_epoch_started {
-            Some(epoch) => self.holding.last_epoch_started = epoch,
+            Some(epoch) => {
+                self.holding.last_epoch_started = epoch;
+                self.stand_ins_missed = None;
+            }
             // Too few for writes: the log is that of a copy which took part up to then, and so has all until then. Else
             // a copy that is filled now would count for nothing, though it may be the last one some day.
             None => {

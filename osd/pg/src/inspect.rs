@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_types::{LogVersion, OsdId};
+use holdfast_types::LogVersion;
 use holdfast_wire::Effect;
 use holdfast_wire::peer::LogEntry;
 
@@ -48,13 +48,12 @@ impl Pg {
     }
 
     /// [`Pg::lacked`], if nothing else keeps this placement group from being clean: it serves, all
-    /// whom placement wants have been filled (it is handed over to them only when it is whole), and whoever lacks something
-    /// lacks only what the primary lacks, too. Nobody can give that, then, or it is on its way.
+    /// members have been filled (it is handed over to those whom placement wants only when it is whole), and whoever lacks
+    /// something lacks only what the primary lacks, too. Nobody can give that, then, or it is on its way.
     #[must_use]
     pub fn lacks_only(&self) -> Option<BTreeMap<ObjectKey, LogVersion>> {
         let Role::Active(active) = &self.role else { return None };
-        let filled = |osd: &OsdId| *osd == self.whoami || active.peers.contains_key(osd);
-        let placed = self.members.acting.len() >= self.interval.size as usize && self.members.up.iter().all(filled);
+        let placed = self.members.acting.len() >= self.interval.size as usize;
         let known = active.backfill.is_none() && active.recovery.is_settled();
         let elsewhere = |(key, _): (&ObjectKey, _)| self.holding.missing.contains(key);
         let peers = active.peers.values();

@@ -140,8 +140,8 @@ pub(crate) struct Peering {
     ungiving: BTreeSet<OsdId>,
     /// What the source of the log is asked to be able to give: all that is after this.
     whole_after: Option<LogVersion>,
-    /// The last object found that a source of the log could not give.
-    ungivable: Option<ObjectName>,
+    /// What was found that they cannot give.
+    ungivable: BTreeMap<OsdId, ObjectName>,
     logs: BTreeMap<OsdId, PeerLog>,
     /// What members have said so far that they miss, where it takes several messages.
     partial: BTreeMap<OsdId, PartialMissing>,
@@ -164,7 +164,7 @@ impl Default for Peering {
             apart: BTreeSet::new(),
             ungiving: BTreeSet::new(),
             whole_after: None,
-            ungivable: None,
+            ungivable: BTreeMap::new(),
             logs: BTreeMap::new(),
             partial: BTreeMap::new(),
             acked: BTreeMap::new(),
@@ -338,7 +338,7 @@ impl Pg {
         }
         let Choice { auth, whole_after, .. } = choice;
         if let Some(absent) = self.stand_ins_to_wait_for(auth, now) {
-            let ungivable = self.peering().and_then(|peering| peering.ungivable.clone());
+            let ungivable = self.peering().and_then(|peering| peering.ungivable.get(&auth).cloned());
             self.enter(Phase::Down { blocked_by: absent, ungivable }, step);
             return;
         }
@@ -363,7 +363,7 @@ impl Pg {
         tracing::warn!(pg = %self.id, %from, ?object, %version, "what was never acknowledged cannot be had: going back");
         if let Some(peering) = self.peering() {
             peering.ungiving.insert(from);
-            peering.ungivable = Some(item.object.clone());
+            peering.ungivable.insert(from, item.object.clone());
         }
         self.choose(step);
     }

@@ -16,7 +16,7 @@
 //! held without progress.
 //!
 //! Invariants: V1 what is sent is committed and whole here; V2 at most [`crate::Limits::transfers_max`] background
-//! transfers at a time, and one while clients ask for something ([`Pg::background_max`]); V3 an object is written again, or deleted, only after every copy of it is whole
+//! transfers at a time, and no further one beside one while clients are served ([`Pg::background_free`]); V3 an object is written again, or deleted, only after every copy of it is whole
 //! (`Active::is_degraded`); a delete does not wait for a copy that has no room, nor for an object that nobody can read.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +26,7 @@ use std::time::Duration;
 use holdfast_types::{LogVersion, OsdId, Timestamp};
 use holdfast_wire::peer::{ObjectPiece, PeerBody, PiecePosition, Pull, Push, PushAck, PushWhat};
 
-use crate::active::Peer;
+use crate::active::{Active, Peer};
 use crate::exec;
 use crate::follower::has_room_to_recover;
 use crate::key::ObjectKey;
@@ -49,7 +49,7 @@ const LOOK_MAX: usize = 256;
 /// between two OSDs, which then drop what comes after, writes and their acknowledgements among it.
 const URGENT_MAX: usize = 16;
 
-/// So long after the request of a client the background holds back. Longer than a client takes from an answer to its next
+/// So long after a client was served the background holds back. Longer than a client takes from an answer to its next
 /// request, and short enough that a pause of theirs is used.
 const CLIENTS_FIRST: Duration = Duration::from_millis(100);
 
@@ -355,19 +355,27 @@ impl Pg {
         }
     }
 
-    /// Transfers that the background may have under way. While clients are at work one keeps it going: each takes a share of
-    /// the disks and of the network on both sides, which clients would wait for. When they pause, the next transfer that ends
-    /// has others begin.
-    pub(crate) fn background_max(&self, step: &Step<'_>) -> usize {
-        let busy = self.clients.asked_at.is_some_and(|at| step.now.since(at) < CLIENTS_FIRST);
-        if busy { self.limits.transfers_max.min(1) } else { self.limits.transfers_max }
+    /// Transfers that the background may begin. While clients are served one keeps it going, beside what they wait for: each
+    /// takes a share of the disks and of the network on both sides. When they pause, the next transfer that ends has others
+    /// begin.
+    pub(crate) fn background_free(&self, active: &Active, step: &Step<'_>) -> usize {
+        let recovery = &active.recovery;
+        let asking = recovery.unnamed.asking();
+        let max = self.limits.transfers_max;
+        if self.clients.served_at.is_none_or(|at| step.now.since(at) >= CLIENTS_FIRST) {
+            return max.saturating_sub(recovery.transfers() + asking);
+        }
+        let waited_for = |key: &ObjectKey| recovery.urgent.contains(key);
+        let pulls = recovery.pulls.keys().filter(|key| !waited_for(key)).count();
+        let pushes = recovery.pushes.values().filter(|push| !waited_for(&push.key)).count();
+        let full = recovery.transfers() >= max + URGENT_MAX;
+        max.min(1).saturating_sub(pulls + pushes + asking + usize::from(full))
     }
 
     fn recover_by_log(&mut self, backfilling: Option<OsdId>, step: &mut Step<'_>) {
-        let max = self.background_max(step);
         let Role::Active(active) = &self.role else { return };
         let recovery = &active.recovery;
-        let free = max.saturating_sub(recovery.transfers() + recovery.unnamed.asking());
+        let free = self.background_free(active, step);
         if free == 0 {
             return;
         }

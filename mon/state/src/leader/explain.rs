@@ -332,8 +332,8 @@ impl Explainer<'_> {
             causes.push(Cause {
                 code: "WAITS_FOR_READABLE_COPY".into(),
                 cause: format!(
-                    "no OSD that is up can give object {object} as its log says; {} may be able to; {}. It is waited for, for a \
-                     minute, before the others go on without this object",
+                    "no OSD that was heard can give object {object} as its log says; {} may have it, or the version that was \
+                     acknowledged; {}. It is waited for, for a minute, before the others go on without this object",
                     names(&down),
                     self.why_down(&down)
                 ),

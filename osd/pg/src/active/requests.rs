@@ -27,7 +27,6 @@ impl Pg {
     pub(crate) fn on_client(&mut self, queued: Queued, step: &mut Step<'_>) {
         let request = &queued.request;
         let session = (request.id.client, request.id.incarnation);
-        self.clients.asked_at = Some(step.now);
         for given_up in self.clients.take_given_up(session, request.lowest_outstanding_tid) {
             // Nobody waits for the answer, but the shell holds something for it.
             self.refuse(&given_up, RefusedReason::Busy, step);
@@ -67,6 +66,9 @@ impl Pg {
         }
         let key = ObjectKey::of(&request.object);
         let serves = matches!(&self.role, Role::Active(active) if active.writeable);
+        if serves {
+            self.clients.served_at = Some(step.now);
+        }
         let waits = !serves || self.clients.is_blocked(&key);
         if waits && self.may_not_wait(&queued, step) {
             return refuse(RefusedReason::Busy, self, step);

@@ -279,6 +279,28 @@ fn who_may_have_the_version_before_one_that_cannot_be_read_is_not_waited_for_wit
 }
 
 #[test]
+fn who_came_back_is_waited_for_again_the_next_time() {
+    let mut group = alone_while_the_other_is_away();
+    group.have_lead(&[0, 2]);
+    group.pass(Duration::from_secs(10));
+    group.start(1);
+    group.have_lead(&[1, 0, 2]);
+    group.run_until_clean();
+    group.pass(Duration::from_secs(100));
+    // Once more, and OSD 0 has not led in between.
+    group.rot(0, "o", false);
+    group.kill(2);
+    group.have_lead(&[1, 0]);
+    group.write("p");
+    group.kill(1);
+    group.rot(0, "p", true);
+    group.start(2);
+    group.have_lead(&[0, 2]);
+    group.pass(Duration::from_secs(10));
+    assert!(group.report().state.down, "{:?}", group.report());
+}
+
+#[test]
 fn who_is_waited_for_is_not_waited_for_anew_whenever_members_change() {
     let mut group = alone_while_the_other_is_away();
     for _ in 0..2 {
