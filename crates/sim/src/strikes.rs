@@ -147,19 +147,20 @@ mod tests {
     ];
 
     /// A seed of the storm, without what is told to be left out.
-    fn storm(mask: &Mask) -> (Report, Vec<Strike>) {
-        let attempt = attempt(3, &Config::storm(), mask);
+    fn storm(seed: u64, mask: &Mask) -> (Report, Vec<Strike>) {
+        let attempt = attempt(seed, &Config::storm(), mask);
         (attempt.outcome.unwrap_or_else(|violation| panic!("{violation}")), attempt.strikes)
     }
 
     #[test]
     fn a_strike_left_out_does_not_happen_and_those_before_it_do() {
-        let (report, all) = storm(&Mask::default());
-        assert!(all.len() > 7, "{all:?}");
-        let (without, struck) = storm(&Mask::default().and_from(all[5].ordinal));
+        let often = |seed: &u64| storm(*seed, &Mask::default()).1.len() > 12;
+        let seed = (3..30).find(often).expect("one of the seeds in which it strikes often");
+        let (report, all) = storm(seed, &Mask::default());
+        let (without, struck) = storm(seed, &Mask::default().and_from(all[5].ordinal));
         assert_eq!(struck, all[..5]);
         assert_ne!(without.hash, report.hash);
-        let (_, struck) = storm(&Mask::default().and(&[all[5].ordinal]));
+        let (_, struck) = storm(seed, &Mask::default().and(&[all[5].ordinal]));
         assert_eq!(struck[..5], all[..5]);
         assert!(struck.iter().all(|strike| strike.ordinal != all[5].ordinal) && struck.len() > 6);
     }
@@ -191,6 +192,6 @@ mod tests {
     #[test]
     fn the_same_mask_gives_the_same_run() {
         let mask = Mask::default().and(&[2, 3, 7]).and_from(20).and_no(Chance::Loss);
-        assert_eq!(storm(&mask), storm(&mask));
+        assert_eq!(storm(3, &mask), storm(3, &mask));
     }
 }
