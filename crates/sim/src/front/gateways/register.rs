@@ -127,7 +127,7 @@ fn is_done(done: &[u64], index: usize) -> bool {
 struct Search<'h> {
     events: Vec<&'h Event>,
     /// What was never answered and is as good as any other of the same name: only the first of them is tried.
-    alike: Vec<Option<Alike>>,
+    alike: Vec<Option<Alike<'h>>>,
     etags: &'h BTreeMap<WriteId, String>,
     sums: &'h BTreeMap<WriteId, String>,
     tried: HashSet<(Vec<u64>, Option<WriteId>)>,
@@ -136,11 +136,11 @@ struct Search<'h> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Alike {
+enum Alike<'h> {
     /// A removal.
     Removal,
-    /// A write that nobody saw but who was refused because of it.
-    Unseen,
+    /// A write that nobody saw but who was refused because of it, and its ETag, if somebody has asked for that.
+    Unseen(Option<&'h str>),
 }
 
 impl<'h> Search<'h> {
@@ -164,16 +164,26 @@ impl<'h> Search<'h> {
             seen.contains(write) || may_be(&shown, etags.get(write)) || may_be(&copied, sums.get(write))
         };
         // What was never answered and that nobody can have met need not have happened.
-        let needed = |event: &&&Event| match (&event.asked, &event.answered) {
+        let needed = |event: &&&'h Event| match (&event.asked, &event.answered) {
             (_, Answered::Nothing) | (Asked::Read, Answered::Unknown) => false,
             (Asked::Write { write, .. }, Answered::Unknown) => refused || is_seen(write),
             _ => true,
         };
-        let mut events: Vec<&Event> = events.iter().filter(needed).copied().collect();
+        let mut events: Vec<&'h Event> = events.iter().filter(needed).copied().collect();
         events.sort_by_key(|event| event.began);
-        let alike = |event: &&Event| match (&event.asked, &event.answered) {
+        let asked_for: BTreeSet<&str> = events
+            .iter()
+            .filter_map(|event| match &event.asked {
+                Asked::Write { only_if: OnlyIf::Etag(etag), .. } => Some(etag.as_str()),
+                _ => None,
+            })
+            .collect();
+        let named = |write: &WriteId| etags.get(write).map(String::as_str).filter(|etag| asked_for.contains(etag));
+        let alike = |event: &&'h Event| match (&event.asked, &event.answered) {
             (Asked::Delete, Answered::Unknown) => Some(Alike::Removal),
-            (Asked::Write { write, only_if: OnlyIf::Any }, Answered::Unknown) if !is_seen(write) => Some(Alike::Unseen),
+            (Asked::Write { write, only_if: OnlyIf::Any }, Answered::Unknown) if !is_seen(write) => {
+                Some(Alike::Unseen(named(write)))
+            }
             _ => None,
         };
         let alike = events.iter().map(alike).collect();
@@ -204,7 +214,7 @@ impl<'h> Search<'h> {
         }
         // What was answered before what never was: the latter is needed only where an answer shows it.
         next.sort_by_key(|index| self.events[*index].ended == u64::MAX);
-        let mut tried: BTreeSet<Alike> = BTreeSet::new();
+        let mut tried: BTreeSet<Alike<'_>> = BTreeSet::new();
         for index in next.clone() {
             let event = self.events[index];
             let Some(after) = self.apply(event, state) else { continue };
@@ -323,5 +333,14 @@ mod tests {
         assert!(!explained(&[put(1, 0, 1), new(Answered::Done)]));
         assert!(explained(&[put(1, 0, 1), new(Answered::Refused)]));
         assert!(!explained(&[new(Answered::Refused)]));
+    }
+
+    #[test]
+    fn who_refused_a_write_that_asks_for_an_etag_had_another_one() {
+        let only_if = OnlyIf::Etag("a".to_owned());
+        let refused = event(Asked::Write { write: 3, only_if }, Answered::Refused, 5, 6);
+        assert!(!explained(&[put(1, 0, NEVER), refused.clone()]), "it is what was asked for");
+        assert!(explained(&[put(2, 0, NEVER), refused.clone()]));
+        assert!(explained(&[put(1, 0, NEVER), put(2, 1, NEVER), refused]), "nobody has seen either of them");
     }
 }
