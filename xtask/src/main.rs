@@ -59,7 +59,7 @@ enum Command {
     /// Runs the simulator with each seeded protocol bug and writes docs/mutants-table.md; fails for one that no checker notices.
     Mutants {
         /// Seeds of each world that one bug may take.
-        #[arg(long, default_value_t = 100)]
+        #[arg(long, default_value_t = 200)]
         budget: u64,
         /// Proves of each checker but once that it is needed: a third of the time.
         #[arg(long)]
