@@ -71,6 +71,8 @@ pub struct Faults {
     /// OSDs, per second, whose disk is filled by something else for a while: up to where clients' writes are not let in any
     /// more, or to where recovery is not, either.
     pub cramps_per_second: f64,
+    /// File systems that something else fills for a while, so that the disk in them gets no more blocks.
+    pub full_file_systems_per_second: f64,
     /// Disks, per second, that do nothing for up to ten seconds.
     pub stuck_per_second: f64,
     /// Disks, per second, that fail a write or a sync: such a disk is never used again, and its OSD begins anew on an empty one.
@@ -123,6 +125,7 @@ impl Faults {
         flips_per_second: 0.0,
         bad_sectors_per_second: 0.0,
         cramps_per_second: 0.0,
+        full_file_systems_per_second: 0.0,
         pauses_per_second: 0.0,
         served_cuts_per_second: 0.0,
         one_way_cuts_per_second: 0.0,
@@ -301,11 +304,16 @@ impl Config {
         Config { osds: 4, objects: 6, faults, limits, day, pause, ..rot }
     }
 
-    /// The storm, with disks that something else fills for a while: copies are begun, refused, and begun anew.
+    /// The storm, with disks and file systems that something else fills for a while: copies are begun, refused, and begun anew.
     #[must_use]
     pub fn cramped() -> Config {
         let storm = Config::storm();
-        let faults = Faults { cramps_per_second: 0.4, remaps_per_second: 0.1, ..storm.faults };
+        let faults = Faults {
+            cramps_per_second: 0.3,
+            full_file_systems_per_second: 0.2,
+            remaps_per_second: 0.1,
+            ..storm.faults
+        };
         Config { faults, ..storm }
     }
 

@@ -14,7 +14,7 @@ use holdfast_osd::parts::{
 };
 use holdfast_pg::{LocalObjects, ObjectKey, StoreOp, TxnId, version_held};
 use holdfast_store::{
-    CollectionId, Engine, Fault, Identity, Lie, MemDevice, MemIndex, OnDurable, OpenError, Options, ReadError,
+    CleanError, CollectionId, Engine, Fault, Identity, Lie, MemDevice, MemIndex, OnDurable, OpenError, Options, ReadError,
     SubmitError, Transaction, TxOp,
 };
 use holdfast_types::{ClusterId, DiskUuid, Incarnation, LogVersion, OsdId, PgId, Timestamp};
@@ -168,7 +168,11 @@ impl Disk {
             engine.flush_index().map_err(|error| error.to_string())?;
         }
         while engine.wants_cleaning() {
-            let progress = engine.clean_step(CLEAN_STEP_BYTES).map_err(|error| error.to_string())?;
+            let progress = match engine.clean_step(CLEAN_STEP_BYTES) {
+                // Only while the file system is full.
+                Err(CleanError::Submit(SubmitError::NoSpace { .. })) if self.device.has_no_blocks() => break,
+                step => step.map_err(|error| error.to_string())?,
+            };
             freed += progress.freed_segments;
             if !progress.more || (progress.moved_bytes == 0 && progress.freed_segments == 0) {
                 break;
@@ -343,6 +347,11 @@ impl Disk {
         };
         let offsets = (0..bytes / FILL_BYTES as u64).map(|chunk| chunk * FILL_BYTES as u64);
         bytes > 0 && offsets.map(whole).all(|transaction| self.submit_then(&transaction, None).is_ok())
+    }
+
+    /// Has the file system that the device is a file of be full, or not.
+    pub fn set_no_blocks(&self, no_blocks: bool) {
+        self.device.set_no_blocks(no_blocks);
     }
 
     /// Takes away what [`Disk::fill`] wrote. Gives whether there was anything.

@@ -44,6 +44,9 @@ impl World {
         }
         for osd in 0..self.config.osds {
             self.schedule(Duration::ZERO, Event::RoomBack { osd: OsdId(osd) });
+            if self.config.faults.full_file_systems_per_second > 0.0 {
+                self.schedule(Duration::ZERO, Event::BlocksBack { osd: OsdId(osd) });
+            }
         }
         // Only what a command did is undone by one.
         for osd in std::mem::take(&mut self.put_out) {

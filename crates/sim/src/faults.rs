@@ -19,6 +19,9 @@ use crate::world::{Event, World};
 /// How often faults are drawn.
 pub(crate) const FAULT_TICK: Duration = Duration::from_millis(100);
 
+/// A message under way for longer is late.
+pub(crate) const LATE: Duration = Duration::from_millis(2);
+
 /// A pool with so many placement groups or more is split no further.
 const SPLIT_PGS_MAX: u32 = 32;
 
@@ -59,6 +62,9 @@ pub enum FaultKind {
     LeaseWaitedOut,
     ClusterFull,
     Cramped,
+    FileSystemFull,
+    MessageLate,
+    SyncSlow,
     MessageReplayed,
     RequestForgotten,
     ActivationCut,
@@ -139,6 +145,9 @@ impl fmt::Display for FaultKind {
             FaultKind::LeaseWaitedOut => "leases of former primaries waited for",
             FaultKind::ClusterFull => "writes refused for want of room",
             FaultKind::Cramped => "disks filled for a while",
+            FaultKind::FileSystemFull => "file systems filled under a disk for a while",
+            FaultKind::MessageLate => "messages late",
+            FaultKind::SyncSlow => "slow syncs",
             FaultKind::MessageReplayed => "messages replayed",
             FaultKind::RequestForgotten => "requests whose result was forgotten",
             FaultKind::ActivationCut => "power cuts of all OSDs at an activation",
@@ -304,6 +313,10 @@ impl Faults {
             (self.leader_changes_per_second, F::MonitorChanged),
             (self.monitor_outages_per_second, F::MonitorsGone),
             (self.cramps_per_second, F::Cramped),
+            (self.full_file_systems_per_second, F::FileSystemFull),
+            (self.full_file_systems_per_second, F::StoreRefused),
+            (self.slow_sync, F::SyncSlow),
+            (self.delay_max.saturating_sub(LATE).as_secs_f64(), F::MessageLate),
             (self.cramps_per_second, F::ClusterFull),
             (self.replays, F::MessageReplayed),
             (self.cuts_after_activation, F::ActivationCut),
@@ -366,6 +379,7 @@ impl World {
         let (reweight, pools) = (strikes(faults.reweights_per_second), strikes(faults.pool_changes_per_second));
         let lie = strikes(faults.lies_per_second);
         let part = strikes(faults.group_partitions_per_second);
+        let no_blocks = strikes(faults.full_file_systems_per_second);
         let victim = OsdId(self.rng.random_range(0..self.config.osds));
         // One disk rots, and it is the only one that ever stops meanwhile: two faults at once may lose the last copy.
         let rotting = faults.flips_per_second > 0.0 || faults.lies_per_second > 0.0;
@@ -422,6 +436,9 @@ impl World {
         }
         if cramp {
             self.cramp(victim);
+        }
+        if no_blocks {
+            self.fill_file_system(victim);
         }
         if link {
             self.cut_one_way(victim);
@@ -519,6 +536,26 @@ impl World {
             self.counts.add(FaultKind::Cramped, u64::from(filled));
             self.schedule_commit(victim);
             self.schedule(Duration::from_millis(length), Event::RoomBack { osd: victim });
+        }
+    }
+
+    /// Something else takes the last blocks of the file system under the disk for a while.
+    fn fill_file_system(&mut self, victim: OsdId) {
+        let length = Duration::from_millis(self.rng.random_range(100..8_000));
+        if self.deals(format!("the file system under the disk of {victim} is full")) {
+            self.counts.add(FaultKind::FileSystemFull, 1);
+            self.node(victim).disk.set_no_blocks(true);
+            self.schedule(length, Event::BlocksBack { osd: victim });
+        }
+    }
+
+    /// The file system under the disk has room again. The store looks by itself now and then.
+    pub(crate) fn blocks_back(&mut self, osd: OsdId) {
+        let node = self.node(osd);
+        node.disk.set_no_blocks(false);
+        let (generation, is_open) = (node.generation, node.disk.is_open());
+        if is_open {
+            self.schedule(Duration::ZERO, Event::Maintain { osd, generation });
         }
     }
 

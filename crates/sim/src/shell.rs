@@ -340,6 +340,7 @@ impl World {
     /// Most syncs are quick; some are so slow that much is lost when the power fails.
     fn sync_time(&mut self) -> Duration {
         let slow = self.working && self.rng.random_bool(self.config.faults.slow_sync);
+        self.counts.add(FaultKind::SyncSlow, u64::from(slow));
         let max = if slow { 400_000 } else { 4_000 };
         Duration::from_micros(self.rng.random_range(100..max))
     }

@@ -19,7 +19,7 @@ use crate::checker::Checker;
 use crate::client::{Client, Names, Operation, Promised, WhenFull};
 use crate::config::{Config, Faults};
 use crate::cuts::Cut;
-use crate::faults::{FAULT_TICK, FaultCounts, FaultKind};
+use crate::faults::{FAULT_TICK, FaultCounts, FaultKind, LATE};
 use crate::fence::Fencing;
 use crate::front::{self, Front, FrontEvent};
 use crate::health::Health;
@@ -186,6 +186,9 @@ pub(crate) enum Event {
         osd: OsdId,
     },
     RoomBack {
+        osd: OsdId,
+    },
+    BlocksBack {
         osd: OsdId,
     },
     OneWayHealed,
@@ -575,7 +578,9 @@ impl World {
             self.counts.add(FaultKind::MessageLost, 1);
             return Vec::new();
         }
-        let mut arrivals = vec![self.delay()];
+        let delay = self.delay();
+        self.counts.add(FaultKind::MessageLate, u64::from(delay > LATE));
+        let mut arrivals = vec![delay];
         if self.rng.random_bool(self.faults.duplication) {
             self.counts.add(FaultKind::MessageDoubled, 1);
             let late = self.delay() * 20;
@@ -683,6 +688,7 @@ impl World {
             }
             Event::ClientTick { client } => self.client_tick(client),
             Event::RoomBack { osd } => self.room_back(osd),
+            Event::BlocksBack { osd } => self.blocks_back(osd),
             Event::OneWayHealed => self.one_way.clear(),
             Event::RiftHealed { number } => self.heal_rift(number),
             Event::PowerFails { osd, generation } => self.power_fails(osd, generation),

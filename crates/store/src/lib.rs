@@ -18,6 +18,7 @@ mod engine;
 mod error;
 mod format;
 mod index;
+mod index_room;
 mod key;
 mod marker;
 mod onode;

@@ -18,6 +18,7 @@ use crate::engine::commit::in_callback;
 use crate::engine::{Engine, Identity, OnDurable, Options, SUPPORTED_SEGMENT_BYTES};
 use crate::error::{CleanError, CommitError, FormatError, OpenError, SubmitError};
 use crate::index::{Index, IndexError, RocksIndex};
+use crate::index_room::IndexRoom;
 use crate::marker;
 use crate::tx::Transaction;
 
@@ -29,6 +30,8 @@ const INDEX_FLUSH_INTERVAL: Duration = Duration::from_secs(60);
 /// How often a store that lacks room looks whether there is some, though nothing happens in it: other users of the file
 /// system may have left.
 const ROOM_INTERVAL: Duration = Duration::from_secs(10);
+/// How often a store in which nothing happens looks whether its index has room.
+const IDLE_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes that one cleaning step moves; between steps, index flushes and stops are looked at.
 const CLEAN_STEP_BYTES: u64 = 4 << 20;
 /// Part of the memory that is for decoded onodes: on 64 MiB tens of thousands of small objects.
@@ -77,6 +80,10 @@ impl StoreConfig {
         Ok((index, Options { onode_cache_bytes, ..self.options.clone() }))
     }
 
+    fn index_room(&self, device: &FileDevice) -> std::io::Result<IndexRoom> {
+        Ok(IndexRoom::open(&self.index, device.len()?))
+    }
+
     fn device_error(&self, source: std::io::Error) -> FormatError {
         match source.kind() {
             std::io::ErrorKind::NotFound => FormatError::NoDevice { device: self.device.clone() },
@@ -104,6 +111,8 @@ struct Shared<D, I> {
     progressed: Condvar,
     /// Since when the commit thread is at the group that it has, if any.
     committing_since: Mutex<Option<Instant>>,
+    /// None for an index in memory.
+    index_room: Option<Mutex<IndexRoom>>,
 }
 
 /// Stops and joins the threads when the last handle is gone.
@@ -155,11 +164,12 @@ impl Store {
         };
         let device = device.map_err(|source| config.device_error(source))?;
         RocksIndex::destroy(&config.index)?;
+        let room = config.index_room(&device).map_err(FormatError::Device)?;
         let (index, options) = config.open_index()?;
         let engine = Engine::format(device, index, identity, options)?;
         marker::clear(&config.index)?; // of a device that was here before
         engine.on_quarantine(marker::marking(&config.index));
-        Ok(Store::run(engine))
+        Ok(Store::start(engine, Some(room)))
     }
 
     /// Passes a device that [`Store::format`] would take for `identity`, or would make. Changes nothing.
@@ -184,16 +194,22 @@ impl Store {
     pub fn open(config: &StoreConfig) -> Result<Store, OpenError> {
         let device = FileDevice::open(&config.device)?;
         marker::check(&config.index, &device)?;
+        let room = config.index_room(&device)?; // before RocksDB needs it
         let (index, options) = config.open_index()?;
         let engine = Engine::open(device, index, options)?;
         engine.on_quarantine(marker::marking(&config.index));
-        Ok(Store::run(engine))
+        Ok(Store::start(engine, Some(room)))
     }
 }
 
 impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
-    /// Starts the threads of an engine.
+    /// Starts the threads of an engine whose index needs no room on a file system.
     pub fn run(engine: Engine<D, I>) -> Store<D, I> {
+        Store::start(engine, None)
+    }
+
+    fn start(engine: Engine<D, I>, index_room: Option<IndexRoom>) -> Store<D, I> {
+        engine.note_index_room(index_room.as_ref().is_some_and(IndexRoom::is_low));
         let shared = Arc::new(Shared {
             engine,
             signals: Mutex::new(Signals::default()),
@@ -201,6 +217,7 @@ impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
             maintain_wanted: Condvar::new(),
             progressed: Condvar::new(),
             committing_since: Mutex::new(None),
+            index_room: index_room.map(Mutex::new),
         });
         let commit = {
             let shared = Arc::clone(&shared);
@@ -376,6 +393,7 @@ impl<D: Device, I: Index> Shared<D, I> {
                 tracing::debug!(%error, "commit failed");
             }
             self.note_progress();
+            self.look_at_index_room();
             if self.engine.wants_index_flush() || self.engine.wants_cleaning() {
                 self.signals.lock().maintain = true;
                 self.maintain_wanted.notify_one();
@@ -383,20 +401,35 @@ impl<D: Device, I: Index> Shared<D, I> {
         }
     }
 
+    /// Notices that others fill the file system of the index, or have left it.
+    fn look_at_index_room(&self) {
+        // Whoever else is looking notices the same.
+        let Some(mut room) = self.index_room.as_ref().and_then(Mutex::try_lock) else { return };
+        if room.is_due() && room.look() {
+            self.engine.note_index_room(room.is_low());
+        }
+    }
+
     fn maintain_loop(&self) {
-        let mut flushed_at = Instant::now();
+        let (mut flushed_at, mut maintained_at) = (Instant::now(), Instant::now());
         loop {
             let interval = if self.engine.wants_cleaning() { ROOM_INTERVAL } else { INDEX_FLUSH_INTERVAL };
             {
                 let mut signals = self.signals.lock();
                 if !signals.maintain && !signals.stop {
-                    let _ = self.maintain_wanted.wait_for(&mut signals, interval);
+                    let look = if self.index_room.is_some() { IDLE_LOOK_INTERVAL } else { interval };
+                    let _ = self.maintain_wanted.wait_for(&mut signals, interval.min(look));
                 }
                 if signals.stop {
                     return;
                 }
-                signals.maintain = false;
+                if !std::mem::take(&mut signals.maintain) && maintained_at.elapsed() < interval {
+                    drop(signals);
+                    self.look_at_index_room();
+                    continue;
+                }
             }
+            maintained_at = Instant::now();
             match self.maintain(&mut flushed_at) {
                 Ok(()) => {}
                 // Said once, when it began.
@@ -418,6 +451,7 @@ impl<D: Device, I: Index> Shared<D, I> {
         while self.engine.wants_cleaning() && !self.signals.lock().stop {
             let progress = self.engine.clean_step(CLEAN_STEP_BYTES)?;
             self.note_progress();
+            self.look_at_index_room();
             if !progress.more || (progress.moved_bytes == 0 && progress.freed_segments == 0) {
                 break;
             }
@@ -444,5 +478,57 @@ impl<D: Device + 'static, I: Index + 'static> Threads<D, I> {
 impl<D: Device + 'static, I: Index + 'static> Drop for Threads<D, I> {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::atomic::AtomicU64;
+
+    use holdfast_types::{ClusterId, DiskUuid, OsdId};
+
+    use super::*;
+    use crate::device::MemDevice;
+    use crate::index::MemIndex;
+    use crate::key::CollectionId;
+    use crate::tx::TxOp;
+
+    /// Far longer than any look takes.
+    const NOTICED_MAX: Duration = Duration::from_secs(30);
+
+    /// Commits until the store lets more in, or no more.
+    fn commit_until(store: &Store<MemDevice, MemIndex>, lets_in: bool) {
+        let since = Instant::now();
+        loop {
+            let (live, limit) = store.engine().live_bytes();
+            if (live < limit) == lets_in {
+                return;
+            }
+            assert!(since.elapsed() < NOTICED_MAX, "{live} of {limit}");
+            store.submit_and_wait(Transaction { ops: Vec::new() }).unwrap();
+        }
+    }
+
+    #[test]
+    fn while_the_index_lacks_room_nothing_is_let_in_and_what_was_let_in_is_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let identity = Identity { cluster: ClusterId([1; 16]), disk: DiskUuid([2; 16]), osd: OsdId(3) };
+        let options = Options { segment_bytes: 64 << 10, ..Options::default() };
+        let device = MemDevice::new(4 << 20);
+        let free = Arc::new(AtomicU64::new(1 << 30));
+        let told = Arc::clone(&free);
+        let free_now = Box::new(move || Ok(told.load(Ordering::Relaxed)));
+        let room = IndexRoom::with(&directory.path().join("index"), device.len().unwrap(), free_now);
+        let engine = Engine::format(device, MemIndex::new(), identity, options).unwrap();
+        let store = Store::start(engine, Some(room));
+        commit_until(&store, true);
+        free.store(0, Ordering::Relaxed);
+        commit_until(&store, false);
+        assert_eq!(store.usage().live_bytes_limit, store.usage().live_bytes);
+        let c = CollectionId { pool: 1, seed: 0 };
+        store.submit_and_wait(Transaction { ops: vec![TxOp::CreateCollection { c }] }).unwrap();
+        free.store(1 << 30, Ordering::Relaxed);
+        commit_until(&store, true);
     }
 }

@@ -193,6 +193,11 @@ impl MemDevice {
         self.inner.lock().no_blocks = no_blocks;
     }
 
+    /// Whether it is: see [`MemDevice::set_no_blocks`].
+    pub fn has_no_blocks(&self) -> bool {
+        self.inner.lock().no_blocks
+    }
+
     /// What the device looks like after the power failed now: a new device in which each un-synced sector is kept (one of
     /// the versions written), lost or torn, as `rng` decides. This one is not changed.
     pub fn crash(&self, rng: &mut impl Rng) -> MemDevice {
@@ -223,7 +228,7 @@ impl MemDevice {
                 durable.insert(*number, sector);
             }
         }
-        let after = MemDevice::with_durable(inner.bytes, durable, inner.unreadable.clone());
+        let after = MemDevice::with_durable(&inner, durable);
         {
             let mut fresh = after.inner.lock();
             fresh.stats.sectors_lost = lost;
@@ -241,24 +246,26 @@ impl MemDevice {
                 durable.insert(*number, *sector);
             }
         }
-        MemDevice::with_durable(inner.bytes, durable, inner.unreadable.clone())
+        MemDevice::with_durable(&inner, durable)
     }
 
     /// What the end of the process leaves: the same bytes, of which what was not synced is still in the page cache, and no
     /// planned faults. The power may fail later ([`MemDevice::crash`]).
     pub fn end_process(&self) -> MemDevice {
         let inner = self.inner.lock();
-        let after = MemDevice::with_durable(inner.bytes, inner.durable.clone(), inner.unreadable.clone());
+        let after = MemDevice::with_durable(&inner, inner.durable.clone());
         after.inner.lock().pending = inner.pending.clone();
         after
     }
 
-    fn with_durable(bytes: u64, durable: BTreeMap<u64, Sector>, unreadable: BTreeSet<u64>) -> MemDevice {
-        let device = MemDevice::new(bytes);
+    /// The device and the file system under it after `before`, with what was durable.
+    fn with_durable(before: &Inner, durable: BTreeMap<u64, Sector>) -> MemDevice {
+        let device = MemDevice::new(before.bytes);
         {
             let mut inner = device.inner.lock();
             inner.durable = durable;
-            inner.unreadable = unreadable;
+            inner.unreadable = before.unreadable.clone();
+            inner.no_blocks = before.no_blocks;
         }
         device
     }

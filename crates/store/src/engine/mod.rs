@@ -303,10 +303,16 @@ impl<D: Device, I: Index> Engine<D, I> {
     }
 
     /// Live bytes, and how many there may be at most; cheaper than [`Engine::usage`]. While the device has no blocks for
-    /// the next segment (the file system under a sparse file is full), there may be no more than there are.
+    /// the next segment (the file system under a sparse file is full), or the index lacks room, there may be no more than
+    /// there are.
     pub fn live_bytes(&self) -> (u64, u64) {
         let state = self.state.read();
         (state.space.live, state.space.admission_limit())
+    }
+
+    /// Takes note whether the file system of the index is so full that nothing more may be let in. What was let in is taken.
+    pub fn note_index_room(&self, is_low: bool) {
+        self.state.write().space.index_lacks_room = is_low;
     }
 
     /// All positions up to this one are durable.

@@ -96,6 +96,8 @@ pub(super) struct Space {
     pub(super) next_has_no_blocks: bool,
     /// Since then the free segments were discarded: they have no blocks to give.
     pub(super) free_have_no_blocks: bool,
+    /// The file system of the index is nearly full.
+    pub(super) index_lacks_room: bool,
     segment_bytes: u32,
     sector_bytes: u32,
     reserve_segments: usize,
@@ -115,6 +117,7 @@ impl Space {
             live: 0,
             next_has_no_blocks: false,
             free_have_no_blocks: false,
+            index_lacks_room: false,
             segment_bytes: superblock.segment_bytes,
             sector_bytes: superblock.sector_bytes,
             reserve_segments: reserve_segments(superblock.segment_count, options.reserve_percent),
@@ -140,9 +143,10 @@ impl Space {
     }
 
     /// Most live bytes to which writes may be let in: no more than there are while the file system under a sparse file has
-    /// no blocks for the next segment. What is under way by then has half of the open one.
+    /// no blocks for the next segment, or that of the index is nearly full. What is under way by then has half of the open
+    /// segment, or is taken.
     pub(super) fn admission_limit(&self) -> u64 {
-        if self.next_has_no_blocks { self.live } else { self.live_limit() }
+        if self.next_has_no_blocks || self.index_lacks_room { self.live } else { self.live_limit() }
     }
 
     /// Most live bytes after an ordinary write: all segments but the reserve, the open one and its successor, each so full
