@@ -14,8 +14,8 @@ use holdfast_osd::parts::{
 };
 use holdfast_pg::{LocalObjects, ObjectKey, StoreOp, TxnId, version_held};
 use holdfast_store::{
-    CleanError, CollectionId, Engine, Fault, Identity, Lie, MemDevice, MemIndex, OnDurable, OpenError, Options, ReadError,
-    SubmitError, Transaction, TxOp,
+    CleanError, CollectionId, Engine, Fault, Identity, Lie, MemDevice, MemIndex, OnDurable, OpenError, Options,
+    ReadError, SubmitError, Transaction, TxOp,
 };
 use holdfast_types::{ClusterId, DiskUuid, Incarnation, LogVersion, OsdId, PgId, Timestamp};
 use parking_lot::Mutex;

@@ -59,7 +59,8 @@ fn brought(op: &ObjectOp) -> usize {
 
 /// Sessions whose unlogged answers are remembered; the one that has been silent longest goes first.
 const SESSIONS_MAX: usize = 1_024;
-/// Unlogged answers remembered for one session; those below its watermark go first.
+/// Unlogged answers remembered for one session; those below its watermark go first, then the oldest. Whether those of them
+/// were answered is not known any more.
 const ANSWERS_MAX: usize = 256;
 
 /// A larger answer is not kept; that it was given is.
@@ -73,6 +74,8 @@ const ANSWER_COST: usize = 128;
 #[derive(Debug, Clone, Default)]
 struct Unlogged {
     watermark: u64,
+    /// Below this one requests may have been answered without anything being kept of it.
+    floor: u64,
     /// By request; `None` when the answer is not kept.
     answers: BTreeMap<u64, Option<ClientOutcome>>,
     /// Of the answers that are kept.
@@ -155,7 +158,7 @@ impl Clients {
         match unlogged.answers.get(&id.tid) {
             Some(Some(outcome)) => Remembered::As(outcome.clone()),
             Some(None) => Remembered::Forgotten,
-            None if id.tid < unlogged.watermark => Remembered::Forgotten,
+            None if id.tid < unlogged.watermark.max(unlogged.floor) => Remembered::Forgotten,
             None => Remembered::No,
         }
     }
@@ -166,7 +169,8 @@ impl Clients {
         self.unlogged_bytes -= unlogged.bytes;
         unlogged.answers.insert(id.tid, Some(outcome.clone()).filter(|outcome| cost(outcome) <= ANSWER_BYTES_MAX));
         if unlogged.answers.len() > ANSWERS_MAX {
-            unlogged.answers.pop_first();
+            let dropped = unlogged.answers.pop_first();
+            unlogged.floor = dropped.map_or(0, |(tid, _)| tid + 1);
         }
         unlogged.count();
         self.unlogged_bytes += unlogged.bytes;
@@ -421,10 +425,15 @@ mod tests {
         assert!(clients.unlogged_bytes == counted && counted <= ANSWERS_BYTES_MAX, "{counted}");
         assert!(matches!(clients.remembered(id(1, 1), 1), Remembered::Forgotten), "dropped first");
         assert!(matches!(clients.remembered(id(100, 100), 1), Remembered::As(outcome) if outcome == lost(2_000)));
+        for tid in 101..=100 + ANSWERS_MAX as u64 {
+            assert!(matches!(clients.remembered(id(99, tid), 1), Remembered::No));
+            clients.remember(id(99, tid), &lost(10));
+        }
+        assert!(matches!(clients.remembered(id(99, 1), 1), Remembered::Forgotten), "too many came after it");
         clients.remember(id(100, 101), &lost(1 << 20));
         assert!(matches!(clients.remembered(id(100, 101), 1), Remembered::Forgotten), "too large");
         for client in 1..=100 {
-            clients.remembered(id(client, 200), 200);
+            clients.remembered(id(client, 900), 900);
         }
         assert_eq!(clients.unlogged_bytes, 0);
     }

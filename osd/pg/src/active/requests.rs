@@ -139,6 +139,11 @@ impl Pg {
             return Tried::Done;
         }
         let writes = queued.request.is_write();
+        if writes && queued.request.epoch < self.leads_since {
+            // C4: maps were skipped while it waited, and in between another primary may have answered it.
+            self.refuse(&queued, RefusedReason::WrongPrimary, step);
+            return Tried::Done;
+        }
         let missing = self.holding.missing.contains(key) && !on(Mutant::MissingIgnored);
         let min_size = self.interval.min_size as usize;
         let Some(active) = self.active() else { return Tried::Wait(queued) };

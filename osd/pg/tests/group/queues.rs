@@ -189,3 +189,21 @@ fn what_waited_for_one_object_is_executed_as_it_came() {
         other => panic!("{other:?}"),
     }
 }
+
+#[test]
+fn what_waited_while_maps_were_skipped_is_not_executed_by_who_leads_again() {
+    let mut group = Group::of(3, 3, Limits::default());
+    group.map.osds.get_mut(&osd(2)).unwrap().up = false;
+    group.silent.insert(1);
+    group.have_lead(&[0, 1]);
+    group.send(9, 1, "o", full_write(10));
+    group.pass(Duration::from_secs(3));
+    assert_eq!(group.answer(1), None, "it waits for the other member");
+    // Who led meanwhile may have answered it.
+    group.silent.clear();
+    group.map.epoch = group.map.epoch.next();
+    group.have_lead(&[0, 1]);
+    group.pass(Duration::from_secs(10));
+    assert_eq!(group.answer(1), Some(ClientOutcome::Refused(RefusedReason::WrongPrimary)));
+    assert!(matches!(group.read("o"), ClientOutcome::Failed { error: OpError::NotFound, .. }));
+}
