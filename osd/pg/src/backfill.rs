@@ -215,7 +215,7 @@ impl Pg {
             self.move_cursor(end, Vec::new(), step);
             return;
         }
-        let unfound = |key: &ObjectKey| active.recovery.is_unfound(key) && self.holding.missing.contains(key);
+        let unfound = |key: &ObjectKey| active.recovery.was_unfound(key) && self.holding.missing.contains(key);
         let no_room =
             |key: &ObjectKey| active.recovery.waits_for_room_here(key, step.now) && self.holding.missing.contains(key);
         if items.keys().all(|key| unfound(key) || no_room(key)) {

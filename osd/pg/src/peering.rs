@@ -645,7 +645,7 @@ impl Pg {
     }
 
     fn become_active(&mut self, epoch: Epoch, step: &mut Step<'_>) {
-        let acting = self.members.acting.clone();
+        let (acting, map) = (self.members.acting.clone(), self.map.clone());
         let Role::Peering(peering) = &mut self.role else { return };
         let mut peers = std::mem::take(&mut peering.acked);
         for (osd, peer) in &mut peers {
@@ -653,7 +653,8 @@ impl Pg {
         }
         let known = std::mem::take(&mut peering.notices);
         let member = |osd: &OsdId| peers.contains_key(osd);
-        let strays = known.into_iter().filter(|(osd, _)| !member(osd));
+        // A map may have shown some down since they were heard.
+        let strays = known.into_iter().filter(|(osd, _)| !member(osd) && map.is_up(*osd));
         let strays: BTreeMap<OsdId, LogVersion> =
             strays.filter_map(|(osd, notice)| Some((osd, notice.info?.last_update))).collect();
         let head = self.holding.log.head();

@@ -19,7 +19,7 @@
 //! transfers at a time, and no further one beside one while clients are served ([`Pg::background_free`]); V3 an object is written again, or deleted, only after every copy of it is whole
 //! (`Active::is_degraded`); a delete does not wait for a copy that has no room, nor for an object that nobody can read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -43,6 +43,8 @@ const RESEND: Duration = Duration::from_secs(1);
 const RESEND_DOUBLINGS_MAX: u32 = 5;
 /// Objects that nobody could give are asked for again after this long.
 const UNFOUND_RETRY: Duration = Duration::from_secs(30);
+/// A stray that does not answer is given up after it was asked so often. (A member that does not answer is replaced.)
+pub(crate) const ASK_STRAY_MAX: u32 = 5;
 /// Missing objects looked at in one step while searching for one to transfer.
 const LOOK_MAX: usize = 256;
 /// Transfers that clients wait for, beside [`crate::Limits::transfers_max`] of the background: more would fill the connections
@@ -119,8 +121,13 @@ pub(crate) struct Recovery {
     unfound: BTreeSet<ObjectKey>,
     /// Objects that were fetched and are not durable here yet.
     landing: BTreeSet<ObjectKey>,
-    /// When they are looked for again.
+    /// When the unfound ones are looked for again.
     look_again_at: Option<Timestamp>,
+    /// Those that are looked for again in this round, what clients wait for first. One at a time, beside all else: however
+    /// many nobody has, what somebody has does not wait for them.
+    again: VecDeque<ObjectKey>,
+    /// The one that is asked for now. It is not among the unfound ones meanwhile.
+    retried: Option<ObjectKey>,
     /// Objects for which peers that lack them had no room.
     no_room: BTreeMap<OsdId, BTreeMap<ObjectKey, NoRoom>>,
     /// Objects for which there was none here.
@@ -186,8 +193,34 @@ impl Recovery {
         self.unfound.contains(key)
     }
 
-    pub fn unfound(&self) -> impl ExactSizeIterator<Item = &ObjectKey> {
-        self.unfound.iter()
+    /// What nobody who is up has, as far as is known.
+    pub fn unfound(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.unfound.iter().chain(self.under_retry())
+    }
+
+    /// Whether nobody who is up has it, as far as is known: one that is asked for once more counts.
+    pub fn was_unfound(&self, key: &ObjectKey) -> bool {
+        self.unfound.contains(key) || self.under_retry() == Some(key)
+    }
+
+    /// What could not be found and is just being asked for once more.
+    fn under_retry(&self) -> Option<&ObjectKey> {
+        self.retried.as_ref().filter(|key| self.is_fetching(key))
+    }
+
+    /// The next object of the round to be asked for again, if none is.
+    fn next_retry(&mut self) -> Option<ObjectKey> {
+        if self.under_retry().is_some() {
+            return None;
+        }
+        self.retried = None;
+        while let Some(key) = self.again.pop_front() {
+            if self.unfound.remove(&key) {
+                self.retried = Some(key.clone());
+                return Some(key);
+            }
+        }
+        None
     }
 
     /// Whether an object is on its way here, or its version is asked for.
@@ -208,7 +241,14 @@ impl Recovery {
 
     /// Who could not be asked may have what could not be found: what clients wait for goes first again.
     pub fn retry_unfound(&mut self, waited_for: impl Fn(&ObjectKey) -> bool) {
+        self.again.clear();
         self.urgent.extend(std::mem::take(&mut self.unfound).into_iter().filter(waited_for));
+    }
+
+    /// Begins a round in which what could not be found is asked for again.
+    fn begin_retries(&mut self, waited_for: impl Fn(&ObjectKey) -> bool) {
+        let (first, others): (Vec<_>, Vec<_>) = self.unfound.iter().cloned().partition(waited_for);
+        self.again = first.into_iter().chain(others).collect();
     }
 
     /// Whether a peer has said lately that it has no room for an object that it lacks.
@@ -235,7 +275,7 @@ impl Recovery {
 
     /// How many wait for room, and when the first of them is looked at again.
     fn waiting_for_room_here(&self, now: Timestamp) -> (usize, Option<Timestamp>) {
-        let waiting = self.no_room_here.iter().filter(|(key, _)| !self.unfound.contains(*key));
+        let waiting = self.no_room_here.iter().filter(|(key, _)| !self.was_unfound(key));
         let ends = waiting.map(|(_, no_room)| no_room.over()).filter(|over| *over > now);
         ends.fold((0, None), |(count, first), over| {
             (count + 1, Some(first.map_or(over, |first: Timestamp| first.min(over))))
@@ -293,7 +333,7 @@ impl Pg {
         targets.extend(backfilling);
         targets.retain(|osd| !left_out(osd));
         let (no_room, look_again_at) = active.recovery.waiting_for_room_here(step.now);
-        let fetchable = self.holding.missing.len() > active.recovery.unfound.len() + no_room;
+        let fetchable = self.holding.missing.len() > active.recovery.unfound().count() + no_room;
         if let Some(at) = look_again_at {
             self.tick_within(at.since(step.now), step);
         }
@@ -307,8 +347,18 @@ impl Pg {
                 self.backfill(target, step);
             }
         }
+        self.retry_next(step);
         self.forget_settled();
         self.let_a_whole_one_lead(step);
+    }
+
+    /// Asks for the next object that could not be found. What ends at once is followed by another one.
+    fn retry_next(&mut self, step: &mut Step<'_>) {
+        for _ in 0..LOOK_MAX {
+            let Some(key) = self.active().and_then(|active| active.recovery.next_retry()) else { return };
+            self.start_pull(&key, step);
+        }
+        self.tick_within(TICK, step);
     }
 
     /// Without room for what is missing here, one who misses nothing should lead: as soon as there is one.
@@ -360,16 +410,19 @@ impl Pg {
     /// begin.
     pub(crate) fn background_free(&self, active: &Active, step: &Step<'_>) -> usize {
         let recovery = &active.recovery;
-        let asking = recovery.unnamed.asking();
+        // What is asked for once more is beside all this.
+        let under_way =
+            recovery.transfers() + recovery.unnamed.asking() - usize::from(recovery.under_retry().is_some());
         let max = self.limits.transfers_max;
         if self.clients.served_at.is_none_or(|at| step.now.since(at) >= CLIENTS_FIRST) {
-            return max.saturating_sub(recovery.transfers() + asking);
+            return max.saturating_sub(under_way);
         }
-        let waited_for = |key: &ObjectKey| recovery.urgent.contains(key);
-        let pulls = recovery.pulls.keys().filter(|key| !waited_for(key)).count();
-        let pushes = recovery.pushes.values().filter(|push| !waited_for(&push.key)).count();
+        let retried = recovery.under_retry();
+        let waited_for = |key: &ObjectKey| recovery.urgent.contains(key) && Some(key) != retried;
+        let pulls = recovery.pulls.keys().filter(|key| waited_for(key)).count();
+        let pushes = recovery.pushes.values().filter(|push| waited_for(&push.key)).count();
         let full = recovery.transfers() >= max + URGENT_MAX;
-        max.min(1).saturating_sub(pulls + pushes + asking + usize::from(full))
+        max.min(1).saturating_sub(under_way - pulls - pushes + usize::from(full))
     }
 
     fn recover_by_log(&mut self, backfilling: Option<OsdId>, step: &mut Step<'_>) {
@@ -384,7 +437,8 @@ impl Pg {
         let wanted = wanted.filter(|key| !recovery.waits_for_room_here(key, step.now));
         let pulls: Vec<ObjectKey> = wanted.take(free).cloned().collect();
         let mut pushes = Vec::new();
-        let idle = pulls.is_empty() && recovery.pulls.is_empty() && !recovery.unnamed.is_busy();
+        let fetched = recovery.pulls.len() + recovery.unnamed.asking() - usize::from(recovery.under_retry().is_some());
+        let idle = pulls.is_empty() && fetched == 0;
         let (mut looked, mut stuck) = (Vec::new(), Vec::new());
         for (osd, peer) in active.peers.iter().filter(|(osd, _)| recovery.slots.is_granted(**osd)) {
             let free = free.saturating_sub(pulls.len() + pushes.len());
@@ -461,11 +515,13 @@ impl Pg {
     /// Asks the next OSD that may have the object; without one it is unfound.
     fn pull_from_next(&mut self, key: &ObjectKey, version: LogVersion, failed: BTreeSet<OsdId>, step: &mut Step<'_>) {
         let Some(active) = self.active() else { return };
+        let recovery = &active.recovery;
         let holders = active.peers.iter().filter(|(osd, peer)| {
             !peer.missing.contains(key) && peer.cursor.covers(key.as_bytes()) && !failed.contains(osd)
         });
         let (holds, will_hold): (Vec<_>, Vec<_>) = holders.partition(|(_, peer)| peer.acked >= version);
-        let strays = active.strays.keys().copied().filter(|osd| !failed.contains(osd));
+        let answers = |osd: &OsdId| !failed.contains(osd) && !recovery.unnamed.is_silent(*osd, step.now);
+        let strays = active.strays.keys().copied().filter(answers);
         // A target that is being filled may have kept what all others lost sight of: it was the only one that had the
         // object, and the log went on without it. It gives out no other version than the one asked for.
         let unfilled = active.peers.iter().filter(|(osd, peer)| {
@@ -718,7 +774,8 @@ impl Pg {
             .pulls
             .iter()
             .filter(|(_, incoming)| {
-                !active.peers.contains_key(&incoming.from) && !active.strays.contains_key(&incoming.from)
+                let hears = active.strays.contains_key(&incoming.from) && incoming.repeated < ASK_STRAY_MAX;
+                !active.peers.contains_key(&incoming.from) && !hears
             })
             .map(|(key, _)| key.clone())
             .collect();
@@ -729,8 +786,13 @@ impl Pg {
             self.send_piece(transfer, step);
         }
         for key in gone {
-            // The stray that was to give it is down.
-            let Some(incoming) = self.active().and_then(|active| active.recovery.pulls.remove(&key)) else { continue };
+            // The stray that was to give it is down, or silent.
+            let Some(active) = self.active() else { return };
+            let Some(mut incoming) = active.recovery.pulls.remove(&key) else { continue };
+            if active.strays.contains_key(&incoming.from) {
+                active.recovery.unnamed.note_silence(incoming.from, step.now);
+            }
+            incoming.failed.insert(incoming.from);
             self.pull_from_next(&key, incoming.version, incoming.failed, step);
         }
     }
@@ -739,15 +801,17 @@ impl Pg {
     pub(crate) fn look_again_for_unfound(&mut self, step: &mut Step<'_>) {
         let Role::Active(active) = &mut self.role else { return };
         let recovery = &mut active.recovery;
-        if recovery.unfound().len() == 0 {
+        if recovery.unfound.is_empty() {
             recovery.look_again_at = None;
             return;
         }
         match recovery.look_again_at {
-            None => recovery.look_again_at = Some(step.now + UNFOUND_RETRY),
+            // Not before the last round is over.
+            None if recovery.again.is_empty() => recovery.look_again_at = Some(step.now + UNFOUND_RETRY),
+            None => {}
             Some(at) if at <= step.now => {
                 recovery.look_again_at = None;
-                recovery.retry_unfound(|key| self.clients.is_blocked(key));
+                recovery.begin_retries(|key| self.clients.is_blocked(key));
                 let unheard: BTreeSet<OsdId> = self.unheard().collect();
                 self.send_each(unheard, PeerBody::QueryInfo, step);
             }
@@ -783,12 +847,41 @@ mod tests {
 
     use super::*;
 
+    fn key(number: usize) -> ObjectKey {
+        ObjectKey::of(&ObjectName::new(format!("object-{number:03}")).expect("a name"))
+    }
+
+    #[test]
+    fn what_could_not_be_found_is_asked_for_one_at_a_time_and_each_once_in_a_round() {
+        let mut recovery = Recovery::default();
+        (0..4).for_each(|number| recovery.is_not_found(&key(number)));
+        recovery.begin_retries(|waited_for| *waited_for == key(2));
+        let mut others: Vec<ObjectKey> = [0, 1, 3].map(key).into();
+        others.sort();
+        for expected in [key(2)].into_iter().chain(others) {
+            let retried = recovery.next_retry().expect("one more of the round");
+            assert_eq!(retried, expected);
+            let incoming = Incoming {
+                version: LogVersion::ZERO,
+                from: OsdId(1),
+                position: PiecePosition::default(),
+                sent: Timestamp::ZERO,
+                repeated: 0,
+                failed: BTreeSet::new(),
+            };
+            recovery.pulls.insert(retried.clone(), incoming);
+            assert_eq!(recovery.next_retry(), None, "one at a time");
+            assert!(recovery.was_unfound(&retried) && recovery.unfound().count() == 4);
+            recovery.pulls.remove(&retried);
+            recovery.is_not_found(&retried);
+        }
+        assert_eq!(recovery.next_retry(), None);
+    }
+
     #[test]
     fn urgent_objects_that_cannot_be_helped_hide_none_behind_them() {
         let mut recovery = Recovery::default();
-        let all: BTreeSet<ObjectKey> = (0..2 * LOOK_MAX + 9)
-            .map(|number| ObjectKey::of(&ObjectName::new(format!("object-{number}")).expect("a name")))
-            .collect();
+        let all: BTreeSet<ObjectKey> = (0..2 * LOOK_MAX + 9).map(key).collect();
         all.iter().for_each(|key| recovery.hurry(key));
         let mut look = || recovery.next_urgent(Timestamp::ZERO);
         let looks: Vec<Vec<ObjectKey>> = (0..4).map(|_| look()).collect();

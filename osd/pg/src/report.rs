@@ -48,12 +48,12 @@ impl Pg {
                 state.clean = active.clean;
                 state.backfilling = active.backfill.is_some();
                 state.recovering = !state.backfilling && active.recovery.is_transferring();
-                let keys = active.recovery.unfound();
-                objects_unfound = keys.len() as u64;
+                objects_unfound = active.recovery.unfound().count() as u64;
                 if objects_unfound > 0 {
                     blocked_by.extend(self.absent().collect::<BTreeSet<OsdId>>());
                 }
-                unfound.extend(keys.take(EXAMPLES_MAX).map(|key| key.name().as_bytes().escape_ascii().to_string()));
+                let keys = active.recovery.unfound().take(EXAMPLES_MAX);
+                unfound.extend(keys.map(|key| key.name().as_bytes().escape_ascii().to_string()));
                 copies_missing += self.holding.missing.len() as u64;
                 copies_missing += active.peers.values().map(|peer| peer.missing.len() as u64).sum::<u64>();
             }

@@ -62,12 +62,11 @@ use crate::key::ObjectKey;
 use crate::missing::{Lack, UNNAMED};
 use crate::mutants::{Mutant, on};
 use crate::pg::{Pg, Role, Step, TICK};
+use crate::recovery::ASK_STRAY_MAX;
 use crate::rows;
 
 /// A question that is not answered is asked again after this long.
 const RESEND: Duration = Duration::from_secs(1);
-/// A stray that does not answer is given up after it was asked so often. (A member that does not answer is replaced.)
-const ASK_STRAY_MAX: u32 = 5;
 /// For so long it is not asked of other objects either: with many of them, what else is missing would never get its turn.
 const STRAY_SILENCE: Duration = Duration::from_secs(20);
 
@@ -154,8 +153,14 @@ impl Unnamed {
         self.asking.remove(key);
     }
 
-    fn is_silent(&self, stray: OsdId, now: Timestamp) -> bool {
+    /// Whether a stray did not answer lately, whatever it was asked for.
+    pub fn is_silent(&self, stray: OsdId, now: Timestamp) -> bool {
         self.silent.get(&stray).is_some_and(|at| now.since(*at) < STRAY_SILENCE)
+    }
+
+    /// A stray that did not answer is given up for a while.
+    pub fn note_silence(&mut self, stray: OsdId, now: Timestamp) {
+        self.silent.insert(stray, now);
     }
 }
 

@@ -225,3 +225,39 @@ fn what_clients_wait_for_is_on_its_way_in_bounded_numbers() {
     let mut answers = (10..50).map(|client| group.answer(1_000 + client));
     assert!(answers.all(|answer| matches!(answer, Some(ClientOutcome::Done { .. }))));
 }
+
+#[test]
+fn what_nobody_can_give_holds_nothing_else_up_while_clients_are_at_work() {
+    let mut group = Group::of(4, 3, Limits { transfers_max: 3, ..Limits::default() });
+    let lost: Vec<String> = (0..8).map(|number| format!("lost-{number}")).collect();
+    lost.iter().for_each(|object| group.write(object));
+    group.write("p");
+    // One that is no member any more has copies, too, and does not answer.
+    group.have_lead(&[0, 1, 3]);
+    group.run_until_clean();
+    for object in &lost {
+        [0, 1, 3].into_iter().for_each(|id| group.rot(id, object, true));
+        assert!(is_unreadable(&group.read(object)));
+    }
+    group.have_lead(&[0, 1, 2]);
+    group.pass(Duration::from_secs(60));
+    assert!(group.is_whole(2, "p"), "filled but for what is lost");
+    group.map.osds.get_mut(&osd(1)).unwrap().up = false;
+    group.have_lead(&[0, 2]);
+    let written: Vec<String> = (0..6).map(|number| format!("o-{number}")).collect();
+    written.iter().for_each(|object| group.write(object));
+    group.map.osds.get_mut(&osd(1)).unwrap().up = true;
+    group.pause_on = Some(|body| matches!(body, PeerBody::Pull(_)));
+    group.have_lead(&[0, 1, 2]);
+    assert!(group.paused);
+    group.silent.insert(3);
+    for tid in 5_000..7_400 {
+        group.send(9, tid, "p", vec![ObjectOp::Read { offset: 0, length: 10 }]);
+        group.pass(Duration::from_millis(50));
+    }
+    assert!(written.iter().all(|object| group.is_whole(1, object)), "{:?}", group.report());
+    assert_eq!(group.report().objects_unfound, 8);
+    lost.iter().for_each(|object| group.rot(3, object, false));
+    group.silent.clear();
+    group.run_until_clean();
+}
