@@ -8,6 +8,8 @@ use holdfast_types::LogVersion;
 use holdfast_wire::peer::{LogEntry, SessionMemory};
 
 use crate::api::StoreOp;
+use crate::exec;
+use crate::key::ObjectKey;
 use crate::log::{Log, entry_bytes};
 use crate::merge;
 use crate::missing::Missing;
@@ -38,7 +40,9 @@ impl Pg {
         let shared = own.iter().zip(auth).take_while(|(own, auth)| own.version == auth.version).count();
         let (known, mut rest) = auth.split_at(shared);
         if own.len() > shared {
-            let merged = merge::merge(since, &own, known, &self.holding.missing, &self.holding.last_backfill, &here);
+            let mut merged =
+                merge::merge(since, &own, known, &self.holding.missing, &self.holding.last_backfill, &here);
+            merged.remove.extend(self.undone_beyond_cursor(&own[shared..], step));
             self.submit_merge(merged, step);
         }
         while !rest.is_empty() {
@@ -48,6 +52,18 @@ impl Pg {
             self.submit_merge(merged, step);
             rest = later;
         }
+    }
+
+    /// Objects beyond the backfill cursor that have what a divergent entry did: they were sent before the cursor moved, and
+    /// written since. The entry's version may be given again to something else (`peering`, P7), and a copy of that version
+    /// would pass for it. What has an older version is not touched: nobody else may have that any more.
+    fn undone_beyond_cursor(&self, divergent: &[&LogEntry], step: &Step<'_>) -> Vec<ObjectKey> {
+        let cursor = &self.holding.last_backfill;
+        let beyond = divergent.iter().map(|entry| (ObjectKey::of(&entry.object), entry.version));
+        let beyond = beyond.filter(|(key, _)| !cursor.covers(key.as_bytes()));
+        let done =
+            beyond.filter(|(key, version)| exec::stored_version(step.store, key).is_ok_and(|held| held == *version));
+        done.map(|(key, _)| key).collect()
     }
 
     fn submit_merge(&mut self, merged: merge::Merge, step: &mut Step<'_>) {

@@ -719,12 +719,12 @@ impl Pg {
         if progress.cursor > self.holding.last_backfill {
             let mut ops = Vec::new();
             for item in progress.lacking.unwrap_or_default() {
+                // What is newer has overtaken this, and came with all that it does: the primary let nobody write the object
+                // before it had said this, and counts it as covered since. Nothing of the older version is needed any more.
                 let newest = self.holding.log.newest_of(&item.object);
-                // A write that the log tells of may have overtaken this; of what was deleted nothing is needed any more.
-                let newer = newest.filter(|entry| entry.version > item.need);
-                if newer.is_none_or(|entry| entry.kind != EntryKind::Delete) {
-                    let need = newer.map_or(item.need, |entry| entry.version);
-                    self.put_lack(&ObjectKey::of(&item.object), Lack { need, have: LogVersion::ZERO }, &mut ops);
+                if newest.is_none_or(|entry| entry.version <= item.need) {
+                    let lack = Lack { need: item.need, have: LogVersion::ZERO };
+                    self.put_lack(&ObjectKey::of(&item.object), lack, &mut ops);
                 }
             }
             if progress.cursor.is_complete() {

@@ -11,8 +11,8 @@ use holdfast_types::{
     Timestamp,
 };
 use holdfast_wire::peer::{
-    Activate, ActivateAck, BackfillCursor, EntryKind, LogEntry, ObjectPiece, PeerBody, PeerMessage, PgInfo,
-    PiecePosition, Push, PushAck, PushWhat, RepOp, SessionMemory, StoredResults,
+    Activate, ActivateAck, BackfillCursor, BackfillProgress, EntryKind, LogEntry, MissingItem, ObjectPiece, PeerBody,
+    PeerMessage, PgInfo, PiecePosition, Push, PushAck, PushWhat, RepOp, SessionMemory, StoredResults,
 };
 use holdfast_wire::{Blob, ClientOutcome, ClientReply, ClientRequest, Effect, ObjectOp, RefusedReason, Row};
 
@@ -511,4 +511,70 @@ fn a_piece_without_room_is_refused_and_not_taken() {
     assert_eq!(alone.pushed(push(5, 1, 0, Some(1))), [refused]);
     alone.store.spare = 10;
     assert!(alone.pushed(push(6, 1, 0, Some(1)))[0].no_room.is_none());
+}
+
+/// A copy that is filled from the beginning; its log ends at `head`.
+fn being_filled(head: u64) -> Alone {
+    let mut alone = Alone::member(&[0, 1, 2], 3, Limits::default());
+    let entries: Vec<LogEntry> = (1..=head).map(|counter| entry(counter, "elsewhere", 0)).collect();
+    alone.pg.holding.begin_filling();
+    let told = activate(&alone, Some(LogVersion::ZERO), 0, entries);
+    alone.hear(0, 1, PeerBody::Activate(told));
+    alone.sync();
+    assert_eq!(alone.pg.holding.last_backfill, BackfillCursor::START);
+    alone
+}
+
+/// The effects of a write that makes `object` at this version.
+fn made(counter: u64, object: &str) -> PeerBody {
+    let PeerBody::RepOp(op) = rep_op(counter) else { unreachable!("it makes writes") };
+    let version = op.entry.version;
+    let value = crate::exec::version_value(version).into();
+    let effects = vec![
+        Effect::Write { offset: 0, data: Blob::from(bytes::Bytes::from_static(b"new")) },
+        Effect::SetAttr { name: VERSION_ATTR.to_vec(), value },
+    ];
+    PeerBody::RepOp(RepOp { entry: LogEntry { object: name(object), ..op.entry }, effects: Some(effects), ..op })
+}
+
+#[test]
+fn what_overtook_the_word_that_nobody_has_an_object_is_not_missing() {
+    let mut alone = being_filled(1);
+    alone.hear(0, 1, made(2, "k"));
+    alone.sync();
+    let need = LogVersion { epoch: Epoch(1), counter: 1 };
+    let lacking = vec![MissingItem { object: name("k"), need, have: LogVersion::ZERO }];
+    let cursor = BackfillCursor::Complete;
+    let progress = BackfillProgress { cursor, transfer_floor: 0, lacking: Some(lacking) };
+    alone.hear(0, 1, PeerBody::BackfillProgress(progress));
+    alone.sync();
+    assert!(alone.pg.holding.last_backfill.is_complete());
+    assert_eq!(alone.pg.lacked(), std::collections::BTreeMap::new());
+    assert!(alone.store.objects.contains_key(&crate::ObjectKey::of(&name("k"))));
+}
+
+#[test]
+fn a_copy_being_filled_keeps_nothing_that_a_divergent_write_made_beyond_its_cursor() {
+    let mut alone = being_filled(1);
+    let (k, old) = (crate::ObjectKey::of(&name("k")), crate::ObjectKey::of(&name("old")));
+    alone.hear(0, 1, made(2, "k"));
+    // Of this one the log tells alone; what is here is older, and perhaps nowhere else.
+    let PeerBody::RepOp(op) = made(3, "old") else { unreachable!("it makes writes") };
+    alone.store.apply(&[StoreOp::Object { key: old.clone(), effect: op.effects.clone().unwrap().remove(0) }]);
+    alone.hear(0, 1, PeerBody::RepOp(RepOp { effects: None, ..op }));
+    alone.sync();
+    assert!(alone.store.objects.contains_key(&k) && alone.pg.holding.log.head().counter == 3);
+    let told = activate(&alone, Some(LogVersion { epoch: Epoch(1), counter: 1 }), 0, Vec::new());
+    alone.hear(
+        0,
+        2,
+        PeerBody::Activate(Activate {
+            info: PgInfo { last_update: entry(1, "k", 0).version, ..told.info.clone() },
+            ..told
+        }),
+    );
+    alone.sync();
+    assert_eq!(alone.pg.holding.log.head().counter, 1);
+    assert!(!alone.store.objects.contains_key(&k), "version 2 may be given again");
+    assert!(alone.store.objects.contains_key(&old));
 }
