@@ -505,8 +505,12 @@ impl Shard {
     fn barrier(&mut self, barrier: Arc<BarrierWait>) {
         let epoch = self.step.map.epoch;
         let hopeless = barrier.epoch.0 > epoch.0.saturating_add(EPOCHS_AHEAD_MAX);
-        if barrier.epoch <= epoch || hopeless || self.barriers.len() >= BARRIERS_MAX {
-            return barrier.pass(epoch, &mut self.held);
+        // Before a map is settled not all are here that it brings.
+        let is_settled = barrier.epoch <= epoch && self.awaited.is_empty();
+        if is_settled || hopeless || self.barriers.len() >= BARRIERS_MAX {
+            let epoch = if self.awaited.is_empty() { epoch } else { Epoch::ZERO };
+            let unsettled = self.pgs.values().filter(|pg| pg.is_primary() && !pg.has_peered()).count();
+            return barrier.pass(epoch, unsettled as u64, &mut self.held);
         }
         self.shared.wishes.want_map(barrier.epoch);
         self.barriers.push(barrier);

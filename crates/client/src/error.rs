@@ -175,7 +175,7 @@ pub enum ClientError {
     NotFencedYet {
         /// How long it was tried.
         after: Duration,
-        /// Who has not confirmed it. Empty: this client did not get the map.
+        /// Who has not confirmed it, or leads what has not peered. Empty: this client did not get the map.
         waiting: BTreeSet<OsdId>,
     },
     /// An op failed.
@@ -188,5 +188,5 @@ fn not_confirmed(waiting: &BTreeSet<OsdId>) -> String {
         return "no map that shows it".to_owned();
     }
     let names: Vec<String> = waiting.iter().map(ToString::to_string).collect();
-    format!("{} did not confirm it, and is not marked down either,", names.join(", "))
+    format!("{} did not confirm it, or may still serve what has not peered without them,", names.join(", "))
 }

@@ -2,7 +2,7 @@
 //! change nothing (X1).
 //!
 //! One client takes over from itself again and again, as whoever attaches a volume by force does: it has its former session
-//! blocklisted, waits until every OSD that is up acts by that map (the barrier of `Client::fence`), reads what is there,
+//! blocklisted, waits until nobody acts by an older map (the barrier of `Client::fence`), reads what is there,
 //! looks again later, and only then writes itself. The former sessions never learn of it: they send again what was not
 //! answered, and new writes, too. What they began after the barrier must never be answered as done, either.
 
@@ -19,6 +19,7 @@ use rand::Rng;
 
 use crate::faults::FaultKind;
 use crate::monitor::POOL;
+use crate::node::Node;
 use crate::world::{Event, World};
 
 /// How often sessions send.
@@ -229,15 +230,19 @@ impl World {
         fencing.stage = Stage::Barrier { epoch };
     }
 
-    /// Whether each OSD that is up in the newest map acts by this map or a newer one.
+    /// Whether each OSD that is up in the newest map acts by that one, and each placement group has peered (`Client::fence`).
     fn barrier_is_reached(&self, epoch: Epoch) -> bool {
         if on(Mutant::BarrierSkipped) {
             return true;
         }
-        self.monitor.map().osds.iter().filter(|(_, info)| info.up).all(|(osd, info)| {
+        let newest = self.monitor.newest();
+        let settled = |node: &Node| node.pgs.values().all(|pg| !pg.is_primary() || pg.has_peered());
+        let reached = newest.map.osds.iter().filter(|(_, info)| info.up).all(|(osd, info)| {
             let node = self.nodes.get(osd.0 as usize);
-            node.is_some_and(|node| node.running && node.incarnation == info.incarnation && node.epoch() >= epoch)
-        })
+            let is_run = |node: &&Node| node.running && node.incarnation == info.incarnation;
+            node.filter(is_run).is_some_and(|node| node.epoch() == newest.map.epoch && settled(node))
+        });
+        reached && newest.map.epoch >= epoch && newest.members.values().all(|members| members.primary().is_some())
     }
 
     fn send_of_session(&mut self, session: &mut Session, tid: u64) {

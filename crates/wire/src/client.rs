@@ -133,4 +133,8 @@ pub struct BarrierReached {
     /// question until then: ask again.
     #[n(0)]
     pub epoch: Epoch,
+    /// Placement groups that it leads by that map and that have not peered: of these an earlier primary, with all that serve
+    /// under it, may be cut off and serve by an older map. Ask again.
+    #[n(1)]
+    pub unsettled: Option<u64>,
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use holdfast_client::{Client, ClientConfig, ClientIdentity, OperateError, Pool};
-use holdfast_types::{ClientId, Incarnation};
+use holdfast_client::{Client, ClientConfig, ClientError, ClientIdentity, OperateError, Pool};
+use holdfast_types::{ClientId, Incarnation, OsdId};
 use holdfast_wire::mon::{MonCommand, MonReply};
 
 use crate::common::{CLUSTER, Cluster, PATIENCE, all_clean, create_pool, name, unique, wait_status};
@@ -108,6 +108,30 @@ async fn a_fence_does_not_wait_for_an_osd_that_is_marked_down() {
     wait_status(&client, "clean", all_clean).await;
     cluster.stop_osd(2).await;
     client.fence(OLD.client, OLD.incarnation, Duration::from_secs(60)).await.expect("it holds");
+    client.shutdown().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_does_not_hold_while_nobody_speaks_for_a_placement_group() {
+    let mut cluster = Cluster::start(3).await;
+    let client = cluster.client().await;
+    let command = MonCommand::PoolCreate {
+        name: "one".to_owned(),
+        size: Some(1),
+        min_size: Some(1),
+        application: "test".to_owned(),
+        failure_domain: None,
+        share_percent: None,
+    };
+    client.mon_command(command).await.expect("a pool");
+    wait_status(&client, "clean", all_clean).await;
+    // For all that the others know it may only be out of sight, and go on serving with whom it is cut off.
+    cluster.stop_osd(2).await;
+    let early = client.fence(OLD.client, OLD.incarnation, Duration::from_secs(3)).await.expect_err("not yet");
+    assert!(matches!(&early, ClientError::NotFencedYet { waiting, .. } if waiting.contains(&OsdId(2))), "{early}");
+    cluster.start_osd(2).await;
+    client.fence(OLD.client, OLD.incarnation, PATIENCE).await.expect("it holds");
     client.shutdown().await;
     cluster.stop().await;
 }

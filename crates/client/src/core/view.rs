@@ -68,6 +68,15 @@ impl MapView {
         self.targets.lock().entry(pg).or_insert_with(|| self.place(pg).map(Arc::new)).clone()
     }
 
+    /// Whether a placement group has no OSD that is up.
+    #[must_use]
+    pub fn has_leaderless(&self) -> bool {
+        let all_up = self.map.osds.values().all(|info| info.up);
+        let pgs =
+            self.map.pools.iter().flat_map(|(pool, info)| (0..info.pg_num).map(|seed| PgId { pool: *pool, seed }));
+        !all_up && pgs.into_iter().any(|pg| self.map.members(pg).acting.is_empty())
+    }
+
     fn place(&self, pg: PgId) -> Result<Target, NoTarget> {
         let members = self.map.members(pg);
         let with_run = |osd: &OsdId| self.map.osds.get(osd).map(|info| (*osd, info.incarnation));

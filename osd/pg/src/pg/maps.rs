@@ -81,6 +81,13 @@ impl Pg {
         self.members.primary() == Some(self.whoami) && self.is_alive()
     }
 
+    /// Whether this OSD is the primary and has heard, in this interval, one of each earlier one that may have served: none of
+    /// those can commit anything any more.
+    #[must_use]
+    pub fn has_peered(&self) -> bool {
+        matches!(self.role, Role::Active(_))
+    }
+
     /// Starts a role anew: in a new interval, or because a member has lost track of the present one (see `peering`).
     pub(crate) fn start_interval(&mut self, step: &mut Step<'_>) {
         self.interval_number += 1;
