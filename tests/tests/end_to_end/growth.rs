@@ -1,6 +1,7 @@
 //! A cluster that grows under load, one OSD after the other: no operation fails, data moves by itself, in the end all
-//! OSDs are filled alike, and pools that have outgrown their placement groups get more.
+//! OSDs are filled alike, and pools that have outgrown their placement groups get more, which are spread as evenly.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ use holdfast_devcluster::Wishes;
 use holdfast_tests::content::Content;
 use holdfast_tests::s3::S3;
 use holdfast_tests::world::{CLEAN_LIMIT, World, dose};
-use holdfast_wire::mon::{MonCommand, MonReply, OsdDfRow, StatusReport};
+use holdfast_types::{OsdId, PgId, PoolId};
+use holdfast_wire::mon::{MonCommand, MonReply, OsdDfRow, PgRow, StatusReport};
 
 const BUCKET: &str = "growth";
 const WRITERS: u64 = 4;
@@ -25,8 +27,17 @@ const OBJECT_BYTES: u64 = 128 << 10;
 const UNEVEN_PERMILLE: u64 = 100;
 /// From the last new OSD until all are filled alike: the balancer waits for calm, then moves a few at a time.
 const EVEN_LIMIT: Duration = Duration::from_secs(300);
-/// From then on until a pool has more placement groups, too: the monitors wait for calm.
-const SPLIT_LIMIT: Duration = Duration::from_secs(120);
+/// With so much data the monitors judge by it how many placement groups a pool should have; with less only where
+/// `pg_split_bytes_min` says so (`DATA_BYTES_MIN` of `mon/state/src/leader/growth.rs`).
+const JUDGED_BYTES: u64 = 256 << 20;
+/// From then on until a pool has more placement groups, too: the monitors wait for calm, and the balancer goes on meanwhile.
+const SPLIT_LIMIT: Duration = Duration::from_secs(300);
+/// Until all that was split lies where it shall, and nothing is split any more. The full dose doubles a pool twice, and moves
+/// half of its data each time.
+const SPREAD_LIMIT: Duration = Duration::from_secs(900);
+/// When nothing has moved for so long, nothing is left to spread: the next step of it comes within a second or so of all
+/// being clean, a further split ten seconds after the last step.
+const STILL: Duration = Duration::from_secs(15);
 
 /// What the load has done so far.
 #[derive(Default)]
@@ -58,7 +69,7 @@ impl Load {
 
 /// Writes, reads back, lists and deletes until told to stop. Every operation must succeed.
 async fn work(s3: S3, writer: u64, load: Arc<Load>, objects: u64) -> anyhow::Result<()> {
-    let mut last = std::collections::BTreeMap::new();
+    let mut last = BTreeMap::new();
     for number in 0_u64.. {
         if load.stop.load(Ordering::Relaxed) {
             break;
@@ -146,6 +157,67 @@ async fn wait_even(world: &World) -> anyhow::Result<Vec<OsdDfRow>> {
     }
 }
 
+async fn placement(world: &World) -> anyhow::Result<Vec<PgRow>> {
+    match world.cluster.ask(MonCommand::PgList).await? {
+        MonReply::Pgs(rows) => Ok(rows),
+        other => anyhow::bail!("pg ls answers {other:?}"),
+    }
+}
+
+/// Waits until all is clean and nothing moves any more. How far the data of a split has been spread is in the map alone;
+/// but while some is left, places change.
+async fn wait_still(world: &World) -> anyhow::Result<Vec<PgRow>> {
+    let since = Instant::now();
+    let mut still_since = since;
+    let mut places: BTreeMap<PgId, Vec<OsdId>> = BTreeMap::new();
+    loop {
+        let rows = placement(world).await?;
+        let now: BTreeMap<PgId, Vec<OsdId>> = rows.iter().map(|row| (row.pg, row.up.clone())).collect();
+        let unclean = rows.iter().filter(|row| row.state != "active+clean").count();
+        if unclean > 0 || now != places {
+            still_since = Instant::now();
+            places = now;
+        } else if still_since.elapsed() >= STILL {
+            return Ok(rows);
+        }
+        ensure!(
+            since.elapsed() < SPREAD_LIMIT,
+            "after {SPREAD_LIMIT:?} placement groups still move: {unclean} of {} are not clean; nothing moved for {:?}",
+            rows.len(),
+            still_since.elapsed()
+        );
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Placement groups of each pool.
+fn pg_nums(rows: &[PgRow]) -> BTreeMap<PoolId, u32> {
+    let mut nums = BTreeMap::new();
+    for row in rows {
+        *nums.entry(row.pg.pool).or_insert(0) += 1;
+    }
+    nums
+}
+
+/// Of the placement groups that the last split of each pool has made: how many lie elsewhere than what they were split from,
+/// and how many there are.
+fn moved_of_split(rows: &[PgRow], before: &BTreeMap<PoolId, u32>) -> (u32, u32) {
+    let up: BTreeMap<PgId, &[OsdId]> = rows.iter().map(|row| (row.pg, row.up.as_slice())).collect();
+    let (mut moved, mut made) = (0, 0);
+    for (pool, now) in pg_nums(rows) {
+        if before.get(&pool).is_none_or(|before| now <= *before) {
+            continue;
+        }
+        let half = now / 2; // a split doubles
+        for seed in half..now {
+            let from = PgId { pool, seed: seed - half };
+            made += 1;
+            moved += u32::from(up.get(&PgId { pool, seed }) != up.get(&from));
+        }
+    }
+    (moved, made)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn osds_added_one_by_one_under_load_get_their_part_and_no_operation_fails() -> anyhow::Result<()> {
     let osds = u32::try_from(dose(5, 12))?;
@@ -159,10 +231,16 @@ async fn osds_added_one_by_one_under_load_get_their_part_and_no_operation_fails(
         async move { s3.put(BUCKET, &lasting(number), Content { seed: number, bytes: OBJECT_BYTES }).await }
     };
     stream::iter(0..objects).map(put).buffer_unordered(8).try_collect::<()>().await?;
-    let pgs_before = world.cluster.wait_clean(CLEAN_LIMIT).await?.pgs;
-    // With little data the monitors would not judge by it how many placement groups a pool should have.
-    let set = MonCommand::ConfigSet { name: "pg_split_bytes_min".to_owned(), value: Some("1".to_owned()) };
-    world.cluster.ask(set).await?;
+    // Enough of them may have had a pool split already; what follows begins when that is over.
+    let judged = objects * OBJECT_BYTES >= JUDGED_BYTES;
+    let pgs = if judged {
+        wait_still(&world).await?
+    } else {
+        world.cluster.wait_clean(CLEAN_LIMIT).await?;
+        placement(&world).await?
+    };
+    let pg_nums_before = pg_nums(&pgs);
+    let pgs_before: u32 = pg_nums_before.values().sum();
 
     let load = Arc::new(Load::default());
     let workers = (0..WRITERS).map(|writer| tokio::spawn(work(s3.clone(), writer, load.clone(), objects)));
@@ -198,14 +276,27 @@ async fn osds_added_one_by_one_under_load_get_their_part_and_no_operation_fails(
         println!("   {} ‰ off the mean: {}", unevenness_permille(&rows), shown(&rows));
         ensure!(rows.len() == osds as usize && rows.iter().all(|row| row.pgs > 0), "one has nothing: {}", shown(&rows));
         let split = async {
+            if !judged {
+                let set = MonCommand::ConfigSet { name: "pg_split_bytes_min".to_owned(), value: Some("1".to_owned()) };
+                world.cluster.ask(set).await?;
+            }
             let grown = |report: &StatusReport| report.pgs > pgs_before;
-            Ok(world.cluster.wait_status("more placement groups", SPLIT_LIMIT, grown).await?)
+            anyhow::Ok(world.cluster.wait_status("more placement groups", SPLIT_LIMIT, grown).await?)
         };
         let (_, splitting) = load.during(split).await?;
         println!("   until a pool was split:            {splitting}");
-        let spread = async { Ok(world.cluster.wait_clean(CLEAN_LIMIT).await?) };
-        let (_, spreading) = load.during(spread).await?;
-        println!("   until what was split was clean:    {spreading}");
+        let (pgs, spreading) = load.during(wait_still(&world)).await?;
+        let (moved, made) = moved_of_split(&pgs, &pg_nums_before);
+        println!("   until all of it was spread:        {spreading}");
+        // By chance one in sixty, or fewer, is placed as what it was split from.
+        ensure!(moved * 2 > made, "{moved} of {made} placement groups of a split lie elsewhere than what was split");
+        let (rows, evening) = load.during(wait_even(&world)).await?;
+        println!("   until it was even again:           {evening}");
+        println!(
+            "   {} ‰ off the mean after the split, {moved} of its {made} placement groups moved: {}",
+            unevenness_permille(&rows),
+            shown(&rows)
+        );
         anyhow::Ok(())
     };
     tokio::select! {
