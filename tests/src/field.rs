@@ -19,7 +19,7 @@ use anyhow::{Context as _, ensure};
 use holdfast_devcluster::{
     DaemonName, DevCluster, Host, Hosts, Launcher, ProcessIdentity, Restart, Role, Settings, Wishes,
 };
-use holdfast_wire::mon::StatusReport;
+use holdfast_wire::mon::{MonCommand, MonReply, PgRow, StatusReport};
 use parking_lot::Mutex;
 use rand::Rng as _;
 use rand::rngs::SmallRng;
@@ -371,6 +371,17 @@ impl Field {
             u64::from(report.osds_up) == OSDS && report.mons_in_quorum.len() == mons && says_clean(report)
         });
         Ok(report.await?)
+    }
+
+    /// All placement groups, as `pg ls` has them.
+    ///
+    /// # Errors
+    /// When the monitors do not answer.
+    pub async fn pgs(&self) -> anyhow::Result<Vec<PgRow>> {
+        match self.cluster.ask(MonCommand::PgList).await? {
+            MonReply::Pgs(rows) => Ok(rows),
+            other => anyhow::bail!("pg ls answers {other:?}"),
+        }
     }
 
     /// Fails when a daemon's log shows a panic.

@@ -15,6 +15,7 @@ pub mod load;
 pub mod powerfs;
 pub mod running;
 pub mod s3;
+pub mod scrub;
 pub mod stalls;
 pub mod watch;
 pub mod world;

@@ -1,5 +1,10 @@
 //! A bit flips in a file of one OSD, whichever file it is, under load; the others are whole.
+//!
+//! A bit counts as met when the OSD cannot start with it, or has found bad copies since it flipped; what was not met until
+//! the last one, a deep scrub of everything looks for. Bits in free space, in old versions of the index, or in a log for
+//! people are never met.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -7,11 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use holdfast_devcluster::DaemonName;
+use holdfast_devcluster::{DaemonName, ProcessIdentity};
 use holdfast_tests::fabric::Fabric;
 use holdfast_tests::field::{Field, Ground, OSDS};
 use holdfast_tests::load::Load;
 use holdfast_tests::running::Running;
+use holdfast_tests::scrub::{Damage, damage_of, deep_scrub, unexplained};
 use holdfast_tests::watch::NOTICE_LIMIT;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -25,6 +31,8 @@ const BETWEEN: Duration = Duration::from_millis(1500);
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// Client number of reads in between.
 const READER: u64 = 900;
+/// Of so many bits one must have been met. Some half of them fall in data that are in use; of fewer than these, all may miss.
+const BITS_TELLING: u64 = 8;
 
 /// A bit and where it was.
 #[derive(Debug)]
@@ -42,6 +50,45 @@ impl std::fmt::Display for Flip {
     }
 }
 
+/// What the victim has told of its disk, over all its processes: each counts from zero.
+#[derive(Debug, Default)]
+struct Told {
+    process: Option<ProcessIdentity>,
+    by_process: Damage,
+    in_all: Damage,
+}
+
+impl Told {
+    /// Looks when all is clean: then what the status says is of the present process. Whether there is more than before.
+    async fn look(&mut self, field: &Field, victim: DaemonName) -> anyhow::Result<bool> {
+        let process = field.cluster.process(victim);
+        if process != self.process {
+            *self = Told { process, by_process: Damage::default(), in_all: self.in_all };
+        }
+        let report = field.cluster.status().await?;
+        let now = damage_of(&report.checks)?.get(&victim).copied().unwrap_or_default();
+        let news = now.since(self.by_process);
+        self.by_process = self.by_process.most(now);
+        self.in_all.add(news);
+        Ok(news != Damage::default())
+    }
+
+    /// Looks before the process is killed, and forgets what it counted. One that came since the last look may not have told
+    /// anything yet.
+    async fn last_look(&mut self, field: &Field, victim: DaemonName) -> anyhow::Result<bool> {
+        if field.cluster.process(victim) == self.process { self.look(field, victim).await } else { Ok(false) }
+    }
+}
+
+/// What came of one flip.
+struct Outcome {
+    /// Whether the OSD could be started with it.
+    starts: bool,
+    /// Whether it was met before the next one.
+    met: bool,
+    words: String,
+}
+
 /// So many flips in files of the same OSD, then everything is checked.
 pub async fn run(fabric: Arc<Fabric>, rounds: u64, seed: u64) -> anyhow::Result<()> {
     let mut random = SmallRng::seed_from_u64(seed);
@@ -50,20 +97,24 @@ pub async fn run(fabric: Arc<Fabric>, rounds: u64, seed: u64) -> anyhow::Result<
     field.wait_clean(CLEAN_LIMIT).await?;
     let mut running = Running::start(&field, BUCKET, seed).await?;
     let victim = DaemonName::osd(random.random_range(0..OSDS));
-    let (started, mut refused) = (Instant::now(), 0);
+    let mut told = Told::default();
+    told.look(&field, victim).await?;
+    let (started, mut refused, mut met_at_once) = (Instant::now(), 0, 0);
     for round in 1..=rounds {
         let outcome = {
             let load = running.load.clone();
-            let round = one(&mut field, &load, victim, &mut random);
+            let round = one(&mut field, &load, victim, &mut told, &mut random);
             tokio::select! {
                 outcome = round => outcome,
                 finding = running.finding() => Err(finding),
             }
         };
         match outcome.with_context(|| format!("flip {round}")) {
-            Ok((starts, words)) => {
-                println!("   {:6.1?} flip {round} of {rounds} on {victim}: {words}", started.elapsed());
+            Ok(Outcome { starts, met, words }) => {
+                let seen = if met { "met" } else { "not met yet" };
+                println!("   {:6.1?} flip {round} of {rounds} on {victim}: {words}; {seen}", started.elapsed());
                 refused += u64::from(!starts);
+                met_at_once += u64::from(met);
             }
             Err(error) => {
                 running.load.history.judge().into_iter().for_each(|finding| println!("   {finding}"));
@@ -73,34 +124,55 @@ pub async fn run(fabric: Arc<Fabric>, rounds: u64, seed: u64) -> anyhow::Result<
     }
     running.stop().await?;
     field.wait_clean(CLEAN_LIMIT).await.context("after the last flip")?;
+    let in_rounds = told.in_all;
+    told.look(&field, victim).await?;
+    // Before the scrub: reads shall meet what it would repair.
     let summary = running.check_all(&field, &mut random, CLEAN_LIMIT).await?;
-    running.unwatch().await?;
+    told.look(&field, victim).await?;
     let mut findings = running.load.history.judge();
+    match deep_scrub(&field).await {
+        Ok(scrubbed) => println!("   {scrubbed}"),
+        Err(error) => findings.push(format!("{error:#}")),
+    }
+    // What cannot be repaired is never clean again.
+    let clean = field.wait_clean(CLEAN_LIMIT).await.context("after the deep scrub");
+    findings.extend(clean.err().map(|error| format!("{error:#}")));
+    told.look(&field, victim).await?;
+    println!("   {victim} has found {} in all", told.in_all);
+    findings.extend(unexplained(&field, &BTreeSet::from([victim])).await?);
+    running.unwatch().await?;
     findings.extend(running.watch.record.lock().findings.clone());
     ensure!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
+    // Each spoils a copy or a whole placement group's, or in the index several: never count more bits than are left.
+    let late = told.in_all.since(in_rounds);
+    let met = rounds.min(met_at_once + late.copies_bad + u64::from(late.pgs_lost > 0));
+    println!("   {met_at_once} of {rounds} bits were met before the next one flipped, {} later", met - met_at_once);
+    ensure!(met > 0 || rounds < BITS_TELLING, "none of {rounds} bits was met: no test");
     field.end().await?;
     println!(
-        "headline flip, real processes: {rounds} bits flipped in files of {victim}, {refused} of which kept it from \
-         starting; {} acknowledged writes, 0 lost or wrong",
+        "headline flip, real processes: {rounds} bits flipped in files of {victim}, {met} of which were met, {refused} kept \
+         it from starting; {} acknowledged writes, 0 lost or wrong",
         summary.acknowledged
     );
     Ok(())
 }
 
-/// One flip; whether the OSD could be started with it.
+/// One flip, until all is clean again.
 async fn one(
     field: &mut Field,
     load: &Load,
     victim: DaemonName,
+    told: &mut Told,
     random: &mut SmallRng,
-) -> anyhow::Result<(bool, String)> {
+) -> anyhow::Result<Outcome> {
     tokio::time::sleep(BETWEEN).await;
     let flip = flip(&field.data_of(victim)?, random)?;
     let restart = random.random_bool(0.5);
     let mut words = flip.to_string();
     tokio::time::sleep(BETWEEN).await;
-    let mut starts = true;
+    let (mut starts, mut met) = (true, false);
     if restart {
+        met = told.last_look(field, victim).await?;
         field.kill(victim).await?;
         let since = Instant::now();
         let revived = tokio::time::timeout(START_LIMIT, field.revive(victim)).await;
@@ -125,7 +197,8 @@ async fn one(
     let since = Instant::now();
     field.wait_clean(CLEAN_LIMIT).await.with_context(|| words.clone())?;
     words.push_str(&format!("; clean after {:.2?}", since.elapsed()));
-    Ok((starts, words))
+    met |= told.look(field, victim).await? || !starts;
+    Ok(Outcome { starts, met, words })
 }
 
 /// Flips a bit in a file of a directory: as often as not in the largest one, else in any.
