@@ -6,7 +6,7 @@
 //!   that whoever compares the status with the facts never has it wrong.
 //! - Everything made outside the directory (namespaces, mounts, tracers) is undone when the field is dropped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt as _;
@@ -72,6 +72,8 @@ pub struct Field {
     pub away: Away,
     /// Seconds by which daemons' clocks are off, from their next start on.
     skews: Arc<Mutex<BTreeMap<DaemonName, i64>>>,
+    /// OSDs of which a bit was flipped.
+    flipped: Mutex<BTreeSet<DaemonName>>,
     loop_fs: Option<LoopFs>,
     grid: Option<Grid>,
     /// The network.
@@ -141,7 +143,10 @@ impl Field {
             launcher: launcher(fabric.clone(), skews.clone()),
         };
         match DevCluster::start(settings).await {
-            Ok(cluster) => Ok(Field { cluster, away: Away::default(), skews, loop_fs, grid, fabric, dir: Some(dir) }),
+            Ok(cluster) => {
+                let (away, flipped) = (Away::default(), Mutex::default());
+                Ok(Field { cluster, away, skews, flipped, loop_fs, grid, fabric, dir: Some(dir) })
+            }
             Err(error) => {
                 println!("   its logs are kept in {}", dir.keep().display());
                 Err(error).context("the cluster does not come up")
@@ -344,6 +349,7 @@ impl Field {
                 file.read_exact_at(&mut byte, offset)?;
                 // Zeros may be room that is being written to right now.
                 if byte[0] != 0 && offset >= SUPERBLOCKS_BYTES {
+                    self.flipped.lock().insert(osd);
                     file.write_all_at(&[byte[0] ^ (1 << random.random_range(0..8))], offset)?;
                     return Ok(offset);
                 }
@@ -351,6 +357,12 @@ impl Field {
             }
         }
         anyhow::bail!("{} holds nothing but zeros", path.display())
+    }
+
+    /// The OSDs of which [`Field::flip_bit`] has flipped a bit.
+    #[must_use]
+    pub fn flipped(&self) -> BTreeSet<DaemonName> {
+        self.flipped.lock().clone()
     }
 
     /// The directory of a daemon's data.

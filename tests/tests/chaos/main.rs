@@ -3,7 +3,8 @@
 //!
 //! What must hold, whatever happens: each key's history is linearizable, counters count exactly once, what was
 //! acknowledged is there at the end, the status is true to the facts at every moment, every state that is not clean is
-//! explained, and the cluster comes back to clean by itself.
+//! explained, and the cluster comes back to clean by itself. At the end all copies are compared: none is bad but where a bit
+//! was flipped.
 //!
 //! `cargo xtask chaos --minutes N` deals the faults in a shuffled order until the time is over, then measures how long
 //! writes stall. A plain `cargo test` runs a small dose.
@@ -26,6 +27,7 @@ use faults::Fault;
 use holdfast_tests::fabric::{Fabric, obstacle};
 use holdfast_tests::field::{self, Field, Ground, OSDS};
 use holdfast_tests::running::{Running, on_client};
+use holdfast_tests::scrub::{damage_of, deep_scrub, unexplained};
 use holdfast_tests::watch::Watch;
 use holdfast_tests::watch::facts::Kind;
 use holdfast_tests::world::{seed, skip};
@@ -105,6 +107,7 @@ async fn chaos(fabric: Arc<Fabric>) -> anyhow::Result<()> {
     if let Some(length) = measured {
         findings.extend(measures::measure(&field, &running.watch, &s3, BUCKET, length).await?);
     }
+    findings.extend(compare_copies(&field).await?);
     running.unwatch().await?;
     findings.extend(report(&running.watch, &counts));
     if is_whole() {
@@ -112,6 +115,25 @@ async fn chaos(fabric: Arc<Fabric>) -> anyhow::Result<()> {
     }
     ensure!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
     field.end().await
+}
+
+/// Has all copies compared, byte by byte, when nothing is done any more; what is wrong that no flipped bit explains.
+async fn compare_copies(field: &Field) -> anyhow::Result<Vec<String>> {
+    let mut findings = Vec::new();
+    match deep_scrub(field).await {
+        Ok(scrubbed) => println!("   {scrubbed}"),
+        Err(error) => findings.push(format!("{error:#}")),
+    }
+    // What cannot be repaired is never clean again.
+    let clean = field.wait_clean(CLEAN_LIMIT).await.context("after the deep scrub");
+    findings.extend(clean.err().map(|error| format!("{error:#}")));
+    let (damage, flipped) = (damage_of(&field.cluster.status().await?.checks)?, field.flipped());
+    for osd in &flipped {
+        let damage = damage.get(osd).copied().unwrap_or_default();
+        println!("   {osd}, of which bits were flipped, has found {damage} since it was last started");
+    }
+    findings.extend(unexplained(field, &flipped).await?);
+    Ok(findings)
 }
 
 /// Deals the faults in a shuffled order, again and again, until the time is over and each was dealt.
