@@ -1,12 +1,13 @@
 //! Holds the status to the facts while things are broken, and asks for the explanation of every state that is not as it
 //! should be.
 //!
-//! [`facts`] says what the status must show by when, [`explained`] what an explanation must have. A comparison in which
-//! nothing was due proves little, so those in which something was are counted by kind, and faults last until one was made
-//! ([`Watch::judged`]).
+//! [`facts`] says what the status must show by when, [`explained`] what an explanation must have, [`states`] which states
+//! were shown and never explained. A comparison in which nothing was due proves little, so those in which something was are
+//! counted by kind, and faults last until one was made ([`Watch::judged`]).
 
 pub mod explained;
 pub mod facts;
+pub mod states;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use parking_lot::Mutex;
 use crate::field::OSDS;
 use explained::{lacks, needs, place_of_object};
 use facts::{Absence, Away, Due, Kind, Leading, is_unanswerable, lies, majority_away_since};
+use states::{CLEAN, States};
 
 /// Pause between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -34,7 +36,8 @@ const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
 pub const NOTICE_LIMIT: Duration = Duration::from_secs(30);
 /// Each state is explained this often while one fault lasts: its first look and later ones may differ.
 const ASKED_MAX: u32 = 4;
-/// Placement groups that are looked at for one that needs an OSD that is away.
+/// Placement groups that are looked at for one that needs an OSD that is away, or for one that is still in a state that was
+/// never explained.
 const PGS_TRIED: usize = 8;
 /// What was explained with a struck OSD in it, for the counts.
 const SUBJECTS: [&str; 3] = ["pg", "object", "osd"];
@@ -52,6 +55,8 @@ pub struct Record {
     pub named: BTreeMap<&'static str, u64>,
     /// By kind and state: how often explained, and the last explanation.
     pub explained: BTreeMap<String, (u64, String)>,
+    /// What the status called placement groups that were not clean.
+    pub states: States,
 }
 
 impl Record {
@@ -182,6 +187,7 @@ impl Watch {
             *record.due.entry(kind).or_default() += 1;
         }
         record.findings.extend(lies(report, &due));
+        record.states.look(report.pg_states.keys());
         due
     }
 
@@ -243,6 +249,7 @@ impl Watch {
         let explanation = self.explanation(subject).await?;
         let is_needy = needs(&before, osd) && needs(&self.query(pg).await?, osd);
         if is_needy {
+            self.note_explained(&before.explanation);
             judged.findings.extend(lacks(&Subject::Pg(pg), &before.explanation, &[osd]));
             judged.note(subject, &explanation, osd);
         }
@@ -285,17 +292,15 @@ impl Watch {
     }
 
     async fn explain(&self, report: &StatusReport) {
-        if report.pg_states.keys().any(|state| state != "active+clean")
+        if report.pg_states.keys().any(|state| state != CLEAN)
             && let Some(pgs) = self.pgs().await
         {
-            let mut one_of_each: BTreeMap<String, PgId> = BTreeMap::new();
-            for row in pgs.into_iter().filter(|row| row.state != "active+clean") {
-                one_of_each.entry(row.state).or_insert(row.pg);
+            let mut by_state: BTreeMap<String, Vec<PgId>> = BTreeMap::new();
+            for row in pgs.into_iter().filter(|row| row.state != CLEAN) {
+                by_state.entry(row.state).or_default().push(row.pg);
             }
-            for (state, pg) in one_of_each {
-                if self.may_ask(&format!("pg {state}")) {
-                    self.explain_one("pg", Subject::Pg(pg)).await;
-                }
+            for (state, pgs) in by_state {
+                self.explain_state(&state, &pgs).await;
             }
         }
         if u64::from(report.osds_up) < OSDS
@@ -310,13 +315,37 @@ impl Watch {
         }
     }
 
-    async fn explain_one(&self, kind: &str, subject: Subject) {
-        let Some(explanation) = self.explanation(&subject).await else { return };
+    /// Asks about one of the placement groups that are in this state. They leave it at any time: until it was explained
+    /// once, several are asked about.
+    async fn explain_state(&self, state: &str, pgs: &[PgId]) {
+        let is_new = !self.record.lock().states.is_explained(state);
+        let tries = if is_new { PGS_TRIED } else { usize::from(self.may_ask(&format!("pg {state}"))) };
+        for pg in pgs.iter().take(tries) {
+            let is_answered = self.explain_one("pg", Subject::Pg(*pg)).await;
+            if !is_answered || self.record.lock().states.is_explained(state) {
+                return;
+            }
+        }
+    }
+
+    /// A placement group was explained in the state that the explanation names, if there was anything to explain.
+    fn note_explained(&self, explanation: &Explanation) {
+        if !explanation.ok {
+            self.record.lock().states.note_explained(&explanation.state);
+        }
+    }
+
+    /// Whether there was an answer.
+    async fn explain_one(&self, kind: &str, subject: Subject) -> bool {
+        let Some(explanation) = self.explanation(&subject).await else { return false };
+        if matches!(subject, Subject::Pg(_)) {
+            self.note_explained(&explanation);
+        }
         let mut record = self.record.lock();
         record.findings.extend(lacks(&subject, &explanation, &[]));
         // It may have become well since the list was made.
         if explanation.ok {
-            return;
+            return true;
         }
         let codes: Vec<&str> = explanation.causes.iter().map(|cause| cause.code.as_str()).collect();
         let shown = explanation.causes.first().map_or_else(String::new, |cause| {
@@ -325,6 +354,7 @@ impl Watch {
         let entry = record.explained.entry(format!("{kind} {}: {}", explanation.state, codes.join("+")));
         let entry = entry.or_default();
         *entry = (entry.0 + 1, shown);
+        true
     }
 }
 

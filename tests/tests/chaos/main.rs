@@ -188,5 +188,14 @@ fn report(watch: &Watch, counts: &BTreeMap<Fault, (u64, Duration)>) -> Vec<Strin
     for (state, (count, words)) in &record.explained {
         println!("   {count:4} times {state}: {words}");
     }
-    record.findings.clone()
+    let never = record.states.never_explained().map(|(state, shown)| format!("{state} ({shown})"));
+    let never: Vec<String> = never.collect();
+    println!(
+        "   placement groups were in {} states that are not clean; never explained: {}",
+        record.states.count(),
+        if never.is_empty() { "none".to_owned() } else { never.join(", ") }
+    );
+    let mut findings = record.findings.clone();
+    findings.extend(record.states.findings());
+    findings
 }
