@@ -17,6 +17,7 @@
 
 mod faults;
 mod measures;
+mod memory;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -108,6 +109,7 @@ async fn chaos(fabric: Arc<Fabric>) -> anyhow::Result<()> {
         findings.extend(measures::measure(&field, &running.watch, &s3, BUCKET, length).await?);
     }
     findings.extend(compare_copies(&field).await?);
+    findings.extend(memory::findings(&field)?);
     running.unwatch().await?;
     findings.extend(report(&running.watch, &counts));
     if is_whole() {
