@@ -4,6 +4,7 @@
 //! for appends of values that are used once.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// What was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// What is wrong; the first word is the id of the promise.
+    /// What is wrong; the first word is the id of the promise. What breaks one promise keeps no other one from being looked at.
     pub(crate) fn violations(&self) -> Vec<String> {
         let mut found = Vec::new();
         let mut reads: Vec<(&Op, &Vec<String>)> = Vec::new();
@@ -46,19 +47,17 @@ impl History {
             }
         }
         let Some((_, whole)) = reads.iter().max_by_key(|(_, list)| list.len()) else { return found };
+        // What was applied twice is in its first place: that it is in another one, too, is a matter of Q18 alone.
         let mut places: BTreeMap<&str, usize> = BTreeMap::new();
         for (place, value) in whole.iter().enumerate() {
-            if places.insert(value, place).is_some() {
-                found.push(format!("Q18: {value} was applied twice"));
+            match places.entry(value) {
+                Entry::Vacant(entry) => {
+                    entry.insert(place);
+                }
+                Entry::Occupied(_) => found.push(format!("Q18: {value} was applied twice")),
             }
             if !appends.contains_key(value.as_str()) {
                 found.push(format!("Q17: {value} was appended by nobody"));
-            }
-        }
-        for (op, list) in &reads {
-            if whole.get(..list.len()) != Some(list.as_slice()) {
-                found.push(format!("Q17: client {} read a list that is no beginning of a later one", op.client));
-                return found;
             }
         }
         // By time: how long the list was known to be, and must be from then on.
@@ -74,6 +73,12 @@ impl History {
                     }
                 }
                 (None, _) => {}
+            }
+        }
+        for (op, list) in &reads {
+            if whole.get(..list.len()) != Some(list.as_slice()) {
+                found.push(format!("Q17: client {} read a list that is no beginning of a later one", op.client));
+                return found; // all that follows goes by one list
             }
         }
         let mut known: Vec<(u64, usize, String)> =
@@ -165,5 +170,30 @@ mod tests {
         assert!(wrong(swapped).iter().any(|text| text.starts_with("Q17")));
         let early = vec![append("a", 20, Some(30)), read(&["a"], 0, 10)];
         assert!(wrong(early).iter().any(|text| text.starts_with("Q17")));
+    }
+
+    #[test]
+    fn what_was_applied_twice_late_is_stale_to_nobody() {
+        let ops = vec![
+            append("a", 0, Some(10)),
+            append("b", 11, Some(15)),
+            read(&["a", "b"], 20, 30),
+            read(&["a", "b", "a"], 40, 50),
+        ];
+        assert_eq!(wrong(ops), ["Q18: a was applied twice"]);
+    }
+
+    #[test]
+    fn what_is_lost_is_told_although_the_list_forked() {
+        let ops = vec![
+            append("a", 0, Some(1)),
+            append("b", 0, None),
+            append("c", 0, None),
+            read(&["a"], 2, 5),
+            read(&["b", "c"], 6, 9),
+        ];
+        let wrong = wrong(ops);
+        assert!(wrong.iter().any(|text| text.starts_with("Q16")), "{wrong:?}");
+        assert!(wrong.iter().any(|text| text.starts_with("Q17")), "{wrong:?}");
     }
 }
