@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::checker::Violation;
 use crate::faults::COUNTED;
 use crate::run::{Config, Report, run};
 use crate::runtime::keep_panics_quiet;
@@ -23,7 +24,7 @@ pub struct Summary {
     /// What happened, by kind.
     pub counts: BTreeMap<&'static str, u64>,
     /// Seeds and what was wrong in them; the lowest seeds first.
-    pub failed: Vec<(u64, Vec<String>)>,
+    pub failed: Vec<(u64, Vec<Violation>)>,
     /// Over the hashes of all seeds.
     pub hash: u64,
 }

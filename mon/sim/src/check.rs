@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
+use crate::checker::Checker;
+
 /// What was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Asked {
@@ -33,8 +35,8 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// What is wrong; the first word is the id of the promise. What breaks one promise keeps no other one from being looked at.
-    pub(crate) fn violations(&self) -> Vec<String> {
+    /// What is wrong, and which promise that breaks. What one checker finds keeps no other one from looking.
+    pub(crate) fn violations(&self) -> Vec<(Checker, String)> {
         let mut found = Vec::new();
         let mut reads: Vec<(&Op, &Vec<String>)> = Vec::new();
         let mut appends: BTreeMap<&str, &Op> = BTreeMap::new();
@@ -54,10 +56,10 @@ impl History {
                 Entry::Vacant(entry) => {
                     entry.insert(place);
                 }
-                Entry::Occupied(_) => found.push(format!("Q18: {value} was applied twice")),
+                Entry::Occupied(_) => found.push((Checker::Q18, format!("{value} was applied twice"))),
             }
             if !appends.contains_key(value.as_str()) {
-                found.push(format!("Q17: {value} was appended by nobody"));
+                found.push((Checker::Q17, format!("{value} was appended by nobody")));
             }
         }
         // By time: how long the list was known to be, and must be from then on.
@@ -69,7 +71,7 @@ impl History {
                     // Lost for good, if any read that saw all began after it.
                     let later = reads.iter().any(|(read, _)| read.invoked > returned);
                     if later {
-                        found.push(format!("Q16: {value} was acknowledged and is lost"));
+                        found.push((Checker::Q16, format!("{value} was acknowledged and is lost")));
                     }
                 }
                 (None, _) => {}
@@ -77,7 +79,8 @@ impl History {
         }
         for (op, list) in &reads {
             if whole.get(..list.len()) != Some(list.as_slice()) {
-                found.push(format!("Q17: client {} read a list that is no beginning of a later one", op.client));
+                let text = format!("client {} read a list that is no beginning of a later one", op.client);
+                found.push((Checker::Q17, text));
                 return found; // all that follows goes by one list
             }
         }
@@ -101,24 +104,25 @@ impl History {
         for (op, list) in &reads {
             let at_least = known_before(op.invoked);
             if list.len() < at_least {
-                found.push(format!(
-                    "Q17: stale: client {} read {} values when {at_least} had been known before it asked",
-                    op.client,
-                    list.len()
-                ));
+                let (client, length) = (op.client, list.len());
+                let text = format!(
+                    "stale: client {client} read {length} values when {at_least} had been known before it asked"
+                );
+                found.push((Checker::Q17, text));
             }
         }
         for (_, length, value) in &acknowledged {
             let op = appends[value];
             if *length <= known_before(op.invoked) {
-                found.push(format!("Q17: {value} took a place in the list that was taken before it was asked for"));
+                let text = format!("{value} took a place in the list that was taken before it was asked for");
+                found.push((Checker::Q17, text));
             }
         }
         for (op, list) in &reads {
             let Some(returned) = op.returned else { continue };
             for value in list.iter() {
                 if appends.get(value.as_str()).is_some_and(|append| append.invoked > returned) {
-                    found.push(format!("Q17: {value} was read before it was asked for"));
+                    found.push((Checker::Q17, format!("{value} was read before it was asked for")));
                 }
             }
         }
@@ -140,7 +144,7 @@ mod tests {
     }
 
     fn wrong(ops: Vec<Op>) -> Vec<String> {
-        History { ops }.violations()
+        History { ops }.violations().into_iter().map(|(checker, text)| format!("{checker}: {text}")).collect()
     }
 
     #[test]

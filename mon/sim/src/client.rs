@@ -11,6 +11,7 @@ use openraft::AsyncRuntime;
 use parking_lot::Mutex;
 
 use crate::check::{Asked, History, Op};
+use crate::checker::Checker;
 use crate::net::exchange;
 use crate::runtime::{self, NodeId, SimRuntime, WORLD};
 use crate::world;
@@ -84,7 +85,7 @@ impl Client {
         let (invoked, answer) = self.timed(MonCommand::ConfigSet { name, value: Some(value) }).await;
         let done = matches!(answer, Some(MonReply::Done { .. }));
         if let Some(MonReply::Failed(error)) = &answer {
-            world::violation(format!("Q18: an option is refused: {error}"));
+            world::violation(Checker::Q18, format!("an option is refused: {error}"));
         }
         self.note(asked, invoked, done);
         done
@@ -109,7 +110,8 @@ impl Client {
             let Some(name) = self.pools.first().cloned() else { return };
             let answer = self.ask(MonCommand::PoolDelete { name: name.clone(), confirm: name.clone() }).await;
             if let Some(MonReply::Failed(error)) = answer {
-                world::violation(format!("Q18: the pool {name} of client {} cannot be deleted: {error}", self.number));
+                let text = format!("the pool {name} of client {} cannot be deleted: {error}", self.number);
+                world::violation(Checker::Q18, text);
             }
             self.pools.remove(&name);
             return;
@@ -127,7 +129,9 @@ impl Client {
             Some(MonReply::Pool { .. }) => {
                 self.pools.insert(name);
             }
-            Some(other) => world::violation(format!("Q18: no pool {name} for client {}: {other:?}", self.number)),
+            Some(other) => {
+                world::violation(Checker::Q18, format!("no pool {name} for client {}: {other:?}", self.number));
+            }
             None => {}
         }
     }
@@ -138,7 +142,7 @@ impl Client {
         let make = MonCommand::KeyNew { name: name.clone(), access_key: None, secret_key: None };
         match self.ask(make).await {
             Some(MonReply::Key(_)) | None => {}
-            Some(other) => world::violation(format!("Q18: no key {name}: {other:?}")),
+            Some(other) => world::violation(Checker::Q18, format!("no key {name}: {other:?}")),
         }
     }
 
@@ -155,16 +159,17 @@ impl Client {
                 let must_have = world::epoch_at(asked_at.saturating_sub(old));
                 // A leader of five that has lost the majority may keep one follower with it, which does not know.
                 if map.epoch < must_have && world::monitors() == 3 {
-                    world::violation(format!(
-                        "Q5: monitor {to} still hands out epoch {} when {must_have} is {MAP_AGE_MAX:?} old",
-                        map.epoch
-                    ));
+                    let epoch = map.epoch;
+                    let text =
+                        format!("monitor {to} still hands out epoch {epoch} when {must_have} is {MAP_AGE_MAX:?} old");
+                    world::violation(Checker::Q5, text);
                 }
                 world::check_map("a client", &map);
                 self.map = (map.epoch > Epoch::ZERO).then_some(map);
             }
             Err(error) => {
-                world::violation(format!("Q5: the maps of monitor {to} after {after} do not follow: {error}"))
+                let text = format!("the maps of monitor {to} after {after} do not follow: {error}");
+                world::violation(Checker::Q5, text);
             }
         }
     }

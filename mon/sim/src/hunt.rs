@@ -3,6 +3,7 @@
 use holdfast_mon::mutants::{Mutant, choose};
 
 use crate::campaign::campaign;
+use crate::checker::{Checker, Violation};
 use crate::run::Config;
 
 /// How one bug was caught.
@@ -10,21 +11,21 @@ use crate::run::Config;
 pub struct Catch {
     /// The first seed that shows it.
     pub seed: u64,
-    /// Which promises were broken in that seed, in the order in which that was noticed.
-    pub broken: Vec<String>,
+    /// Who complained in that seed, in that order.
+    pub noticed: Vec<Checker>,
     /// What was said.
     pub violation: String,
 }
 
-/// The ids with which violations begin, each once.
-fn promises(violations: &[String]) -> Vec<String> {
-    let mut ids: Vec<String> = Vec::new();
-    for id in violations.iter().filter_map(|text| text.split(':').next()) {
-        if !ids.iter().any(|known| known == id) {
-            ids.push(id.to_owned());
+/// Who complained, each once.
+fn checkers(violations: &[Violation]) -> Vec<Checker> {
+    let mut found = Vec::new();
+    for checker in violations.iter().map(|violation| violation.checker) {
+        if !found.contains(&checker) {
+            found.push(checker);
         }
     }
-    ids
+    found
 }
 
 /// Runs seeds from `from` with each bug until one is noticed, `budget` at most.
@@ -46,14 +47,8 @@ pub fn hunt(
         let first = summary.failed.first();
         let catch = first.map(|(seed, violations)| Catch {
             seed: *seed,
-            broken: promises(violations),
-            // A panic is told last, and says more than what followed from it.
-            violation: violations
-                .iter()
-                .rfind(|text| text.starts_with("panic"))
-                .or(violations.first())
-                .cloned()
-                .unwrap_or_default(),
+            noticed: checkers(violations),
+            violation: violations.first().map(Violation::to_string).unwrap_or_default(),
         });
         tell(mutant, catch.as_ref());
         rows.push((mutant, catch));

@@ -8,10 +8,11 @@
 //!   the monitors, and whether what they saw can be.
 //! - [`run()`] is one seed, [`campaign()`] many.
 //!
-//! The promises that it checks have ids in `docs/invariants.md` (Q2, Q4, Q5, Q16 to Q18, L1, T0).
+//! Each promise that is looked after has a [`Checker`], which has its id in `docs/invariants.md`.
 
 mod campaign;
 mod check;
+mod checker;
 mod client;
 mod disk;
 mod faults;
@@ -24,6 +25,7 @@ mod runtime;
 mod world;
 
 pub use campaign::{Summary, campaign};
+pub use checker::{Checker, Violation};
 #[cfg(feature = "mutants")]
 pub use hunt::{Catch, hunt};
 pub use run::{Config, Report, run};

@@ -48,8 +48,8 @@ const SEEDS_FOR_EVERY_FAULT: u64 = 50;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let config =
-        Config { monitors: cli.monitors, storm: Duration::from_secs(cli.storm), calm: cli.calm, traced: cli.trace };
+    let (monitors, storm) = (cli.monitors, Duration::from_secs(cli.storm));
+    let config = Config { monitors, storm, calm: cli.calm, traced: cli.trace, off: None };
     let threads = cli.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     #[cfg(feature = "mutants")]
     if cli.mutants {
@@ -89,8 +89,8 @@ fn hunt(cli: &Cli, config: &Config, threads: usize) -> ExitCode {
     let rows = holdfast_mon_sim::hunt(cli.from, cli.seeds, config, threads, cli.only.as_deref(), |mutant, catch| {
         let breaks = mutant.breaks();
         match catch {
-            Some(Catch { seed, broken, violation }) => {
-                println!("| `{mutant:?}` | {breaks} | {} | {seed} | {violation} |", broken.join(", "));
+            Some(Catch { seed, noticed, violation }) => {
+                println!("| `{mutant:?}` | {breaks} | {noticed:?} | {seed} | {violation} |");
             }
             None => println!("| `{mutant:?}` | {breaks} | **not caught** | | |"),
         }

@@ -10,6 +10,7 @@ use openraft::AsyncRuntime;
 use parking_lot::Mutex;
 
 use crate::check::History;
+use crate::checker::{Checker, Violation};
 use crate::client::{Client, Shared};
 use crate::faults::{self, Fault};
 use crate::runtime::{self, SimRuntime, WORLD};
@@ -32,11 +33,13 @@ pub struct Config {
     pub calm: bool,
     /// Says on standard error what happens.
     pub traced: bool,
+    /// What this one would say is not reported: to prove that it is needed. The run is the same with it and without.
+    pub off: Option<Checker>,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { monitors: None, storm: Duration::from_secs(60), calm: false, traced: false }
+        Config { monitors: None, storm: Duration::from_secs(60), calm: false, traced: false, off: None }
     }
 }
 
@@ -53,8 +56,8 @@ pub struct Report {
     pub polls: u64,
     /// What happened, by kind.
     pub counts: Counts,
-    /// Promises that were broken.
-    pub violations: Vec<String>,
+    /// Promises that were broken, in the order in which that was noticed.
+    pub violations: Vec<Violation>,
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -67,23 +70,31 @@ pub fn run(seed: u64, config: &Config) -> Report {
     // Choices that shape the run are drawn before it, so that they do not depend on what happens in it.
     let mut shape = Shape::of(seed, config);
     let limits = LogLimits { snapshot_every: 10 + shape.draw(60), kept: shape.draw(20) };
-    world::make(shape.monitors, limits, config.traced);
-    let ended = runtime::run(seed, shape.monitors, scene(shape.clone(), config.clone()));
+    let monitors = shape.monitors;
+    play(seed, config, monitors, limits, scene(shape, config.clone()))
+}
+
+/// Plays a scene in a world of its own.
+fn play(
+    seed: u64,
+    config: &Config,
+    monitors: usize,
+    limits: LogLimits,
+    scene: impl Future<Output = ()> + Send + 'static,
+) -> Report {
+    world::make(monitors, limits, config.traced);
+    let ended = runtime::run(seed, monitors, scene);
     let (counts, mut violations) = world::unmake();
-    for (node, panic) in ended.panics {
-        violations.push(format!("panic: node {node}: {panic}"));
-    }
-    if ended.value.is_none() && violations.is_empty() {
-        violations.push("T0: the run did not end".to_owned());
-    }
-    Report {
-        seed,
-        hash: ended.hash,
-        simulated: Duration::from_nanos(ended.nanos),
-        polls: ended.polls,
-        counts,
-        violations,
-    }
+    let simulated = Duration::from_nanos(ended.nanos);
+    violations.extend(ended.panics.into_iter().map(|panic| Violation {
+        checker: Checker::Assertions,
+        text: format!("node {} panicked: {}", panic.node, panic.text),
+        at: Duration::from_nanos(panic.nanos),
+    }));
+    violations.sort_by_key(|violation| violation.at);
+    violations.extend(ended.stuck.map(|text| Violation { checker: Checker::T0, text, at: simulated }));
+    violations.retain(|violation| config.off != Some(violation.checker));
+    Report { seed, hash: ended.hash, simulated, polls: ended.polls, counts, violations }
 }
 
 /// What the seed decides beforehand.
@@ -129,7 +140,7 @@ async fn scene(shape: Shape, config: Config) {
     }
     let mut founder = Client::new(0, Arc::clone(&history));
     if SimRuntime::timeout(FORMED_WITHIN, found(&mut founder)).await.is_err() {
-        world::violation(format!("L1: no cluster was formed within {FORMED_WITHIN:?}"));
+        world::violation(Checker::L1, format!("no cluster was formed within {FORMED_WITHIN:?}"));
         return;
     }
     world::is_formed();
@@ -153,15 +164,13 @@ async fn scene(shape: Shape, config: Config) {
     }
     let settled = SimRuntime::timeout(SETTLED_WITHIN, settle(&mut founder)).await;
     if settled.is_err() {
-        world::violation(format!(
-            "L1: not well {SETTLED_WITHIN:?} after the last fault: {}",
-            unsettled().unwrap_or_default()
-        ));
+        let missing = unsettled().unwrap_or_default();
+        world::violation(Checker::L1, format!("not well {SETTLED_WITHIN:?} after the last fault: {missing}"));
     }
     let history = history.lock();
     world::count_many("operations", history.ops.len() as u64);
     world::count_many("leaders", world::leaders());
-    history.violations().into_iter().for_each(world::violation);
+    history.violations().into_iter().for_each(|(checker, text)| world::violation(checker, text));
 }
 
 /// The first commits, and a few OSDs for the leader to care about.
@@ -223,3 +232,38 @@ fn unsettled() -> Option<String> {
 
 /// Whether node 0 is where this file's tasks run.
 const _: () = assert!(WORLD == 0, "clients and faults are on the world's node");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Breaks every promise of a run that ends, an assertion last.
+    async fn break_all() {
+        for checker in Checker::ALL {
+            if !matches!(checker, Checker::T0 | Checker::Assertions) {
+                world::violation(checker, "it is broken".to_owned());
+            }
+        }
+        SimRuntime::sleep(Duration::from_millis(1)).await;
+        panic!("an assertion does not hold");
+    }
+
+    fn noticed(off: Option<Checker>, scene: impl Future<Output = ()> + Send + 'static) -> Vec<Checker> {
+        let config = Config { off, ..Config::default() };
+        let limits = LogLimits { snapshot_every: 10, kept: 5 };
+        let report = play(0, &config, 3, limits, scene);
+        report.violations.into_iter().map(|violation| violation.checker).collect()
+    }
+
+    #[test]
+    fn each_checker_reports_what_it_notices_unless_it_is_not_to_look() {
+        let all: Vec<Checker> = Checker::ALL.into_iter().filter(|checker| *checker != Checker::T0).collect();
+        assert_eq!(noticed(None, break_all()), all);
+        for off in Checker::ALL {
+            let others: Vec<Checker> = all.iter().copied().filter(|checker| *checker != off).collect();
+            assert_eq!(noticed(Some(off), break_all()), others);
+        }
+        assert_eq!(noticed(None, std::future::pending()), vec![Checker::T0]);
+        assert_eq!(noticed(Some(Checker::T0), std::future::pending()), Vec::<Checker>::new());
+    }
+}

@@ -83,7 +83,7 @@ struct State {
     hash: u64,
     polls: u64,
     polls_at_instant: u64,
-    panics: Vec<(NodeId, String)>,
+    panics: Vec<Panic>,
 }
 
 impl Node {
@@ -165,26 +165,32 @@ fn with<T>(work: impl FnOnce(&mut State) -> T) -> T {
     CURRENT.with(|current| work(&mut current.borrow().as_ref().expect("inside a simulation").state.lock()))
 }
 
+/// A task that panicked.
+pub(crate) struct Panic {
+    /// Whose task it was.
+    pub node: NodeId,
+    /// When, in true nanoseconds.
+    pub nanos: u64,
+    /// What it said, and where.
+    pub text: String,
+}
+
 /// How a run ended.
-pub(crate) struct Ended<T> {
-    /// What the main future gave.
-    pub value: Option<T>,
+pub(crate) struct Ended {
+    /// Why the main future would never have ended.
+    pub stuck: Option<String>,
     /// Over every choice that was made.
     pub hash: u64,
     /// Polls of tasks.
     pub polls: u64,
     /// True time that passed.
     pub nanos: u64,
-    /// Panics of tasks.
-    pub panics: Vec<(NodeId, String)>,
+    /// Panics of tasks, in order.
+    pub panics: Vec<Panic>,
 }
 
 /// Runs `main` on the world's node until it ends; `nodes` monitors can be spawned on, 1 to `nodes`.
-pub(crate) fn run<T: Send + 'static>(
-    seed: u64,
-    nodes: usize,
-    main: impl Future<Output = T> + Send + 'static,
-) -> Ended<T> {
+pub(crate) fn run(seed: u64, nodes: usize, main: impl Future<Output = ()> + Send + 'static) -> Ended {
     let state = State {
         now: 0,
         rng: SmallRng::seed_from_u64(seed),
@@ -202,29 +208,29 @@ pub(crate) fn run<T: Send + 'static>(
     };
     let shared = Arc::new(Shared { state: Mutex::new(state) });
     CURRENT.with(|current| *current.borrow_mut() = Some(Arc::clone(&shared)));
-    let done = Arc::new(Mutex::new(None));
-    let result = Arc::clone(&done);
+    let done = Arc::new(Mutex::new(false));
+    let is_done = Arc::clone(&done);
     spawn_on(WORLD, async move {
-        let value = main.await;
-        *result.lock() = Some(value);
+        main.await;
+        *is_done.lock() = true;
     });
-    while done.lock().is_none() {
+    let mut stuck = None;
+    while !*done.lock() {
         let next = shared.state.lock().next_ready();
         match next {
             Some(id) => poll(&shared, id),
             None if fire(&shared) => {}
             None => {
-                shared.state.lock().panics.push((WORLD, "everything waits for ever".to_owned()));
+                stuck = Some("everything waits for ever".to_owned());
                 break;
             }
         }
-        let mut state = shared.state.lock();
+        let state = shared.state.lock();
         if state.polls_at_instant > POLLS_PER_INSTANT_MAX {
-            let at = state.now;
-            state.panics.push((WORLD, format!("tasks go in circles at {at} ns")));
+            stuck = Some(format!("tasks go in circles at {} ns", state.now));
             break;
         }
-        let main_failed = state.panics.iter().any(|(node, _)| *node == WORLD);
+        let main_failed = state.panics.iter().any(|panic| panic.node == WORLD);
         if main_failed && !state.tasks.contains_key(&1) {
             break;
         }
@@ -234,8 +240,7 @@ pub(crate) fn run<T: Send + 'static>(
     }
     CURRENT.with(|current| current.borrow_mut().take());
     let mut state = shared.state.lock();
-    let value = done.lock().take();
-    Ended { value, hash: state.hash, polls: state.polls, nanos: state.now, panics: std::mem::take(&mut state.panics) }
+    Ended { stuck, hash: state.hash, polls: state.polls, nanos: state.now, panics: std::mem::take(&mut state.panics) }
 }
 
 fn poll(shared: &Arc<Shared>, id: TaskId) {
@@ -267,7 +272,8 @@ fn poll(shared: &Arc<Shared>, id: TaskId) {
                 Some(work)
             }
             Err(payload) => {
-                state.panics.push((node, panic_text(payload.as_ref())));
+                let (nanos, text) = (state.now, panic_text(payload.as_ref()));
+                state.panics.push(Panic { node, nanos, text });
                 state.tasks.remove(&id);
                 Some(work)
             }

@@ -19,6 +19,7 @@ use openraft::AsyncRuntime;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use crate::checker::{Checker, Violation};
 use crate::disk::{Crash, Disk};
 use crate::host::Sim;
 use crate::net::{Net, Wire};
@@ -62,7 +63,7 @@ struct Seen {
     machines: Vec<Machine>,
     net: Net,
     counts: Counts,
-    violations: Vec<String>,
+    violations: Vec<Violation>,
     /// Hash of the command at each index.
     commands: Vec<Option<u64>>,
     /// Hash of the map of each epoch.
@@ -100,7 +101,7 @@ pub(crate) fn make(monitors: usize, limits: LogLimits, traced: bool) {
 }
 
 /// Ends the world; gives what was counted and what was wrong.
-pub(crate) fn unmake() -> (Counts, Vec<String>) {
+pub(crate) fn unmake() -> (Counts, Vec<Violation>) {
     let world = THE_WORLD.with(|the_world| the_world.borrow_mut().take()).expect("there is a world");
     let mut seen = world.seen.lock();
     let members: Vec<_> = seen.machines.iter_mut().filter_map(|machine| machine.member.take()).collect();
@@ -135,11 +136,11 @@ pub(crate) fn count_many(kind: &'static str, more: u64) {
     seen(|seen| *seen.counts.entry(kind).or_default() += more);
 }
 
-/// Says that a promise was broken; the first word is its id.
-pub(crate) fn violation(text: String) {
+/// Says that a promise was broken, and who noticed it.
+pub(crate) fn violation(checker: Checker, text: String) {
     let at = Duration::from_nanos(runtime::true_nanos());
-    trace(|| text.clone());
-    seen(|seen| seen.violations.push(format!("{text} (at {at:.3?})")));
+    trace(|| format!("{checker}: {text}"));
+    seen(|seen| seen.violations.push(Violation { checker, text, at }));
 }
 
 /// The network.
@@ -258,7 +259,7 @@ async fn process(node: NodeId, bootstrap: bool, was_marked: bool) {
     let seat = Seat { id, cluster: CLUSTER, members: &members, directory: &directory, bootstrap };
     let started = Member::<Sim>::start(seat, Arc::new(Wire { from: node }), CancellationToken::new()).await;
     if was_marked && started.is_ok() && !disk(node).lock().is_marked() {
-        violation(format!("Q2: monitor {node} has forgotten at its start that it waits to be let in"));
+        violation(Checker::Q2, format!("monitor {node} has forgotten at its start that it waits to be let in"));
     }
     if started.is_ok() && take_back_forming(node) {
         count("formed-alone");
@@ -286,7 +287,7 @@ async fn process(node: NodeId, bootstrap: bool, was_marked: bool) {
     if excused {
         count("stopped-by-its-disk");
     } else {
-        violation(format!("Q4: monitor {node} ended: {reason}"));
+        violation(Checker::Q4, format!("monitor {node} ended: {reason}"));
     }
     runtime::spawn_on(WORLD, async move {
         kill(node, Crash::Kill);
@@ -400,7 +401,8 @@ pub(crate) fn applied(node: NodeId, index: u64, command: &[u8], epoch: Epoch) {
         }
     });
     if other {
-        violation(format!("Q16: monitor {node} applies another command at {index} than was applied there before"));
+        let text = format!("monitor {node} applies another command at {index} than was applied there before");
+        violation(Checker::Q16, text);
     }
 }
 
@@ -418,7 +420,7 @@ pub(crate) fn check_map(who: &str, map: &ClusterMap) {
     let epoch = map.epoch;
     let wrong = seen(|seen| *seen.maps.entry(epoch).or_insert(hash) != hash);
     if wrong {
-        violation(format!("Q5: {who} has another map of epoch {epoch}"));
+        violation(Checker::Q5, format!("{who} has another map of epoch {epoch}"));
     }
 }
 
@@ -444,7 +446,7 @@ async fn watch_maps(member: Arc<Member<Sim>>) {
     loop {
         let newest = Arc::clone(&maps.borrow_and_update());
         if newest.epoch < last {
-            violation(format!("Q5: {who} went back from epoch {last} to {}", newest.epoch));
+            violation(Checker::Q5, format!("{who} went back from epoch {last} to {}", newest.epoch));
         }
         let since = member.maps_after(last);
         since.iter().for_each(|map| check_map(&who, map));

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use holdfast_mon_sim::{Config, run};
+use holdfast_mon_sim::{Config, Violation, run};
 
 fn short() -> Config {
     Config { storm: Duration::from_secs(15), ..Config::default() }
@@ -23,7 +23,7 @@ fn the_same_seed_gives_the_same_run() {
 fn a_cluster_that_nobody_disturbs_serves_and_settles() {
     for monitors in [3, 5] {
         let report = run(7, &Config { monitors: Some(monitors), calm: true, ..short() });
-        assert_eq!(report.violations, Vec::<String>::new());
+        assert_eq!(report.violations, Vec::<Violation>::new());
         assert!(report.counts["operations"] > 20, "{:?}", report.counts);
     }
 }
@@ -33,6 +33,6 @@ fn a_cluster_that_nobody_disturbs_serves_and_settles() {
 fn seeds_that_once_failed_pass() {
     for seed in [9, 36, 47, 62, 93] {
         let report = run(seed, &Config::default());
-        assert_eq!(report.violations, Vec::<String>::new(), "seed {seed}");
+        assert_eq!(report.violations, Vec::<Violation>::new(), "seed {seed}");
     }
 }
