@@ -8,7 +8,8 @@
 //!   the monitors, and whether what they saw can be.
 //! - [`run()`] is one seed, [`campaign()`] many.
 //!
-//! Each promise that is looked after has a [`Checker`], which has its id in `docs/invariants.md`.
+//! Each promise that is looked after has a [`Checker`], which has its id in `docs/invariants.md`. With the feature `mutants`,
+//! `hunt` proves that each of them is needed.
 
 mod campaign;
 mod check;
@@ -27,5 +28,5 @@ mod world;
 pub use campaign::{Summary, campaign};
 pub use checker::{Checker, Violation};
 #[cfg(feature = "mutants")]
-pub use hunt::{Catch, hunt};
+pub use hunt::{Budget, Catch, Hunt, Row, Without, break_rule, hunt};
 pub use run::{Config, Report, run};
