@@ -54,16 +54,22 @@ fn unit_tests() -> anyhow::Result<()> {
 /// Seeds in which a checker that does not look must be missed: fewer than show a mutant, for each takes a whole campaign.
 const WITHOUT_SEEDS: u64 = 20;
 
-/// Runs the simulator with each seeded protocol bug, and writes which checker noticed it.
+/// Runs both simulators with each of their seeded bugs, and writes which checker noticed it.
 pub fn mutants(budget: u64, brief: bool) -> anyhow::Result<()> {
+    let cluster = hunt("mutants", "holdfast-sim", "docs/mutants-table.md", budget, brief);
+    // What was missed in the first takes nothing from the second.
+    let monitors = hunt("mutants of the monitors", "holdfast-mon-sim", "docs/monitor-mutants-table.md", budget, brief);
+    cluster.and(monitors)
+}
+
+fn hunt(title: &str, package: &str, table: &str, budget: u64, brief: bool) -> anyhow::Result<()> {
     let (budget, without) = (budget.to_string(), WITHOUT_SEEDS.min(budget).to_string());
-    let table = root().join("docs/mutants-table.md");
-    let mut command = cargo(&["run", "--quiet", "--release", "--locked", "--package", "holdfast-sim"]);
+    let mut command = cargo(&["run", "--quiet", "--release", "--locked", "--package", package]);
     command
         .args(["--features", "mutants", "--", "mutants", "--budget", &budget, "--without", &without, "--table"])
-        .arg(table);
+        .arg(root().join(table));
     command.args(brief.then_some("--brief"));
-    step("mutants", &mut command)
+    step(title, &mut command)
 }
 
 /// Runs `seeds` seeds of each world of the simulator from `from` on; `rest` is passed on.

@@ -56,7 +56,8 @@ enum Command {
         #[arg(long)]
         no_shrink: bool,
     },
-    /// Runs the simulator with each seeded protocol bug and writes docs/mutants-table.md; fails for one that no checker notices.
+    /// Runs the simulator with each seeded protocol bug, then that of the monitors, and writes docs/mutants-table.md and
+    /// docs/monitor-mutants-table.md; fails for a bug that no checker notices, and for a checker that no bug needs.
     Mutants {
         /// Seeds of each world that one bug may take.
         #[arg(long, default_value_t = 200)]
