@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::host::{AsyncRuntime, Host};
 use crate::machine::AppliedState;
+use crate::mutants::{Mutant, on};
 use crate::raft::{APPEND_ENTRIES_MAX, Consensus, ConsensusError};
 
 /// Changes that wait at most; then callers wait.
@@ -115,7 +116,15 @@ async fn commit<H: Host>(
     ops: Vec<Op>,
 ) -> Result<Outcome, ConsensusError> {
     let command = Command { at_unix_ms: H::unix_ms(), ops, seen: Some(state.mark()) };
-    let committed = H::Runtime::timeout(COMMIT_TIMEOUT, consensus.propose(command.encode())).await;
+    let proposing = async {
+        loop {
+            match consensus.propose(command.encode()).await {
+                Err(ConsensusError::NotLeader { .. }) if on(Mutant::RefusalRetried) => {}
+                result => return result,
+            }
+        }
+    };
+    let committed = H::Runtime::timeout(COMMIT_TIMEOUT, proposing).await;
     let outcome = committed.unwrap_or(Err(ConsensusError::NoQuorum))?;
     Outcome::decode(&outcome).map_err(|error| ConsensusError::Stopped { detail: error.to_string() })
 }

@@ -1,7 +1,7 @@
 //! Seeded bugs, to prove that the simulator's checkers bite.
 //!
 //! Without the feature `mutants` nothing of this is in the code: `on` is the constant `false`. With it, a test chooses one
-//! bug for the whole process; `holdfast-mon-sim --mutants` runs the simulator with each of them.
+//! bug for the whole process; `holdfast-mon-sim mutants` runs the simulator with each of them.
 
 /// A rule that is broken on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,11 +27,25 @@ pub enum Mutant {
     LeaderRestored,
     /// A monitor that waits to be let in forms the cluster at its next start, when it is told to and reaches nobody.
     FormsAfterAll,
+    /// A monitor that waits to be let in takes the mark of that off its disk when it starts again, though it waits on.
+    MarkForgotten,
+    /// Nobody lets a monitor without memory in.
+    NeverLetIn,
+    /// A monitor that is no voter any more ends.
+    EndsWhenRemoved,
+    /// Maps are handed out however long nothing was heard of the quorum.
+    OldMapsHandedOut,
+    /// A change of an option that the log has refused is acknowledged.
+    RefusedIsDone,
+    /// What another monitor has to commit is proposed again at once, without end.
+    RefusalRetried,
+    /// Who does not lead takes for granted that somebody else does.
+    LeaderPresumed,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 10] = [
+    pub const ALL: [Mutant; 17] = [
         Mutant::AnswerBeforeSync,
         Mutant::VoteNotSynced,
         Mutant::TruncateOneTooMany,
@@ -42,6 +56,13 @@ impl Mutant {
         Mutant::ResendAppliedTwice,
         Mutant::LeaderRestored,
         Mutant::FormsAfterAll,
+        Mutant::MarkForgotten,
+        Mutant::NeverLetIn,
+        Mutant::EndsWhenRemoved,
+        Mutant::OldMapsHandedOut,
+        Mutant::RefusedIsDone,
+        Mutant::RefusalRetried,
+        Mutant::LeaderPresumed,
     ];
 
     /// What it breaks, for the table in the docs.
@@ -58,6 +79,13 @@ impl Mutant {
             Mutant::ResendAppliedTwice => "a resent request is committed under a new id",
             Mutant::LeaderRestored => "a leader that restarts leads on in its term",
             Mutant::FormsAfterAll => "a monitor without memory forgets at its next start that it has none",
+            Mutant::MarkForgotten => "a monitor that waits to be let in unmarks its disk at its next start",
+            Mutant::NeverLetIn => "nobody lets a monitor without memory in",
+            Mutant::EndsWhenRemoved => "a monitor that is no voter any more ends",
+            Mutant::OldMapsHandedOut => "maps are handed out however long nothing was heard of the quorum",
+            Mutant::RefusedIsDone => "a change of an option that the log has refused is acknowledged",
+            Mutant::RefusalRetried => "what another monitor has to commit is proposed again at once, without end",
+            Mutant::LeaderPresumed => "who does not lead takes for granted that somebody else does",
         }
     }
 }

@@ -96,6 +96,7 @@ impl<H: Host> Service<H> {
 
     fn not_leader(&self) -> MonError {
         let known = self.consensus.leadership().borrow().leader.filter(|leader| *leader != self.id);
+        assert!(known.is_some() || !on(Mutant::LeaderPresumed), "another monitor leads");
         MonError::NotLeader { leader: known.and_then(|leader| self.members.get(&leader).cloned()) }
     }
 
@@ -112,8 +113,10 @@ impl<H: Host> Service<H> {
     }
 
     async fn propose(&self, id: Option<RequestId>, change: Change) -> MonReply {
+        let is_option = on(Mutant::RefusedIsDone) && matches!(change, Change::Request(MonCommand::ConfigSet { .. }));
         match self.batcher.propose(Op { id, change }).await {
             Ok(reply) => reply,
+            Err(ConsensusError::NotLeader { .. } | ConsensusError::OutcomeUnknown) if is_option => self.done(),
             Err(error) => MonReply::Failed(self.consensus_error(&error)),
         }
     }

@@ -722,6 +722,8 @@ impl World {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -734,5 +736,31 @@ mod tests {
         assert!(rates(5).0 > loss.loss && rates(5).0 < rates(6).0 && rates(6).0 < 0.3);
         let storm = Config::storm().faults;
         assert_eq!(storm.of_run(7), storm, "it has no other rates");
+    }
+
+    #[test]
+    fn each_kind_that_is_counted_is_planned_in_some_world() {
+        use FaultKind as F;
+        #[rustfmt::skip]
+        let all = [
+            F::MessageLost, F::MessageDoubled, F::ProcessKilled, F::PowerCut, F::ClusterPowerCut, F::TransactionLost,
+            F::SectorLost, F::SectorTorn, F::BitFlipped, F::OnodeSpoiled, F::CopyDamaged, F::DiskGivenUp,
+            F::StoreRefused, F::CutOff, F::OutOrIn, F::PoolSplit, F::PoolSpread, F::CopySplit, F::MapDelayed,
+            F::MapSkipped, F::MonitorChanged, F::MonitorsGone, F::Paused, F::CutOffButServed, F::OneWay,
+            F::PausedAnswering, F::AnswerTooLate, F::LeaseWaitedOut, F::ClusterFull, F::Cramped, F::FileSystemFull,
+            F::MessageLate, F::SyncSlow, F::MessageReplayed, F::RequestForgotten, F::ActivationCut,
+            F::AcknowledgementCut, F::RiftBegun, F::RiftFallen, F::RiftOvertaken, F::RiftAsked, F::RiftHalfLeased,
+            F::LinkCut, F::ClockSkewed, F::DiskStuck, F::DiskFailed, F::SectorUnreadable, F::Fenced, F::WentOut,
+            F::FrontKilled, F::FrontPaused, F::FrontHasty, F::AnswerNeverCame, F::GroupSplit, F::TableDropped,
+            F::ClientLeft, F::WriteUnknown, F::UploadCompleted, F::BlobCollected, F::NetworkRough, F::HeartbeatsCut,
+            F::MonitorsCut, F::ClientsCut, F::Parted, F::ConnectionReset, F::Reweighted, F::PoolCreated,
+            F::PoolDeleted, F::WriteDropped, F::WriteMisdirected, F::ReadMisdirected, F::SyncLost, F::HeldOff,
+            F::HoldOffOver, F::HoldOffCutShort, F::Balanced, F::Grown, F::GrownSpread,
+        ];
+        assert!(all.iter().enumerate().all(|(number, kind)| *kind as usize == number), "each once, in their order");
+        assert_eq!(all.len(), F::GrownSpread as usize + 1);
+        let planned: BTreeSet<F> = Config::worlds().iter().flat_map(|(_, config)| config.planned()).collect();
+        let unplanned: Vec<&F> = all.iter().filter(|kind| !planned.contains(kind)).collect();
+        assert_eq!(unplanned, Vec::<&F>::new());
     }
 }

@@ -265,7 +265,8 @@ impl<M: Machine, H: Host> Consensus<M, H> {
             (true, false) => true,
             (false, _) => storage.joining()?,
         };
-        storage.set_joining(joining).await?;
+        let forgets = on(Mutant::MarkForgotten) && storage.joining()?;
+        storage.set_joining(joining && !forgets).await?;
         let (database, no_op) = (storage.watch(), machine.no_op());
         let config = Arc::new(config(&cluster, H::log_limits())?);
         let applied = AppliedState::new(machine, storage.clone());
@@ -375,6 +376,9 @@ impl<M: Machine, H: Host> Consensus<M, H> {
     /// within `limit`.
     #[must_use]
     pub fn in_touch(&self, limit: Duration) -> bool {
+        if on(Mutant::OldMapsHandedOut) {
+            return true;
+        }
         if self.leadership.borrow().is_self {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
@@ -478,6 +482,9 @@ impl<M: Machine, H: Host> Consensus<M, H> {
     async fn let_in(&self, from: MonId) -> Result<PeerReply, String> {
         if !self.leadership.borrow().is_self {
             return Err(format!("{} does not lead", self.id));
+        }
+        if on(Mutant::NeverLetIn) {
+            return Err("nobody is let in".to_owned());
         }
         tracing::warn!(mon = %from, "has lost its memory and is let in again");
         // What it held is gone: sent again from the start.
@@ -604,6 +611,7 @@ async fn follow_leadership<M: Machine, H: Host>(
     tx: watch::Sender<Leadership>,
 ) {
     let mut metrics = raft.server_metrics();
+    let mut was_voter = false;
     loop {
         let now = leadership_of(&raft, id);
         tx.send_if_modified(|last| {
@@ -611,6 +619,13 @@ async fn follow_leadership<M: Machine, H: Host>(
             *last = now;
             changed
         });
+        if on(Mutant::EndsWhenRemoved) {
+            let is_voter = metrics.borrow_watched().membership_config.voter_ids().any(|voter| voter == id.0);
+            if was_voter && !is_voter {
+                let _ = raft.shutdown().await;
+            }
+            was_voter = is_voter;
+        }
         if metrics.changed().await.is_err() {
             tx.send_replace(Leadership::default()); // the library has stopped
             return;
