@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use crate::field::OSDS;
 use explained::{lacks, needs, place_of_object};
 use facts::{Absence, Away, Due, Kind, Leading, is_unanswerable, lies, majority_away_since};
-use states::{CLEAN, States};
+use states::{States, is_clean};
 
 /// Pause between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -292,11 +292,11 @@ impl Watch {
     }
 
     async fn explain(&self, report: &StatusReport) {
-        if report.pg_states.keys().any(|state| state != CLEAN)
+        if report.pg_states.keys().any(|state| !is_clean(state))
             && let Some(pgs) = self.pgs().await
         {
             let mut by_state: BTreeMap<String, Vec<PgId>> = BTreeMap::new();
-            for row in pgs.into_iter().filter(|row| row.state != CLEAN) {
+            for row in pgs.into_iter().filter(|row| !is_clean(&row.state)) {
                 by_state.entry(row.state).or_default().push(row.pg);
             }
             for (state, pgs) in by_state {

@@ -8,6 +8,7 @@ use holdfast_devcluster::DaemonName;
 use holdfast_tests::field::{Field, MONS, OSD_ON_LOOP, OSDS, daemons_of, host_of, says_clean};
 use holdfast_tests::load::Load;
 use holdfast_tests::watch::{NOTICE_LIMIT, Watch};
+use holdfast_wire::mon::MonCommand;
 use rand::Rng as _;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom as _;
@@ -221,9 +222,7 @@ async fn disk_full(field: &mut Field, load: &Load, random: &mut SmallRng) -> any
     *load.full_until.lock() = Some(Instant::now() + FULL_NOTICE_LIMIT + NOTICE_LIMIT);
     field.fill(left)?;
     let (before, since) = (load.stored.load(Ordering::Relaxed), Instant::now());
-    let full = |report: &holdfast_wire::mon::StatusReport| {
-        report.checks.iter().any(|check| check.code.contains("FULL") || check.code == "OSD_DOWN")
-    };
+    let full = |report: &holdfast_wire::mon::StatusReport| report.checks.iter().any(|check| check.code == "OSD_FULL");
     // Noticed when the log wants its next segment, or the index its next file: how soon is a matter of the load.
     let shown = field.cluster.wait_status("the full disk shown", FULL_NOTICE_LIMIT, full).await;
     let codes = |report: &holdfast_wire::mon::StatusReport| -> Vec<String> {
@@ -292,6 +291,13 @@ async fn clock_skew(field: &mut Field, random: &mut SmallRng) -> anyhow::Result<
     Ok(format!("osd.{osd} by {osd_by} s, mon.{mon} by {mon_by} s"))
 }
 
+/// Has the balancer move placement groups, or not.
+async fn balance(field: &Field, on: bool) -> anyhow::Result<()> {
+    let value = Some(if on { "on" } else { "off" }.to_owned());
+    field.cluster.ask(MonCommand::ConfigSet { name: "balancer".to_owned(), value }).await?;
+    Ok(())
+}
+
 async fn monitor_majority(
     field: &mut Field,
     load: &Load,
@@ -300,7 +306,9 @@ async fn monitor_majority(
 ) -> anyhow::Result<String> {
     let mut mons: Vec<u64> = (0..MONS).collect();
     mons.shuffle(random);
-    // What is still being agreed on needs the monitors; what is settled does not.
+    // What is still being agreed on needs the monitors; what is settled does not. So nothing is being moved when they go.
+    balance(field, false).await?;
+    field.wait_clean(crate::CLEAN_LIMIT).await?;
     let (before, asked) = (load.answered.load(Ordering::Relaxed), watch.unanswerable());
     for mon in &mons[..2] {
         field.kill(DaemonName::mon(*mon)).await?;
@@ -317,6 +325,7 @@ async fn monitor_majority(
     for mon in &mons[..2] {
         field.revive(DaemonName::mon(*mon)).await?;
     }
+    balance(field, true).await?;
     ensure!(answered > 20, "{answered} operations were answered in {lasted:.1?} without a majority of the monitors");
     ensure!(asked > 0, "the monitors were asked for no status while most of them were away");
     Ok(format!("{lasted:.1?}: {answered} operations answered meanwhile"))
