@@ -120,6 +120,16 @@ impl Fencing {
         Some(session.start(client, object, vec![ObjectOp::WriteFull { data: value.into() }], now))
     }
 
+    /// The fence of this epoch holds.
+    fn hold(&mut self, epoch: Epoch, now: Timestamp) {
+        for zombie in &mut self.zombies {
+            zombie.fenced_from.get_or_insert(zombie.next_tid);
+        }
+        // Whoever reads need not know the map that fences: after the barrier every OSD does.
+        self.current.epoch = Epoch(epoch.0.saturating_sub(1));
+        self.read_all(None, now);
+    }
+
     fn read_all(&mut self, expected: Option<BTreeMap<ObjectName, Value>>, now: Timestamp) {
         for object in self.objects.clone() {
             self.current.start(self.client, object, vec![ObjectOp::Read { offset: 0, length: 64 }], now);
@@ -163,12 +173,8 @@ impl World {
             Stage::Working => {}
             Stage::Barrier { epoch } => {
                 if self.barrier_is_reached(*epoch) {
-                    for zombie in &mut fencing.zombies {
-                        zombie.fenced_from.get_or_insert(zombie.next_tid);
-                    }
-                    // Whoever reads need not know the map that fences: after the barrier every OSD does.
-                    fencing.current.epoch = Epoch(epoch.0.saturating_sub(1));
-                    fencing.read_all(None, now);
+                    let epoch = *epoch;
+                    fencing.hold(epoch, now);
                     sends.extend(fencing.current.outstanding.keys().map(|tid| (None, *tid)));
                 }
             }
@@ -324,11 +330,9 @@ mod tests {
         let mut fencing = world.fencing.take().expect("sessions that fence each other");
         let before = fencing.write(None, 0, world.now).expect("room for a request");
         world.fence(&mut fencing);
-        // No OSD is up yet, so none has to act by the map that fences.
-        world.fencing = Some(fencing);
-        world.fence_tick();
-        let fencing = world.fencing.take().expect("they stay");
-        assert!(matches!(fencing.stage, Stage::Reading { .. }), "the barrier is reached");
+        let Stage::Barrier { epoch } = fencing.stage else { panic!("it waits for {:?}", fencing.stage) };
+        fencing.hold(epoch, world.now);
+        assert!(matches!(fencing.stage, Stage::Reading { .. }));
         let after = fencing.zombies[0].next_tid.max(fencing.zombies[0].fenced_from.expect("it is fenced"));
         let incarnation = fencing.zombies[0].run;
         let done = |tid| ClientReply {
