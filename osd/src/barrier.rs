@@ -22,12 +22,7 @@ pub(crate) struct BarrierWait {
     pub(crate) epoch: Epoch,
     connection: Arc<Connection>,
     request_id: u64,
-    /// Shards that have not passed it.
-    left: AtomicUsize,
-    /// The oldest epoch that a shard passed it with.
-    reached: AtomicU64,
-    /// Placement groups that are led here and have not peered.
-    unsettled: AtomicU64,
+    tally: Tally,
     /// Returns the connection's credit when the question is answered or given up.
     _permit: Permit,
 }
@@ -40,18 +35,13 @@ impl BarrierWait {
         permit: Permit,
         shards: usize,
     ) -> Arc<BarrierWait> {
-        let (left, reached, unsettled) = (AtomicUsize::new(shards), AtomicU64::new(u64::MAX), AtomicU64::new(0));
-        Arc::new(BarrierWait { epoch, connection, request_id, left, reached, unsettled, _permit: permit })
+        Arc::new(BarrierWait { epoch, connection, request_id, tally: Tally::of(shards), _permit: permit })
     }
 
     /// Says that a shard's placement groups all act by `epoch` or newer maps, and how many of those that it leads have not
     /// peered. Each shard says so once.
     pub(crate) fn pass(&self, epoch: Epoch, unsettled: u64, held: &mut Held) {
-        self.reached.fetch_min(epoch.0, Ordering::AcqRel);
-        self.unsettled.fetch_add(unsettled, Ordering::AcqRel);
-        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let epoch = Epoch(self.reached.load(Ordering::Acquire));
-            let reached = BarrierReached { epoch, unsettled: Some(self.unsettled.load(Ordering::Acquire)) };
+        if let Some(reached) = self.tally.add(epoch, unsettled) {
             respond(&self.connection, self.request_id, Kind::BarrierReached, &reached, held);
         }
     }
@@ -59,5 +49,62 @@ impl BarrierWait {
     /// Whether nobody waits for the answer any more.
     pub(crate) fn is_given_up(&self) -> bool {
         self.connection.is_closed()
+    }
+}
+
+/// What the shards of one OSD say, put together.
+#[derive(Debug)]
+struct Tally {
+    /// Shards that have not said it.
+    left: AtomicUsize,
+    /// The oldest map that one of them acts by.
+    oldest: AtomicU64,
+    newest: AtomicU64,
+    /// Placement groups that are led here and have not peered.
+    unsettled: AtomicU64,
+}
+
+impl Tally {
+    fn of(shards: usize) -> Tally {
+        let (oldest, newest) = (AtomicU64::new(u64::MAX), AtomicU64::new(0));
+        Tally { left: AtomicUsize::new(shards), oldest, newest, unsettled: AtomicU64::new(0) }
+    }
+
+    /// Adds what a shard says; gives the answer when that was the last one.
+    fn add(&self, epoch: Epoch, unsettled: u64) -> Option<BarrierReached> {
+        self.oldest.fetch_min(epoch.0, Ordering::AcqRel);
+        self.newest.fetch_max(epoch.0, Ordering::AcqRel);
+        self.unsettled.fetch_add(unsettled, Ordering::AcqRel);
+        if self.left.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return None;
+        }
+        let (oldest, newest) = (self.oldest.load(Ordering::Acquire), self.newest.load(Ordering::Acquire));
+        let unsettled = self.unsettled.load(Ordering::Acquire);
+        // Shards that speak of two maps speak of neither: a placement group that the newer one took from here, to an OSD
+        // that was not up in the older one, would be counted nowhere. Asked again they will have the same.
+        let unsettled = if newest == oldest { unsettled } else { unsettled.max(1) };
+        Some(BarrierReached { epoch: Epoch(oldest), unsettled: Some(unsettled) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(shards: &[(u64, u64)]) -> (u64, u64) {
+        let tally = Tally::of(shards.len());
+        let mut answers: Vec<_> =
+            shards.iter().map(|(epoch, unsettled)| tally.add(Epoch(*epoch), *unsettled)).collect();
+        let last = answers.pop().flatten().expect("the last one has the answer");
+        assert!(answers.iter().all(Option::is_none));
+        (last.epoch.0, last.unsettled.unwrap_or_default())
+    }
+
+    #[test]
+    fn what_shards_say_of_two_maps_settles_nothing() {
+        assert_eq!(told(&[(7, 0), (7, 0)]), (7, 0));
+        assert_eq!(told(&[(7, 2), (7, 1)]), (7, 3));
+        assert_eq!(told(&[(8, 0), (7, 0)]), (7, 1));
+        assert_eq!(told(&[(0, 0), (8, 3)]), (0, 3));
     }
 }

@@ -276,6 +276,9 @@ impl Pg {
 
     pub(crate) fn active_heard(&mut self, from: OsdId, body: PeerBody, said: Said, step: &mut Step<'_>) {
         let in_this_activation = said.activation == Some(self.activations);
+        if matches!(body, PeerBody::PullReply(_) | PeerBody::PullFailed(_)) {
+            self.stray_answers(from);
+        }
         match body {
             PeerBody::Notice(Notice { info: Some(info), history, .. }) => {
                 if let Some(history) = &history {
@@ -331,6 +334,15 @@ impl Pg {
             self.send(from, PeerBody::RemovePg, step);
         } else if active.strays.insert(from, head).is_none() {
             active.recovery.retry_unfound(|key| self.clients.is_blocked(key));
+        }
+        self.stray_answers(from);
+    }
+
+    /// Who did not answer does again: what could not be found may be with it.
+    fn stray_answers(&mut self, from: OsdId) {
+        let Role::Active(active) = &mut self.role else { return };
+        if active.recovery.unnamed.note_heard(from) {
+            active.recovery.begin_retries(|key| self.clients.is_blocked(key));
         }
     }
 

@@ -4,8 +4,11 @@
 //! Invariant: A1 whatever part of it a crash leaves, the copy can be loaded, and is one that an earlier activation could
 //! have left: its log is a prefix of the authoritative one, and the info row says where it ends.
 
-use holdfast_types::LogVersion;
-use holdfast_wire::peer::{LogEntry, SessionMemory};
+use std::collections::BTreeSet;
+
+use holdfast_types::{LogVersion, ObjectName};
+use holdfast_wire::Effect;
+use holdfast_wire::peer::{BackfillCursor, LogEntry, SessionMemory};
 
 use crate::api::StoreOp;
 use crate::exec;
@@ -42,7 +45,8 @@ impl Pg {
         if own.len() > shared {
             let mut merged =
                 merge::merge(since, &own, known, &self.holding.missing, &self.holding.last_backfill, &here);
-            merged.remove.extend(self.undone_beyond_cursor(&own[shared..], step));
+            let cursor = &self.holding.last_backfill;
+            merged.remove.extend(undone_beyond(cursor, &own[shared..], &here, step));
             self.submit_merge(merged, step);
         }
         while !rest.is_empty() {
@@ -54,18 +58,6 @@ impl Pg {
         }
     }
 
-    /// Objects beyond the backfill cursor that have what a divergent entry did: they were sent before the cursor moved, and
-    /// written since. The entry's version may be given again to something else (`peering`, P7), and a copy of that version
-    /// would pass for it. What has an older version is not touched: nobody else may have that any more.
-    fn undone_beyond_cursor(&self, divergent: &[&LogEntry], step: &Step<'_>) -> Vec<ObjectKey> {
-        let cursor = &self.holding.last_backfill;
-        let beyond = divergent.iter().map(|entry| (ObjectKey::of(&entry.object), entry.version));
-        let beyond = beyond.filter(|(key, _)| !cursor.covers(key.as_bytes()));
-        let done =
-            beyond.filter(|(key, version)| exec::stored_version(step.store, key).is_ok_and(|held| held == *version));
-        done.map(|(key, _)| key).collect()
-    }
-
     fn submit_merge(&mut self, merged: merge::Merge, step: &mut Step<'_>) {
         let mut ops = Vec::new();
         self.holding.take_merge(merged, &mut ops);
@@ -73,7 +65,7 @@ impl Pg {
         self.submit(ops, None, step);
     }
 
-    /// Replaces the log; everything is to be filled anew.
+    /// Replaces the log; everything is to be filled anew, beyond the cursor.
     pub(crate) fn replace_log(
         &mut self,
         tail: LogVersion,
@@ -83,6 +75,12 @@ impl Pg {
         step: &mut Step<'_>,
     ) {
         let mut ops: Vec<StoreOp> = rows::delete_log_and_missing().collect();
+        let here = split::has(&self.map, self.id);
+        let shared: BTreeSet<LogVersion> = entries.iter().map(|entry| entry.version).collect();
+        let own = self.holding.log.after(tail.max(self.holding.log.tail()));
+        let divergent: Vec<&LogEntry> = own.filter(|entry| !shared.contains(&entry.version)).collect();
+        let undone = undone_beyond(&BackfillCursor::START, &divergent, &here, step).into_iter();
+        ops.extend(undone.map(|key| StoreOp::Object { key, effect: Effect::Remove }));
         let session_rows: Vec<StoreOp> = sessions.iter().map(rows::put_session).collect();
         self.holding.missing = Missing::default();
         self.holding.begin_filling();
@@ -121,6 +119,23 @@ impl Pg {
             self.submit(ops, None, step);
         }
     }
+}
+
+/// Objects beyond the backfill cursor that have what a divergent entry did: they were sent before the cursor moved, and
+/// written since. The entry's version may be given again to something else (`peering`, P7), and a copy of that version would
+/// pass for it. What has an older version is not touched: nobody else may have that any more.
+fn undone_beyond(
+    cursor: &BackfillCursor,
+    divergent: &[&LogEntry],
+    here: &impl Fn(&ObjectName) -> bool,
+    step: &Step<'_>,
+) -> Vec<ObjectKey> {
+    // (What was just split off is another's: the store no longer takes changes of it from here.)
+    let own = divergent.iter().filter(|entry| here(&entry.object));
+    let own = own.map(|entry| (ObjectKey::of(&entry.object), entry.version));
+    let beyond = own.filter(|(key, _)| !cursor.covers(key.as_bytes()));
+    let done = beyond.filter(|(key, version)| exec::stored_version(step.store, key).is_ok_and(|held| held == *version));
+    done.map(|(key, _)| key).collect()
 }
 
 /// Cuts a log into parts for one transaction each.

@@ -170,7 +170,8 @@ impl Clients {
         unlogged.answers.insert(id.tid, Some(outcome.clone()).filter(|outcome| cost(outcome) <= ANSWER_BYTES_MAX));
         if unlogged.answers.len() > ANSWERS_MAX {
             let dropped = unlogged.answers.pop_first();
-            unlogged.floor = dropped.map_or(0, |(tid, _)| tid + 1);
+            // (One that had been under way for long is the oldest when its answer comes.)
+            unlogged.floor = unlogged.floor.max(dropped.map_or(0, |(tid, _)| tid + 1));
         }
         unlogged.count();
         self.unlogged_bytes += unlogged.bytes;
@@ -410,6 +411,19 @@ mod tests {
     fn lost(bytes: usize) -> ClientOutcome {
         let current = Some(Blob(vec![1; bytes].into()));
         ClientOutcome::Failed { index: 0, error: OpError::AssertFailed { current } }
+    }
+
+    #[test]
+    fn the_late_answer_of_an_early_request_brings_no_forgotten_one_back() {
+        let mut clients = Clients::default();
+        let many = 3 * ANSWERS_MAX as u64;
+        assert!(matches!(clients.remembered(id(1, 5), 5), Remembered::No));
+        for tid in 6..many {
+            assert!(matches!(clients.remembered(id(1, tid), 5), Remembered::No));
+            clients.remember(id(1, tid), &lost(1));
+        }
+        clients.remember(id(1, 5), &lost(1)); // it was held until something was durable
+        assert!((5..many).all(|tid| !matches!(clients.remembered(id(1, tid), 5), Remembered::No)));
     }
 
     #[test]

@@ -719,12 +719,18 @@ impl Pg {
         if progress.cursor > self.holding.last_backfill {
             let mut ops = Vec::new();
             for item in progress.lacking.unwrap_or_default() {
-                // What is newer has overtaken this, and came with all that it does: the primary let nobody write the object
-                // before it had said this, and counts it as covered since. Nothing of the older version is needed any more.
-                let newest = self.holding.log.newest_of(&item.object);
-                if newest.is_none_or(|entry| entry.version <= item.need) {
-                    let lack = Lack { need: item.need, have: LogVersion::ZERO };
-                    self.put_lack(&ObjectKey::of(&item.object), lack, &mut ops);
+                let key = ObjectKey::of(&item.object);
+                let newer = self.holding.log.newest_of(&item.object).filter(|entry| entry.version > item.need);
+                // What is newer may have overtaken this, and came with all that it does then: the primary let nobody write
+                // the object before it had said this. Or it is from before, logged alone while the object was beyond the
+                // cursor: the primary has forgotten it, or has lost what it did.
+                let is_here = |entry: &LogEntry| {
+                    let stored = || exec::stored_version(step.store, &key).is_ok_and(|held| held == entry.version);
+                    entry.kind == EntryKind::Delete || step.touched.contains(&key) || stored()
+                };
+                if !newer.is_some_and(is_here) {
+                    let need = newer.map_or(item.need, |entry| entry.version);
+                    self.put_lack(&key, Lack { need, have: LogVersion::ZERO }, &mut ops);
                 }
             }
             if progress.cursor.is_complete() {

@@ -573,22 +573,22 @@ impl Pg {
         self.absent().next().is_some()
     }
 
-    /// OSDs that may hold what nobody who was asked can give: those that are down, and those that came up just now and have
-    /// not made themselves known yet. Some may come twice.
+    /// OSDs that may hold what nobody who was asked can give: those that are down, those that came up just now and have not
+    /// made themselves known yet, and those that do not answer. Some may come twice.
     pub(crate) fn absent(&self) -> impl Iterator<Item = OsdId> {
         let members = self.history.past.iter().flat_map(|past| &past.acting).copied();
         let down = |osd: &OsdId| self.map.osds.get(osd).is_some_and(|info| !info.up);
         members.filter(down).chain(self.unheard())
     }
 
-    /// Members of past intervals that are up and of whom it is not known whether they hold a copy.
+    /// Members of past intervals that are up and of whom it is not known whether they hold a copy, or that do not answer.
     pub(crate) fn unheard(&self) -> impl Iterator<Item = OsdId> {
         let members = self.history.past.iter().flat_map(|past| &past.acting).copied();
         let heard = |osd: &OsdId| match &self.role {
             Role::Active(active) => {
                 *osd == self.whoami
                     || active.peers.contains_key(osd)
-                    || active.strays.contains_key(osd)
+                    || active.strays.contains_key(osd) && !active.recovery.unnamed.was_silent(*osd)
                     || active.without_copy.contains(osd)
             }
             _ => true,

@@ -19,7 +19,7 @@
 //! transfers at a time, and no further one beside one while clients are served ([`Pg::background_free`]); V3 an object is written again, or deleted, only after every copy of it is whole
 //! (`Active::is_degraded`); a delete does not wait for a copy that has no room, nor for an object that nobody can read.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -45,6 +45,9 @@ const RESEND_DOUBLINGS_MAX: u32 = 5;
 const UNFOUND_RETRY: Duration = Duration::from_secs(30);
 /// A stray that does not answer is given up after it was asked so often. (A member that does not answer is replaced.)
 pub(crate) const ASK_STRAY_MAX: u32 = 5;
+/// Each time after so long. Together it is less than for how long it is not asked again: with two that do not answer the first
+/// would be asked again before the second is given up, and so on.
+const STRAY_PATIENCE: Duration = Duration::from_secs(2);
 /// Missing objects looked at in one step while searching for one to transfer.
 const LOOK_MAX: usize = 256;
 /// Transfers that clients wait for, beside [`crate::Limits::transfers_max`] of the background: more would fill the connections
@@ -123,9 +126,9 @@ pub(crate) struct Recovery {
     landing: BTreeSet<ObjectKey>,
     /// When the unfound ones are looked for again.
     look_again_at: Option<Timestamp>,
-    /// Those that are looked for again in this round, what clients wait for first. One at a time, beside all else: however
-    /// many nobody has, what somebody has does not wait for them.
-    again: VecDeque<ObjectKey>,
+    /// Those that are looked for again in this round, what clients wait for first (`false`). One at a time, beside all else:
+    /// however many nobody has, what somebody has does not wait for them.
+    again: BTreeSet<(bool, ObjectKey)>,
     /// The one that is asked for now. It is not among the unfound ones meanwhile.
     retried: Option<ObjectKey>,
     /// Objects for which peers that lack them had no room.
@@ -214,7 +217,7 @@ impl Recovery {
             return None;
         }
         self.retried = None;
-        while let Some(key) = self.again.pop_front() {
+        while let Some((_, key)) = self.again.pop_first() {
             if self.unfound.remove(&key) {
                 self.retried = Some(key.clone());
                 return Some(key);
@@ -246,9 +249,13 @@ impl Recovery {
     }
 
     /// Begins a round in which what could not be found is asked for again.
-    fn begin_retries(&mut self, waited_for: impl Fn(&ObjectKey) -> bool) {
-        let (first, others): (Vec<_>, Vec<_>) = self.unfound.iter().cloned().partition(waited_for);
-        self.again = first.into_iter().chain(others).collect();
+    pub fn begin_retries(&mut self, waited_for: impl Fn(&ObjectKey) -> bool) {
+        self.again = self.unfound.iter().map(|key| (!waited_for(key), key.clone())).collect();
+    }
+
+    /// Whether an object that could not be found will be asked for again in this round.
+    pub fn will_be_retried(&self, key: &ObjectKey) -> bool {
+        [false, true].into_iter().any(|alone| self.again.contains(&(alone, key.clone())))
     }
 
     /// Whether a peer has said lately that it has no room for an object that it lacks.
@@ -755,7 +762,9 @@ impl Pg {
         let Some(active) = self.active() else { return };
         let mut pulls = Vec::new();
         for (key, incoming) in &mut active.recovery.pulls {
-            if step.now.since(incoming.sent) >= patience(incoming.repeated) {
+            let is_stray = active.strays.contains_key(&incoming.from);
+            let patience = if is_stray { STRAY_PATIENCE } else { patience(incoming.repeated) };
+            if step.now.since(incoming.sent) >= patience {
                 incoming.sent = step.now;
                 incoming.repeated += 1;
                 let (version, position) = (incoming.version, incoming.position.clone());
@@ -806,12 +815,13 @@ impl Pg {
             return;
         }
         match recovery.look_again_at {
-            // Not before the last round is over.
-            None if recovery.again.is_empty() => recovery.look_again_at = Some(step.now + UNFOUND_RETRY),
-            None => {}
+            None => recovery.look_again_at = Some(step.now + UNFOUND_RETRY),
             Some(at) if at <= step.now => {
-                recovery.look_again_at = None;
-                recovery.begin_retries(|key| self.clients.is_blocked(key));
+                recovery.look_again_at = Some(step.now + UNFOUND_RETRY);
+                // Not before the last round is over.
+                if recovery.again.is_empty() {
+                    recovery.begin_retries(|key| self.clients.is_blocked(key));
+                }
                 let unheard: BTreeSet<OsdId> = self.unheard().collect();
                 self.send_each(unheard, PeerBody::QueryInfo, step);
             }

@@ -554,6 +554,43 @@ fn what_overtook_the_word_that_nobody_has_an_object_is_not_missing() {
 }
 
 #[test]
+fn what_nobody_has_is_missing_though_the_log_here_tells_of_a_newer_write_that_was_not_carried_out() {
+    for stored in [None, Some(1)] {
+        let mut alone = being_filled(2); // of entry 2 the log tells alone
+        let key = crate::ObjectKey::of(&name("elsewhere"));
+        if let Some(counter) = stored {
+            let PeerBody::RepOp(op) = made(counter, "elsewhere") else { unreachable!("it makes writes") };
+            for effect in op.effects.unwrap() {
+                alone.store.apply(&[StoreOp::Object { key: key.clone(), effect }]);
+            }
+        }
+        let item = MissingItem { object: name("elsewhere"), need: crate::missing::UNNAMED, have: LogVersion::ZERO };
+        let cursor = BackfillCursor::Complete;
+        let progress = BackfillProgress { cursor, transfer_floor: 0, lacking: Some(vec![item]) };
+        alone.hear(0, 1, PeerBody::BackfillProgress(progress));
+        alone.sync();
+        let lacked = alone.pg.holding.missing.get(&key).expect("it is not here in that version");
+        assert_eq!(lacked.need, LogVersion { epoch: Epoch(1), counter: 2 });
+    }
+}
+
+#[test]
+fn a_copy_that_is_told_a_whole_log_keeps_nothing_that_a_divergent_write_made() {
+    let mut alone = being_filled(1);
+    let (k, kept) = (crate::ObjectKey::of(&name("k")), crate::ObjectKey::of(&name("kept")));
+    alone.hear(0, 1, made(2, "kept"));
+    alone.hear(0, 1, made(3, "k"));
+    alone.sync();
+    assert!(alone.store.objects.contains_key(&k));
+    let entries = vec![entry(1, "elsewhere", 0), entry(2, "kept", 0)];
+    alone.hear(0, 2, PeerBody::Activate(activate(&alone, None, 0, entries)));
+    alone.sync();
+    assert_eq!(alone.pg.holding.log.head().counter, 2);
+    assert!(!alone.store.objects.contains_key(&k), "version 3 may be given again");
+    assert!(alone.store.objects.contains_key(&kept));
+}
+
+#[test]
 fn a_copy_being_filled_keeps_nothing_that_a_divergent_write_made_beyond_its_cursor() {
     let mut alone = being_filled(1);
     let (k, old) = (crate::ObjectKey::of(&name("k")), crate::ObjectKey::of(&name("old")));

@@ -41,7 +41,8 @@
 //! Asked are only those that follow the log for this object (covered by their cursor, not missing there): what another has
 //! may be older. Then those whose copy has followed the log until it could not be read (`have` is `UNNAMED`): that may have
 //! been for a moment only. Last, strays that have left off following it only after what is forgotten of it here; of them
-//! counts a version only, not that they have none. One that does not answer is not asked of others for a while.
+//! counts a version only, not that they have none. One that does not answer is not asked of others for a while, and may have
+//! the object until it does.
 //!
 //! Invariants: U1 while a version is not known, nothing but a removal is executed on the object, and the placement group is
 //! not clean; U2 an answer counts only for the question that it names, in the activation in which that was asked; U3 what is
@@ -68,7 +69,7 @@ use crate::rows;
 /// A question that is not answered is asked again after this long.
 const RESEND: Duration = Duration::from_secs(1);
 /// For so long it is not asked of other objects either: with many of them, what else is missing would never get its turn.
-const STRAY_SILENCE: Duration = Duration::from_secs(20);
+const STRAY_SILENCE: Duration = Duration::from_secs(60);
 
 /// What came of noting that the own copy of an object cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +130,7 @@ impl Question {
 pub(crate) struct Unnamed {
     asking: BTreeMap<ObjectKey, Question>,
     last_question: u64,
-    /// When strays were given up that did not answer.
+    /// When strays were given up that did not answer and have not been heard since.
     silent: BTreeMap<OsdId, Timestamp>,
 }
 
@@ -156,6 +157,16 @@ impl Unnamed {
     /// Whether a stray did not answer lately, whatever it was asked for.
     pub fn is_silent(&self, stray: OsdId, now: Timestamp) -> bool {
         self.silent.get(&stray).is_some_and(|at| now.since(*at) < STRAY_SILENCE)
+    }
+
+    /// Whether a stray has not been heard since it did not answer.
+    pub fn was_silent(&self, stray: OsdId) -> bool {
+        self.silent.contains_key(&stray)
+    }
+
+    /// A stray was heard. Whether it had been silent.
+    pub fn note_heard(&mut self, stray: OsdId) -> bool {
+        self.silent.remove(&stray).is_some()
     }
 
     /// A stray that did not answer is given up for a while.

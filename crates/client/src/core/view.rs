@@ -1,7 +1,7 @@
 //! A map, and whom it says to send to.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use holdfast_map::ClusterMap;
 use holdfast_types::{Incarnation, ObjectName, OsdId, PgId, PoolId};
@@ -44,13 +44,14 @@ pub enum NoTarget {
 pub struct MapView {
     map: ClusterMap,
     targets: Mutex<BTreeMap<PgId, Result<Arc<Target>, NoTarget>>>,
+    has_leaderless: OnceLock<bool>,
 }
 
 impl MapView {
     /// A view of `map`.
     #[must_use]
     pub fn new(map: ClusterMap) -> MapView {
-        MapView { map, targets: Mutex::default() }
+        MapView { map, targets: Mutex::default(), has_leaderless: OnceLock::new() }
     }
 
     /// The map.
@@ -71,10 +72,10 @@ impl MapView {
     /// Whether a placement group has no OSD that is up.
     #[must_use]
     pub fn has_leaderless(&self) -> bool {
-        let all_up = self.map.osds.values().all(|info| info.up);
-        let pgs =
-            self.map.pools.iter().flat_map(|(pool, info)| (0..info.pg_num).map(|seed| PgId { pool: *pool, seed }));
-        !all_up && pgs.into_iter().any(|pg| self.map.members(pg).acting.is_empty())
+        *self.has_leaderless.get_or_init(|| {
+            let all_up = self.map.osds.values().all(|info| info.up);
+            !all_up && self.map.members_of_all().iter().any(|(_, members)| members.acting.is_empty())
+        })
     }
 
     fn place(&self, pg: PgId) -> Result<Target, NoTarget> {

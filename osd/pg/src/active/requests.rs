@@ -148,11 +148,12 @@ impl Pg {
         let min_size = self.interval.min_size as usize;
         let Some(active) = self.active() else { return Tried::Wait(queued) };
         let out_of_reach = missing && active.recovery.is_unfound(key);
+        let will_be_retried = out_of_reach && active.recovery.will_be_retried(key);
         // A removal needs nothing of the object: neither that somebody can read it, nor room for fetching it before.
         let unread = out_of_reach || missing && !step.store.has_room(0);
         let removes_unread = unread && is_removal(&queued.request.ops);
         if out_of_reach && !removes_unread {
-            if self.absent_may_have() {
+            if will_be_retried || self.absent_may_have() {
                 return Tried::Wait(queued);
             }
             // Every copy there is has been asked for, and none can be read: waiting would be for ever.

@@ -196,7 +196,7 @@ fn a_target_is_told_when_an_object_of_unknown_version_turns_out_to_be_none() {
 }
 
 #[test]
-fn a_stray_that_does_not_answer_keeps_nobody_waiting_for_ever() {
+fn what_a_stray_that_does_not_answer_may_have_is_waited_for_and_not_asked_of_it_all_the_time() {
     let mut group = Group::of(4, 3, short_log());
     group.write_before_the_log("old");
     (0..3).for_each(|id| group.spoil(id, "old"));
@@ -206,9 +206,9 @@ fn a_stray_that_does_not_answer_keeps_nobody_waiting_for_ever() {
     group.pass(Duration::from_secs(45));
     group.sent.clear();
     let tid = group.ask("old", vec![ObjectOp::Read { offset: 0, length: 1 << 20 }]);
-    group.pass(Duration::from_secs(10));
-    assert!(group.answer(tid).is_some_and(|outcome| is_unreadable(&outcome)));
     group.pass(Duration::from_secs(600));
+    assert_eq!(group.answer(tid), None, "nobody knows that it cannot be read");
+    assert!(group.report().blocked_by.contains(&osd(2)), "{:?}", group.report());
     let to_stray =
         |(_, to, message): &&(usize, usize, PeerMessage)| *to == 2 && matches!(message.body, PeerBody::Pull(_));
     let pulls = group.sent.iter().filter(to_stray).count();
@@ -216,7 +216,28 @@ fn a_stray_that_does_not_answer_keeps_nobody_waiting_for_ever() {
     mend(&mut group, 2, "old");
     group.silent.clear();
     group.run_until_clean();
+    assert!(group.answer(tid).is_some_and(|outcome| shows(&outcome, "old")));
     assert!(group.is_whole(0, "old") && group.is_whole(3, "old"));
+}
+
+#[test]
+fn who_asks_for_what_could_not_be_found_waits_for_one_that_answers_again() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("old");
+    (0..3).for_each(|id| group.spoil(id, "old"));
+    fill_in_the_place_of_2(&mut group);
+    group.have_lead(&[0, 1, 3]);
+    group.silent.insert(2);
+    group.pass(Duration::from_secs(45));
+    mend(&mut group, 2, "old");
+    group.silent.clear();
+    // Whenever it is asked, no answer says that the object is lost.
+    for _ in 0..90 {
+        let outcome = group.ask("old", vec![ObjectOp::Read { offset: 0, length: 1 << 20 }]);
+        group.pass(Duration::from_secs(1));
+        assert!(group.answer(outcome).is_none_or(|outcome| shows(&outcome, "old")));
+    }
+    assert!(shows(&group.read("old"), "old"));
 }
 
 #[test]
