@@ -1,12 +1,26 @@
 //! Room that is kept for the index: a file that is given up when its file system is full.
 //!
 //! RocksDB writes its tables where others write, too. A flush that finds no room fails the store as a whole: with it the
-//! deletes, which alone make room again. So a file beside the index, `index-room`, keeps some blocks. They are given up when
-//! hardly any others are left, and taken again as soon as there are enough. While fewer are free than the file keeps, or it
-//! keeps none, no more is let in ([`Engine::note_index_room`]): the store is full, and lives.
+//! deletes, which alone make room again. So a file beside the index, `index-room`, keeps as many bytes as one flush writes.
+//! While room is low nothing more is let in ([`Engine::note_index_room`]): the store is full, and lives.
 //!
-//! What fills the file system within the moment between two looks may still fail a flush. The next open gives the blocks up
-//! before RocksDB needs any.
+//! | the file has its blocks | free bytes, of B that are kept | then |
+//! |---|---|---|
+//! | yes | less than B | room is low: the blocks are given up, which leaves less than 2 B |
+//! | no, at the first look | less than 2 B | room is low |
+//! | no, at the first look | 2 B or more | the blocks are taken, which leaves B or more |
+//! | no, and room is low | 2.5 B or more | the blocks are taken, which leaves 1.5 B or more: room is not low |
+//!
+//! So between giving up and taking again half of B must have become free: neither follows from the other. It is looked after
+//! commits, every second when there are none, and before each flush that the store asks for: the blocks are there when it
+//! begins. Where the device is a file on the same file system it must not get what was given up for the index. While room
+//! is low it takes blocks only beyond B, and gives back what it can: free segments keep none, and are made by cleaning. It
+//! takes none for what clients write, since nothing is let in; so what it gives back lasts, and the room is taken again.
+//! Where the device is elsewhere, or on another subvolume, cleaning is no help and is not done for this.
+//!
+//! Not covered: what others take within the moment between a look and the flush; what RocksDB writes on its own meanwhile
+//! (compactions; on devices below 4 GiB, for which less than the largest memtable is kept, a memtable full of rows). The
+//! next open gives the blocks up before RocksDB needs any.
 //!
 //! [`Engine::note_index_room`]: crate::Engine::note_index_room
 
@@ -17,7 +31,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FallocateFlags;
-use rustix::io::Errno;
+
+use crate::engine::{IndexRoomLeft, is_no_space};
 
 /// The file's name, beside the index.
 const FILE: &str = "index-room";
@@ -27,8 +42,6 @@ const DEVICE_SHARE: u64 = 64;
 const BYTES_MIN: u64 = 4 << 20;
 /// ...and the largest memtable on all others.
 const BYTES_MAX: u64 = 64 << 20;
-/// The blocks are given up when no more than this part of them is free.
-const GIVEN_UP_SHARE: u64 = 4;
 /// How often is looked, at least while there are commits.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -39,40 +52,67 @@ type Free = Box<dyn Fn() -> io::Result<u64> + Send>;
 pub(crate) struct IndexRoom {
     path: PathBuf,
     bytes: u64,
+    /// The device is a file on the same file system.
+    with_device: bool,
     free: Free,
-    /// The file has its blocks, or is on a file system that reserves none.
+    /// The file has its blocks, or cannot have any.
     held: bool,
     low: bool,
     looked: Instant,
+    /// It was said that no blocks can be kept.
+    told_not_kept: bool,
+    /// It was said that they cannot be given up.
+    told_not_given_up: bool,
 }
 
 impl IndexRoom {
-    /// For the index in the directory `index`, of a device of `device_bytes`; looks at once.
-    pub(crate) fn open(index: &Path, device_bytes: u64) -> IndexRoom {
+    /// For the index in the directory `index`, of the device `device`, which has `device_bytes`; looks at once.
+    pub(crate) fn open(index: &Path, device: &Path, device_bytes: u64) -> IndexRoom {
         // The index itself may not be there yet.
         let directory = match index.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
         };
+        let file_system = std::fs::metadata(&directory).map(|directory| directory.dev()).ok();
+        let with_device =
+            std::fs::metadata(device).is_ok_and(|device| device.is_file() && Some(device.dev()) == file_system);
         let free = move || {
             let stat = rustix::fs::statvfs(&directory)?;
             Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
         };
-        IndexRoom::with(index, device_bytes, Box::new(free))
+        let bytes = (device_bytes / DEVICE_SHARE).clamp(BYTES_MIN, BYTES_MAX);
+        IndexRoom::with(index, bytes, with_device, Box::new(free))
     }
 
-    pub(crate) fn with(index: &Path, device_bytes: u64, free: Free) -> IndexRoom {
+    pub(crate) fn with(index: &Path, bytes: u64, with_device: bool, free: Free) -> IndexRoom {
         let path = index.with_file_name(FILE);
-        let bytes = (device_bytes / DEVICE_SHARE).clamp(BYTES_MIN, BYTES_MAX);
-        let held = std::fs::metadata(&path).is_ok_and(|file| file.blocks().saturating_mul(512) >= bytes);
-        let mut room = IndexRoom { path, bytes, free, held, low: false, looked: Instant::now() };
+        let blocks_bytes = std::fs::metadata(&path).map_or(0, |file| file.blocks().saturating_mul(512));
+        let mut room = IndexRoom {
+            path,
+            bytes,
+            with_device,
+            free,
+            held: blocks_bytes >= bytes,
+            low: false,
+            looked: Instant::now(),
+            told_not_kept: false,
+            told_not_given_up: false,
+        };
+        if !room.held && blocks_bytes > 0 {
+            // Left by a crash, or taken when the device was smaller: it would be neither kept nor given up.
+            room.give_up();
+        }
         room.look();
         room
     }
 
-    /// Whether so little is free that no more may be let in.
-    pub(crate) fn is_low(&self) -> bool {
-        self.low
+    /// What is left for the index, as of the last look.
+    pub(crate) fn left(&self) -> IndexRoomLeft {
+        if self.low {
+            IndexRoomLeft::Low { device_leaves: self.with_device.then_some(self.bytes) }
+        } else {
+            IndexRoomLeft::Enough
+        }
     }
 
     /// Whether it is time to look again.
@@ -80,8 +120,8 @@ impl IndexRoom {
         self.looked.elapsed() >= LOOK_INTERVAL
     }
 
-    /// Looks what is free, and gives the blocks up or takes them accordingly. True when there is more or less room to let
-    /// something in than at the last look.
+    /// Looks what is free, and gives the blocks up or takes them accordingly. True when what is left ([`IndexRoom::left`])
+    /// is another than at the last look.
     pub(crate) fn look(&mut self) -> bool {
         self.looked = Instant::now();
         let free = match (self.free)() {
@@ -91,16 +131,16 @@ impl IndexRoom {
                 return false;
             }
         };
-        let mut left = free;
-        if self.held && free < self.bytes / GIVEN_UP_SHARE {
-            self.give_up();
-        } else if !self.held && free >= 2 * self.bytes {
-            self.take();
-            left = free - self.bytes;
-        }
         // What was low is so until there is half as much again: else each segment that is cleaned lets one write in.
         let enough = if self.low { self.bytes + self.bytes / 2 } else { self.bytes };
-        let low = !self.held || left < enough;
+        let to_take = if self.held { 0 } else { self.bytes };
+        let mut low = free < enough + to_take;
+        if low && self.held {
+            self.give_up();
+        } else if !low && !self.held {
+            self.take();
+            low = !self.held;
+        }
         if low == self.low {
             return false;
         }
@@ -116,14 +156,17 @@ impl IndexRoom {
 
     fn give_up(&mut self) {
         match OpenOptions::new().write(true).open(&self.path).and_then(|file| file.set_len(0)) {
-            Ok(()) => tracing::warn!(path = %self.path.display(), bytes = self.bytes, "given up for the index"),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                tracing::warn!(path = %self.path.display(), %error, "cannot be given up for the index");
-                return;
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                if !std::mem::replace(&mut self.told_not_given_up, true) {
+                    tracing::warn!(path = %self.path.display(), %error,
+                        "cannot be given up for the index, although it needs room: remove this file");
+                }
+            }
+            Ok(()) | Err(_) => {
+                self.held = false;
+                self.told_not_given_up = false;
             }
         }
-        self.held = false;
     }
 
     fn take(&mut self) {
@@ -131,12 +174,18 @@ impl IndexRoom {
             .and_then(|file| Ok(rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, self.bytes)?));
         match taken {
             Ok(()) => self.held = true,
-            // Then what is free is all that can be looked at.
-            Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => self.held = true,
-            Err(error) => {
+            Err(error) if is_no_space(&error) => {
                 tracing::debug!(path = %self.path.display(), %error, "no room is kept for the index");
                 // What it has got of it is for the index, too.
                 self.give_up();
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.told_not_kept, true) {
+                    tracing::warn!(path = %self.path.display(), %error, bytes = self.bytes,
+                        "no room can be kept for the index: keep its file system from filling up, or the store may fail");
+                }
+                // Writes go on: what is free is then all that can be looked at.
+                self.held = true;
             }
         }
     }
@@ -150,8 +199,6 @@ mod tests {
 
     use super::*;
 
-    /// Of 256 MiB: 4 MiB are kept.
-    const DEVICE_BYTES: u64 = 256 << 20;
     const KEPT: u64 = 4 << 20;
 
     fn kept(directory: &Path) -> u64 {
@@ -160,7 +207,8 @@ mod tests {
 
     fn room(directory: &Path, free: &Arc<AtomicU64>) -> IndexRoom {
         let free = Arc::clone(free);
-        IndexRoom::with(&directory.join("index"), DEVICE_BYTES, Box::new(move || Ok(free.load(Ordering::Relaxed))))
+        let free = Box::new(move || Ok(free.load(Ordering::Relaxed)));
+        IndexRoom::with(&directory.join("index"), KEPT, false, free)
     }
 
     #[test]
@@ -168,22 +216,22 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let free = Arc::new(AtomicU64::new(100 * KEPT));
         let mut room = room(directory.path(), &free);
-        assert!(!room.is_low() && kept(directory.path()) >= KEPT);
-        // Little is left: nothing more is let in, and nothing given up yet.
+        assert!(!room.low && kept(directory.path()) >= KEPT);
+        free.store(KEPT, Ordering::Relaxed);
+        assert!(!room.look() && !room.low && kept(directory.path()) >= KEPT);
+        // One flush may need all that is free, and more.
         free.store(KEPT - 1, Ordering::Relaxed);
-        assert!(room.look() && room.is_low() && kept(directory.path()) >= KEPT);
-        free.store(KEPT / 4 - 1, Ordering::Relaxed);
-        assert!(!room.look() && room.is_low());
+        assert!(room.look() && room.low);
         assert_eq!(kept(directory.path()), 0);
-        // What was given up is free, and no room for writes.
-        free.store(2 * KEPT - 1, Ordering::Relaxed);
-        assert!(!room.look() && room.is_low() && kept(directory.path()) == 0);
-        // First the blocks are taken again...
-        free.store(2 * KEPT, Ordering::Relaxed);
-        assert!(!room.look() && room.is_low() && kept(directory.path()) >= KEPT);
-        // ...and with half as much again something is let in.
+        // What was given up is free, and neither room for writes nor taken again at once.
+        free.store(2 * KEPT + KEPT / 2 - 1, Ordering::Relaxed);
+        assert!(!room.look() && room.low);
+        assert_eq!(kept(directory.path()), 0);
+        free.store(2 * KEPT + KEPT / 2, Ordering::Relaxed);
+        assert!(room.look() && !room.low && kept(directory.path()) >= KEPT);
+        // What has been taken is not free any more, and that is still enough.
         free.store(KEPT + KEPT / 2, Ordering::Relaxed);
-        assert!(room.look() && !room.is_low());
+        assert!(!room.look() && !room.low && kept(directory.path()) >= KEPT);
     }
 
     #[test]
@@ -194,15 +242,39 @@ mod tests {
         assert!(kept(directory.path()) >= KEPT);
         free.store(0, Ordering::Relaxed);
         let next = room(directory.path(), &free);
-        assert!(next.is_low());
+        assert!(next.low);
+        assert_eq!(kept(directory.path()), 0);
+    }
+
+    #[test]
+    fn what_a_crash_left_of_the_blocks_is_given_up_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = File::create(directory.path().join(FILE)).unwrap();
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, KEPT / 2).unwrap();
+        assert!(kept(directory.path()) > 0);
+        assert!(room(directory.path(), &Arc::new(AtomicU64::new(0))).low);
         assert_eq!(kept(directory.path()), 0);
     }
 
     #[test]
     fn without_room_for_the_blocks_nothing_is_let_in() {
         let directory = tempfile::tempdir().unwrap();
-        let free = Arc::new(AtomicU64::new(KEPT));
-        assert!(room(directory.path(), &free).is_low());
+        let free = Arc::new(AtomicU64::new(2 * KEPT - 1));
+        assert!(room(directory.path(), &free).low);
         assert!(!directory.path().join(FILE).exists());
+    }
+
+    #[test]
+    fn where_no_blocks_can_be_kept_it_is_what_is_free_that_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        // Neither made, nor cut.
+        std::fs::create_dir(directory.path().join(FILE)).unwrap();
+        let free = Arc::new(AtomicU64::new(100 * KEPT));
+        let mut room = room(directory.path(), &free);
+        assert!(!room.low, "writes are let in");
+        free.store(KEPT - 1, Ordering::Relaxed);
+        assert!(room.look() && room.low);
+        free.store(KEPT + KEPT / 2, Ordering::Relaxed);
+        assert!(room.look() && !room.low);
     }
 }

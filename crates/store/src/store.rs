@@ -81,7 +81,7 @@ impl StoreConfig {
     }
 
     fn index_room(&self, device: &FileDevice) -> std::io::Result<IndexRoom> {
-        Ok(IndexRoom::open(&self.index, device.len()?))
+        Ok(IndexRoom::open(&self.index, &self.device, device.len()?))
     }
 
     fn device_error(&self, source: std::io::Error) -> FormatError {
@@ -193,8 +193,9 @@ impl Store {
     /// [`OpenError`].
     pub fn open(config: &StoreConfig) -> Result<Store, OpenError> {
         let device = FileDevice::open(&config.device)?;
+        // Before RocksDB needs it, and before anybody writes down that this store is lost.
+        let room = config.index_room(&device)?;
         marker::check(&config.index, &device)?;
-        let room = config.index_room(&device)?; // before RocksDB needs it
         let (index, options) = config.open_index()?;
         let engine = Engine::open(device, index, options)?;
         engine.on_quarantine(marker::marking(&config.index));
@@ -209,7 +210,9 @@ impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
     }
 
     fn start(engine: Engine<D, I>, index_room: Option<IndexRoom>) -> Store<D, I> {
-        engine.note_index_room(index_room.as_ref().is_some_and(IndexRoom::is_low));
+        if let Some(room) = &index_room {
+            engine.note_index_room(room.left());
+        }
         let shared = Arc::new(Shared {
             engine,
             signals: Mutex::new(Signals::default()),
@@ -313,6 +316,7 @@ impl<D: Device + 'static, I: Index + 'static> Store<D, I> {
     /// [`CleanError`]; nothing durable is lost, the next open replays.
     pub fn close(&self) -> Result<(), CleanError> {
         self.threads.stop();
+        self.shared.make_room_for_index();
         self.shared.engine.close()
     }
 }
@@ -405,8 +409,21 @@ impl<D: Device, I: Index> Shared<D, I> {
     fn look_at_index_room(&self) {
         // Whoever else is looking notices the same.
         let Some(mut room) = self.index_room.as_ref().and_then(Mutex::try_lock) else { return };
-        if room.is_due() && room.look() {
-            self.engine.note_index_room(room.is_low());
+        if room.is_due() {
+            self.look_at(&mut room);
+        }
+    }
+
+    /// Looks at once: the index is about to be flushed, and nobody may look before that is done.
+    fn make_room_for_index(&self) {
+        if let Some(room) = &self.index_room {
+            self.look_at(&mut room.lock());
+        }
+    }
+
+    fn look_at(&self, room: &mut IndexRoom) {
+        if room.look() {
+            self.engine.note_index_room(room.left());
         }
     }
 
@@ -445,10 +462,12 @@ impl<D: Device, I: Index> Shared<D, I> {
     fn maintain(&self, flushed_at: &mut Instant) -> Result<(), CleanError> {
         let due = flushed_at.elapsed() >= INDEX_FLUSH_INTERVAL && self.engine.has_unflushed();
         if due || self.engine.wants_index_flush() {
+            self.make_room_for_index();
             self.engine.flush_index()?;
             *flushed_at = Instant::now();
         }
         while self.engine.wants_cleaning() && !self.signals.lock().stop {
+            self.make_room_for_index(); // a step flushes it
             let progress = self.engine.clean_step(CLEAN_STEP_BYTES)?;
             self.note_progress();
             self.look_at_index_room();
@@ -519,7 +538,7 @@ mod tests {
         let free = Arc::new(AtomicU64::new(1 << 30));
         let told = Arc::clone(&free);
         let free_now = Box::new(move || Ok(told.load(Ordering::Relaxed)));
-        let room = IndexRoom::with(&directory.path().join("index"), device.len().unwrap(), free_now);
+        let room = IndexRoom::with(&directory.path().join("index"), 4 << 20, false, free_now);
         let engine = Engine::format(device, MemIndex::new(), identity, options).unwrap();
         let store = Store::start(engine, Some(room));
         commit_until(&store, true);
@@ -530,5 +549,20 @@ mod tests {
         store.submit_and_wait(Transaction { ops: vec![TxOp::CreateCollection { c }] }).unwrap();
         free.store(1 << 30, Ordering::Relaxed);
         commit_until(&store, true);
+    }
+
+    #[test]
+    fn the_index_has_its_room_looked_at_before_a_store_is_found_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let identity = Identity { cluster: ClusterId([1; 16]), disk: DiskUuid([2; 16]), osd: OsdId(3) };
+        let options = Options { segment_bytes: 4 << 20, ..Options::default() };
+        let config = StoreConfig { options, ..StoreConfig::in_directory(directory.path()) };
+        Store::format(&config, identity, 64 << 20).unwrap().close().unwrap();
+        // What a crash left of the room; nobody needs it any more, and it is room for the note that the store is lost.
+        let room = directory.path().join("index-room");
+        std::fs::write(&room, vec![1; 64 << 10]).unwrap();
+        std::fs::write(directory.path().join("index-damaged"), "a test").unwrap();
+        assert!(matches!(Store::open(&config), Err(OpenError::IndexDamaged { .. })));
+        assert_ne!(std::fs::metadata(&room).unwrap().len(), 64 << 10);
     }
 }

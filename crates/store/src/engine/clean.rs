@@ -72,8 +72,8 @@ impl<D: Device, I: Index> Engine<D, I> {
         let mut cleaner = self.clean_turn.lock();
         let free_before = self.state.read().space.free.len();
         let mut progress = CleanProgress::default();
-        if self.state.read().space.next_has_no_blocks {
-            self.release_segments(); // which asks for them again
+        if self.state.read().space.wants_blocks() {
+            self.release_segments(); // which gives up what free ones have, and asks again for the next one
         }
         if self.state.read().space.empty_sealed() > 0 {
             self.commit()?;

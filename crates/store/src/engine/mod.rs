@@ -39,7 +39,7 @@ use crate::overlay::{Changes, Overlay};
 
 pub use clean::CleanProgress;
 pub use quarantine::OnQuarantine;
-pub(crate) use quarantine::release;
+pub(crate) use quarantine::{is_no_space, release};
 pub use read::RowPage;
 use space::{NO_SEGMENT, Space};
 pub use verify::{BadRange, Verified};
@@ -93,6 +93,19 @@ impl Default for Options {
             onode_cache_bytes: 8 << 20,
         }
     }
+}
+
+/// What the file system of the index has left for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IndexRoomLeft {
+    /// Enough.
+    Enough,
+    /// So little that nothing more may be let in.
+    Low {
+        /// Where the device is a file on the same file system, so that blocks which it gives back are room for the index:
+        /// the bytes that it is to leave free there.
+        device_leaves: Option<u64>,
+    },
 }
 
 /// The row of the index that says up to where it is complete, and so where replay starts.
@@ -310,9 +323,15 @@ impl<D: Device, I: Index> Engine<D, I> {
         (state.space.live, state.space.admission_limit())
     }
 
-    /// Takes note whether the file system of the index is so full that nothing more may be let in. What was let in is taken.
-    pub fn note_index_room(&self, is_low: bool) {
-        self.state.write().space.index_lacks_room = is_low;
+    /// Takes note of what the file system of the index has left. While that is little nothing more is let in; what was let in
+    /// is taken.
+    pub(crate) fn note_index_room(&self, left: IndexRoomLeft) {
+        let device_leaves = match left {
+            IndexRoomLeft::Enough => None,
+            IndexRoomLeft::Low { device_leaves } => device_leaves,
+        };
+        self.device.leave_free(device_leaves.unwrap_or(0));
+        self.state.write().space.note_index_room(left != IndexRoomLeft::Enough, device_leaves.is_some());
     }
 
     /// All positions up to this one are durable.
@@ -341,11 +360,15 @@ impl<D: Device, I: Index> Engine<D, I> {
         state.applied > state.flushed
     }
 
-    /// True when there are few free segments and cleaning would make more, or the next one has no blocks yet.
+    /// True when there are few free segments and cleaning would make more, or the next one has no blocks yet, or the index
+    /// lacks room and cleaning would give blocks back to its file system.
     pub fn wants_cleaning(&self) -> bool {
         let state = self.state.read();
-        state.space.next_has_no_blocks
-            || (state.space.free.len() < state.space.free_target() && state.space.cleaning_helps())
+        let space = &state.space;
+        let is_short = space.free.len() < space.free_target() || space.index_wants_blocks;
+        space.next_has_no_blocks
+            || (space.index_wants_blocks && !space.free_have_no_blocks)
+            || (is_short && space.cleaning_helps())
     }
 
     /// Makes the index durable up to what is applied, and frees the segments that this makes free.
@@ -390,7 +413,7 @@ impl<D: Device, I: Index> Engine<D, I> {
         let _turn = self.release_turn.lock(); // else two find the same ones, and one discards what the other gave away
         let (released, room) = {
             let state = self.state.read();
-            let room = if state.space.next_has_no_blocks { 0 } else { state.space.warm_room() };
+            let room = if state.space.wants_blocks() { 0 } else { state.space.warm_room() };
             (state.space.released(state.flushed), room)
         };
         let (warm, cold) = released.split_at(released.len().min(room));
@@ -398,6 +421,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             self.discard_segment(*segment);
         }
         self.state.write().space.set_free(warm, cold);
+        self.discard_free();
         self.allocate_again();
     }
 }

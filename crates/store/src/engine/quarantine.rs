@@ -20,7 +20,7 @@ use crate::index::Index;
 pub type OnQuarantine = Box<dyn Fn(&CommitError) + Send + Sync>;
 
 /// `ENOSPC` and `EDQUOT` of a write: the file system is full, and the device as good as before.
-pub(super) fn is_no_space(error: &std::io::Error) -> bool {
+pub(crate) fn is_no_space(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
 

@@ -94,10 +94,14 @@ pub(super) struct Space {
     pub(super) live: u64,
     /// The file system had no room for `head.next_segment`.
     pub(super) next_has_no_blocks: bool,
-    /// Since then the free segments were discarded: they have no blocks to give.
-    pub(super) free_have_no_blocks: bool,
     /// The file system of the index is nearly full.
-    pub(super) index_lacks_room: bool,
+    index_lacks_room: bool,
+    /// And the device is a file on it.
+    pub(super) index_wants_blocks: bool,
+    /// Since blocks are wanted the free segments were discarded: they have none to give.
+    pub(super) free_have_no_blocks: bool,
+    /// The free segment that is just being discarded: it must not be opened.
+    discarding: Option<u32>,
     segment_bytes: u32,
     sector_bytes: u32,
     reserve_segments: usize,
@@ -116,8 +120,10 @@ impl Space {
             head,
             live: 0,
             next_has_no_blocks: false,
-            free_have_no_blocks: false,
             index_lacks_room: false,
+            index_wants_blocks: false,
+            free_have_no_blocks: false,
+            discarding: None,
             segment_bytes: superblock.segment_bytes,
             sector_bytes: superblock.sector_bytes,
             reserve_segments: reserve_segments(superblock.segment_count, options.reserve_percent),
@@ -183,7 +189,7 @@ impl Space {
             Admission::Reserve => CLEANING_SEGMENTS + 1,
             Admission::Cleaning => 0,
         };
-        let next = self.warm.first().or(self.free.first());
+        let next = self.warm.iter().chain(&self.free).find(|segment| Some(**segment) != self.discarding);
         let next = next.filter(|_| self.free.len() > kept && !self.next_has_no_blocks)?;
         Some(Plan {
             segment: head.next_segment,
@@ -276,10 +282,47 @@ impl Space {
         share.min(most).max(WARM_SEGMENTS_MIN).saturating_sub(self.warm.len())
     }
 
-    /// Takes all free segments out of use for a moment.
-    pub(super) fn take_free(&mut self) -> Vec<u32> {
-        self.warm.clear();
-        std::mem::take(&mut self.free).into_iter().collect()
+    /// True while the file system has better use for the blocks of free segments.
+    pub(super) fn wants_blocks(&self) -> bool {
+        self.next_has_no_blocks || self.index_wants_blocks
+    }
+
+    /// Takes note whether the next segment has no blocks. True when that has changed.
+    pub(super) fn note_next_blocks(&mut self, missing: bool) -> bool {
+        let changed = self.next_has_no_blocks != missing;
+        self.next_has_no_blocks = missing;
+        self.free_have_no_blocks = self.free_have_no_blocks && self.wants_blocks();
+        changed
+    }
+
+    /// Takes note whether the index lacks room, and whether blocks of the device would be room for it.
+    pub(super) fn note_index_room(&mut self, lacks_room: bool, wants_blocks: bool) {
+        self.index_lacks_room = lacks_room;
+        self.index_wants_blocks = wants_blocks;
+        self.free_have_no_blocks = self.free_have_no_blocks && self.wants_blocks();
+    }
+
+    /// The free segments, which may have blocks, when these are wanted and this is asked for the first time since. What
+    /// becomes free later is discarded then.
+    pub(super) fn take_to_discard(&mut self) -> Vec<u32> {
+        if !self.wants_blocks() || std::mem::replace(&mut self.free_have_no_blocks, true) {
+            return Vec::new();
+        }
+        self.free.iter().copied().collect()
+    }
+
+    /// Keeps a free segment from being opened. False when it was opened already.
+    pub(super) fn begin_discard(&mut self, segment: u32) -> bool {
+        let is_free = self.free.contains(&segment);
+        self.discarding = is_free.then_some(segment);
+        is_free
+    }
+
+    /// The segment has no blocks any more, and may be opened.
+    pub(super) fn end_discard(&mut self) {
+        if let Some(segment) = self.discarding.take() {
+            self.warm.remove(&segment);
+        }
     }
 
     /// Puts segments back among the free ones; `warm` ones have kept their blocks.
