@@ -290,6 +290,7 @@ impl Pg {
                 if let Some(active) = self.active() {
                     active.without_copy.insert(from);
                 }
+                self.stray_answers(from);
             }
             PeerBody::PullReply(piece)
                 if self.answers_question(from, &ObjectKey::of(&piece.object), &piece.position) =>
@@ -342,7 +343,7 @@ impl Pg {
     fn stray_answers(&mut self, from: OsdId) {
         let Role::Active(active) = &mut self.role else { return };
         if active.recovery.unnamed.note_heard(from) {
-            active.recovery.begin_retries(|key| self.clients.is_blocked(key));
+            active.recovery.answers_again(from, |key| self.clients.is_blocked(key));
         }
     }
 

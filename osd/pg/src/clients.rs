@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use holdfast_types::{Epoch, ObjectName, RequestId, Timestamp};
+use holdfast_types::{ClientId, Epoch, Incarnation, ObjectName, RequestId, Timestamp};
 use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, ObjectOp, OpError, RefusedReason};
 
 use crate::api::{Outbox, Output, ReplyTo, WRITE_RESULT_BYTES_MAX};
@@ -317,6 +317,12 @@ impl Clients {
         self.blocked.contains_key(key)
     }
 
+    /// Whether one of a session's requests waits for an object.
+    pub fn is_blocked_for(&self, key: &ObjectKey, (client, incarnation): (ClientId, Incarnation)) -> bool {
+        let of_session = |id: &RequestId| (id.client, id.incarnation) == (client, incarnation);
+        self.blocked.get(key).is_some_and(|queue| queue.iter().any(|queued| of_session(&queued.request.id)))
+    }
+
     /// Says that the object's first request may be tried again.
     pub fn wake(&mut self, key: &ObjectKey) {
         if self.blocked.contains_key(key) && !self.runnable.contains(key) {
@@ -399,7 +405,6 @@ impl Clients {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use holdfast_types::{ClientId, Incarnation};
     use holdfast_wire::Blob;
 
     use super::*;

@@ -607,6 +607,15 @@ impl Pg {
             match self.holding.missing.get(&key) {
                 // A newer one than needed: what was needed had been overwritten when it was noticed that it is missing.
                 Some(lack) if lack.need <= piece.version => {}
+                Some(lack)
+                    if self.holding.log.newest_of(&piece.object).is_some_and(|entry| entry.version == lack.need) =>
+                {
+                    // The log here reaches further back than the primary's, and what is there is not the newest.
+                    let (object, version) = (&piece.object, piece.version);
+                    tracing::warn!(pg = %self.id, ?object, need = %lack.need, %version, "a newer one is missing here");
+                    self.lose_activation(step);
+                    return None;
+                }
                 _ if on(Mutant::OldPushTaken) => {}
                 _ => return Some(send_next(None)), // R3: it is here already
             }
@@ -726,9 +735,11 @@ impl Pg {
                 // cursor: the primary has forgotten it, or has lost what it did.
                 let is_here = |entry: &LogEntry| {
                     let stored = || exec::stored_version(step.store, &key).is_ok_and(|held| held == entry.version);
-                    entry.kind == EntryKind::Delete || step.touched.contains(&key) || stored()
+                    step.touched.contains(&key) || stored()
                 };
-                if !newer.is_some_and(is_here) {
+                if newer.is_some_and(|entry| entry.kind == EntryKind::Delete) {
+                    ops.push(StoreOp::Object { key, effect: Effect::Remove });
+                } else if !newer.is_some_and(is_here) {
                     let need = newer.map_or(item.need, |entry| entry.version);
                     self.put_lack(&key, Lack { need, have: LogVersion::ZERO }, &mut ops);
                 }

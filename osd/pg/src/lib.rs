@@ -37,6 +37,7 @@ mod standby;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod unfound;
 mod unnamed;
 
 pub use api::{

@@ -581,19 +581,26 @@ impl Pg {
         members.filter(down).chain(self.unheard())
     }
 
-    /// Members of past intervals that are up and of whom it is not known whether they hold a copy, or that do not answer.
+    /// Members of past intervals that are up and of whom it is not known whether they hold a copy, and strays that do not answer.
+    /// Some may come twice.
     pub(crate) fn unheard(&self) -> impl Iterator<Item = OsdId> {
         let members = self.history.past.iter().flat_map(|past| &past.acting).copied();
         let heard = |osd: &OsdId| match &self.role {
             Role::Active(active) => {
                 *osd == self.whoami
                     || active.peers.contains_key(osd)
-                    || active.strays.contains_key(osd) && !active.recovery.unnamed.was_silent(*osd)
+                    || active.strays.contains_key(osd)
                     || active.without_copy.contains(osd)
             }
             _ => true,
         };
-        members.filter(move |osd| self.map.is_up(*osd) && !heard(osd))
+        let silent = match &self.role {
+            Role::Active(active) => {
+                Some(active.recovery.unnamed.silent().filter(|osd| active.strays.contains_key(osd)))
+            }
+            _ => None,
+        };
+        members.filter(move |osd| self.map.is_up(*osd) && !heard(osd)).chain(silent.into_iter().flatten())
     }
 
     /// Whether another one should lead, who has what there is no room for here.

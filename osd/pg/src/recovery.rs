@@ -34,6 +34,7 @@ use crate::missing::{Lack, Need};
 use crate::pg::{AfterDurable, Pg, Role, Step, TICK};
 use crate::slots::{Refusal, SLOT_RETRY, Slots, pause_for_room};
 use crate::transfer;
+use crate::unfound::Unfound;
 use crate::unnamed::Unnamed;
 
 /// A piece that is not answered is sent or asked for again after this long.
@@ -41,13 +42,8 @@ const RESEND: Duration = Duration::from_secs(1);
 /// Each time that a piece is not answered again, the pause is doubled, up to this many times: whoever has no room for it
 /// would get megabytes every second otherwise, for as long as it is full.
 const RESEND_DOUBLINGS_MAX: u32 = 5;
-/// Objects that nobody could give are asked for again after this long.
-const UNFOUND_RETRY: Duration = Duration::from_secs(30);
 /// A stray that does not answer is given up after it was asked so often. (A member that does not answer is replaced.)
 pub(crate) const ASK_STRAY_MAX: u32 = 5;
-/// Each time after so long. Together it is less than for how long it is not asked again: with two that do not answer the first
-/// would be asked again before the second is given up, and so on.
-const STRAY_PATIENCE: Duration = Duration::from_secs(2);
 /// Missing objects looked at in one step while searching for one to transfer.
 const LOOK_MAX: usize = 256;
 /// Transfers that clients wait for, beside [`crate::Limits::transfers_max`] of the background: more would fill the connections
@@ -121,15 +117,10 @@ pub(crate) struct Recovery {
     /// Up to where these were looked at last, when they are more than one look takes.
     urgent_after: Option<ObjectKey>,
     /// Objects that nobody who is up has.
-    unfound: BTreeSet<ObjectKey>,
+    unfound: Unfound,
     /// Objects that were fetched and are not durable here yet.
     landing: BTreeSet<ObjectKey>,
-    /// When the unfound ones are looked for again.
-    look_again_at: Option<Timestamp>,
-    /// Those that are looked for again in this round, what clients wait for first (`false`). One at a time, beside all else:
-    /// however many nobody has, what somebody has does not wait for them.
-    again: BTreeSet<(bool, ObjectKey)>,
-    /// The one that is asked for now. It is not among the unfound ones meanwhile.
+    /// The one of them that is asked for now. It is not among them meanwhile.
     retried: Option<ObjectKey>,
     /// Objects for which peers that lack them had no room.
     no_room: BTreeMap<OsdId, BTreeMap<ObjectKey, NoRoom>>,
@@ -212,18 +203,12 @@ impl Recovery {
     }
 
     /// The next object of the round to be asked for again, if none is.
-    fn next_retry(&mut self) -> Option<ObjectKey> {
+    fn next_retry(&mut self, waited_for: impl Fn(&ObjectKey) -> bool) -> Option<ObjectKey> {
         if self.under_retry().is_some() {
             return None;
         }
-        self.retried = None;
-        while let Some((_, key)) = self.again.pop_first() {
-            if self.unfound.remove(&key) {
-                self.retried = Some(key.clone());
-                return Some(key);
-            }
-        }
-        None
+        self.retried = self.unfound.next(waited_for);
+        self.retried.clone()
     }
 
     /// Whether an object is on its way here, or its version is asked for.
@@ -233,7 +218,7 @@ impl Recovery {
 
     /// Nobody who is up has an object: it is looked for again in a while.
     pub fn is_not_found(&mut self, key: &ObjectKey) {
-        self.unfound.insert(key.clone());
+        self.unfound.insert(key);
         self.urgent.remove(key);
     }
 
@@ -242,20 +227,27 @@ impl Recovery {
         self.unfound.remove(key);
     }
 
+    /// A client waits for what could not be found. Whether somebody is still to be asked for it.
+    pub fn waits_for_retry(&mut self, key: &ObjectKey) -> bool {
+        self.unfound.wait_for(key);
+        self.unfound.will_be_retried(key)
+    }
+
+    /// Whether somebody will be asked for an object who did not answer and was heard since.
+    pub fn will_be_asked_once_more(&self, key: &ObjectKey) -> bool {
+        self.unfound.will_be_asked_once_more(key)
+    }
+
     /// Who could not be asked may have what could not be found: what clients wait for goes first again.
     pub fn retry_unfound(&mut self, waited_for: impl Fn(&ObjectKey) -> bool) {
-        self.again.clear();
-        self.urgent.extend(std::mem::take(&mut self.unfound).into_iter().filter(waited_for));
+        self.urgent.extend(self.unfound.take().into_iter().filter(waited_for));
     }
 
-    /// Begins a round in which what could not be found is asked for again.
-    pub fn begin_retries(&mut self, waited_for: impl Fn(&ObjectKey) -> bool) {
-        self.again = self.unfound.iter().map(|key| (!waited_for(key), key.clone())).collect();
-    }
-
-    /// Whether an object that could not be found will be asked for again in this round.
-    pub fn will_be_retried(&self, key: &ObjectKey) -> bool {
-        [false, true].into_iter().any(|alone| self.again.contains(&(alone, key.clone())))
+    /// Somebody answers who did not: it may have what could not be found, and what others are being asked for by now.
+    pub fn answers_again(&mut self, from: OsdId, waited_for: impl Fn(&ObjectKey) -> bool) {
+        let pulls = self.pulls.iter().filter(|(_, incoming)| incoming.failed.contains(&from)).map(|(key, _)| key);
+        self.unfound.ask_once_more(pulls.chain(self.unnamed.asked_of(from)).cloned());
+        self.unfound.begin_round(waited_for);
     }
 
     /// Whether a peer has said lately that it has no room for an object that it lacks.
@@ -362,7 +354,12 @@ impl Pg {
     /// Asks for the next object that could not be found. What ends at once is followed by another one.
     fn retry_next(&mut self, step: &mut Step<'_>) {
         for _ in 0..LOOK_MAX {
-            let Some(key) = self.active().and_then(|active| active.recovery.next_retry()) else { return };
+            let Role::Active(active) = &mut self.role else { return };
+            let Some(key) = active.recovery.next_retry(|key| self.clients.is_blocked(key)) else { return };
+            if self.clients.is_blocked(&key) {
+                // Should it have to wait after all, for room or for a write, it does so in front.
+                active.recovery.hurry(&key);
+            }
             self.start_pull(&key, step);
         }
         self.tick_within(TICK, step);
@@ -440,7 +437,7 @@ impl Pg {
             return;
         }
         let wanted = self.holding.missing.oldest_first();
-        let wanted = wanted.filter(|key| !recovery.is_fetching(key) && !recovery.unfound.contains(*key));
+        let wanted = wanted.filter(|key| !recovery.is_fetching(key) && !recovery.unfound.contains(key));
         let wanted = wanted.filter(|key| !recovery.waits_for_room_here(key, step.now));
         let pulls: Vec<ObjectKey> = wanted.take(free).cloned().collect();
         let mut pushes = Vec::new();
@@ -762,9 +759,7 @@ impl Pg {
         let Some(active) = self.active() else { return };
         let mut pulls = Vec::new();
         for (key, incoming) in &mut active.recovery.pulls {
-            let is_stray = active.strays.contains_key(&incoming.from);
-            let patience = if is_stray { STRAY_PATIENCE } else { patience(incoming.repeated) };
-            if step.now.since(incoming.sent) >= patience {
+            if step.now.since(incoming.sent) >= patience(incoming.repeated) {
                 incoming.sent = step.now;
                 incoming.repeated += 1;
                 let (version, position) = (incoming.version, incoming.position.clone());
@@ -809,25 +804,17 @@ impl Pg {
     /// What could not be found or read may only have been out of reach: all holders are asked again now and then.
     pub(crate) fn look_again_for_unfound(&mut self, step: &mut Step<'_>) {
         let Role::Active(active) = &mut self.role else { return };
-        let recovery = &mut active.recovery;
-        if recovery.unfound.is_empty() {
-            recovery.look_again_at = None;
-            return;
+        let unfound = &mut active.recovery.unfound;
+        let is_due = unfound.round_is_due(step.now);
+        let next = unfound.round_in(step.now);
+        if is_due {
+            unfound.begin_round(|key| self.clients.is_blocked(key));
+            let unheard: BTreeSet<OsdId> = self.unheard().collect();
+            self.send_each(unheard, PeerBody::QueryInfo, step);
         }
-        match recovery.look_again_at {
-            None => recovery.look_again_at = Some(step.now + UNFOUND_RETRY),
-            Some(at) if at <= step.now => {
-                recovery.look_again_at = Some(step.now + UNFOUND_RETRY);
-                // Not before the last round is over.
-                if recovery.again.is_empty() {
-                    recovery.begin_retries(|key| self.clients.is_blocked(key));
-                }
-                let unheard: BTreeSet<OsdId> = self.unheard().collect();
-                self.send_each(unheard, PeerBody::QueryInfo, step);
-            }
-            Some(_) => {}
+        if let Some(next) = next {
+            self.tick_within(next, step);
         }
-        self.tick_within(UNFOUND_RETRY, step);
     }
 
     /// Forgets what was said of objects that are whole by now.
@@ -865,12 +852,9 @@ mod tests {
     fn what_could_not_be_found_is_asked_for_one_at_a_time_and_each_once_in_a_round() {
         let mut recovery = Recovery::default();
         (0..4).for_each(|number| recovery.is_not_found(&key(number)));
-        recovery.begin_retries(|waited_for| *waited_for == key(2));
-        let mut others: Vec<ObjectKey> = [0, 1, 3].map(key).into();
-        others.sort();
-        for expected in [key(2)].into_iter().chain(others) {
-            let retried = recovery.next_retry().expect("one more of the round");
-            assert_eq!(retried, expected);
+        recovery.unfound.begin_round(|waited_for| *waited_for == key(2));
+        let mut retried = Vec::new();
+        while let Some(next) = recovery.next_retry(|_| false) {
             let incoming = Incoming {
                 version: LogVersion::ZERO,
                 from: OsdId(1),
@@ -879,13 +863,15 @@ mod tests {
                 repeated: 0,
                 failed: BTreeSet::new(),
             };
-            recovery.pulls.insert(retried.clone(), incoming);
-            assert_eq!(recovery.next_retry(), None, "one at a time");
-            assert!(recovery.was_unfound(&retried) && recovery.unfound().count() == 4);
-            recovery.pulls.remove(&retried);
-            recovery.is_not_found(&retried);
+            recovery.pulls.insert(next.clone(), incoming);
+            assert_eq!(recovery.next_retry(|_| false), None, "one at a time");
+            assert!(recovery.was_unfound(&next) && recovery.unfound().count() == 4);
+            recovery.pulls.remove(&next);
+            recovery.is_not_found(&next);
+            retried.push(next);
         }
-        assert_eq!(recovery.next_retry(), None);
+        assert_eq!((retried.len(), &retried[0]), (4, &key(2)));
+        assert_eq!(retried.into_iter().collect::<BTreeSet<_>>().len(), 4);
     }
 
     #[test]

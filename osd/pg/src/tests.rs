@@ -575,6 +575,52 @@ fn what_nobody_has_is_missing_though_the_log_here_tells_of_a_newer_write_that_wa
 }
 
 #[test]
+fn nothing_is_left_of_what_the_log_says_was_deleted_when_nobody_has_it() {
+    let mut alone = being_filled(1);
+    let (key, PeerBody::RepOp(op)) = (crate::ObjectKey::of(&name("k")), made(2, "k")) else { unreachable!() };
+    // Of the delete the log tells alone; the object is still here.
+    alone.store.apply(&[StoreOp::Object { key: key.clone(), effect: op.effects.clone().unwrap().remove(0) }]);
+    let entry = LogEntry { kind: EntryKind::Delete, ..op.entry.clone() };
+    alone.hear(0, 1, PeerBody::RepOp(RepOp { entry, effects: None, ..op }));
+    alone.sync();
+    assert!(alone.store.objects.contains_key(&key) && alone.pg.holding.log.head().counter == 2);
+    let item = MissingItem { object: name("k"), need: crate::missing::UNNAMED, have: LogVersion::ZERO };
+    let cursor = BackfillCursor::Complete;
+    alone.hear(
+        0,
+        1,
+        PeerBody::BackfillProgress(BackfillProgress { cursor, transfer_floor: 0, lacking: Some(vec![item]) }),
+    );
+    alone.sync();
+    assert!(!alone.store.objects.contains_key(&key) && !alone.pg.holding.missing.contains(&key));
+}
+
+#[test]
+fn an_older_version_than_the_one_that_is_missing_is_not_taken_for_it() {
+    let mut alone = being_filled(2);
+    let key = crate::ObjectKey::of(&name("elsewhere"));
+    let item = MissingItem { object: name("elsewhere"), need: crate::missing::UNNAMED, have: LogVersion::ZERO };
+    let cursor = BackfillCursor::Complete;
+    let progress = BackfillProgress { cursor, transfer_floor: 0, lacking: Some(vec![item]) };
+    alone.hear(0, 1, PeerBody::BackfillProgress(progress));
+    alone.sync();
+    let version = LogVersion { epoch: Epoch(1), counter: 1 };
+    let piece = ObjectPiece {
+        object: name("elsewhere"),
+        version,
+        position: PiecePosition::default(),
+        next: None,
+        size: 1,
+        data: Blob::from(bytes::Bytes::from_static(b"1")),
+        rows: Vec::new(),
+        attrs: vec![Row { key: VERSION_ATTR.to_vec(), value: crate::exec::version_value(version).into() }],
+    };
+    let acks = alone.pushed(PeerBody::Push(Push { transfer: 1, backfill: false, what: PushWhat::Piece(piece) }));
+    assert!(acks.is_empty(), "it is not here");
+    assert!(!alone.store.objects.contains_key(&key) && alone.pg.holding.missing.contains(&key));
+}
+
+#[test]
 fn a_copy_that_is_told_a_whole_log_keeps_nothing_that_a_divergent_write_made() {
     let mut alone = being_filled(1);
     let (k, kept) = (crate::ObjectKey::of(&name("k")), crate::ObjectKey::of(&name("kept")));

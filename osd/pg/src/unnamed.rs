@@ -149,6 +149,16 @@ impl Unnamed {
         self.asking.len()
     }
 
+    /// The objects of which one has been asked, and now another is.
+    pub fn asked_of(&self, from: OsdId) -> impl Iterator<Item = &ObjectKey> {
+        self.asking.iter().filter(move |(_, question)| question.asked.contains(&from)).map(|(key, _)| key)
+    }
+
+    /// Strays that have not been heard since they did not answer.
+    pub fn silent(&self) -> impl Iterator<Item = OsdId> {
+        self.silent.keys().copied()
+    }
+
     /// The object is deleted, or its version is known.
     pub fn forget(&mut self, key: &ObjectKey) {
         self.asking.remove(key);
@@ -157,11 +167,6 @@ impl Unnamed {
     /// Whether a stray did not answer lately, whatever it was asked for.
     pub fn is_silent(&self, stray: OsdId, now: Timestamp) -> bool {
         self.silent.get(&stray).is_some_and(|at| now.since(*at) < STRAY_SILENCE)
-    }
-
-    /// Whether a stray has not been heard since it did not answer.
-    pub fn was_silent(&self, stray: OsdId) -> bool {
-        self.silent.contains_key(&stray)
     }
 
     /// A stray was heard. Whether it had been silent.
@@ -255,7 +260,9 @@ impl Pg {
         let absent_here = is_whole && matches!(step.store.stat(key), Ok(None));
         let unread_here = !absent_here && self.holding.missing.get(key).is_none_or(|lack| lack.is_unread());
         // What is here is not removed while somebody who is not there may know better.
-        if heard.is_none(absent_here, unread_here) && (absent_here || !self.absent_may_have()) {
+        let is_asked_again = matches!(&self.role, Role::Active(active) if active.recovery.will_be_asked_once_more(key));
+        let may_be_known = is_asked_again || self.absent_may_have();
+        if heard.is_none(absent_here, unread_here) && (absent_here || !may_be_known) {
             self.is_no_object(key, absent_here, step);
             return if absent_here { Noted::Deleted } else { Noted::Asked };
         }

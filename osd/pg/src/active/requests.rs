@@ -3,7 +3,7 @@
 use holdfast_map::SpaceLevel;
 use holdfast_types::{LogVersion, OsdId, Timestamp};
 use holdfast_wire::peer::LogEntry;
-use holdfast_wire::{ClientOutcome, ClientReply, Effect, ObjectOp, OpError, OpResult, RefusedReason};
+use holdfast_wire::{ClientOutcome, ClientReply, ClientRequest, Effect, ObjectOp, OpError, OpResult, RefusedReason};
 
 use super::{Held, Hold, Peer, Tried};
 use crate::api::Output;
@@ -69,7 +69,9 @@ impl Pg {
         if serves {
             self.clients.served_at = Some(step.now);
         }
-        let waits = !serves || self.clients.is_blocked(&key);
+        // What nobody can read may wait for long, and whoever reads it; removing it need not wait with them.
+        let removes_unfound = serves && self.removes_unfound(&key, &queued.request);
+        let waits = !serves || self.clients.is_blocked(&key) && !removes_unfound;
         if waits && self.may_not_wait(&queued, step) {
             return refuse(RefusedReason::Busy, self, step);
         }
@@ -82,6 +84,13 @@ impl Pg {
             return self.answer_replaced(replaced, step);
         }
         self.try_or_block(key, queued, step);
+    }
+
+    /// Whether a request removes what could not be found, and no earlier one of its session waits for that.
+    fn removes_unfound(&self, key: &ObjectKey, request: &ClientRequest) -> bool {
+        let Role::Active(active) = &self.role else { return false };
+        let session = (request.id.client, request.id.incarnation);
+        is_removal(&request.ops) && active.recovery.is_unfound(key) && !self.clients.is_blocked_for(key, session)
     }
 
     /// Whether as much waits on this OSD as may: its memory for requests is for those that can be served, too.
@@ -100,7 +109,7 @@ impl Pg {
 
     pub(super) fn try_or_block(&mut self, key: ObjectKey, queued: Queued, step: &mut Step<'_>) {
         match self.try_request(&key, queued, step) {
-            Tried::Done => {}
+            Tried::Done => self.clients.wake(&key),
             Tried::Wait(queued) if self.may_not_wait(&queued, step) => self.refuse(&queued, RefusedReason::Busy, step),
             Tried::Wait(queued) => self.clients.put_back(key, queued),
             Tried::NextStep(queued) => {
@@ -148,7 +157,7 @@ impl Pg {
         let min_size = self.interval.min_size as usize;
         let Some(active) = self.active() else { return Tried::Wait(queued) };
         let out_of_reach = missing && active.recovery.is_unfound(key);
-        let will_be_retried = out_of_reach && active.recovery.will_be_retried(key);
+        let will_be_retried = out_of_reach && active.recovery.waits_for_retry(key);
         // A removal needs nothing of the object: neither that somebody can read it, nor room for fetching it before.
         let unread = out_of_reach || missing && !step.store.has_room(0);
         let removes_unread = unread && is_removal(&queued.request.ops);

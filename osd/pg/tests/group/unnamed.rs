@@ -241,6 +241,71 @@ fn who_asks_for_what_could_not_be_found_waits_for_one_that_answers_again() {
 }
 
 #[test]
+fn what_is_asked_of_another_stray_when_a_silent_one_is_heard_again_is_asked_of_that_once_more() {
+    let mut group = Group::of(5, 3, short_log());
+    group.write_before_the_log("old");
+    (0..3).for_each(|id| group.spoil(id, "old"));
+    fill_in_the_place_of_2(&mut group);
+    group.members.up = vec![osd(0), osd(3), osd(4)];
+    fill(&mut group, 4);
+    group.sent.clear();
+    group.have_lead(&[0, 3, 4]);
+    group.pass(Duration::from_secs(1));
+    let is_notice = |(from, to, message): &&(usize, usize, PeerMessage)| {
+        (*from, *to) == (1, 0) && matches!(message.body, PeerBody::Notice(_))
+    };
+    let (_, _, message) = group.sent.iter().rev().find(is_notice).unwrap().clone();
+    // 1 and 2 have left off, and neither answers.
+    group.silent.extend([1, 2]);
+    group.pass(Duration::from_secs(120));
+    let tid = group.ask("old", vec![ObjectOp::Read { offset: 0, length: 1 << 20 }]);
+    mend(&mut group, 1, "old");
+    group.sent.clear();
+    let asks = |group: &Group, of: usize| {
+        let is_pull =
+            |(_, to, message): &(usize, usize, PeerMessage)| *to == of && matches!(message.body, PeerBody::Pull(_));
+        group.sent.iter().any(is_pull)
+    };
+    for _ in 0..150 {
+        if !asks(&group, 2) {
+            group.pass(Duration::from_secs(1));
+        }
+    }
+    assert!(asks(&group, 2), "{} {} {:?}", asks(&group, 1), asks(&group, 2), group.report());
+    // 1 is heard while 2 is asked, which says that it cannot tell, then.
+    group.silent.remove(&1);
+    group.inputs.push_back((0, Input::Peer { from: osd(1), incarnation: Incarnation(1), message }));
+    group.run();
+    group.silent.clear();
+    group.pass(Duration::from_secs(90));
+    assert!(group.answer(tid).is_some_and(|outcome| shows(&outcome, "old")));
+}
+
+#[test]
+fn a_removal_of_what_nobody_can_read_does_not_wait_behind_who_reads_it() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("old");
+    (0..3).for_each(|id| group.spoil(id, "old"));
+    fill_in_the_place_of_2(&mut group);
+    group.have_lead(&[0, 1, 3]);
+    group.silent.insert(2);
+    group.pass(Duration::from_secs(45));
+    let readers: Vec<u64> = (0..3)
+        .map(|reader| {
+            group.send(20 + reader, 2_000 + reader, "old", vec![ObjectOp::Read { offset: 0, length: 1 << 20 }]);
+            2_000 + reader
+        })
+        .collect();
+    group.pass(Duration::from_secs(2));
+    assert!(readers.iter().all(|tid| group.answer(*tid).is_none()), "2 may have it");
+    group.send(30, 3_000, "old", remove());
+    group.pass(Duration::from_secs(2));
+    assert!(matches!(group.answer(3_000), Some(ClientOutcome::Done { .. })));
+    let not_found = Some(ClientOutcome::Failed { index: 0, error: OpError::NotFound });
+    assert!(readers.iter().all(|tid| group.answer(*tid) == not_found));
+}
+
+#[test]
 fn a_member_that_knows_the_version_of_what_the_primary_says_is_none_has_it_peer_again() {
     let mut group = Group::of(3, 3, short_log());
     group.write_before_the_log("old");
