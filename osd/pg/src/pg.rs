@@ -581,8 +581,8 @@ impl Pg {
         members.filter(down).chain(self.unheard())
     }
 
-    /// Members of past intervals that are up and of whom it is not known whether they hold a copy, and strays that do not answer.
-    /// Some may come twice.
+    /// Members of past intervals that are up and of whom it is not known whether they hold a copy, and strays that do not
+    /// answer. Some may come twice.
     pub(crate) fn unheard(&self) -> impl Iterator<Item = OsdId> {
         let members = self.history.past.iter().flat_map(|past| &past.acting).copied();
         let heard = |osd: &OsdId| match &self.role {
