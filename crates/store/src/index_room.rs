@@ -13,12 +13,13 @@
 //!
 //! So between giving up and taking again half of B must have become free: neither follows from the other. It is looked after
 //! commits, every second when there are none, and before each flush that the store asks for: the blocks are there when it
-//! begins. Where the device is a file on the same file system it must not get what was given up for the index. While room
-//! is low it takes blocks only beyond B, and gives back what it can: free segments keep none, and are made by cleaning. It
-//! takes none for what clients write, since nothing is let in; so what it gives back lasts, and the room is taken again.
-//! Where the device is elsewhere, or on another subvolume, cleaning is no help and is not done for this.
+//! begins. Where the device is a file on the same file system it gives back what it can while room is low: free segments
+//! keep no blocks, and are made by cleaning. It takes none for what clients write, since nothing is let in; so what it gives
+//! back lasts, and the room is taken again. Where the device is elsewhere, or on another subvolume, cleaning is no help and
+//! is not done for this.
 //!
-//! Not covered: what others take within the moment between a look and the flush; what RocksDB writes on its own meanwhile
+//! Not covered: the device's next segment, for deletes and for the cleaner, may take what was given up (without it neither
+//! could go on); what others take within the moment between a look and the flush; what RocksDB writes on its own meanwhile
 //! (compactions; on devices below 4 GiB, for which less than the largest memtable is kept, a memtable full of rows). The
 //! next open gives the blocks up before RocksDB needs any.
 //!
@@ -108,11 +109,7 @@ impl IndexRoom {
 
     /// What is left for the index, as of the last look.
     pub(crate) fn left(&self) -> IndexRoomLeft {
-        if self.low {
-            IndexRoomLeft::Low { device_leaves: self.with_device.then_some(self.bytes) }
-        } else {
-            IndexRoomLeft::Enough
-        }
+        if self.low { IndexRoomLeft::Low { wants_blocks: self.with_device } } else { IndexRoomLeft::Enough }
     }
 
     /// Whether it is time to look again.

@@ -323,6 +323,20 @@ impl Clients {
         self.blocked.get(key).is_some_and(|queue| queue.iter().any(|queued| of_session(&queued.request.id)))
     }
 
+    /// Takes out the first request for an object that is `such`, unless an earlier one of its session waits before it.
+    pub fn pop_blocked(&mut self, key: &ObjectKey, such: impl Fn(&ClientRequest) -> bool) -> Option<Queued> {
+        let queue = self.blocked.get_mut(key)?;
+        let session = |queued: &Queued| (queued.request.id.client, queued.request.id.incarnation);
+        let is_first = |at: usize| queue.iter().take(at).all(|earlier| session(earlier) != session(&queue[at]));
+        let at = (0..queue.len()).find(|at| such(&queue[*at].request) && is_first(*at))?;
+        let popped = queue.remove(at)?;
+        if queue.is_empty() {
+            self.blocked.remove(key);
+        }
+        self.removed(&popped);
+        Some(popped)
+    }
+
     /// Says that the object's first request may be tried again.
     pub fn wake(&mut self, key: &ObjectKey) {
         if self.blocked.contains_key(key) && !self.runnable.contains(key) {

@@ -821,7 +821,11 @@ impl Pg {
     fn forget_settled(&mut self) {
         let missing = &self.holding.missing;
         if let Role::Active(active) = &mut self.role {
-            active.recovery.unfound.retain(|key| missing.contains(key));
+            let recovery = &mut active.recovery;
+            let (pulls, unnamed) = (&recovery.pulls, &recovery.unnamed);
+            recovery
+                .unfound
+                .retain(|key| missing.contains(key), |key| pulls.contains_key(key) || unnamed.is_asking(key));
             active.recovery.no_room_here.retain(|key, _| missing.contains(key));
             let peers = &active.peers;
             active.recovery.no_room.retain(|osd, objects| {

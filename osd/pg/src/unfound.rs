@@ -48,7 +48,8 @@ impl Unfound {
     pub fn insert(&mut self, key: &ObjectKey) {
         self.objects.insert(key.clone());
         if self.once_more.remove(key) {
-            self.waited_for.insert(key.clone());
+            // Its turn is after what is still to be asked for.
+            self.round_follows = true;
         }
     }
 
@@ -58,10 +59,10 @@ impl Unfound {
         self.once_more.remove(key);
     }
 
-    /// What is not missing any more is not to be found.
-    pub fn retain(&mut self, is_missing: impl Fn(&ObjectKey) -> bool) {
+    /// What is not missing any more is not to be found. (What is asked for may not be known to be missing yet.)
+    pub fn retain(&mut self, is_missing: impl Fn(&ObjectKey) -> bool, is_asked_for: impl Fn(&ObjectKey) -> bool) {
         self.objects.retain(|key| is_missing(key));
-        self.once_more.retain(|key| is_missing(key));
+        self.once_more.retain(|key| is_asked_for(key));
     }
 
     /// Takes all out: they are looked for as any other that is missing.
@@ -203,12 +204,30 @@ mod tests {
     #[test]
     fn what_was_asked_for_elsewhere_when_somebody_was_heard_again_has_another_turn() {
         let mut unfound = unfound(2);
-        unfound.ask_once_more([key(7), key(8)]);
-        unfound.insert(&key(7));
+        unfound.ask_once_more([key(7), key(8), key(9)]);
         unfound.remove(&key(8));
-        unfound.insert(&key(8));
-        assert!(unfound.will_be_retried(&key(7)) && !unfound.will_be_retried(&key(8)));
-        assert_eq!((next(&mut unfound), next(&mut unfound)), (Some(key(7)), None));
+        unfound.retain(|_| true, |key| *key != self::key(9));
+        [8, 9].into_iter().for_each(|number| unfound.insert(&key(number)));
+        assert!(!unfound.will_be_retried(&key(8)) && !unfound.will_be_retried(&key(9)));
+        unfound.insert(&key(7));
+        assert!(unfound.will_be_retried(&key(7)));
+        let asked: BTreeSet<ObjectKey> = std::iter::from_fn(|| next(&mut unfound)).collect();
+        assert!(asked.contains(&key(7)));
+    }
+
+    #[test]
+    fn what_is_asked_for_once_more_again_and_again_keeps_no_other_from_its_turn() {
+        let mut unfound = unfound(4);
+        unfound.begin_round(|_| false);
+        let mut asked = BTreeSet::new();
+        for _ in 0..8 {
+            let Some(key) = unfound.next(|_| false) else { break };
+            // All who may have it are heard while others are asked.
+            unfound.ask_once_more([key.clone()]);
+            unfound.insert(&key);
+            asked.insert(key);
+        }
+        assert_eq!(asked.len(), 4);
     }
 
     #[test]

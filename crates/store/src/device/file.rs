@@ -8,7 +8,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 use rustix::io::Errno;
@@ -26,8 +25,6 @@ pub struct FileDevice {
     direct: Option<DirectFile>,
     bytes: u64,
     is_file: bool,
-    /// See [`Device::leave_free`].
-    left_free: AtomicU64,
 }
 
 impl FileDevice {
@@ -88,7 +85,7 @@ impl FileDevice {
         // device just now; see `direct`.
         rustix::fs::fadvise(&file, 0, None, Advice::Random)?;
         let direct = DirectFile::of(&file);
-        Ok(FileDevice { file, direct, bytes, is_file: kind.is_file(), left_free: AtomicU64::new(0) })
+        Ok(FileDevice { file, direct, bytes, is_file: kind.is_file() })
     }
 }
 
@@ -138,21 +135,10 @@ impl Device for FileDevice {
         if !self.is_file {
             return Ok(());
         }
-        let left_free = self.left_free.load(Ordering::Relaxed);
-        if left_free > 0 {
-            let stat = rustix::fs::fstatvfs(&self.file)?;
-            if stat.f_bavail.saturating_mul(stat.f_frsize) < length.saturating_add(left_free) {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-        }
         match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, length) {
             Err(Errno::OPNOTSUPP) => Ok(()), // only a help; the write allocates
             result => Ok(result?),
         }
-    }
-
-    fn leave_free(&self, bytes: u64) {
-        self.left_free.store(bytes, Ordering::Relaxed);
     }
 
     fn drop_cache(&self) {
@@ -164,23 +150,5 @@ impl Device for FileDevice {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.bytes)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn a_file_takes_no_blocks_of_those_that_it_is_to_leave_free() {
-        let directory = tempfile::tempdir().unwrap();
-        let device = FileDevice::create(&directory.path().join("block"), 1 << 20).unwrap();
-        device.allocate(0, 64 << 10).unwrap();
-        device.leave_free(u64::MAX / 2);
-        let refused = device.allocate(64 << 10, 64 << 10);
-        assert!(refused.is_err_and(|error| error.kind() == io::ErrorKind::StorageFull));
-        device.leave_free(0);
-        device.allocate(64 << 10, 64 << 10).unwrap();
     }
 }

@@ -47,11 +47,6 @@ pub trait Device: Send + Sync {
         Ok(())
     }
 
-    /// Has [`Device::allocate`] fail for want of space rather than leave less than so many bytes free on the file system.
-    fn leave_free(&self, bytes: u64) {
-        let _ = bytes;
-    }
-
     /// Makes later reads come from the device itself, not from a cache of it. Called after a sync, before what is read is
     /// taken for durable.
     fn drop_cache(&self) {}

@@ -4,8 +4,7 @@
 //! the store would fail as a whole; so they are asked for while the segment before still has room. Without them there is no
 //! next segment: no more writes are let in, those under way have half of the open one, deletes and the cleaner the rest.
 //!
-//! Where the index on the same file system lacks room, blocks are wanted, too: no free segment keeps any, and the log gets
-//! new ones only beyond what the index is to have ([`Device::leave_free`]).
+//! Where the index on the same file system lacks room, blocks are wanted, too: no free segment keeps any.
 
 use super::Engine;
 use super::quarantine::is_no_space;
@@ -76,7 +75,6 @@ mod tests {
     use std::io;
     use std::path::{Path, PathBuf};
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering};
 
     use bytes::Bytes;
     use holdfast_types::{ClusterId, DiskUuid, OsdId};
@@ -104,7 +102,6 @@ mod tests {
         bytes: u64,
         /// Where the segments begin that have blocks.
         segments: Mutex<BTreeSet<u64>>,
-        left_free: AtomicU64,
         room: PathBuf,
     }
 
@@ -113,7 +110,6 @@ mod tests {
             Arc::new(FileSystem {
                 bytes: segments * SEGMENT_BYTES,
                 segments: Mutex::new(BTreeSet::new()),
-                left_free: AtomicU64::new(0),
                 room: directory.join("index-room"),
             })
         }
@@ -128,11 +124,11 @@ mod tests {
         }
 
         /// Gives the segment at byte `offset` its blocks.
-        fn take(&self, offset: u64, left_free: u64) -> io::Result<()> {
+        fn take(&self, offset: u64) -> io::Result<()> {
             let Some(within) = offset.checked_sub(SEGMENTS_START) else { return Ok(()) };
             let start = offset - within % SEGMENT_BYTES;
             let has_blocks = self.segments.lock().contains(&start);
-            if !has_blocks && self.free_bytes() < SEGMENT_BYTES + left_free {
+            if !has_blocks && self.free_bytes() < SEGMENT_BYTES {
                 return Err(io::ErrorKind::StorageFull.into());
             }
             self.segments.lock().insert(start);
@@ -152,7 +148,7 @@ mod tests {
         }
 
         fn write_at(&self, offset: u64, data: &[&[u8]]) -> io::Result<()> {
-            self.file_system.take(offset, 0)?;
+            self.file_system.take(offset)?;
             self.file.write_at(offset, data)
         }
 
@@ -166,11 +162,7 @@ mod tests {
         }
 
         fn allocate(&self, offset: u64, _length: u64) -> io::Result<()> {
-            self.file_system.take(offset, self.file_system.left_free.load(Ordering::Relaxed))
-        }
-
-        fn leave_free(&self, bytes: u64) {
-            self.file_system.left_free.store(bytes, Ordering::Relaxed);
+            self.file_system.take(offset)
         }
 
         fn len(&self) -> io::Result<u64> {
@@ -295,11 +287,11 @@ mod tests {
         assert!(file_system.held_bytes() > engine.usage().used_bytes, "free segments are warm");
         assert!(!engine.wants_cleaning(), "there are enough of them");
 
-        engine.note_index_room(IndexRoomLeft::Low { device_leaves: None });
+        engine.note_index_room(IndexRoomLeft::Low { wants_blocks: false });
         assert!(!engine.wants_cleaning(), "it would be no room for the index");
 
         // Somebody else has filled the file system: whatever is cleaned, it stays low.
-        engine.note_index_room(IndexRoomLeft::Low { device_leaves: Some(0) });
+        engine.note_index_room(IndexRoomLeft::Low { wants_blocks: true });
         let used = engine.usage().used_bytes;
         for step in 0.. {
             assert!(step < 1000, "cleaning goes on for ever");

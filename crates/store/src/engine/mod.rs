@@ -102,9 +102,8 @@ pub(crate) enum IndexRoomLeft {
     Enough,
     /// So little that nothing more may be let in.
     Low {
-        /// Where the device is a file on the same file system, so that blocks which it gives back are room for the index:
-        /// the bytes that it is to leave free there.
-        device_leaves: Option<u64>,
+        /// Whether the device is a file on the same file system: blocks which it gives back are room for the index.
+        wants_blocks: bool,
     },
 }
 
@@ -326,12 +325,8 @@ impl<D: Device, I: Index> Engine<D, I> {
     /// Takes note of what the file system of the index has left. While that is little nothing more is let in; what was let in
     /// is taken.
     pub(crate) fn note_index_room(&self, left: IndexRoomLeft) {
-        let device_leaves = match left {
-            IndexRoomLeft::Enough => None,
-            IndexRoomLeft::Low { device_leaves } => device_leaves,
-        };
-        self.device.leave_free(device_leaves.unwrap_or(0));
-        self.state.write().space.note_index_room(left != IndexRoomLeft::Enough, device_leaves.is_some());
+        let wants_blocks = left == IndexRoomLeft::Low { wants_blocks: true };
+        self.state.write().space.note_index_room(left != IndexRoomLeft::Enough, wants_blocks);
     }
 
     /// All positions up to this one are durable.

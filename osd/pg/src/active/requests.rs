@@ -86,6 +86,17 @@ impl Pg {
         self.try_or_block(key, queued, step);
     }
 
+    /// A removal of what could not be found waits for nobody who would read it.
+    fn let_removal_pass(&mut self, key: ObjectKey, step: &mut Step<'_>) {
+        let is_unfound = matches!(&self.role, Role::Active(active) if active.recovery.is_unfound(&key));
+        if !is_unfound {
+            return;
+        }
+        if let Some(queued) = self.clients.pop_blocked(&key, |request| is_removal(&request.ops)) {
+            self.try_or_block(key, queued, step);
+        }
+    }
+
     /// Whether a request removes what could not be found, and no earlier one of its session waits for that.
     fn removes_unfound(&self, key: &ObjectKey, request: &ClientRequest) -> bool {
         let Role::Active(active) = &self.role else { return false };
@@ -127,7 +138,10 @@ impl Pg {
         while let Some((key, queued)) = self.clients.pop_runnable() {
             match self.try_request(&key, queued, step) {
                 Tried::Done => self.clients.wake(&key),
-                Tried::Wait(queued) => self.clients.put_back(key, queued),
+                Tried::Wait(queued) => {
+                    self.clients.put_back(key.clone(), queued);
+                    self.let_removal_pass(key, step);
+                }
                 Tried::NextStep(queued) => {
                     self.clients.put_back(key.clone(), queued);
                     again.push(key);
