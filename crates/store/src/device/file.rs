@@ -135,6 +135,11 @@ impl Device for FileDevice {
         if !self.is_file {
             return Ok(());
         }
+        // One that fails for want of space may keep what there was (ext4, XFS): others would have none of it.
+        let stat = rustix::fs::fstatvfs(&self.file)?;
+        if stat.f_bavail.saturating_mul(stat.f_frsize) < length {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, length) {
             Err(Errno::OPNOTSUPP) => Ok(()), // only a help; the write allocates
             result => Ok(result?),

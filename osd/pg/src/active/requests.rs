@@ -92,8 +92,15 @@ impl Pg {
         if !is_unfound {
             return;
         }
-        if let Some(queued) = self.clients.pop_blocked(&key, |request| is_removal(&request.ops)) {
-            self.try_or_block(key, queued, step);
+        let Some(queued) = self.clients.pop_blocked(&key, |request| is_removal(&request.ops)) else { return };
+        match self.try_request(&key, queued, step) {
+            Tried::Done => self.clients.wake(&key),
+            Tried::Wait(queued) => self.clients.put_back(key, queued),
+            Tried::NextStep(queued) => {
+                self.clients.put_back(key.clone(), queued);
+                self.clients.wake(&key);
+                step.rerun = true;
+            }
         }
     }
 
@@ -139,8 +146,11 @@ impl Pg {
             match self.try_request(&key, queued, step) {
                 Tried::Done => self.clients.wake(&key),
                 Tried::Wait(queued) => {
+                    let is_removal = is_removal(&queued.request.ops);
                     self.clients.put_back(key.clone(), queued);
-                    self.let_removal_pass(key, step);
+                    if !is_removal {
+                        self.let_removal_pass(key, step);
+                    }
                 }
                 Tried::NextStep(queued) => {
                     self.clients.put_back(key.clone(), queued);
