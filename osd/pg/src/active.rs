@@ -334,7 +334,7 @@ impl Pg {
         if active.clean {
             self.send(from, PeerBody::RemovePg, step);
         } else if active.strays.insert(from, head).is_none() {
-            active.recovery.retry_unfound(|key| self.clients.is_blocked(key));
+            active.recovery.appeared(from, |key| self.clients.is_blocked(key));
         }
         self.stray_answers(from);
     }

@@ -238,16 +238,23 @@ impl Recovery {
         self.unfound.will_be_asked_once_more(key)
     }
 
-    /// Who could not be asked may have what could not be found: what clients wait for goes first again.
-    pub fn retry_unfound(&mut self, waited_for: impl Fn(&ObjectKey) -> bool) {
+    /// Who could not be asked may have what could not be found: what clients wait for goes first again. And it may have what
+    /// others are being asked for by now, because it went down before it had given it.
+    pub fn appeared(&mut self, from: OsdId, waited_for: impl Fn(&ObjectKey) -> bool) {
         self.urgent.extend(self.unfound.take().into_iter().filter(waited_for));
+        self.ask_once_more(from);
     }
 
     /// Somebody answers who did not: it may have what could not be found, and what others are being asked for by now.
     pub fn answers_again(&mut self, from: OsdId, waited_for: impl Fn(&ObjectKey) -> bool) {
+        self.ask_once_more(from);
+        self.unfound.begin_round(waited_for);
+    }
+
+    /// What one was given up for, and others are being asked for by now, has another turn if they cannot give it.
+    fn ask_once_more(&mut self, from: OsdId) {
         let pulls = self.pulls.iter().filter(|(_, incoming)| incoming.failed.contains(&from)).map(|(key, _)| key);
         self.unfound.ask_once_more(pulls.chain(self.unnamed.asked_of(from)).cloned());
-        self.unfound.begin_round(waited_for);
     }
 
     /// Whether a peer has said lately that it has no room for an object that it lacks.
@@ -876,6 +883,28 @@ mod tests {
         }
         assert_eq!((retried.len(), &retried[0]), (4, &key(2)));
         assert_eq!(retried.into_iter().collect::<BTreeSet<_>>().len(), 4);
+    }
+
+    #[test]
+    fn one_that_went_down_and_is_back_is_asked_once_more_for_what_others_cannot_give() {
+        let mut recovery = Recovery::default();
+        for (object, given_up) in [(1, OsdId(3)), (2, OsdId(4))] {
+            let incoming = Incoming {
+                version: LogVersion::ZERO,
+                from: OsdId(0),
+                position: PiecePosition::default(),
+                sent: Timestamp::ZERO,
+                repeated: 0,
+                failed: BTreeSet::from([given_up]),
+            };
+            recovery.pulls.insert(key(object), incoming);
+        }
+        recovery.appeared(OsdId(3), |_| true);
+        assert!(recovery.will_be_asked_once_more(&key(1)) && !recovery.will_be_asked_once_more(&key(2)));
+        recovery.pulls.remove(&key(1));
+        recovery.is_not_found(&key(1));
+        assert!(recovery.waits_for_retry(&key(1)), "nobody is told yet that it cannot be read");
+        assert_eq!(recovery.next_retry(|_| true), Some(key(1)));
     }
 
     #[test]
