@@ -454,7 +454,9 @@ impl Pg {
         if whole_after.is_none() && !peering.ungiving.contains(&auth) && !self.absent_stand_ins().is_empty() {
             // Nobody who was heard could take its place, but somebody who is down could.
             let others = copies.iter().filter(|(osd, info)| **osd != auth && complete(info));
-            let told = others.map(|(_, info)| info.last_update).max();
+            // Where the source lacks something, another that has its log may have been filled from it, and lack the same.
+            let lacks = copies.get(&auth).is_some_and(|info| info.last_complete < info.last_update);
+            let told = others.map(|(_, info)| if lacks { info.last_complete } else { info.last_update }).max();
             // What the last activation had adopted everybody has who could take its place.
             let adopted = LogVersion { epoch: floor, counter: 0 };
             let ends = copies.get(&auth).map_or(LogVersion::ZERO, |info| info.last_update);

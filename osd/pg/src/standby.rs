@@ -10,7 +10,7 @@
 //! | has entries of its own, all their objects can be read | ends before | the longest |
 //! | has entries of its own, an object of theirs is missing or unreadable there | ends before | the longest of the others that miss nothing, if the same holds for it |
 //! | any | there is none (left), and nobody is down who could be one | the longest |
-//! | its objects can be read beyond what any other complete copy tells of, and the last activation had adopted | none (left); one who is down could be | the longest |
+//! | its objects can be read beyond what any other complete copy tells of (where an object is missing: has, for it may have been filled from this one), and the last activation had adopted | none (left); one who is down could be | the longest |
 //! | an object of theirs is missing or unreadable | the same | none for a minute, while that one is waited for; then the longest |
 //!
 //! Why another log may be taken (the whole proof is in `docs/adr/0009-…`): every candidate (a complete copy with `info_les ≥ M`)

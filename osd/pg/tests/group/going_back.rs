@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use holdfast_map::PoolKind;
+use holdfast_map::{PgMembers, PoolKind};
 use holdfast_pg::{Input, Limits, ObjectKey};
 use holdfast_types::{Epoch, Incarnation};
 use holdfast_wire::peer::{LogReply, PeerBody, PeerMessage};
 use holdfast_wire::{Blob, ClientOutcome, ObjectOp, OpError, OpResult, RefusedReason};
 
-use crate::group::{Group, PG, content, name, osd, shows};
+use crate::group::{Group, PG, content, name, osd, short_log, shows};
 
 fn append(text: &str) -> Vec<ObjectOp> {
     vec![ObjectOp::Append { data: Blob::from(bytes::Bytes::from(text.to_owned())) }]
@@ -242,6 +242,37 @@ fn alone_while_the_other_is_away() -> Group {
     group.kill(1);
     group.start(2);
     group
+}
+
+/// OSD 2 has been told the log by OSD 0 alone, which could not give it `o`: it lacks that, too.
+#[test]
+fn who_was_filled_from_a_copy_that_cannot_be_read_does_not_vouch_for_its_log() {
+    for lead in [[0, 2], [2, 0]] {
+        let mut group = Group::of(3, 3, short_log());
+        group.kill(2);
+        group.have_lead(&[0, 1]);
+        group.write_before_the_log("p");
+        group.write("o");
+        group.silent.insert(0);
+        group.send(7, 100, "o", append("more"));
+        group.run();
+        group.rot(0, "o", true);
+        group.silent.clear();
+        group.kill(1);
+        group.start(2);
+        group.members = PgMembers { up: vec![osd(0), osd(2)], acting: vec![osd(0)] };
+        group.publish();
+        group.pass(Duration::from_secs(25));
+        assert!(group.is_whole(2, "p") && !group.is_whole(2, "o"));
+        group.have_lead(&lead);
+        group.pass(Duration::from_secs(10));
+        assert!(group.report().state.down, "{:?}", group.report());
+        assert_eq!(group.report().blocked_by, [osd(1)]);
+        group.start(1);
+        group.have_lead(&[0, 1, 2]);
+        group.run_until_clean();
+        assert_eq!(group.report().objects_unfound, 0);
+    }
 }
 
 #[test]
