@@ -5,13 +5,15 @@
 use holdfast_sim::{Config, campaign};
 
 /// World, seed, and what was wrong: with the product first, then with the simulator.
-const FOUND: [(&str, u64, &str); 10] = [
+const FOUND: [(&str, u64, &str); 12] = [
     ("limp", 2_001_439, "a complete copy that knew an activation did not speak for the time before it"),
     ("limp", 2_001_472, "the same, after the only other copy's disk was lost"),
     ("limp", 2_001_863, "a write over bytes that nobody could read was adopted, and nobody else was waited for"),
     ("leases", 2_001_958, "a remembered failure was repeated by one who had been replaced"),
     ("leases", 2_001_199, "a process that stopped within a step took the next map first"),
     ("limp", 4_001_434, "strays of a placement group with a lost object counted as left behind"),
+    ("limp", 10_000_408, "a copy filled from one that could not be read vouched for its log"),
+    ("limp", 10_001_695, "the same, another bad sector"),
     ("ghosts", 10_001_210, "a stray that restarted while others were asked in its place was not asked again"),
     ("limp", 2_001_253, "a repeated answer that something is unreadable was judged anew"),
     ("tables", 2_000_688, "what a stopped process had put off stayed put off after the end of all faults"),
