@@ -357,6 +357,9 @@ impl Client {
         let changes = history.get(asked.operation).is_some_and(|operation| operation.act.changes());
         let removes = history.get(asked.operation).is_some_and(|operation| operation.act == Act::Remove);
         match reply.outcome {
+            // It was sent again since, under a newer map: another primary may execute that, and knows nothing of this answer
+            // (C4). As the client library does, it goes by the answer to the later sending.
+            ClientOutcome::Failed { .. } if changes && reply.epoch < asked.request.epoch => return Ok(()),
             ClientOutcome::Refused(RefusedReason::WrongPrimary | RefusedReason::Busy) => {
                 self.epoch = self.epoch.max(reply.epoch);
                 return Ok(());
@@ -391,6 +394,7 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use holdfast_types::ClusterId;
+    use holdfast_wire::OpError;
 
     use super::*;
 
@@ -424,5 +428,26 @@ mod tests {
         let dups_max = Config::storm().limits.dups_max;
         forgotten(dups_max, 0).expect("enough changes came after it");
         assert!(forgotten(dups_max - 1, dups_max).is_err());
+    }
+
+    #[test]
+    fn a_failure_told_by_an_earlier_primary_is_dropped_when_the_request_was_sent_again_under_a_newer_map() {
+        let config = Config::storm();
+        let object = ObjectName::new("register").expect("a name");
+        let registers = vec![object.clone()];
+        let names = Names { registers, counters: Vec::new(), lists: Vec::new(), volumes: Vec::new() };
+        let mut client = Client::new(1, Arc::new(names), WhenFull::Never, false);
+        let (mut history, now) = (Vec::new(), Timestamp::ZERO);
+        let tid = client.start_with(object, Act::Remove, 0, now, &mut history);
+        client.epoch = Epoch(5);
+        client.request(tid, now).expect("it is outstanding");
+        let map = ClusterMap::empty(ClusterId([1; 16]));
+        let promised = Promised { dups_max: config.limits.dups_max, map: &map, splits: false, is_shared: false };
+        let id = RequestId { client: client.id, incarnation: Incarnation(1), tid };
+        for (epoch, is_taken) in [(Epoch(4), false), (Epoch(5), true)] {
+            let outcome = ClientOutcome::Failed { index: 0, error: OpError::NotFound };
+            client.answered(ClientReply { id, epoch, outcome }, now, &promised, &mut history).expect("right");
+            assert_eq!(history[0].answer.is_some(), is_taken);
+        }
     }
 }
