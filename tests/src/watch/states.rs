@@ -9,7 +9,9 @@ pub fn is_clean(state: &str) -> bool {
     state.split('+').any(|part| part == "clean")
 }
 
-/// A state that so many looks in a row have shown was there for long enough to be asked about.
+/// A state that so many looks in a row have shown was there for long enough to be asked about. One that is gone before it
+/// can be asked about is printed, and no finding: that the monitors explain every state, with whatever the map adds to it, is
+/// what `no_state_that_is_not_clean_goes_without_a_cause_a_party_and_a_next_step` of the monitors' state shows.
 const LASTING: u64 = 3;
 
 /// How often a state was shown.

@@ -1,6 +1,6 @@
 //! `explain` and `pg query`: the cause, who blocks, the next command.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use holdfast_map::SpaceLevel;
@@ -270,4 +270,105 @@ fn objects_that_nobody_can_give_are_named_and_so_is_who_may_have_them_or_how_to_
     let why = explained(&mut world, &[OsdId(holder)]);
     assert_eq!(why.causes[0].blocked_by, [OsdId(holder).to_string()]);
     assert!(why.causes[0].next.starts_with(&format!("start `holdfast osd` for osd.{holder}")), "{why:?}");
+}
+
+/// What a primary can say: how far it is, with each combination of what its copies lack. Copies that differ have a test of
+/// their own.
+fn all_states() -> impl Iterator<Item = PgState> {
+    let fresh = PgState::default();
+    let phases = [
+        fresh,
+        PgState { peering: true, ..fresh },
+        PgState { peering: true, down: true, ..fresh },
+        PgState { down: true, ..fresh },
+        PgState { incomplete: true, ..fresh },
+        PgState { active: true, peering: true, ..fresh },
+        PgState { active: true, ..fresh },
+        PgState { active: true, clean: true, ..fresh },
+    ];
+    phases.into_iter().flat_map(|phase| {
+        (0u32..1 << 5).map(move |bits| {
+            let has = |bit: u32| bits >> bit & 1 == 1;
+            let (degraded, undersized, recovering) = (has(0), has(1), has(2));
+            PgState { degraded, undersized, recovering, backfilling: has(3), remapped: has(4), ..phase }
+        })
+    })
+}
+
+/// Where [`PG`] can stand, with what each does to a world of six OSDs.
+fn standings() -> Vec<(&'static str, World)> {
+    let wish = |world: &mut World, acting: Vec<OsdId>| {
+        let leader = acting[0];
+        let wishes = vec![PgTempWish { pg: PG, acting, seen: None }];
+        world.change(Change::Request(MonCommand::PgTemp { osd: leader, incarnation: run_of(leader.0), wishes }));
+    };
+    let world = || World::new(&[0, 1, 2, 3, 4, 5]);
+    let up = world().map().members(PG).up.clone();
+    let another = (0..6).map(OsdId).find(|osd| !up.contains(osd)).expect("six OSDs, three copies");
+    let mut standings = vec![("all are there", world())];
+    for gone in 1..=3 {
+        let mut world = world();
+        for osd in &up[..gone] {
+            kill(&mut world, osd.0, gone == 1);
+        }
+        standings.push((["a member is down", "two are down", "all are down"][gone - 1], world));
+    }
+    for (name, acting, is_down) in [
+        ("one is being filled", vec![up[0], up[1]], false),
+        ("two are being filled", vec![up[0]], false),
+        ("one is being filled, and down", vec![up[0], up[1]], true),
+        ("another one serves", vec![another, up[0], up[1]], false),
+        ("another one serves, and a member is down", vec![another, up[0]], true),
+    ] {
+        let mut world = world();
+        wish(&mut world, acting);
+        if is_down {
+            kill(&mut world, up[2].0, false);
+        }
+        standings.push((name, world));
+    }
+    let mut few = World::new(&[0, 1]);
+    few.report_all();
+    standings.push(("there are places for two", few));
+    standings
+}
+
+#[test]
+fn no_state_that_is_not_clean_goes_without_a_cause_a_party_and_a_next_step() {
+    // Codes of causes that nobody can be named for.
+    const NOBODY: [&str; 4] = ["NO_COMPLETE_COPY", "COPYING", "TOO_FEW_PLACES", "OBJECTS_UNFOUND"];
+    let mut states = BTreeSet::new();
+    let mut check = |standing: &str, world: &World| {
+        let why = explain(world, Subject::Pg(PG));
+        let is_clean = why.state.split('+').any(|part| part == "clean") && why.state.starts_with("active");
+        assert!(is_clean || !why.ok, "{standing}: {why:?}");
+        assert_eq!(why.causes.is_empty(), why.ok, "{standing}: {why:?}");
+        for cause in &why.causes {
+            assert!(!cause.cause.is_empty() && !cause.next.is_empty(), "{standing}: {why:?}");
+            assert!(!cause.blocked_by.is_empty() || NOBODY.contains(&&*cause.code), "{standing}: {why:?}");
+        }
+        states.insert(why.state);
+    };
+    for (standing, mut world) in standings() {
+        check(standing, &world);
+        let members = world.map().members(PG);
+        let primary = members.primary().map_or(0, |osd| osd.0);
+        for state in all_states() {
+            for (missing, unfound, blockers) in [(0, 0, vec![]), (5, 0, vec![OsdId(4)]), (9, 2, vec![])] {
+                let _ = world.report_of(primary, &[(PG, members.clone())], |report| {
+                    (report.state, report.copies_missing, report.objects_unfound) = (state, missing, unfound);
+                    report.blocked_by.clone_from(&blockers);
+                });
+                check(standing, &world);
+            }
+        }
+        // The last report is too old to count.
+        world.wait(Duration::from_secs(60));
+        check(standing, &world);
+    }
+    for seen in ["unknown", "unknown+undersized+degraded+remapped", "active+undersized+degraded+recovering", "peering"]
+    {
+        let seen = seen.split('+').collect::<BTreeSet<_>>();
+        assert!(states.iter().any(|state| state.split('+').collect::<BTreeSet<_>>() == seen), "{seen:?}: {states:?}");
+    }
 }

@@ -123,7 +123,8 @@ impl World {
         }
     }
 
-    fn report_of(
+    /// An OSD reports those of these placement groups that it leads.
+    pub fn report_of(
         &mut self,
         osd: u32,
         members: &[(PgId, PgMembers)],
