@@ -18,10 +18,12 @@
 //! back lasts, and the room is taken again. Where the device is elsewhere, or on another subvolume, cleaning is no help and
 //! is not done for this.
 //!
-//! Not covered: the device's next segment, for deletes and for the cleaner, may take what was given up (without it neither
-//! could go on); what others take within the moment between a look and the flush; what RocksDB writes on its own meanwhile
-//! (compactions; on devices below 4 GiB, for which less than the largest memtable is kept, a memtable full of rows). The
-//! next open gives the blocks up before RocksDB needs any.
+//! The device's next segment, for deletes and for the cleaner, may take what was given up (without it neither could go on),
+//! but for a few MiB: the index is flushed before a step of cleaning, and has little to write after it.
+//!
+//! Not covered: a segment that deletes alone fill before a flush; what others take within the moment between a look and the
+//! flush; what RocksDB writes on its own meanwhile (compactions; on devices below 4 GiB, for which less than the largest
+//! memtable is kept, a memtable full of rows). The next open gives the blocks up before RocksDB needs any.
 //!
 //! [`Engine::note_index_room`]: crate::Engine::note_index_room
 

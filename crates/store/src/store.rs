@@ -15,7 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::device::{Device, FileDevice};
 use crate::engine::blank::check_blank;
 use crate::engine::commit::in_callback;
-use crate::engine::{Engine, Identity, OnDurable, Options, SUPPORTED_SEGMENT_BYTES};
+use crate::engine::{Engine, Identity, IndexRoomLeft, OnDurable, Options, SUPPORTED_SEGMENT_BYTES};
 use crate::error::{CleanError, CommitError, FormatError, OpenError, SubmitError};
 use crate::index::{Index, IndexError, RocksIndex};
 use crate::index_room::IndexRoom;
@@ -415,10 +415,13 @@ impl<D: Device, I: Index> Shared<D, I> {
     }
 
     /// Looks at once: the index is about to be flushed, and nobody may look before that is done.
-    fn make_room_for_index(&self) {
-        if let Some(room) = &self.index_room {
-            self.look_at(&mut room.lock());
-        }
+    /// Whether it lacks room even so.
+    fn make_room_for_index(&self) -> bool {
+        self.index_room.as_ref().is_some_and(|room| {
+            let mut room = room.lock();
+            self.look_at(&mut room);
+            room.left() != IndexRoomLeft::Enough
+        })
     }
 
     fn look_at(&self, room: &mut IndexRoom) {
@@ -467,7 +470,10 @@ impl<D: Device, I: Index> Shared<D, I> {
             *flushed_at = Instant::now();
         }
         while self.engine.wants_cleaning() && !self.signals.lock().stop {
-            self.make_room_for_index(); // a step flushes it
+            // A step flushes it, and may take a segment before: then only little is left of what was given up.
+            if self.make_room_for_index() && self.engine.has_unflushed() {
+                self.engine.flush_index()?;
+            }
             let progress = self.engine.clean_step(CLEAN_STEP_BYTES)?;
             self.note_progress();
             self.look_at_index_room();

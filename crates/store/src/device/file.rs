@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt as _};
 use std::path::Path;
 
 use rustix::fs::{Advice, FallocateFlags, FlockOperation};
@@ -17,6 +17,12 @@ use super::direct::DirectFile;
 
 /// Most pieces that one pwritev takes (Linux IOV_MAX).
 const WRITE_PIECES_MAX: usize = 1024;
+
+/// What an allocation leaves free at least: a share of its bytes, and no more than this. The index writes there, too.
+const LEFT_SHARE: u64 = 16;
+const LEFT_BYTES_MAX: u64 = 4 << 20;
+/// A file system that is nearly full is asked for this many bytes at a time.
+const PIECE_BYTES: u64 = 1 << 20;
 
 /// See the module.
 #[derive(Debug)]
@@ -87,6 +93,34 @@ impl FileDevice {
         let direct = DirectFile::of(&file);
         Ok(FileDevice { file, direct, bytes, is_file: kind.is_file() })
     }
+
+    /// Whether the range has its blocks already: `StorageFull` if it lacks any.
+    ///
+    /// Only by asking for them can it be told. One call for all of it would take all that is left, be it for a moment, and
+    /// keep that where it fails (ext4, XFS); others would have none. So it is asked for in pieces, and the first one that
+    /// took anything is given back.
+    fn allocate_nothing_new(&self, offset: u64, length: u64) -> io::Result<()> {
+        let end = offset + length;
+        let mut at = offset;
+        while at < end {
+            let piece = PIECE_BYTES.min(end - at);
+            let before = self.file.metadata()?.blocks();
+            let full = match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, at, piece) {
+                Ok(()) => self.file.metadata()?.blocks() > before,
+                Err(Errno::OPNOTSUPP) => return Ok(()), // as above; what it has cannot be told either
+                Err(Errno::NOSPC | Errno::DQUOT) => true,
+                Err(error) => return Err(error.into()),
+            };
+            if full {
+                if let Err(error) = self.discard(at, piece) {
+                    tracing::debug!(%error, "what a full file system gave is kept");
+                }
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            at += piece;
+        }
+        Ok(())
+    }
 }
 
 impl Device for FileDevice {
@@ -135,10 +169,9 @@ impl Device for FileDevice {
         if !self.is_file {
             return Ok(());
         }
-        // One that fails for want of space may keep what there was (ext4, XFS): others would have none of it.
         let stat = rustix::fs::fstatvfs(&self.file)?;
-        if stat.f_bavail.saturating_mul(stat.f_frsize) < length {
-            return Err(io::ErrorKind::StorageFull.into());
+        if stat.f_bavail.saturating_mul(stat.f_frsize) < length + (length / LEFT_SHARE).min(LEFT_BYTES_MAX) {
+            return self.allocate_nothing_new(offset, length);
         }
         match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, length) {
             Err(Errno::OPNOTSUPP) => Ok(()), // only a help; the write allocates
@@ -155,5 +188,37 @@ impl Device for FileDevice {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const BYTES: u64 = 8 << 20;
+
+    #[test]
+    fn a_full_file_system_is_asked_for_nothing_that_is_there_and_keeps_what_it_cannot_give() {
+        let directory = tempfile::tempdir().unwrap();
+        let device = FileDevice::create(&directory.path().join("block"), 2 * BYTES).unwrap();
+        let held = || device.file.metadata().unwrap().blocks() * 512;
+        let is_refused = || device.allocate_nothing_new(0, BYTES).unwrap_err().kind() == io::ErrorKind::StorageFull;
+        assert!(is_refused());
+        assert_eq!(held(), 0);
+        device.allocate(0, BYTES / 2).unwrap();
+        let half = held();
+        assert!(half >= BYTES / 2 && is_refused(), "{half}");
+        assert_eq!(held(), half, "what it had it has, and no more");
+        device.allocate(0, BYTES).unwrap();
+        let whole = held();
+        device.allocate_nothing_new(0, BYTES).unwrap();
+        assert_eq!(held(), whole);
+        device.write_at(4096, &[&[7; 8192]]).unwrap();
+        device.sync().unwrap();
+        device.allocate_nothing_new(0, BYTES).unwrap();
+        let mut read = [0; 8192];
+        device.read_at(4096, &mut read).unwrap();
+        assert_eq!(read, [7; 8192]);
     }
 }

@@ -44,8 +44,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             state.space.next_has_no_blocks.then_some(state.space.head.next_segment)
         };
         if let Some(next) = next {
-            // It may have some, or all: more than it lacks is asked for, and what is not enough is room for others. Nobody
-            // opens it meanwhile.
+            // It may have some: what is not enough is room for others. Nobody opens it meanwhile.
             self.discard_segment(next);
             self.allocate_next(next);
         }
@@ -126,11 +125,11 @@ mod tests {
             self.bytes.saturating_sub(room_bytes + self.held_bytes())
         }
 
-        /// Gives the segment at byte `offset` its blocks. Asked for ahead they must all be free, whatever it has.
-        fn take(&self, offset: u64, is_written: bool) -> io::Result<()> {
+        /// Gives the segment at byte `offset` its blocks, all of them or none.
+        fn take(&self, offset: u64) -> io::Result<()> {
             let Some(within) = offset.checked_sub(SEGMENTS_START) else { return Ok(()) };
             let start = offset - within % SEGMENT_BYTES;
-            let has_blocks = is_written && self.segments.lock().contains(&start);
+            let has_blocks = self.segments.lock().contains(&start);
             if !has_blocks && self.free_bytes() < SEGMENT_BYTES {
                 return Err(io::ErrorKind::StorageFull.into());
             }
@@ -151,7 +150,7 @@ mod tests {
         }
 
         fn write_at(&self, offset: u64, data: &[&[u8]]) -> io::Result<()> {
-            self.file_system.take(offset, true)?;
+            self.file_system.take(offset)?;
             self.file.write_at(offset, data)
         }
 
@@ -165,7 +164,7 @@ mod tests {
         }
 
         fn allocate(&self, offset: u64, _length: u64) -> io::Result<()> {
-            self.file_system.take(offset, false)
+            self.file_system.take(offset)
         }
 
         fn len(&self) -> io::Result<u64> {
