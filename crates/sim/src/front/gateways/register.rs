@@ -163,14 +163,6 @@ impl<'h> Search<'h> {
         let is_seen = |write: &WriteId| {
             seen.contains(write) || may_be(&shown, etags.get(write)) || may_be(&copied, sums.get(write))
         };
-        // What was never answered and that nobody can have met need not have happened.
-        let needed = |event: &&&'h Event| match (&event.asked, &event.answered) {
-            (_, Answered::Nothing) | (Asked::Read, Answered::Unknown) => false,
-            (Asked::Write { write, .. }, Answered::Unknown) => refused || is_seen(write),
-            _ => true,
-        };
-        let mut events: Vec<&'h Event> = events.iter().filter(needed).copied().collect();
-        events.sort_by_key(|event| event.began);
         let asked_for: BTreeSet<&str> = events
             .iter()
             .filter_map(|event| match &event.asked {
@@ -179,6 +171,15 @@ impl<'h> Search<'h> {
             })
             .collect();
         let named = |write: &WriteId| etags.get(write).map(String::as_str).filter(|etag| asked_for.contains(etag));
+        // What was never answered and that nobody can have met need not have happened. A condition on its ETag that was met
+        // is a meeting, too.
+        let needed = |event: &&&'h Event| match (&event.asked, &event.answered) {
+            (_, Answered::Nothing) | (Asked::Read, Answered::Unknown) => false,
+            (Asked::Write { write, .. }, Answered::Unknown) => refused || is_seen(write) || named(write).is_some(),
+            _ => true,
+        };
+        let mut events: Vec<&'h Event> = events.iter().filter(needed).copied().collect();
+        events.sort_by_key(|event| event.began);
         let alike = |event: &&'h Event| match (&event.asked, &event.answered) {
             (Asked::Delete, Answered::Unknown) => Some(Alike::Removal),
             (Asked::Write { write, only_if: OnlyIf::Any }, Answered::Unknown) if !is_seen(write) => {
@@ -342,5 +343,20 @@ mod tests {
         assert!(!explained(&[put(1, 0, NEVER), refused.clone()]), "it is what was asked for");
         assert!(explained(&[put(2, 0, NEVER), refused.clone()]));
         assert!(explained(&[put(1, 0, NEVER), put(2, 1, NEVER), refused]), "nobody has seen either of them");
+    }
+
+    #[test]
+    fn a_condition_that_was_met_shows_a_write_that_was_never_answered() {
+        let etags: BTreeMap<WriteId, String> = [(1, "a".into()), (2, "a".into()), (4, "b".into())].into();
+        let sums: BTreeMap<WriteId, String> = [(1, "x".into()), (2, "x".into()), (4, "y".into())].into();
+        let gone = || event(Asked::Delete, Answered::Done, 2, 3);
+        let asks = || event(Asked::Write { write: 3, only_if: OnlyIf::Etag("a".to_owned()) }, Answered::Done, 6, 7);
+        let is_explained = |events: &[Event]| {
+            check(&History { events: events.to_vec(), etags: etags.clone(), sums: sums.clone() }, 1).is_ok()
+        };
+        assert!(is_explained(&[put(1, 0, 1), gone(), put(2, 4, NEVER), asks()]), "it has this ETag");
+        assert!(!is_explained(&[put(1, 0, 1), gone(), asks()]), "nothing has");
+        assert!(!is_explained(&[put(1, 0, 1), gone(), put(4, 4, NEVER), asks()]), "another ETag");
+        assert!(!is_explained(&[put(1, 0, 1), gone(), asks(), put(2, 8, NEVER)]), "too late");
     }
 }
