@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use holdfast_types::{LogVersion, OsdId, RequestId, Timestamp};
-use holdfast_wire::peer::{BackfillCursor, Notice, PeerBody};
+use holdfast_wire::peer::{BackfillCursor, Notice, PeerBody, PgHistory};
 use holdfast_wire::{ClientOutcome, Effect};
 
 use crate::api::{Outbox, Output, Slot};
@@ -283,6 +283,7 @@ impl Pg {
             PeerBody::Notice(Notice { info: Some(info), history, .. }) => {
                 if let Some(history) = &history {
                     self.learn_history(history, said.start, step);
+                    self.tell_history(from, history, step);
                 }
                 self.stray_appeared(from, info.last_update, step);
             }
@@ -471,6 +472,14 @@ impl Pg {
         let Role::Active(active) = &self.role else { return };
         for osd in active.peers.keys() {
             self.send(*osd, PeerBody::History(self.history.clone()), step);
+        }
+    }
+
+    /// A member shows that the word of this activation has not come to it ([`Pg::share_history`] tells it once).
+    fn tell_history(&self, to: OsdId, theirs: &PgHistory, step: &mut Step<'_>) {
+        let Role::Active(active) = &self.role else { return };
+        if active.peers.contains_key(&to) && theirs.last_epoch_started < self.history.last_epoch_started {
+            self.send(to, PeerBody::History(self.history.clone()), step);
         }
     }
 

@@ -13,6 +13,8 @@
 //! | scan of a copy that cannot be listed | `NotActivated` | what is here is given up; when that is durable `NotActivated` → not activated |
 //! | `Pull` | answer | the same |
 //! | `RemovePg` | remove the copy, if not a member | the same |
+//! | `History` | learn it | the same |
+//! | nothing: no word that the activation was completed | | tell the primary what is known here, each [`HISTORY_PATIENCE`], until it gives its history |
 //!
 //! Invariants: R1 an entry is acknowledged only when it is durable here; R2 entries are applied in log order; R3 a push
 //! never replaces an object by an older version: it is taken only for the version that the missing set needs, or, in a
@@ -45,6 +47,8 @@ use crate::transfer;
 /// A stray tells the primary of itself again after this long, then after twice as long, up to [`GREETING_MAX`].
 const GREETING_MIN: Duration = Duration::from_secs(2);
 const GREETING_MAX: Duration = Duration::from_secs(32);
+/// A member that was not told the history of the activation that it has taken asks for it this often.
+const HISTORY_PATIENCE: Duration = Duration::from_secs(2);
 /// Writes kept that came before the one they follow. The primary repeats what is dropped.
 const EARLY_WRITES_MAX: usize = 128;
 /// What an object that is missing costs in a message beside its name.
@@ -186,6 +190,28 @@ impl Pg {
         if holds {
             self.tick_within(SLOT_SILENCE_MAX, step);
         }
+        if self.lacks_history() {
+            self.ask_history(step);
+        }
+    }
+
+    /// Whether this member has taken an activation for writes and was not told that it was completed: the primary says so
+    /// once. Without that word the intervals before count for this one, and those who were their members would be waited
+    /// for, should the others of this interval go.
+    fn lacks_history(&self) -> bool {
+        let taken = self.holding.last_epoch_started;
+        let of_this_interval = taken >= self.interval.first && taken > self.history.last_epoch_started;
+        let activated = matches!(&self.role, Role::Follower(follower) if follower.activated.is_some());
+        activated && of_this_interval && self.is_member()
+    }
+
+    /// Shows the primary what is known here; it gives what it knows more.
+    fn ask_history(&mut self, step: &mut Step<'_>) {
+        if let Some(primary) = self.members.primary().filter(|osd| *osd != self.whoami) {
+            let notice = PeerBody::Notice(self.notice(step));
+            self.send_when_durable(primary, notice, step);
+            self.tick_within(HISTORY_PATIENCE, step);
+        }
     }
 
     /// What of that which its log tells of after `after` this copy cannot give, read once: the question comes again until it
@@ -326,6 +352,9 @@ impl Pg {
             // Nothing that was under way in an earlier activation counts in this one.
             let slot = follower.slot.take();
             *follower = Follower { activated: said.activation, slot, ..Follower::new(step.now) };
+        }
+        if self.lacks_history() {
+            self.tick_within(HISTORY_PATIENCE, step);
         }
         self.acknowledge_activation(from, step);
     }

@@ -4,8 +4,8 @@
 //! Invariants: I1 two holders of the same maps compute the same intervals; I2 an interval in which writes may have been
 //! acknowledged is forgotten only when a later activation (`les`) or a clean state (`lec`) has superseded it; I3 a holder
 //! that does not know the past back to `lec` says so (`known_from`) and never goes active on its own word, unless every
-//! OSD that may ever have been a member is up and has been heard; I4 of a past interval speaks only who
-//! still has the disk that it had then.
+//! OSD that may ever have been a member is up and has been heard, or a whole copy took part in an activation since
+//! `known_from`; I4 of a past interval speaks only who still has the disk that it had then.
 
 use std::collections::BTreeSet;
 
@@ -149,6 +149,9 @@ pub(crate) struct PriorSet {
     pub probe: BTreeSet<OsdId>,
     /// OSDs of which one must come back: an interval in which writes may have been acknowledged has no live member.
     pub blocked_by: BTreeSet<OsdId>,
+    /// OSDs that must come back unless another copy speaks for the time about which nothing is known: they may have been
+    /// members then.
+    pub unknown_with: BTreeSet<OsdId>,
 }
 
 /// The intervals of which a primary must hear: writes may have been acknowledged in them, and no later activation has
@@ -183,13 +186,13 @@ fn ask_witnesses(prior: &mut PriorSet, history: &PgHistory, map: &ClusterMap) {
 }
 
 /// The past is unknown here (a first member of a placement group that nobody else remembers, or a new member): ask all
-/// that may have held a copy, and wait for those that are down. One holder's history is enough to do better.
+/// that may have held a copy, and tell of those that are down. One holder's history is enough to do better.
 fn ask_everyone(mut prior: PriorSet, history: &PgHistory, map: &ClusterMap, whoami: OsdId) -> PriorSet {
     for (osd, info) in &map.osds {
         if info.up {
             prior.probe.insert(*osd);
         } else if info.up_from > Epoch::ZERO && info.down_at > history.epoch_created {
-            prior.blocked_by.insert(*osd);
+            prior.unknown_with.insert(*osd);
         }
     }
     // That all are up is not enough where a disk was formatted since (I4).

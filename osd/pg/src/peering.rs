@@ -24,7 +24,7 @@
 //! |---|---|
 //! | primary | it peers again; a member that is told a newer activation than its own merges again, and drops what is of the old one |
 //! | member | it answers `NotActivated` to what is of an activation that it does not know; the primary peers again |
-//! | all | nobody knows the past: the primary waits until every OSD that may have been a member is up and heard, and goes on if none of them says that its copy was lost, or another has followed an activation since what is known begins (P4) |
+//! | all | nobody knows the past: the primary waits until every OSD that may have been a member is up and heard, and goes on if none of them says that its copy was lost, or another has followed an activation since what is known begins (P4); if that one lacks nothing, nobody who is down is waited for (I3) |
 //!
 //! Invariants: P1 the chosen log is of a complete copy (`last_backfill = MAX`) with `info_les ≥ M`; P2 the placement
 //! group goes active for writes only after the map shows `up_thru ≥ interval start` and every member, backfill targets
@@ -267,12 +267,15 @@ impl Pg {
             let phase =
                 if absent.is_empty() { Phase::Incomplete } else { Phase::Down { blocked_by: absent, ungivable: None } };
             self.enter(phase, step);
+        } else if !prior.unknown_with.is_empty() && !self.a_whole_copy_speaks_for_the_unknown() {
+            self.enter(Phase::Down { blocked_by: prior.unknown_with, ungivable: None }, step);
         } else if !intervals::is_known(&self.history) && self.somebody_lost_a_copy() && !self.speaks_for_the_unknown() {
             // Everybody has been heard, but what this one knew is not known.
             self.enter(Phase::Incomplete, step);
         } else {
             // Either the past is known and each interval with writes has a witness, or every OSD that may ever have held
-            // the placement group is up and has been heard; a copy that one of them lost is not needed then.
+            // the placement group is up and has been heard, or a copy speaks for who was not; a copy that one of them
+            // lost is not needed then.
             self.choose(step);
         }
     }
@@ -309,12 +312,25 @@ impl Pg {
     /// activation had heard all that was acknowledged before, and had it take the log of that. It stays chosen as long
     /// as nobody has one of a later activation ([`Pg::choice`]).
     fn speaks_for_the_unknown(&self) -> bool {
+        self.somebody_speaks_for_the_unknown(|_| true)
+    }
+
+    /// I3: the same of a copy that lacks nothing. Who may have what it lacks is not known either, so with one that lacks
+    /// something whoever is down is waited for.
+    fn a_whole_copy_speaks_for_the_unknown(&self) -> bool {
+        self.somebody_speaks_for_the_unknown(|missing| missing == 0)
+    }
+
+    /// Whether there is such a copy of those that lack so many objects as `may_lack` allows.
+    fn somebody_speaks_for_the_unknown(&self, may_lack: fn(u64) -> bool) -> bool {
         let Role::Peering(peering) = &self.role else { return false };
         let known_from = self.history.known_from;
-        let speaks = |info: &PgInfo| {
-            info.lost != Some(true) && info.last_backfill.is_complete() && info.last_epoch_started >= known_from
+        let speaks = |info: &PgInfo, missing: u64| {
+            let took_part = info.last_backfill.is_complete() && info.last_epoch_started >= known_from;
+            info.lost != Some(true) && took_part && may_lack(missing)
         };
-        speaks(&self.holding.info()) || peering.notices.values().any(|notice| notice.info.as_ref().is_some_and(speaks))
+        let said = |notice: &Notice| notice.info.as_ref().is_some_and(|info| speaks(info, notice.missing_count));
+        speaks(&self.holding.info(), self.holding.missing.len() as u64) || peering.notices.values().any(said)
     }
 
     // ---- the choice ----
@@ -668,9 +684,9 @@ impl Pg {
             self.stand_ins_missed = None;
             self.history.last_epoch_started = epoch;
             if !intervals::is_known(&self.history) {
-                // All that may have known the past have been heard, and this activation supersedes it.
+                // All that may have known the past have been heard, or a whole copy spoke for them, and this activation
+                // supersedes it. What is known of it stays: who was not heard may have objects that others come to lack.
                 self.history.known_from = self.history.epoch_created;
-                self.history.past.clear();
             }
             let mut ops = Vec::new();
             self.push_history_row(&mut ops);

@@ -64,6 +64,73 @@ fn copies_that_took_part_in_an_activation_speak_for_the_past_that_nobody_knows()
     assert_eq!(world.read().as_deref(), Some(&b"value"[..]));
 }
 
+/// Three copies that are active for the first time, of which nobody but the primary knows that it began so.
+fn the_word_of_the_first_activation_is_lost() -> World {
+    let mut world = World::without_copies();
+    world.loses = |body| matches!(body, PeerBody::History(_));
+    world.publish(|_| ());
+    world.settle();
+    world
+}
+
+#[test]
+fn copies_that_took_part_in_an_activation_wait_for_nobody_of_the_past_that_nobody_knows() {
+    let mut world = the_word_of_the_first_activation_is_lost();
+    world.stop(A);
+    let report = world.nodes[&B].pg.as_ref().unwrap().report();
+    assert!(report.state.active, "A may be gone for good, and B and C have all that it had heard of: {report:?}");
+    world.write(b"value");
+    assert_eq!(world.read().as_deref(), Some(&b"value"[..]));
+}
+
+#[test]
+fn copies_that_took_part_in_no_activation_wait_for_whom_the_past_may_have_seen() {
+    let mut world = World::without_copies();
+    world.loses = |body| matches!(body, PeerBody::Activate(_) | PeerBody::History(_));
+    world.publish(|_| ());
+    world.settle();
+    world.stop(A);
+    let report = world.nodes[&B].pg.as_ref().unwrap().report();
+    assert!(report.state.down && report.blocked_by.contains(&A), "A may have what they do not: {report:?}");
+}
+
+#[test]
+fn a_copy_that_lacks_something_waits_for_whom_the_past_that_nobody_knows_may_have_seen() {
+    let mut world = World::new();
+    world.stop(C);
+    world.write(b"acknowledged by A and B");
+    world.stop(B);
+    world.stop(A);
+    world.publish(|_| ());
+    world.loses = |body| matches!(body, PeerBody::History(_) | PeerBody::Push(_));
+    world.restart_without_maps(C, 31);
+    world.restart_without_maps(B, 21);
+    world.restart_without_maps(A, 11);
+    let led = world.nodes[&A].pg.as_ref().unwrap().report();
+    assert!(led.state.active, "all were heard: {led:?}");
+    // Both at once: B would tell C what it knows.
+    world.stop_all(&[A, B]);
+    let report = world.nodes[&C].pg.as_ref().unwrap().report();
+    assert!(report.state.down && report.blocked_by.contains(&B), "C cannot give what it lacks: {report:?}");
+    world.loses = |_| false;
+    world.restart(B, 22);
+    assert_eq!(world.read().as_deref(), Some(&b"acknowledged by A and B"[..]));
+}
+
+#[test]
+fn a_member_that_missed_the_word_of_an_activation_asks_for_it() {
+    let mut world = World::new();
+    world.stop(C);
+    world.write(b"acknowledged by A and B");
+    world.loses = |body| matches!(body, PeerBody::History(_));
+    world.restart(C, 31);
+    world.loses = |_| false;
+    world.settle();
+    world.stop_all(&[A, B]);
+    let report = world.nodes[&C].pg.as_ref().unwrap().report();
+    assert!(!report.state.down && report.blocked_by.is_empty(), "C was told all that A and B did: {report:?}");
+}
+
 #[test]
 fn copies_that_took_part_in_no_activation_speak_for_no_past() {
     let mute = |body: &PeerBody| matches!(body, PeerBody::Activate(_));

@@ -202,11 +202,20 @@ impl World {
     }
 
     pub fn stop(&mut self, osd: OsdId) {
-        self.nodes.get_mut(&osd).unwrap().running = false;
+        self.stop_all(&[osd]);
+    }
+
+    /// Stops several in the same map.
+    pub fn stop_all(&mut self, osds: &[OsdId]) {
+        for osd in osds {
+            self.nodes.get_mut(osd).unwrap().running = false;
+        }
         self.publish(|map| {
             let epoch = map.epoch;
-            let info = map.osds.get_mut(&osd).unwrap();
-            (info.up, info.down_at) = (false, epoch);
+            for osd in osds {
+                let info = map.osds.get_mut(osd).unwrap();
+                (info.up, info.down_at) = (false, epoch);
+            }
         });
         self.settle();
     }
