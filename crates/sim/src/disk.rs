@@ -57,6 +57,16 @@ fn options() -> Options {
     }
 }
 
+/// What came of taking away what filled a disk for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Emptied {
+    /// There was nothing.
+    Before,
+    Now,
+    /// It is still there.
+    Refused,
+}
+
 /// A transaction that became durable, and in which run it was submitted.
 #[derive(Debug, Clone, Copy)]
 struct Told {
@@ -354,11 +364,14 @@ impl Disk {
         self.device.set_no_blocks(no_blocks);
     }
 
-    /// Takes away what [`Disk::fill`] wrote. Gives whether there was anything.
-    pub fn empty(&self) -> bool {
-        let there = matches!(self.engine().stat(OWN_COLLECTION, &filler()), Ok(Some(_)));
+    /// Takes away what [`Disk::fill`] wrote.
+    pub fn empty(&self) -> Emptied {
         let remove = Transaction { ops: vec![TxOp::Remove { c: OWN_COLLECTION, o: filler() }] };
-        there && self.submit_then(&remove, None).is_ok()
+        match self.engine().stat(OWN_COLLECTION, &filler()) {
+            Ok(None) => Emptied::Before,
+            Ok(Some(_)) if self.submit_then(&remove, None).is_ok() => Emptied::Now,
+            Ok(Some(_)) | Err(_) => Emptied::Refused,
+        }
     }
 
     fn log_bytes(&self) -> u64 {

@@ -43,10 +43,10 @@ impl World {
             self.schedule(Duration::from_millis(5), Event::MapArrives { osd: OsdId(osd) });
         }
         for osd in 0..self.config.osds {
-            self.schedule(Duration::ZERO, Event::RoomBack { osd: OsdId(osd) });
             if self.config.faults.full_file_systems_per_second > 0.0 {
                 self.schedule(Duration::ZERO, Event::BlocksBack { osd: OsdId(osd) });
             }
+            self.schedule(Duration::ZERO, Event::RoomBack { osd: OsdId(osd) });
         }
         // Only what a command did is undone by one.
         for osd in std::mem::take(&mut self.put_out) {

@@ -11,6 +11,7 @@ use rand::Rng;
 
 use crate::config::{Config, Faults};
 use crate::cuts::Cut;
+use crate::disk::Emptied;
 use crate::front::FrontWork;
 use crate::monitor::POOL;
 use crate::node::Node;
@@ -559,12 +560,14 @@ impl World {
         }
     }
 
-    /// What filled the disk is gone.
+    /// What filled the disk is gone. Whoever filled it tries again where that was refused: the file system under the disk may
+    /// be full, too.
     pub(crate) fn room_back(&mut self, osd: OsdId) {
-        if !self.node(osd).running {
-            self.schedule(Duration::from_millis(200), Event::RoomBack { osd });
-        } else if self.node(osd).disk.empty() {
-            self.schedule_commit(osd);
+        let emptied = if self.node(osd).running { self.node(osd).disk.empty() } else { Emptied::Refused };
+        match emptied {
+            Emptied::Now => self.schedule_commit(osd),
+            Emptied::Before => {}
+            Emptied::Refused => self.schedule(Duration::from_millis(200), Event::RoomBack { osd }),
         }
     }
 

@@ -5,7 +5,7 @@
 use holdfast_sim::{Config, campaign};
 
 /// World, seed, and what was wrong: with the product first, then with the simulator.
-const FOUND: [(&str, u64, &str); 13] = [
+const FOUND: [(&str, u64, &str); 16] = [
     ("limp", 2_001_439, "a complete copy that knew an activation did not speak for the time before it"),
     ("limp", 2_001_472, "the same, after the only other copy's disk was lost"),
     ("limp", 2_001_863, "a write over bytes that nobody could read was adopted, and nobody else was waited for"),
@@ -15,10 +15,13 @@ const FOUND: [(&str, u64, &str); 13] = [
     ("limp", 10_000_408, "a copy filled from one that could not be read vouched for its log"),
     ("limp", 10_001_695, "the same, another bad sector"),
     ("ghosts", 10_001_210, "a stray that restarted while others were asked in its place was not asked again"),
+    ("bereft", 12_001_414, "who missed the word of an activation waited for all who had been down"),
     ("limp", 2_001_253, "a repeated answer that something is unreadable was judged anew"),
     ("tables", 2_000_688, "what a stopped process had put off stayed put off after the end of all faults"),
     ("rifts", 10_001_689, "a client took the failure that a former primary told for the answer to a later sending"),
     ("objects", 6_001_445, "two unseen writes counted as alike though a condition told them apart"),
+    ("objects", 12_000_619, "an unanswered write that only a condition had met was left out"),
+    ("cramped", 12_000_997, "what filled a disk stayed when its removal was refused once"),
 ];
 
 #[test]
