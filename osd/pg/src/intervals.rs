@@ -142,6 +142,17 @@ pub(crate) fn merge_history(ours: &mut PgHistory, theirs: &PgHistory) -> bool {
     *ours != before
 }
 
+/// An activation supersedes the past of which nothing is known. It is kept as an interval without writes of those who were
+/// not heard: with the other past ones it names who may have an old copy, until all is clean.
+pub(crate) fn supersede_unknown(history: &mut PgHistory, unheard: BTreeSet<OsdId>) {
+    let (first, last) = (history.epoch_created, Epoch(history.known_from.0.saturating_sub(1)));
+    if !unheard.is_empty() {
+        let acting = unheard.into_iter().collect();
+        history.past.insert(0, PastInterval { first, last, up: Vec::new(), acting, maybe_rw: false });
+    }
+    history.known_from = first;
+}
+
 /// Whom a primary must hear.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct PriorSet {
@@ -245,6 +256,20 @@ mod tests {
         let as_late = PgHistory { last_epoch_clean: Epoch(10), ..new_history(Epoch(1), Epoch(20)) };
         merge_history(&mut ours, &as_late);
         assert!(!is_known(&ours), "nobody has told of the epochs from 10 to 19");
+    }
+
+    #[test]
+    fn who_was_not_heard_of_a_past_that_nobody_knows_is_remembered_until_all_is_clean() {
+        let mut history = PgHistory { past: vec![past(20, 22)], ..new_history(Epoch(5), Epoch(20)) };
+        supersede_unknown(&mut history, BTreeSet::from([OsdId(4)]));
+        history.last_epoch_started = Epoch(25);
+        assert!(is_known(&history) && firsts(&history) == [5, 20]);
+        assert_eq!((history.past[0].last, history.past[0].acting.as_slice()), (Epoch(19), [OsdId(4)].as_slice()));
+        history.last_epoch_started = Epoch::ZERO;
+        assert!(needed(&history).all(|past| past.first == Epoch(20)), "it holds nobody up");
+        history.last_epoch_clean = Epoch(25);
+        forget_superseded(&mut history);
+        assert!(history.past.is_empty());
     }
 
     #[test]

@@ -259,16 +259,18 @@ impl Pg {
             self.send(osd, PeerBody::QueryInfo, step);
         }
         self.tick_within(RESEND, step);
+        let mut blocked_by = prior.blocked_by;
+        if !prior.unknown_with.is_empty() && !self.a_whole_copy_speaks_for_the_unknown() {
+            blocked_by.extend(prior.unknown_with);
+        }
         if waiting {
             self.enter(Phase::GetInfo, step);
-        } else if !prior.blocked_by.is_empty() {
-            self.enter(Phase::Down { blocked_by: prior.blocked_by, ungivable: None }, step);
+        } else if !blocked_by.is_empty() {
+            self.enter(Phase::Down { blocked_by, ungivable: None }, step);
         } else if let Some(absent) = self.unheard_interval() {
             let phase =
                 if absent.is_empty() { Phase::Incomplete } else { Phase::Down { blocked_by: absent, ungivable: None } };
             self.enter(phase, step);
-        } else if !prior.unknown_with.is_empty() && !self.a_whole_copy_speaks_for_the_unknown() {
-            self.enter(Phase::Down { blocked_by: prior.unknown_with, ungivable: None }, step);
         } else if !intervals::is_known(&self.history) && self.somebody_lost_a_copy() && !self.speaks_for_the_unknown() {
             // Everybody has been heard, but what this one knew is not known.
             self.enter(Phase::Incomplete, step);
@@ -303,34 +305,40 @@ impl Pg {
     /// P4: whether an OSD that may have been a member says that it lost what it had. (One that is being filled has lost
     /// nothing: an active primary took it in, which knew all that was acknowledged before.)
     fn somebody_lost_a_copy(&self) -> bool {
-        let lost = |info: &PgInfo| info.lost == Some(true);
-        let Role::Peering(peering) = &self.role else { return false };
-        lost(&self.holding.info()) || peering.notices.values().any(|notice| notice.info.as_ref().is_some_and(lost))
+        self.copies_heard().any(|(info, _)| info.lost == Some(true))
     }
 
     /// P4: whether a copy speaks for all that came before the intervals that are known. Whoever had it take part in an
     /// activation had heard all that was acknowledged before, and had it take the log of that. It stays chosen as long
     /// as nobody has one of a later activation ([`Pg::choice`]).
     fn speaks_for_the_unknown(&self) -> bool {
-        self.somebody_speaks_for_the_unknown(|_| true)
-    }
-
-    /// I3: the same of a copy that lacks nothing. Who may have what it lacks is not known either, so with one that lacks
-    /// something whoever is down is waited for.
-    fn a_whole_copy_speaks_for_the_unknown(&self) -> bool {
-        self.somebody_speaks_for_the_unknown(|missing| missing == 0)
-    }
-
-    /// Whether there is such a copy of those that lack so many objects as `may_lack` allows.
-    fn somebody_speaks_for_the_unknown(&self, may_lack: fn(u64) -> bool) -> bool {
-        let Role::Peering(peering) = &self.role else { return false };
         let known_from = self.history.known_from;
-        let speaks = |info: &PgInfo, missing: u64| {
-            let took_part = info.last_backfill.is_complete() && info.last_epoch_started >= known_from;
-            info.lost != Some(true) && took_part && may_lack(missing)
+        self.copies_heard().any(|(info, _)| {
+            info.lost != Some(true) && info.last_backfill.is_complete() && info.last_epoch_started >= known_from
+        })
+    }
+
+    /// I3: the same of a copy that lacks nothing and may be chosen. Who may have what it lacks is not known either, so with
+    /// one that lacks something whoever is down is waited for.
+    fn a_whole_copy_speaks_for_the_unknown(&self) -> bool {
+        let complete = self.copies_heard().filter(|(info, _)| info.last_backfill.is_complete());
+        let started = complete.map(|(info, _)| info.last_epoch_started).max().unwrap_or(Epoch::ZERO);
+        let since = started.max(self.history.last_epoch_started).max(self.history.known_from);
+        self.copies_heard().any(|(info, missing)| {
+            let took_part = info.last_backfill.is_complete() && info.last_epoch_started >= since;
+            info.lost != Some(true) && took_part && missing == 0
+        })
+    }
+
+    /// The copies that are known, and how many objects each lacks.
+    fn copies_heard(&self) -> impl Iterator<Item = (PgInfo, u64)> {
+        let notices = match &self.role {
+            Role::Peering(peering) => Some(peering.notices.values()),
+            _ => None,
         };
-        let said = |notice: &Notice| notice.info.as_ref().is_some_and(|info| speaks(info, notice.missing_count));
-        speaks(&self.holding.info(), self.holding.missing.len() as u64) || peering.notices.values().any(said)
+        let others = notices.into_iter().flatten();
+        let others = others.filter_map(|notice| Some((notice.info.clone()?, notice.missing_count)));
+        others.chain([(self.holding.info(), self.holding.missing.len() as u64)])
     }
 
     // ---- the choice ----
@@ -685,8 +693,9 @@ impl Pg {
             self.history.last_epoch_started = epoch;
             if !intervals::is_known(&self.history) {
                 // All that may have known the past have been heard, or a whole copy spoke for them, and this activation
-                // supersedes it. What is known of it stays: who was not heard may have objects that others come to lack.
-                self.history.known_from = self.history.epoch_created;
+                // supersedes it. Who was not heard may still have what others come to lack.
+                let unheard = intervals::prior_set(&self.history, &self.interval, &map, self.whoami).unknown_with;
+                intervals::supersede_unknown(&mut self.history, unheard);
             }
             let mut ops = Vec::new();
             self.push_history_row(&mut ops);

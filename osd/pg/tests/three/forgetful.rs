@@ -126,6 +126,12 @@ fn a_member_that_missed_the_word_of_an_activation_asks_for_it() {
     world.restart(C, 31);
     world.loses = |_| false;
     world.settle();
+    world.loses = |body| {
+        assert!(!matches!(body, PeerBody::Notice(_)), "it was told, and asks again");
+        false
+    };
+    world.settle();
+    world.loses = |_| false;
     world.stop_all(&[A, B]);
     let report = world.nodes[&C].pg.as_ref().unwrap().report();
     assert!(!report.state.down && report.blocked_by.is_empty(), "C was told all that A and B did: {report:?}");
