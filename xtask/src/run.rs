@@ -20,7 +20,23 @@ pub fn cargo(arguments: &[&str]) -> Command {
     for name in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "CARGO_PKG_VERSION", "CARGO_MANIFEST_PATH"] {
         command.env_remove(name);
     }
+    if !matches!(arguments.first(), Some(&("fmt" | "metadata"))) {
+        use_rocksdb_archive(&mut command);
+    }
     command
+}
+
+/// As `make` does: left alone, cargo would compile RocksDB anew for each profile, and all that depends on it. Where the
+/// archive cannot be had, it does.
+fn use_rocksdb_archive(command: &mut Command) {
+    if std::env::var_os("ROCKSDB_LIB_DIR").is_some() {
+        return;
+    }
+    let script = Command::new(root().join("scripts/rocksdb-archive")).stderr(Stdio::inherit()).output();
+    let Some(printed) = script.ok().filter(|output| output.status.success()) else { return };
+    let archive = PathBuf::from(String::from_utf8_lossy(&printed.stdout).trim());
+    command.env("ROCKSDB_LIB_DIR", archive.join("lib")).env("ROCKSDB_STATIC", "1");
+    command.env("ROCKSDB_INCLUDE_DIR", archive.join("include"));
 }
 
 /// Runs a step, announces it and its time, and fails when it fails.
