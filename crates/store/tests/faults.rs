@@ -709,6 +709,38 @@ fn without_blocks_for_the_next_segment_writes_are_refused_and_deletes_make_room(
 }
 
 #[test]
+fn without_blocks_for_the_next_segment_the_cleaner_leaves_deletes_their_room() {
+    let (device, _, engine) = new_engine(&tiny(512));
+    create(&engine);
+    let mut rng = SmallRng::seed_from_u64(29);
+    // Segments that are worth cleaning, each with more that is live than fits into what is left of the open one.
+    for number in 0..30 {
+        write(&engine, &format!("{number}"), 0, data(&mut rng, 16 << 10)).unwrap();
+        engine.commit().unwrap();
+    }
+    device.set_no_blocks(true);
+    while write(&engine, "small", 0, data(&mut rng, 2000)).is_ok() {
+        engine.commit().unwrap();
+    }
+    engine.commit().unwrap();
+    let (written, mut freed) = (device.stats().bytes_written, 0);
+    while let Ok(step) = engine.clean_step(1 << 20)
+        && step.moved_bytes + step.freed_segments > 0
+    {
+        freed += step.freed_segments;
+    }
+    let moved = device.stats().bytes_written - written;
+    assert!(moved == 0 || freed > 0, "{moved} bytes were moved, and took room, and freed nothing");
+    // One of each segment: none gets empty by that.
+    for number in (0..30).step_by(3) {
+        let op = TxOp::Remove { c: collection(0), o: object(&format!("{number}")) };
+        engine.submit(Transaction { ops: vec![op] }).unwrap();
+        engine.commit().unwrap();
+        let _ = engine.clean_step(1 << 20);
+    }
+}
+
+#[test]
 fn a_full_file_system_is_no_reason_for_a_quarantine() {
     let full = CommitError::Write { offset: 0, bytes: 1, source: std::io::ErrorKind::StorageFull.into() };
     assert!(!full.doubts_the_device());

@@ -80,7 +80,7 @@ impl<D: Device, I: Index> Engine<D, I> {
             self.flush_index()?;
         }
         if let Some((victim, sequence)) = cleaner.victim
-            && !self.state.read().space.is_sealed_since(victim, sequence)
+            && !self.state.read().space.may_go_on_with(victim, sequence)
         {
             *cleaner = Cleaner::default();
         }

@@ -170,9 +170,8 @@ impl Space {
     /// that `admission` may not take.
     pub(super) fn plan(&self, bytes: u64, admission: Admission) -> Option<Plan> {
         let head = &self.head;
-        let half = u64::from(self.segment_bytes / 2);
-        if self.next_has_no_blocks && admission == Admission::Normal && u64::from(head.offset) + bytes > half {
-            return None; // the rest of the open segment is for deletes
+        if self.next_has_no_blocks && u64::from(head.offset) + bytes > self.end_without_next(admission) {
+            return None;
         }
         // While no segment is free, the rest of the open one is what the cleaner needs to empty its victim: whoever took it
         // would leave it none to go on with, for ever. (While the file system has no blocks it is for deletes, as said above.)
@@ -197,6 +196,33 @@ impl Space {
             sequence: head.sequence + 1,
             opens_with_next: Some(*next),
         })
+    }
+
+    /// Where records in the open segment end while the next one has no blocks: the last quarter is for deletes alone, and
+    /// what is between it and the half for the cleaner, too.
+    fn end_without_next(&self, admission: Admission) -> u64 {
+        let bytes = u64::from(self.segment_bytes);
+        match admission {
+            Admission::Normal => bytes / 2,
+            Admission::Cleaning => bytes / 4 * 3,
+            Admission::Reserve => bytes,
+        }
+    }
+
+    /// Whether the cleaner has room for so many live bytes. While the next segment has no blocks they must find it in the
+    /// open one: a part of them that is moved frees nothing, and takes what deletes need.
+    fn has_room_to_move(&self, live: u64) -> bool {
+        let record = u64::from(self.move_bytes());
+        let overhead = MOVE_OVERHEAD_BYTES + u64::from(self.sector_bytes);
+        let bytes = live + (live / record + 1) * overhead + record;
+        let end = self.end_without_next(Admission::Cleaning);
+        !self.next_has_no_blocks || u64::from(self.head.offset) + bytes <= end
+    }
+
+    /// Whether cleaning may go on with the segment that it has begun when it had this sequence.
+    pub(super) fn may_go_on_with(&self, number: u32, sequence: u64) -> bool {
+        let live = self.segments.get(number as usize).map_or(0, |segment| segment.live);
+        self.is_sealed_since(number, sequence) && self.has_room_to_move(live)
     }
 
     /// Takes the place of `plan` for a record of `bytes` with header checksum `chain`.
@@ -338,6 +364,7 @@ impl Space {
         self.sealed()
             .filter(|(_, s)| s.live > 0 && s.live <= worth && !s.unreadable && s.touched <= applied)
             .min_by_key(|(number, s)| (s.live, *number))
+            .filter(|(_, s)| self.has_room_to_move(s.live))
             .map(|(number, _)| number)
     }
 
