@@ -18,9 +18,15 @@ pub struct NetConfig {
     pub handshake_timeout: Duration,
     /// For the TCP connection.
     pub connect_timeout: Duration,
-    /// A frame that has begun must go on arriving; also how often a quiet connection is looked at.
+    /// A frame that has begun must go on arriving.
     pub stall_timeout: Duration,
-    /// A connection with nothing outstanding and nothing said is closed after this, and at most `stall_timeout` more.
+    /// Frames that arrive without a pause bring at least `pace_bytes` in this time; also how often a connection is looked
+    /// at. A path that has lost packets may be left with a sender that sends one or two for each time-out, for minutes
+    /// (seen with Linux' BBR, 5 KB/s over an idle path), while a new connection is fast at once.
+    pub pace_window: Duration,
+    /// See `pace_window`. 0: any pace will do.
+    pub pace_bytes: u64,
+    /// A connection with nothing outstanding and nothing said is closed after this, and at most `pace_window` more.
     pub idle_timeout: Duration,
     /// A peer whose host acknowledges nothing for this long, or takes nothing of what waits for it, is lost: the path may
     /// have broken without either end being told. Requests then fail and go to a new connection.
@@ -44,7 +50,9 @@ impl Default for NetConfig {
             connections_max: 4096,
             handshake_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(3),
-            stall_timeout: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(10),
+            pace_window: Duration::from_secs(3),
+            pace_bytes: 96 << 10,
             idle_timeout: Duration::from_secs(300),
             silence_timeout: Duration::from_secs(10),
             linger_timeout: Duration::from_secs(1),

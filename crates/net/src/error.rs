@@ -36,6 +36,14 @@ pub enum CloseReason {
     /// A frame began to arrive and did not go on.
     #[error("a frame stopped arriving half way")]
     Stalled,
+    /// Frames arrive, but so slowly that a new connection is the better one.
+    #[error("only {bytes} bytes of a frame arrived within {within:?}")]
+    Slow {
+        /// Bytes that arrived.
+        bytes: u64,
+        /// The time in which they did.
+        within: std::time::Duration,
+    },
 }
 
 impl CloseReason {
@@ -48,14 +56,17 @@ impl CloseReason {
             | CloseReason::Remote(_)
             | CloseReason::RemoteUnknown
             | CloseReason::BadFrame(_)
-            | CloseReason::Violation(_) => false,
+            | CloseReason::Violation(_)
+            | CloseReason::Slow { .. } => false,
         }
     }
 
     /// Whether the peer misbehaved, so that a person should be able to read of it.
     pub(crate) fn is_misbehaviour(&self) -> bool {
         match self {
-            CloseReason::BadFrame(_) | CloseReason::Violation(_) | CloseReason::Stalled => true,
+            CloseReason::BadFrame(_) | CloseReason::Violation(_) | CloseReason::Stalled | CloseReason::Slow { .. } => {
+                true
+            }
             CloseReason::EndOfStream { mid_frame } => *mid_frame,
             CloseReason::Local(_) | CloseReason::Remote(_) | CloseReason::RemoteUnknown | CloseReason::Lost(_) => false,
         }

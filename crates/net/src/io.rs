@@ -96,7 +96,7 @@ async fn read_loop(
                             () = &mut cancelled => return local_end(),
                             permit = connection.charge(header.frame_bytes()) => permit,
                         };
-                        watch.progress(); // it was our handler that was slow, not the peer
+                        watch.excuse(); // it was our handler that was slow, not the peer
                         timer.as_mut().reset(Instant::now() + watch.period);
                         permit
                     }
@@ -110,9 +110,12 @@ async fn read_loop(
             Ok(Step::Incomplete) => tokio::select! {
                 biased;
                 () = &mut cancelled => return local_end(),
-                read = async { stream.read_buf(&mut decoder.space()).await } => match read {
+                read = async {
+                    watch.waits(decoder.is_mid_frame());
+                    stream.read_buf(&mut decoder.space()).await
+                } => match read {
                     Ok(0) => return CloseReason::EndOfStream { mid_frame: decoder.is_mid_frame() },
-                    Ok(_) => watch.progress(),
+                    Ok(bytes) => watch.received(bytes),
                     Err(error) => return CloseReason::Lost(Arc::new(error)),
                 },
                 () = &mut timer => {
@@ -165,32 +168,66 @@ fn dispatch(
     }
 }
 
-/// Notices a frame that stops half way, and a connection that nobody uses, with one timer and no clock reading per
-/// frame: it looks once a period whether anything came since its last look.
+/// Notices a frame that stops half way or hardly goes on, and a connection that nobody uses, with one timer and no clock
+/// reading per frame: it looks once a period what came since its last look.
 struct Watch {
     period: Duration,
-    progressed: bool,
+    /// Bytes since the last look.
+    bytes: u64,
+    /// Whether a part of a frame was there whenever more was waited for since the last look.
+    all_mid_frame: bool,
+    /// Time without a byte in the middle of a frame.
+    stalled_for: Duration,
     quiet_for: Duration,
+    stall_timeout: Duration,
+    pace_bytes: u64,
     idle_timeout: Duration,
 }
 
 impl Watch {
     fn new(connection: &Connection) -> Watch {
         let config = connection.endpoint.config();
-        let (period, idle_timeout) = (config.stall_timeout, config.idle_timeout);
-        Watch { period, progressed: true, quiet_for: Duration::ZERO, idle_timeout }
+        Watch {
+            period: config.pace_window.min(config.stall_timeout).min(config.idle_timeout),
+            bytes: 0,
+            all_mid_frame: false,
+            stalled_for: Duration::ZERO,
+            quiet_for: Duration::ZERO,
+            stall_timeout: config.stall_timeout,
+            pace_bytes: config.pace_bytes,
+            idle_timeout: config.idle_timeout,
+        }
     }
 
-    fn progress(&mut self) {
-        self.progressed = true;
+    /// More is waited for; `mid_frame`: of a frame of which a part is there.
+    fn waits(&mut self, mid_frame: bool) {
+        self.all_mid_frame &= mid_frame;
+    }
+
+    fn received(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    /// What came since the last look says nothing of the peer.
+    fn excuse(&mut self) {
+        (self.bytes, self.all_mid_frame) = (self.bytes.max(1), false);
     }
 
     fn look(&mut self, connection: &Connection, mid_frame: bool) -> Option<CloseReason> {
-        let progressed = std::mem::take(&mut self.progressed);
-        if mid_frame && !progressed {
+        let bytes = std::mem::take(&mut self.bytes);
+        let all_mid_frame = std::mem::replace(&mut self.all_mid_frame, mid_frame);
+        let progressed = bytes > 0;
+        self.stalled_for = if mid_frame && !progressed { self.stalled_for + self.period } else { Duration::ZERO };
+        if self.stalled_for >= self.stall_timeout {
             return Some(CloseReason::Stalled);
         }
-        if progressed || !connection.is_quiet() {
+        // Nothing at all is for the kernel to judge, or the peer is stopped.
+        if all_mid_frame && mid_frame && progressed && bytes < self.pace_bytes {
+            return Some(CloseReason::Slow { bytes, within: self.period });
+        }
+        // What is sent without a question is answered on another connection.
+        let sent = connection.outgoing.take_used();
+        if progressed || sent || !connection.is_quiet() {
             self.quiet_for = Duration::ZERO;
             return None;
         }
@@ -257,6 +294,7 @@ fn goodbye_for(reason: &CloseReason) -> Option<GoodbyeReason> {
         CloseReason::BadFrame(error) => Some(GoodbyeReason::BadFrame { detail: error.to_string() }),
         CloseReason::Violation(what) => Some(GoodbyeReason::BadFrame { detail: (*what).to_owned() }),
         CloseReason::Stalled => Some(GoodbyeReason::BadFrame { detail: "stalled".to_owned() }),
+        CloseReason::Slow { .. } => Some(GoodbyeReason::Shutdown),
         CloseReason::Remote(_)
         | CloseReason::RemoteUnknown
         | CloseReason::EndOfStream { .. }

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Buf, Bytes, BytesMut};
 use holdfast_wire::frame::{FrameError, FrameHeader, HEADER_BYTES, Label};
@@ -65,6 +66,8 @@ pub(crate) struct Outgoing {
     ready: Notify,
     room: Semaphore,
     capacity: u32,
+    /// Whether anything was queued since this was last asked.
+    used: AtomicBool,
     writer: Mutex<Writer>,
 }
 
@@ -98,6 +101,7 @@ impl Outgoing {
             ready: Notify::new(),
             room: Semaphore::new(capacity as usize),
             capacity,
+            used: AtomicBool::new(false),
             writer: Mutex::default(),
         }
     }
@@ -105,6 +109,11 @@ impl Outgoing {
     /// The stream is ready for frames.
     pub(crate) fn attach(&self, stream: Arc<OwnedWriteHalf>) {
         self.writer.lock().stream = Some(stream);
+    }
+
+    /// Whether anything was queued since the last call.
+    pub(crate) fn take_used(&self) -> bool {
+        self.used.swap(false, Ordering::Relaxed)
     }
 
     /// Forgets the frames of which nothing was written.
@@ -126,6 +135,7 @@ impl Outgoing {
     pub(crate) async fn push(&self, frame: OutFrame) -> Result<(), NoRoom> {
         let cost = self.cost(&frame);
         self.room.acquire_many(cost).await.map_err(|_| NoRoom)?.forget();
+        self.used.store(true, Ordering::Relaxed);
         self.queue.lock().push_back((frame, cost));
         self.ready.notify_one();
         Ok(())
@@ -141,6 +151,7 @@ impl Outgoing {
     pub(crate) fn try_hold(&self, frame: OutFrame) -> Result<(), NoRoom> {
         let cost = self.cost(&frame);
         self.room.try_acquire_many(cost).map_err(|_| NoRoom)?.forget();
+        self.used.store(true, Ordering::Relaxed);
         self.queue.lock().push_back((frame, cost));
         Ok(())
     }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::common::*;
 use futures::future::join_all;
 use holdfast_net::*;
@@ -224,6 +226,45 @@ fn quick() -> NetConfig {
     NetConfig { handshake_timeout: short, stall_timeout: short, idle_timeout: short, ..NetConfig::default() }
 }
 
+/// Whatever arrives in the middle of a frame for some milliseconds is too slow.
+fn hasty() -> NetConfig {
+    NetConfig { pace_window: Duration::from_millis(20), pace_bytes: u64::MAX, ..NetConfig::default() }
+}
+
+#[tokio::test]
+async fn a_connection_that_hardly_goes_on_gives_way_to_a_new_one() {
+    let (recorder, mut events) = Recorder::new();
+    let server = endpoint_with(identity(osd(1), 1), hasty());
+    let listener = Listener::bind(&server, ANY_PORT, recorder).await.unwrap();
+    let mut slow = Raw::established(listener.local_address()).await;
+    let frame =
+        encode_frame(Label { kind: 40, ..Label::default() }, b"body", &[Bytes::from(vec![7; 4 << 20])]).unwrap();
+    let trickle = async {
+        for byte in &frame {
+            slow.write(std::slice::from_ref(byte)).await;
+        }
+        panic!("the whole frame was taken, byte by byte");
+    };
+    tokio::select! {
+        () = trickle => {}
+        reason = events.closed() => assert!(matches!(reason, CloseReason::Slow { .. }), "{reason}"),
+    }
+}
+
+#[tokio::test]
+async fn frames_that_come_one_by_one_are_never_too_slow() {
+    let (recorder, mut events) = Recorder::new();
+    let server = endpoint_with(identity(osd(1), 1), hasty());
+    let listener = Listener::bind(&server, ANY_PORT, recorder).await.unwrap();
+    let mut calm = Raw::established(listener.local_address()).await;
+    let frame = encode_frame(Label { kind: 40, ..Label::default() }, b"body", &[]).unwrap();
+    let since = std::time::Instant::now();
+    while since.elapsed() < 10 * hasty().pace_window {
+        calm.write(&frame).await;
+        events.message().await;
+    }
+}
+
 #[tokio::test]
 async fn a_peer_that_says_nothing_is_closed_in_each_phase() {
     let (recorder, mut events) = Recorder::new();
@@ -247,6 +288,21 @@ async fn a_peer_that_says_nothing_is_closed_in_each_phase() {
     stalled.write(&frame[..frame.len() - 1]).await;
     assert!(matches!(stalled.goodbye().await, GoodbyeReason::BadFrame { .. }));
     assert!(matches!(events.closed().await, CloseReason::Stalled));
+}
+
+#[tokio::test]
+async fn what_is_only_sent_keeps_a_connection_from_being_idle() {
+    let (recorder, mut events) = Recorder::new();
+    let server = endpoint(osd(1), 1);
+    let listener = Listener::bind(&server, ANY_PORT, recorder).await.unwrap();
+    let sending = endpoint_with(identity(osd(2), 1), quick());
+    let peer = peer(&sending, listener.local_address());
+    let connection = peer.connection().await.unwrap();
+    let since = std::time::Instant::now();
+    while since.elapsed() < 10 * quick().idle_timeout {
+        assert!(connection.send(message(40, "one way")).await.is_ok(), "closed after {:?}", since.elapsed());
+        events.message().await;
+    }
 }
 
 #[tokio::test]
