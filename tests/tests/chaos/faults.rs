@@ -97,8 +97,8 @@ impl Fault {
             Fault::KillMonitor => kill_monitor(field, watch, random).await,
             Fault::KillGateway => kill_gateway(field, load).await,
             Fault::StopHost => stop_host(field, watch, random).await,
-            Fault::OneWayLoss => one_way_loss(field, random).await,
-            Fault::RandomLoss => random_loss(field, random).await,
+            Fault::OneWayLoss => one_way_loss(field, load, random).await,
+            Fault::RandomLoss => random_loss(field, load, random).await,
             Fault::DiskFull => disk_full(field, load, random).await,
             Fault::BitFlip => bit_flip(field, random).await,
             Fault::SyncError => sync_error(field, watch, random).await,
@@ -153,6 +153,13 @@ async fn answers(load: &Load, before: u64, since: Instant) -> anyhow::Result<()>
     Ok(())
 }
 
+/// Waits until some operations were answered after the network was healed: how long that took.
+async fn serves_again(load: &Load) -> anyhow::Result<Duration> {
+    let (before, since) = (load.answered.load(Ordering::Relaxed), Instant::now());
+    answers(load, before, since).await.context("although no packet is lost any more")?;
+    Ok(since.elapsed())
+}
+
 async fn kill_gateway(field: &mut Field, load: &Load) -> anyhow::Result<String> {
     field.kill(DaemonName::s3()).await?;
     let (before, since) = (load.answered.load(Ordering::Relaxed), Instant::now());
@@ -181,7 +188,7 @@ async fn stop_host(field: &mut Field, watch: &Watch, random: &mut SmallRng) -> a
     Ok(format!("host{host} for {stopped:.1?}, shown down after {:.2?}", noticed?))
 }
 
-async fn one_way_loss(field: &mut Field, random: &mut SmallRng) -> anyhow::Result<String> {
+async fn one_way_loss(field: &mut Field, load: &Load, random: &mut SmallRng) -> anyhow::Result<String> {
     let mut hosts: Vec<u64> = (0..OSDS).collect();
     hosts.shuffle(random);
     let (one, other) = (format!("host{}", hosts[0]), format!("host{}", hosts[1]));
@@ -202,18 +209,21 @@ async fn one_way_loss(field: &mut Field, random: &mut SmallRng) -> anyhow::Resul
     tokio::time::sleep(LOSS).await;
     let lost = field.fabric.heal()?;
     ensure!(lost > 0, "{words}, and no packet was lost: no fault");
-    Ok(format!("{words} for {LOSS:?}: {lost} packets lost"))
+    let served = serves_again(load).await?;
+    Ok(format!("{words} for {LOSS:?}: {lost} packets lost, served again after {served:.2?}"))
 }
 
-async fn random_loss(field: &mut Field, random: &mut SmallRng) -> anyhow::Result<String> {
+async fn random_loss(field: &mut Field, load: &Load, random: &mut SmallRng) -> anyhow::Result<String> {
     let host = random.random_range(0..=OSDS);
     let host = if host == OSDS { host_of(DaemonName::s3()) } else { format!("host{host}") };
-    let probability = random.random_range(0.03..0.3);
+    let probability = random.random_range(0.03..0.45);
     field.fabric.lose(&host, probability)?;
     tokio::time::sleep(LOSS).await;
     let lost = field.fabric.heal()?;
     ensure!(lost > 0, "no packet of {host} was lost: no fault");
-    Ok(format!("{:.0} % of {host} for {LOSS:?}: {lost} packets lost", probability * 100.0))
+    let percent = probability * 100.0;
+    let served = serves_again(load).await.with_context(|| format!("after the loss of {percent:.0} % of {host}"))?;
+    Ok(format!("{percent:.0} % of {host} for {LOSS:?}: {lost} packets lost, served again after {served:.2?}"))
 }
 
 async fn disk_full(field: &mut Field, load: &Load, random: &mut SmallRng) -> anyhow::Result<String> {
