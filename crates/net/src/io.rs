@@ -181,20 +181,25 @@ struct Watch {
     quiet_for: Duration,
     stall_timeout: Duration,
     pace_bytes: u64,
+    /// Whether the last period was too slow, too.
+    slow: bool,
     idle_timeout: Duration,
 }
 
 impl Watch {
     fn new(connection: &Connection) -> Watch {
         let config = connection.endpoint.config();
+        let period = config.pace_window.min(config.stall_timeout).min(config.idle_timeout);
+        let share = period.as_secs_f64() / config.pace_window.as_secs_f64().max(f64::MIN_POSITIVE);
         Watch {
-            period: config.pace_window.min(config.stall_timeout).min(config.idle_timeout),
+            period,
             bytes: 0,
             all_mid_frame: false,
             stalled_for: Duration::ZERO,
             quiet_for: Duration::ZERO,
             stall_timeout: config.stall_timeout,
-            pace_bytes: config.pace_bytes,
+            pace_bytes: (config.pace_bytes as f64 * share) as u64,
+            slow: false,
             idle_timeout: config.idle_timeout,
         }
     }
@@ -221,8 +226,11 @@ impl Watch {
         if self.stalled_for >= self.stall_timeout {
             return Some(CloseReason::Stalled);
         }
-        // Nothing at all is for the kernel to judge, or the peer is stopped.
-        if all_mid_frame && mid_frame && progressed && bytes < self.pace_bytes {
+        // Twice: bytes that come after a pause may come late in a period. Nothing at all is for the kernel to judge, or the
+        // peer is stopped.
+        let slow = all_mid_frame && mid_frame && bytes < self.pace_bytes;
+        let was_slow = std::mem::replace(&mut self.slow, slow);
+        if slow && was_slow && progressed {
             return Some(CloseReason::Slow { bytes, within: self.period });
         }
         // What is sent without a question is answered on another connection.
@@ -257,7 +265,8 @@ async fn write_loop(connection: Arc<Connection>, stream: Arc<OwnedWriteHalf>) {
             outgoing.detach();
             return Ok(());
         };
-        if goodbye != GoodbyeReason::Shutdown {
+        // What is asked again on a new connection need not come twice.
+        if goodbye != GoodbyeReason::Shutdown || matches!(*reason, CloseReason::Slow { .. }) {
             outgoing.discard();
         }
         write_on(outgoing, &stream, false).await?; // a frame that was begun must be ended first
