@@ -678,6 +678,7 @@ impl Pg {
             peer.acting = acting.contains(osd);
         }
         let known = std::mem::take(&mut peering.notices);
+        let heard: BTreeSet<OsdId> = known.keys().copied().collect();
         let member = |osd: &OsdId| peers.contains_key(osd);
         // A map may have shown some down since they were heard.
         let strays = known.into_iter().filter(|(osd, _)| !member(osd) && map.is_up(*osd));
@@ -693,9 +694,10 @@ impl Pg {
             self.history.last_epoch_started = epoch;
             if !intervals::is_known(&self.history) {
                 // All that may have known the past have been heard, or a whole copy spoke for them, and this activation
-                // supersedes it. Who was not heard may still have what others come to lack.
-                let unheard = intervals::prior_set(&self.history, &self.interval, &map, self.whoami).unknown_with;
-                intervals::supersede_unknown(&mut self.history, unheard);
+                // supersedes it. Who was not heard may still have what others come to lack; also who has come up since.
+                let prior = intervals::prior_set(&self.history, &self.interval, &map, self.whoami);
+                let unheard = prior.probe.union(&prior.unknown_with).filter(|osd| !heard.contains(osd));
+                intervals::supersede_unknown(&mut self.history, unheard.copied().collect());
             }
             let mut ops = Vec::new();
             self.push_history_row(&mut ops);
