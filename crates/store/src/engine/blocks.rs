@@ -2,8 +2,8 @@
 //!
 //! A sparse file gets its blocks from a file system that others fill too. Were they missing only when a group is written,
 //! the store would fail as a whole; so they are asked for while the segment before still has room. Without them there is no
-//! next segment: no more writes are let in, and those under way have half of the open one. The cleaner has up to three quarters of it, and
-//! moves only what finds room there as a whole; deletes have the rest.
+//! next segment: no more writes are let in, and those under way have half of the open one. The cleaner has up to three
+//! quarters of it, and moves only what finds room there as a whole; deletes have the rest.
 //!
 //! Where the index on the same file system lacks room, blocks are wanted, too: no free segment keeps any.
 

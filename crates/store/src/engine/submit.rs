@@ -92,9 +92,14 @@ impl<D: Device, I: Index> Engine<D, I> {
             return Err(no_space(false));
         }
         let Some(plan) = state.space.plan(bytes, admission) else {
-            // Without blocks it is for the file system to make room: a writer does not wait for that.
-            let is_for_cleaner = admission != Admission::Normal || !state.space.next_has_no_blocks;
-            return Err(no_space(is_for_cleaner && state.space.cleaning_helps()));
+            // Without blocks it is for the file system to make room: a writer does not wait for that. A delete does: it is
+            // asked for them again all the time, and may have got some back just now.
+            let helps = match admission {
+                Admission::Normal => !state.space.next_has_no_blocks && state.space.cleaning_helps(),
+                Admission::Reserve => state.space.next_has_no_blocks || state.space.cleaning_helps(),
+                Admission::Cleaning => state.space.cleaning_helps(),
+            };
+            return Err(no_space(helps));
         };
         let position = state.space.head.position;
         let payload_offset = plan.offset + (RECORD_HEADER_BYTES + encoded.len()) as u32;
