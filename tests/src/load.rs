@@ -47,6 +47,10 @@ pub struct Load {
     pub stored: Arc<AtomicU64>,
     /// Until then a PUT may be refused for want of room.
     pub full_until: Arc<Mutex<Option<Instant>>>,
+    /// Of PUTs begun until then the gateway may say that their bodies came too slowly: packets were lost lately.
+    pub lossy_until: Arc<Mutex<Option<Instant>>>,
+    /// PUTs of which it said so.
+    pub too_slow: Arc<AtomicU64>,
 }
 
 impl Load {
@@ -63,6 +67,8 @@ impl Load {
             answered: Arc::default(),
             stored: Arc::default(),
             full_until: Arc::default(),
+            lossy_until: Arc::default(),
+            too_slow: Arc::default(),
         }
     }
 
@@ -144,6 +150,13 @@ impl Load {
                 if status == StatusCode::INSUFFICIENT_STORAGE
                     && self.full_until.lock().is_some_and(|until| called < until) =>
             {
+                return Ok(false);
+            }
+            // As little: the body was not there in time.
+            Err(S3Error::Refused { code, .. })
+                if code == "RequestTimeout" && self.lossy_until.lock().is_some_and(|until| called < until) =>
+            {
+                self.too_slow.fetch_add(1, Ordering::Relaxed);
                 return Ok(false);
             }
             Err(refused @ S3Error::Refused { .. }) => return Err(refused.into()),

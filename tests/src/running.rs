@@ -135,11 +135,13 @@ impl Running {
         let summary = self.load.history.summary();
         println!(
             "   {} writes acknowledged and {} of unknown outcome, {} reads, {keys} keys; counters: {added} additions \
-             acknowledged, {uncertain} unknown; {commands} commands acknowledged by the monitors; slowest answer {} ms",
+             acknowledged, {uncertain} unknown; {commands} commands acknowledged by the monitors; slowest answer {} ms; {} PUTs \
+             refused because their bodies came too slowly after a loss",
             summary.acknowledged,
             summary.unknown,
             summary.reads,
-            self.load.slowest_ms.load(Ordering::Relaxed)
+            self.load.slowest_ms.load(Ordering::Relaxed),
+            self.load.too_slow.load(Ordering::Relaxed)
         );
         ensure!(summary.acknowledged > ENOUGH && added > ENOUGH, "hardly anything was acknowledged: no test");
         Ok(summary)

@@ -17,6 +17,8 @@ use rand::seq::SliceRandom as _;
 const LONGER_THAN_GRACE: Duration = Duration::from_secs(12);
 /// How long packets are lost.
 const LOSS: Duration = Duration::from_secs(10);
+/// How long a client's connection may be slow after that: its kernel decides it (Linux' BBR: 80 s were seen).
+const SLOW_AFTER_LOSS: Duration = Duration::from_secs(120);
 /// How long a majority of the monitors is away.
 const NO_MAJORITY: Duration = Duration::from_secs(8);
 /// Until the load has written a segment of 16 MiB to the full disk, on a slow machine.
@@ -218,6 +220,9 @@ async fn random_loss(field: &mut Field, load: &Load, random: &mut SmallRng) -> a
     let host = if host == OSDS { host_of(DaemonName::s3()) } else { format!("host{host}") };
     let probability = random.random_range(0.03..0.45);
     field.fabric.lose(&host, probability)?;
+    if host == host_of(DaemonName::s3()) {
+        *load.lossy_until.lock() = Some(Instant::now() + LOSS + SLOW_AFTER_LOSS);
+    }
     tokio::time::sleep(LOSS).await;
     let lost = field.fabric.heal()?;
     ensure!(lost > 0, "no packet of {host} was lost: no fault");
