@@ -5,7 +5,7 @@
 use holdfast_sim::{Config, campaign};
 
 /// World, seed, and what was wrong: with the product first, then with the simulator.
-const FOUND: [(&str, u64, &str); 16] = [
+const FOUND: [(&str, u64, &str); 17] = [
     ("limp", 2_001_439, "a complete copy that knew an activation did not speak for the time before it"),
     ("limp", 2_001_472, "the same, after the only other copy's disk was lost"),
     ("limp", 2_001_863, "a write over bytes that nobody could read was adopted, and nobody else was waited for"),
@@ -16,6 +16,7 @@ const FOUND: [(&str, u64, &str); 16] = [
     ("limp", 10_001_695, "the same, another bad sector"),
     ("ghosts", 10_001_210, "a stray that restarted while others were asked in its place was not asked again"),
     ("bereft", 12_001_414, "who missed the word of an activation waited for all who had been down"),
+    ("ghosts", 14_001_760, "backfill went past an object that a deletion had left out which came to nothing"),
     ("limp", 2_001_253, "a repeated answer that something is unreadable was judged anew"),
     ("tables", 2_000_688, "what a stopped process had put off stayed put off after the end of all faults"),
     ("rifts", 10_001_689, "a client took the failure that a former primary told for the answer to a later sending"),

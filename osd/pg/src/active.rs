@@ -122,7 +122,7 @@ pub(crate) struct Active {
     held: usize,
     held_bytes: usize,
     /// Newest uncommitted version by object.
-    uncommitted: BTreeMap<ObjectKey, LogVersion>,
+    pub uncommitted: BTreeMap<ObjectKey, LogVersion>,
     /// Requests that write, have an answer without a log entry, and wait for a commit to get it.
     unlogged: BTreeSet<RequestId>,
     pub clean: bool,

@@ -19,8 +19,8 @@
 //! list (`peering`), a target gives up what it holds and is filled from the beginning.
 //!
 //! Invariants: B1 everything at or before the cursor follows the log on the target; B2 the cursor moves only when the
-//! whole batch is durable there, and what is stored of it is never ahead of that; B3 what is sent is committed;
-//! B4 what is compared is a listing that was made after everything that was sent before it.
+//! whole batch is durable there, and what is stored of it is never ahead of that; B3 what is sent is committed, and so
+//! is the deletion of what is not; B4 what is compared is a listing that was made after everything that was sent before it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -198,6 +198,14 @@ impl Pg {
                 items.entry(key).or_insert(Differs::Removed);
             }
         }
+        // A deletion that is not committed leaves its object out of the own listing. If it is lost with this primary, the
+        // object is there, and the target would be complete without it: the cursor waits until that is decided.
+        if let Role::Active(active) = &self.role {
+            let left_out = |key: &&ObjectKey| in_batch(key.as_bytes()) && own.binary_search(key).is_err();
+            for key in active.uncommitted.keys().filter(left_out) {
+                items.entry(key.clone()).or_insert(Differs::Removed);
+            }
+        }
         if let Some(backfill) = self.active().and_then(|active| active.backfill.as_mut()) {
             backfill.stage = Stage::Batch { end, items };
         }
@@ -331,10 +339,11 @@ impl Pg {
             }
             Stage::Confirm { asked, lacking } if step.now.since(*asked) >= RESEND => {
                 *asked = step.now;
-                // But for what has been deleted since.
+                // But for what has been deleted since, which is certain when the deletion is committed.
+                let peer = active.peers.get(&target);
                 let lacks = |item: &&MissingItem| {
-                    let peer = active.peers.get(&target);
-                    peer.is_some_and(|peer| peer.missing.contains(&ObjectKey::of(&item.object)))
+                    let key = ObjectKey::of(&item.object);
+                    active.uncommitted.contains_key(&key) || peer.is_some_and(|peer| peer.missing.contains(&key))
                 };
                 let lacking: Vec<MissingItem> = lacking.iter().filter(lacks).cloned().collect();
                 let lacking = Some(lacking).filter(|lacking| !lacking.is_empty());

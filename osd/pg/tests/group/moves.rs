@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use holdfast_map::PoolKind;
-use holdfast_pg::Limits;
+use holdfast_pg::{Input, Limits};
+use holdfast_wire::ObjectOp;
 use holdfast_wire::peer::PeerBody;
 
-use crate::group::{Group, PG, osd, shows};
+use crate::group::{Group, PG, is_unreadable, name, osd, short_log, shows};
 
 /// A placement group whose log goes back to its beginning: a new copy can be made whole by the log alone.
 fn filled(all: usize, members: usize) -> Group {
@@ -107,4 +108,77 @@ fn fewer_copies_than_before_end_a_move() {
     assert_eq!(group.members.acting, [osd(0), osd(1)]);
     group.pass(Duration::from_secs(10));
     assert!(group.nodes[2].pg.is_none() && group.nodes[3].pg.is_none(), "nothing is left of the others");
+}
+
+/// Has the primary alone delete the object: nobody else hears of that.
+fn carry_out_alone(group: &mut Group, object: &str) {
+    group.monitors_away = true;
+    group.send(2, 1, object, vec![ObjectOp::Remove]);
+    group.pause_on = Some(|body| matches!(body, PeerBody::RepOp(_)));
+    group.run();
+    assert!(group.paused && group.is_gone(0, object));
+    nobody_hears_of_writes(group);
+}
+
+fn nobody_hears_of_writes(group: &mut Group) {
+    let is_write =
+        |input: &Input| matches!(input, Input::Peer { message, .. } if matches!(message.body, PeerBody::RepOp(_)));
+    group.inputs.retain(|(_, input)| !is_write(input));
+}
+
+/// The primary alone has carried it out, and the listing of a batch leaves the object out; then the primary dies.
+#[test]
+fn a_copy_that_was_filled_beside_a_deletion_that_came_to_nothing_has_the_object() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("k");
+    group.members.up = vec![osd(0), osd(1), osd(3)];
+    group.publish();
+    group.pause_on = Some(|body| matches!(body, PeerBody::BackfillScan(_)));
+    group.pass(Duration::from_secs(20));
+    assert!(group.paused, "a copy has come that is filled from the beginning");
+    carry_out_alone(&mut group, "k");
+    group.run();
+    assert!(group.is_whole(3, "other-3"), "what comes before and after it has been sent");
+
+    group.kill(0);
+    group.monitors_away = false;
+    group.have_lead(&[3, 1, 2]);
+    assert!(shows(&group.read("k"), "k"));
+    group.run_until_clean();
+    assert!((1..4).all(|id| group.is_whole(id, "k")));
+}
+
+/// The same, while the copy is told that nobody can give the object.
+#[test]
+fn a_copy_that_is_told_again_what_it_lacks_lacks_it_also_when_a_deletion_of_it_came_to_nothing() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("k");
+    (0..3).for_each(|id| group.rot(id, "k", true));
+    assert!(is_unreadable(&group.read("k")));
+    group.members.up = vec![osd(0), osd(1), osd(3)];
+    group.publish();
+    let told = |body: &PeerBody| matches!(body, PeerBody::BackfillProgress(_));
+    group.pause_on = Some(told);
+    group.pass(Duration::from_secs(20));
+    assert!(group.paused);
+    let is_told = |input: &Input| matches!(input, Input::Peer { message, .. } if matches!(message.body, PeerBody::BackfillProgress(_)));
+    group.inputs.retain(|(_, input)| !is_told(input));
+    carry_out_alone(&mut group, "k");
+    group.pause_on = Some(told);
+    group.pass(Duration::from_secs(5));
+    assert!(group.paused, "what was not answered is said again");
+    let said = group.sent.iter().filter_map(|(_, to, message)| match &message.body {
+        PeerBody::BackfillProgress(progress) if *to == 3 => progress.lacking.clone(),
+        _ => None,
+    });
+    let lacked: Vec<bool> = said.map(|lacking| lacking.iter().any(|item| item.object == name("k"))).collect();
+    assert_eq!(lacked, [true, true]);
+
+    nobody_hears_of_writes(&mut group);
+    group.run();
+    group.kill(0);
+    group.rot(2, "k", false);
+    group.monitors_away = false;
+    group.have_lead(&[3, 1, 2]);
+    assert!(shows(&group.read("k"), "k"));
 }
