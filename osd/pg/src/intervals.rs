@@ -121,9 +121,11 @@ pub(crate) fn forget_superseded(history: &mut PgHistory) {
     history.past.retain(|interval| interval.last >= clean);
     // Those before `les` have no say in the choice of the log; they only tell who may have an old copy.
     let started = history.last_epoch_started;
+    // The first may stand for all the time that nobody knows: it stays.
+    let kept = usize::from(history.past.first().is_some_and(|first| first.up.is_empty() && !first.maybe_rw));
     let excess = history.past.len().saturating_sub(PAST_MAX);
-    let superseded = history.past.iter().take_while(|interval| interval.last < started).count();
-    history.past.drain(..excess.min(superseded));
+    let superseded = history.past.iter().skip(kept).take_while(|interval| interval.last < started).count();
+    history.past.drain(kept..kept + excess.min(superseded));
 }
 
 /// Takes over what `theirs` knows more; both speak of the same present interval. Gives whether anything changed.
@@ -143,7 +145,8 @@ pub(crate) fn merge_history(ours: &mut PgHistory, theirs: &PgHistory) -> bool {
 }
 
 /// An activation supersedes the past of which nothing is known. It is kept as an interval without writes of those who were
-/// not heard: with the other past ones it names who may have an old copy, until all is clean.
+/// not heard: with the other past ones it names who may have an old copy, until all is clean. Of whom that is known is more
+/// than had one: all that were up since the placement group began.
 pub(crate) fn supersede_unknown(history: &mut PgHistory, unheard: BTreeSet<OsdId>) {
     let (first, last) = (history.epoch_created, Epoch(history.known_from.0.saturating_sub(1)));
     if !unheard.is_empty() {
@@ -267,7 +270,12 @@ mod tests {
         assert_eq!((history.past[0].last, history.past[0].acting.as_slice()), (Epoch(19), [OsdId(4)].as_slice()));
         history.last_epoch_started = Epoch::ZERO;
         assert!(needed(&history).all(|past| past.first == Epoch(20)), "it holds nobody up");
-        history.last_epoch_clean = Epoch(25);
+        history.past.extend((30..40 + PAST_MAX as u64).map(|epoch| past(epoch, epoch)));
+        history.last_epoch_started = Epoch(1000);
+        forget_superseded(&mut history);
+        assert_eq!((firsts(&history)[0], history.past.len()), (5, PAST_MAX), "however many there were since");
+        history.last_epoch_started = Epoch::ZERO;
+        history.last_epoch_clean = Epoch(1000);
         forget_superseded(&mut history);
         assert!(history.past.is_empty());
     }

@@ -678,8 +678,10 @@ impl Pg {
             peer.acting = acting.contains(osd);
         }
         let known = std::mem::take(&mut peering.notices);
-        let heard: BTreeSet<OsdId> = known.keys().copied().collect();
         let member = |osd: &OsdId| peers.contains_key(osd);
+        // A member's copy follows from here on; any other goes when its OSD does, though it was heard of.
+        let has_said_all = |(osd, notice): &(&OsdId, &Notice)| member(osd) || notice.info.is_none();
+        let heard: BTreeSet<OsdId> = known.iter().filter(has_said_all).map(|(osd, _)| *osd).collect();
         // A map may have shown some down since they were heard.
         let strays = known.into_iter().filter(|(osd, _)| !member(osd) && map.is_up(*osd));
         let strays: BTreeMap<OsdId, LogVersion> =
@@ -694,7 +696,8 @@ impl Pg {
             self.history.last_epoch_started = epoch;
             if !intervals::is_known(&self.history) {
                 // All that may have known the past have been heard, or a whole copy spoke for them, and this activation
-                // supersedes it. Who was not heard may still have what others come to lack; also who has come up since.
+                // supersedes it. Who was not heard may still have what others come to lack, and who was and is no member;
+                // also who has come up since.
                 let prior = intervals::prior_set(&self.history, &self.interval, &map, self.whoami);
                 let unheard = prior.probe.union(&prior.unknown_with).filter(|osd| !heard.contains(osd));
                 intervals::supersede_unknown(&mut self.history, unheard.copied().collect());
