@@ -568,7 +568,9 @@ impl Pg {
             (None, Ok(stored)) => stored == version,
             (None, Err(_)) => true, // what cannot be read is here: it was not deleted
         };
+        // What is not logged here may come to nothing.
         if version <= UNNAMED
+            || version > holding.log.head()
             || !is_newest
             || !holding.last_backfill.covers(key.as_bytes())
             || holding.missing.contains(key)

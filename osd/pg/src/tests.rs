@@ -12,7 +12,7 @@ use holdfast_types::{
 };
 use holdfast_wire::peer::{
     Activate, ActivateAck, BackfillCursor, BackfillProgress, EntryKind, LogEntry, MissingItem, ObjectPiece, PeerBody,
-    PeerMessage, PgInfo, PiecePosition, Push, PushAck, PushWhat, RepOp, SessionMemory, StoredResults,
+    PeerMessage, PgInfo, PiecePosition, Pull, Push, PushAck, PushWhat, RepOp, SessionMemory, StoredResults,
 };
 use holdfast_wire::{Blob, ClientOutcome, ClientReply, ClientRequest, Effect, ObjectOp, RefusedReason, Row};
 
@@ -660,4 +660,18 @@ fn a_copy_being_filled_keeps_nothing_that_a_divergent_write_made_beyond_its_curs
     assert_eq!(alone.pg.holding.log.head().counter, 1);
     assert!(!alone.store.objects.contains_key(&k), "version 2 may be given again");
     assert!(alone.store.objects.contains_key(&old));
+}
+
+#[test]
+fn a_copy_lacks_nothing_that_its_log_does_not_tell_of_because_it_was_asked_for_it() {
+    let mut alone = Alone::missing_one();
+    let key = crate::ObjectKey::of(&name("older"));
+    alone.store.apply(&[StoreOp::Object { key: key.clone(), effect: Effect::Touch }]);
+    alone.store.objects.get_mut(&key).unwrap().unreadable = true;
+    for (counter, lacks) in [(2, false), (1, true)] {
+        let version = LogVersion { epoch: Epoch(1), counter };
+        alone.hear(0, 1, PeerBody::Pull(Pull { object: name("older"), version, position: PiecePosition::default() }));
+        alone.sync();
+        assert_eq!(alone.pg.holding.missing.contains(&key), lacks, "{version:?}");
+    }
 }
