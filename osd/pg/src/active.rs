@@ -123,6 +123,8 @@ pub(crate) struct Active {
     held_bytes: usize,
     /// Newest uncommitted version by object.
     pub uncommitted: BTreeMap<ObjectKey, LogVersion>,
+    /// The newest deletion of an object that was missing here or at a peer. Until it is committed it may come to nothing.
+    pub lack_deleted: LogVersion,
     /// Requests that write, have an answer without a log entry, and wait for a commit to get it.
     unlogged: BTreeSet<RequestId>,
     pub clean: bool,
@@ -154,6 +156,7 @@ impl Active {
             held: 0,
             held_bytes: 0,
             uncommitted: BTreeMap::new(),
+            lack_deleted: LogVersion::ZERO,
             unlogged: BTreeSet::new(),
             clean: false,
             recount: Recount::default(),
@@ -402,6 +405,10 @@ impl Pg {
         let Some(active) = self.active() else { return };
         let all_copied = active.all_copied() || on(Mutant::CleanTooEarly);
         if !whole || !all_copied || active.backfill.is_some() || !active.recovery.is_settled() {
+            return;
+        }
+        // If such a deletion is lost with this primary, the object is missing again, and a stray may have its only copy.
+        if active.lack_deleted > active.committed_to {
             return;
         }
         // Placement that has found no room for all copies must not cost one that there is: the members that serve stay, and

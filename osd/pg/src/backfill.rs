@@ -20,9 +20,10 @@
 //!
 //! Invariants: B1 everything at or before the cursor follows the log on the target; B2 the cursor moves only when the
 //! whole batch is durable there, and what is stored of it is never ahead of that; B3 what is sent is committed, and so
-//! is the deletion of what is not; B4 what is compared is a listing that was made after everything that was sent before it.
+//! is the deletion of what is not; B4 what is compared is a listing that was made after everything that was sent before
+//! it; what may reach the target after that all the same is of the batch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use holdfast_types::{LogVersion, OsdId, Timestamp};
@@ -75,6 +76,9 @@ pub(crate) struct Backfill {
     pub target: OsdId,
     cursor: BackfillCursor,
     stage: Stage,
+    /// Objects that may be in neither listing though the target has them, or is to have them: those with writes that were not
+    /// committed when the listing was asked for, and those that were deleted since.
+    unsettled: BTreeSet<ObjectKey>,
 }
 
 impl Backfill {
@@ -100,6 +104,13 @@ impl Backfill {
     /// Whether another target may be filled before this one is complete: what it has then is where its cursor is.
     pub fn can_be_put_off(&self) -> bool {
         !matches!(self.stage, Stage::Confirm { .. })
+    }
+
+    /// An object is deleted: while a listing is waited for, that does not tell of it.
+    pub fn saw_deletion(&mut self, key: &ObjectKey) {
+        if matches!(self.stage, Stage::Scan { .. }) && !self.cursor.covers(key.as_bytes()) {
+            self.unsettled.insert(key.clone());
+        }
     }
 
     pub fn item_done(&mut self, key: &ObjectKey) {
@@ -128,6 +139,7 @@ impl Pg {
                 target: next,
                 cursor,
                 stage: Stage::Scan { since: step.now, asked: step.now, number: 0 },
+                unsettled: BTreeSet::new(),
             });
             self.scan(step);
             step.report = true;
@@ -140,6 +152,10 @@ impl Pg {
         let Some(active) = self.active() else { return };
         active.scans += 1;
         let number = active.scans;
+        if let Some(backfill) = &mut active.backfill {
+            let is_beyond = |key: &&ObjectKey| !backfill.cursor.covers(key.as_bytes());
+            backfill.unsettled = active.uncommitted.keys().filter(is_beyond).cloned().collect();
+        }
         self.ask_digest(step.now, number, step);
     }
 
@@ -198,17 +214,15 @@ impl Pg {
                 items.entry(key).or_insert(Differs::Removed);
             }
         }
-        // A deletion that is not committed leaves its object out of the own listing. If it is lost with this primary, the
-        // object is there, and the target would be complete without it: the cursor waits until that is decided.
-        if let Role::Active(active) = &self.role {
-            let left_out = |key: &&ObjectKey| in_batch(key.as_bytes()) && own.binary_search(key).is_err();
-            for key in active.uncommitted.keys().filter(left_out) {
-                items.entry(key.clone()).or_insert(Differs::Removed);
-            }
+        // A deletion leaves its object out of the own listing. If it is lost with this primary, the object is there, and the
+        // target would be complete without it; and what it is to carry out, or what is left of an earlier transfer, may
+        // reach the target after its listing. So these are decided when the deletion is committed there, too.
+        let Some(backfill) = self.active().and_then(|active| active.backfill.as_mut()) else { return };
+        let left_out = |key: &ObjectKey| in_batch(key.as_bytes()) && own.binary_search(key).is_err();
+        for key in std::mem::take(&mut backfill.unsettled).into_iter().filter(left_out) {
+            items.entry(key).or_insert(Differs::Removed);
         }
-        if let Some(backfill) = self.active().and_then(|active| active.backfill.as_mut()) {
-            backfill.stage = Stage::Batch { end, items };
-        }
+        backfill.stage = Stage::Batch { end, items };
         step.report = true;
     }
 

@@ -40,7 +40,8 @@ impl Pg {
         self.forget_damage(key, &done.effects);
         self.scrub_saw_write(key, step.now);
         let mut ops = Vec::with_capacity(done.effects.len() + 4);
-        if entry.kind == EntryKind::Delete && self.holding.missing.remove(key).is_some() {
+        let mut was_missing = entry.kind == EntryKind::Delete && self.holding.missing.remove(key).is_some();
+        if was_missing {
             ops.push(rows::delete_missing(key)); // nothing of it is needed any more
         }
         entry_ops(key, &entry, &done.effects, &mut ops);
@@ -57,7 +58,13 @@ impl Pg {
             // What is gone need not be copied any more: a delete does not wait for a copy for which there is no room.
             active.recovery.cancel(key);
             for peer in active.peers.values_mut() {
-                peer.missing.remove(key);
+                was_missing |= peer.missing.remove(key).is_some();
+            }
+            if was_missing {
+                active.lack_deleted = version;
+            }
+            if let Some(backfill) = &mut active.backfill {
+                backfill.saw_deletion(key);
             }
         }
         let committed_to = active.committed_to;

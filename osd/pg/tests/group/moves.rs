@@ -1,13 +1,15 @@
 //! Copies that move to other OSDs.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use holdfast_map::PoolKind;
 use holdfast_pg::{Input, Limits};
+use holdfast_types::Incarnation;
 use holdfast_wire::ObjectOp;
-use holdfast_wire::peer::PeerBody;
+use holdfast_wire::peer::{PeerBody, PeerMessage};
 
-use crate::group::{Group, PG, is_unreadable, name, osd, short_log, shows};
+use crate::group::{Group, PG, content, is_unreadable, name, osd, short_log, shows};
 
 /// A placement group whose log goes back to its beginning: a new copy can be made whole by the log alone.
 fn filled(all: usize, members: usize) -> Group {
@@ -181,4 +183,95 @@ fn a_copy_that_is_told_again_what_it_lacks_lacks_it_also_when_a_deletion_of_it_c
     group.monitors_away = false;
     group.have_lead(&[3, 1, 2]);
     assert!(shows(&group.read("k"), "k"));
+}
+
+/// A deletion of what is missing needs nobody who has it; until it is committed it may come to nothing.
+#[test]
+fn the_only_copy_of_what_is_missing_is_kept_until_its_deletion_is_committed() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("k");
+    group.have_lead(&[3, 0, 1]);
+    group.run_until_clean();
+    group.pause_on = Some(|body| matches!(body, PeerBody::BackfillProgress(progress) if progress.cursor.is_complete()));
+    group.members.up = vec![osd(0), osd(1), osd(2)];
+    group.publish();
+    group.pass(Duration::from_secs(20));
+    assert!(group.paused, "all four have it");
+    group.kill(3);
+    (0..3).for_each(|id| group.rot(id, "k", true));
+    group.members.acting = vec![osd(0), osd(1), osd(2)];
+    group.publish();
+    let tid = group.ask("k", vec![ObjectOp::Read { offset: 0, length: 1 << 20 }]);
+    group.pass(Duration::from_secs(60));
+    assert!(!group.is_clean() && group.answer(tid).is_none(), "osd.3 is waited for");
+    carry_out_alone(&mut group, "k");
+    group.run();
+    assert!(!group.is_clean(), "the others still lack it");
+    group.start(3);
+    group.publish();
+    group.run();
+
+    group.kill(0);
+    group.monitors_away = false;
+    group.have_lead(&[1, 2]);
+    assert!(shows(&group.read("k"), "k"));
+}
+
+fn take(group: &mut Group, which: impl Fn(&PeerBody) -> bool) -> Vec<(usize, Input)> {
+    let is_it =
+        |(to, input): &(usize, Input)| *to == 3 && matches!(input, Input::Peer { message, .. } if which(&message.body));
+    let (taken, left) = std::mem::take(&mut group.inputs).into_iter().partition(is_it);
+    group.inputs = left;
+    taken.into_iter().collect()
+}
+
+/// What a copy that was left out of a batch is to carry out of that comes after its listing, and of the deletion it
+/// hears the word alone.
+#[test]
+fn a_copy_that_lists_before_it_hears_of_old_writes_keeps_nothing_that_was_deleted() {
+    let is_write = |body: &PeerBody| matches!(body, PeerBody::RepOp(_));
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("k");
+    group.members.up = vec![osd(0), osd(1), osd(3)];
+    group.publish();
+    group.pause_on = Some(|body| matches!(body, PeerBody::Push(push) if push.backfill));
+    group.pass(Duration::from_secs(20));
+    assert!(group.paused, "a batch is being sent");
+    let mut late = Vec::new();
+    for (tid, op) in [(1, ObjectOp::WriteFull { data: content("new") }), (2, ObjectOp::Remove)] {
+        group.send(2, tid, "new", vec![op]);
+        group.pause_on = Some(|body| matches!(body, PeerBody::RepOp(_)));
+        group.run();
+        assert!(group.paused);
+        late.extend(take(&mut group, is_write));
+        // It has no slot any more.
+        let (_, _, said) = group.sent.iter().rev().find(|(from, _, _)| *from == 3).unwrap();
+        let message = PeerMessage { body: PeerBody::ReservationReject, ..said.clone() };
+        group.inputs.push_back((0, Input::Peer { from: osd(3), incarnation: Incarnation(1), message }));
+    }
+    let effects = |(_, input): &(usize, Input)| matches!(input, Input::Peer { message, .. } if matches!(&message.body, PeerBody::RepOp(op) if op.effects.is_some()));
+    assert_eq!(late.iter().map(effects).collect::<Vec<_>>(), [true, false]);
+
+    let mut scan = Vec::new();
+    while scan.is_empty() {
+        group.pause_on = Some(|body| matches!(body, PeerBody::RepOp(_) | PeerBody::BackfillScan(_)));
+        group.pass(Duration::from_secs(30));
+        assert!(group.paused, "it is compared again");
+        take(&mut group, is_write);
+        scan = take(&mut group, |body| matches!(body, PeerBody::BackfillScan(_)));
+    }
+    group.inputs.extend(scan);
+    group.pause_on = Some(|body| matches!(body, PeerBody::BackfillDigest(_)));
+    group.run();
+    assert!(group.paused);
+    let (listing, others): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut group.inputs).into_iter().partition(|(_, input): &(usize, Input)| {
+        matches!(input, Input::Peer { message, .. } if matches!(message.body, PeerBody::BackfillDigest(_)))
+    });
+    group.inputs = others;
+    group.inputs.extend(late);
+    group.run();
+    assert!(!group.is_gone(3, "new") && group.answer(2).is_some(), "the deletion is committed");
+    group.inputs.extend(listing);
+    group.run_until_clean();
+    assert!(group.is_gone(3, "new") && group.is_whole(3, "k"));
 }
