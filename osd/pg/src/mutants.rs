@@ -130,7 +130,9 @@ impl Mutant {
             Mutant::StaleIntervalAccepted => "messages of older intervals are accepted",
             Mutant::StaleActivationAccepted => "messages of an older activation of the interval are accepted",
             Mutant::ShortestLogChosen => "the log that ends first is the authoritative one",
-            Mutant::IncompleteChosen => "a copy that is being filled may have the authoritative log",
+            Mutant::IncompleteChosen => {
+                "a copy that is being filled may have the authoritative log, and counts as a whole one"
+            }
             Mutant::DivergentKept => "what a divergent entry did to its object is kept",
             Mutant::AdoptedDeletesForgotten => "deletes that a copy has missed are not carried out",
             Mutant::AdoptedChangesForgotten => "objects that changed while a copy was away are not missing there",

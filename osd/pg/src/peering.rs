@@ -410,8 +410,7 @@ impl Pg {
         let (auth, auth_info) = shortest.unwrap_or_else(|| candidates.max_by_key(|(osd, info)| rank(osd, info)))?;
         let reaches = |osd: &OsdId, tail: LogVersion| {
             let info = copies.get(osd);
-            !peering.apart.contains(osd)
-                && info.is_some_and(|info| info.last_backfill.is_complete() && info.last_update >= tail)
+            !peering.apart.contains(osd) && info.is_some_and(|info| complete(info) && info.last_update >= tail)
         };
         let reaches_auth = |osd: &OsdId| reaches(osd, auth_info.log_tail);
         // A copy that the log alone can make whole, but that lacks much, is filled like an empty one: as a member that does
