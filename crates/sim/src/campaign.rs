@@ -14,6 +14,10 @@ use crate::world::{Report, Violation};
 const OVERWHELMED_ALLOWED: usize = 1;
 /// Of many runs so many in a hundred may: with more, the world is not as it was meant, or what strikes is the protocol.
 const OVERWHELMED_PERCENT_MAX: u64 = 2;
+/// From so many seeds on, a planned fault that never struck is a failure of the campaign: it proves nothing about that fault.
+pub const SEEDS_ENOUGH: u64 = 20;
+/// A campaign runs at most so many times the seeds that were asked for, to meet every planned fault.
+const TIMES_MOST: u64 = 10;
 
 /// The sum of many runs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -72,6 +76,8 @@ impl Summary {
             *self.struck.entry(kind).or_default() += seeds;
         }
         self.planned.extend(other.planned);
+        self.planned.sort_unstable();
+        self.planned.dedup();
         self.overwhelmed.extend(other.overwhelmed);
         self.violations.extend(other.violations);
     }
@@ -110,6 +116,31 @@ impl fmt::Display for Summary {
             self.violations.len(),
         )
     }
+}
+
+/// As [`campaign`]; but from [`SEEDS_ENOUGH`] seeds on it goes on, by as many seeds again and again, until every planned fault
+/// has struck. Some strike once in a dozen runs, so that a small campaign meets all of them only by chance.
+#[must_use]
+pub fn campaign_of_all_faults(
+    from: u64,
+    seeds: u64,
+    config: &Config,
+    threads: usize,
+    violations_max: usize,
+) -> Summary {
+    until_all_struck(from, seeds, |from| campaign(from, seeds, config, threads, violations_max))
+}
+
+/// What `run`, which runs `seeds` seeds from where it is told, adds up to when no planned fault is left out.
+fn until_all_struck(from: u64, seeds: u64, run: impl Fn(u64) -> Summary) -> Summary {
+    let mut total = run(from);
+    for times in 1..TIMES_MOST {
+        if total.seeds < SEEDS_ENOUGH || !total.violations.is_empty() || total.unseen().is_empty() {
+            break;
+        }
+        total.merge(run(from.saturating_add(seeds.saturating_mul(times))));
+    }
+    total
 }
 
 /// Runs `seeds` seeds from `from` on, on so many threads. Each seed runs on one of them alone, so the sum does not depend on
@@ -154,6 +185,29 @@ pub fn campaign(from: u64, seeds: u64, config: &Config, threads: usize, violatio
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_campaign_goes_on_until_every_planned_fault_has_struck_and_no_further() {
+        let (lost, torn) = (FaultKind::SectorLost, FaultKind::SectorTorn);
+        // The first twenty seeds meet nothing, the next lose a sector, those from 140 on tear one, too.
+        let run = |seeds: u64, first_torn: u64| {
+            until_all_struck(100, seeds, |from| {
+                let mut faults = FaultCounts::default();
+                faults.add(lost, u64::from(from >= 100 + seeds));
+                faults.add(torn, u64::from(from >= first_torn));
+                Summary { seeds, planned: vec![torn, lost], faults, ..Summary::default() }
+            })
+        };
+        let met = run(20, 140);
+        assert_eq!((met.seeds, met.unseen()), (60, Vec::new()));
+        let never = run(20, u64::MAX);
+        assert_eq!(
+            (never.seeds, never.unseen()),
+            (20 * TIMES_MOST, vec![torn]),
+            "it gives up, and says what it never met"
+        );
+        assert_eq!(run(SEEDS_ENOUGH - 1, 140).seeds, SEEDS_ENOUGH - 1, "a few seeds are asked for to see those alone");
+    }
 
     #[test]
     fn a_campaign_fails_when_more_is_overwhelmed_than_is_rare() {

@@ -46,7 +46,7 @@ mod watch;
 mod world;
 mod worlds;
 
-pub use campaign::{Summary, campaign};
+pub use campaign::{SEEDS_ENOUGH, Summary, campaign, campaign_of_all_faults};
 pub use checker::Checker;
 pub use config::{Config, Faults};
 pub use faults::{FaultCounts, FaultKind};

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 #[cfg(feature = "mutants")]
 use holdfast_sim::{Budget, Catch, Without};
-use holdfast_sim::{Config, FaultKind, Mask, Summary, campaign};
+use holdfast_sim::{Config, FaultKind, Mask, SEEDS_ENOUGH, Summary, campaign, campaign_of_all_faults};
 
 /// Runs allocate all the time, and give most of it back at once.
 #[global_allocator]
@@ -21,8 +21,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// A campaign ends after so many violations of one world: they are mostly the same one.
 const VIOLATIONS_MAX: usize = 10;
-/// From so many seeds on, a planned fault that never struck is a failure of the campaign.
-const SEEDS_ENOUGH: u64 = 20;
 
 /// The worlds of the headline tests, and what must have come about in a seed for it to count: a flipped bit that was met in a
 /// copy (half of them hit nothing that is in use), and sectors that were lost. In `power` nothing but a power loss of all OSDs
@@ -199,7 +197,8 @@ fn main() -> ExitCode {
     let (mut failed, mut total) = (false, Summary::default());
     let start = Instant::now();
     for (name, config) in &arguments.worlds {
-        let summary = campaign(arguments.from, arguments.seeds, config, arguments.threads, VIOLATIONS_MAX);
+        let summary =
+            campaign_of_all_faults(arguments.from, arguments.seeds, config, arguments.threads, VIOLATIONS_MAX);
         failure::print_all(name, config, &summary, arguments.shortens);
         println!("{name}: {summary}");
         if summary.seeds >= SEEDS_ENOUGH && !summary.unseen().is_empty() {
