@@ -628,6 +628,10 @@ pub struct BackfillScan {
     /// only.
     #[n(2)]
     pub number: Option<u64>,
+    /// Pushes of the backfill with a smaller [`Push::transfer`] are late: what they are about is compared anew. Primaries of
+    /// earlier builds leave it out.
+    #[n(3)]
+    pub transfer_floor: Option<u64>,
 }
 
 /// [`PeerBody::BackfillDigest`].

@@ -48,7 +48,7 @@ const SCAN_PATIENCE: Duration = Duration::from_secs(30);
 enum Differs {
     /// It is here, and not the same there.
     Sent,
-    /// Only the target has it.
+    /// It is not here; the target has it, or may come to have it.
     Removed,
 }
 
@@ -161,10 +161,14 @@ impl Pg {
 
     fn ask_digest(&mut self, since: Timestamp, number: u64, step: &mut Step<'_>) {
         let limit = u32::try_from(self.limits.backfill_batch).unwrap_or(u32::MAX);
-        let Some(backfill) = self.active().and_then(|active| active.backfill.as_mut()) else { return };
+        let Some(active) = self.active() else { return };
+        // What was sent of a batch that was put off may still come, and is over.
+        let transfer_floor = Some(active.recovery.next_transfer());
+        let Some(backfill) = active.backfill.as_mut() else { return };
         backfill.stage = Stage::Scan { since, asked: step.now, number };
         let (target, after) = (backfill.target, cursor_key(&backfill.cursor));
-        self.send(target, PeerBody::BackfillScan(BackfillScan { after, limit, number: Some(number) }), step);
+        let scan = BackfillScan { after, limit, number: Some(number), transfer_floor };
+        self.send(target, PeerBody::BackfillScan(scan), step);
         self.tick_within(TICK, step);
     }
 

@@ -728,6 +728,7 @@ impl Pg {
     // ---- backfill ----
 
     fn follow_scan(&mut self, from: OsdId, scan: BackfillScan, step: &mut Step<'_>) {
+        self.end_transfers_before(scan.transfer_floor.unwrap_or(0));
         let limit = (scan.limit as usize).clamp(1, 4 * self.limits.backfill_batch.max(1));
         let after = (!scan.after.is_empty()).then_some(scan.after.as_slice());
         let keys = match step.store.list_objects(after, limit) {
@@ -781,16 +782,21 @@ impl Pg {
             self.holding.last_backfill = progress.cursor;
             ops.push(rows::put_info(&self.holding.info()));
             self.submit(ops, None, step);
-            let missing = &self.holding.missing;
-            if let Role::Follower(follower) = &mut self.role {
-                follower.transfer_floor = follower.transfer_floor.max(progress.transfer_floor);
-                let floor = follower.transfer_floor;
-                follower.transfers_done = follower.transfers_done.split_off(&floor);
-                follower.transfers.retain(|key, newest| newest.transfer >= floor || missing.contains(key));
-            }
+            self.end_transfers_before(progress.transfer_floor);
         }
         let cursor = self.holding.last_backfill.clone();
         self.send_when_durable(from, PeerBody::BackfillProgressAck { cursor }, step);
+    }
+
+    /// What backfill sends in an earlier transfer than this is late from now on.
+    fn end_transfers_before(&mut self, floor: u64) {
+        let missing = &self.holding.missing;
+        if let Role::Follower(follower) = &mut self.role {
+            follower.transfer_floor = follower.transfer_floor.max(floor);
+            let floor = follower.transfer_floor;
+            follower.transfers_done = follower.transfers_done.split_off(&floor);
+            follower.transfers.retain(|key, newest| newest.transfer >= floor || missing.contains(key));
+        }
     }
 
     // ---- reservations ----

@@ -7,7 +7,7 @@ use holdfast_map::PoolKind;
 use holdfast_pg::{Input, Limits};
 use holdfast_types::Incarnation;
 use holdfast_wire::ObjectOp;
-use holdfast_wire::peer::{PeerBody, PeerMessage};
+use holdfast_wire::peer::{PeerBody, PeerMessage, PushWhat};
 
 use crate::group::{Group, PG, content, is_unreadable, name, osd, short_log, shows};
 
@@ -274,4 +274,48 @@ fn a_copy_that_lists_before_it_hears_of_old_writes_keeps_nothing_that_was_delete
     group.inputs.extend(listing);
     group.run_until_clean();
     assert!(group.is_gone(3, "new") && group.is_whole(3, "k"));
+}
+
+/// A removal, above all: what it is about may have been created since.
+#[test]
+fn what_was_sent_of_a_batch_that_was_put_off_changes_nothing_any_more() {
+    let is_push = |body: &PeerBody| matches!(body, PeerBody::Push(_));
+    let removes = |(_, input): &(usize, Input)| matches!(input, Input::Peer { message, .. } if matches!(&message.body, PeerBody::Push(push) if matches!(push.what, PushWhat::Remove(_))));
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("k");
+    group.members.up = vec![osd(0), osd(1), osd(3)];
+    group.publish();
+    group.pause_on = Some(|body| matches!(body, PeerBody::BackfillScan(_)));
+    group.pass(Duration::from_secs(20));
+    assert!(group.paused);
+    let scan = take(&mut group, |body| matches!(body, PeerBody::BackfillScan(_)));
+    group.send(2, 1, "k", vec![ObjectOp::Remove]);
+    group.run();
+    assert!(group.answer(1).is_some(), "the deletion is committed, after the listing was asked for");
+    group.inputs.extend(scan);
+    let mut late = Vec::new();
+    while late.is_empty() {
+        group.pause_on = Some(is_push);
+        group.run();
+        assert!(group.paused, "a batch is being sent");
+        let (removals, others) = take(&mut group, is_push).into_iter().partition(removes);
+        late = removals;
+        group.inputs.extend(if late.is_empty() { others } else { Vec::new() });
+    }
+
+    // It has no slot any more, and gets one again.
+    let (_, _, said) = group.sent.iter().rev().find(|(from, _, _)| *from == 3).unwrap();
+    let message = PeerMessage { body: PeerBody::ReservationReject, ..said.clone() };
+    group.inputs.push_back((0, Input::Peer { from: osd(3), incarnation: Incarnation(1), message }));
+    group.run();
+    group.pause_on = Some(is_push);
+    group.pass(Duration::from_secs(30));
+    assert!(group.paused, "it was compared again");
+    take(&mut group, is_push);
+    group.send(2, 2, "k", vec![ObjectOp::WriteFull { data: content("k") }]);
+    group.run();
+    assert!(group.is_whole(3, "k"), "its writes are carried out there");
+    group.inputs.extend(late);
+    group.run_until_clean();
+    assert!([0, 1, 3].iter().all(|id| group.is_whole(*id, "k")));
 }
