@@ -678,8 +678,9 @@ impl Pg {
         }
         let known = std::mem::take(&mut peering.notices);
         let member = |osd: &OsdId| peers.contains_key(osd);
-        // A member's copy follows from here on; any other goes when its OSD does, though it was heard of.
-        let has_said_all = |(osd, notice): &(&OsdId, &Notice)| member(osd) || notice.info.is_none();
+        // The copy of an acting member follows from here on; any other goes when its OSD does, though it was heard of: also
+        // one that is filled, and has what the others lack.
+        let has_said_all = |(osd, notice): &(&OsdId, &Notice)| acting.contains(osd) || notice.info.is_none();
         let heard: BTreeSet<OsdId> = known.iter().filter(has_said_all).map(|(osd, _)| *osd).collect();
         // A map may have shown some down since they were heard.
         let strays = known.into_iter().filter(|(osd, _)| !member(osd) && map.is_up(*osd));
