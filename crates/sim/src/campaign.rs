@@ -16,8 +16,8 @@ const OVERWHELMED_ALLOWED: usize = 1;
 const OVERWHELMED_PERCENT_MAX: u64 = 2;
 /// From so many seeds on, a planned fault that never struck is a failure of the campaign: it proves nothing about that fault.
 pub const SEEDS_ENOUGH: u64 = 20;
-/// A campaign runs at most so many times the seeds that were asked for, to meet every planned fault.
-const TIMES_MOST: u64 = 10;
+/// To meet every planned fault, a campaign goes on up to so many seeds; one that has run as many knows.
+const SEEDS_TO_MEET_ALL: u64 = 200;
 
 /// The sum of many runs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -118,8 +118,8 @@ impl fmt::Display for Summary {
     }
 }
 
-/// As [`campaign`]; but from [`SEEDS_ENOUGH`] seeds on it goes on, by as many seeds again and again, until every planned fault
-/// has struck. Some strike once in a dozen runs, so that a small campaign meets all of them only by chance.
+/// As [`campaign`]; but from [`SEEDS_ENOUGH`] seeds on a small one goes on, by as many seeds again and again, until every
+/// planned fault has struck. Some strike once in a dozen runs, so that few seeds meet all of them only by chance.
 #[must_use]
 pub fn campaign_of_all_faults(
     from: u64,
@@ -133,12 +133,13 @@ pub fn campaign_of_all_faults(
 
 /// What `run`, which runs `seeds` seeds from where it is told, adds up to when no planned fault is left out.
 fn until_all_struck(from: u64, seeds: u64, run: impl Fn(u64) -> Summary) -> Summary {
-    let mut total = run(from);
-    for times in 1..TIMES_MOST {
-        if total.seeds < SEEDS_ENOUGH || !total.violations.is_empty() || total.unseen().is_empty() {
-            break;
-        }
-        total.merge(run(from.saturating_add(seeds.saturating_mul(times))));
+    let (mut total, mut next) = (run(from), from.saturating_add(seeds));
+    while (SEEDS_ENOUGH..SEEDS_TO_MEET_ALL).contains(&total.seeds)
+        && total.violations.is_empty()
+        && !total.unseen().is_empty()
+    {
+        total.merge(run(next));
+        next = next.saturating_add(seeds);
     }
     total
 }
@@ -203,9 +204,10 @@ mod tests {
         let never = run(20, u64::MAX);
         assert_eq!(
             (never.seeds, never.unseen()),
-            (20 * TIMES_MOST, vec![torn]),
+            (SEEDS_TO_MEET_ALL, vec![torn]),
             "it gives up, and says what it never met"
         );
+        assert_eq!(run(SEEDS_TO_MEET_ALL, u64::MAX).seeds, SEEDS_TO_MEET_ALL, "so many would have met it");
         assert_eq!(run(SEEDS_ENOUGH - 1, 140).seeds, SEEDS_ENOUGH - 1, "a few seeds are asked for to see those alone");
     }
 
