@@ -24,6 +24,8 @@ use crate::s3::{S3, S3Error};
 const KEYS: u64 = 48;
 /// After an operation without a good answer: a gateway that is away refuses in microseconds.
 const PAUSE: Duration = Duration::from_millis(50);
+/// So long the gateway waits for what it is sent, at least, before it says that it came too late.
+const BODY_PATIENCE: Duration = Duration::from_secs(60);
 /// Counters that are worked on.
 const COUNTERS: u64 = 8;
 /// The row of a counter.
@@ -154,7 +156,10 @@ impl Load {
             }
             // As little: the body was not there in time.
             Err(S3Error::Refused { code, .. })
-                if code == "RequestTimeout" && self.lossy_until.lock().is_some_and(|until| called < until) =>
+                if code == "RequestTimeout"
+                    && held.is_some()
+                    && called.elapsed() >= BODY_PATIENCE
+                    && self.lossy_until.lock().is_some_and(|until| called < until) =>
             {
                 self.too_slow.fetch_add(1, Ordering::Relaxed);
                 return Ok(false);
