@@ -217,6 +217,33 @@ fn the_only_copy_of_what_is_missing_is_kept_until_its_deletion_is_committed() {
     assert!(shows(&group.read("k"), "k"));
 }
 
+/// The same, of what one member lacks that has no room for it.
+#[test]
+fn the_copy_that_could_make_a_member_whole_is_kept_until_the_deletion_of_what_that_lacks_is_committed() {
+    let mut group = Group::of(4, 3, short_log());
+    group.write_before_the_log("k");
+    group.have_lead(&[3, 0, 1]);
+    group.run_until_clean();
+    group.pause_on = Some(|body| matches!(body, PeerBody::BackfillProgress(progress) if progress.cursor.is_complete()));
+    group.members.up = vec![osd(0), osd(1), osd(2)];
+    group.publish();
+    group.pass(Duration::from_secs(20));
+    assert!(group.paused, "all four have it");
+    group.spoil(1, "k");
+    group.nodes[1].store.full = true;
+    group.nodes[0].store.full_peers.insert(osd(1));
+    group.operate("k", vec![ObjectOp::RemoveAttr { name: b"none".to_vec() }]);
+    group.pass(Duration::from_secs(60));
+    assert!(group.members.acting == [osd(0), osd(1), osd(2)] && !group.is_clean(), "osd.1 lacks it");
+
+    carry_out_alone(&mut group, "k");
+    group.run();
+    assert!(!group.is_clean() && group.is_whole(3, "k"));
+    group.monitors_away = false;
+    group.pass(Duration::from_secs(10));
+    assert!(group.is_clean() && group.nodes[3].pg.is_none(), "it is said again, and committed");
+}
+
 fn take(group: &mut Group, which: impl Fn(&PeerBody) -> bool) -> Vec<(usize, Input)> {
     let is_it =
         |(to, input): &(usize, Input)| *to == 3 && matches!(input, Input::Peer { message, .. } if which(&message.body));
