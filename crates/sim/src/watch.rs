@@ -175,7 +175,7 @@ impl World {
         let mut usage = usage(node.disk.engine());
         if on(Mutant::RoomToldLate) {
             let fullest = node.fullest.filter(|(since, fullest)| {
-                now.since(*since) < Duration::from_secs(60) && fullest.used_bytes > usage.used_bytes
+                now.since(*since) < Duration::from_secs(30) && fullest.used_bytes > usage.used_bytes
             });
             usage = node.fullest.insert(fullest.unwrap_or((now, usage))).1;
         }

@@ -173,7 +173,7 @@ impl Mutant {
             Mutant::ShortUpSetAsked => "a primary asks back to an up set that has fewer members than the acting set",
             Mutant::TailTooFar => "a trimmed log says that it begins after its first entry",
             Mutant::DeletedRowsKept => "members other than the primary keep rows that a write deletes",
-            Mutant::RoomToldLate => "an OSD tells the monitors a minute late that it has room again",
+            Mutant::RoomToldLate => "an OSD tells the monitors half a minute late that it has room again",
             Mutant::CleanToldEarly => "an OSD tells the monitors that what it leads is clean as soon as it is served",
             Mutant::CleanWhileMending => {
                 "a placement group says that it is clean while its primary fetches an object anew"
