@@ -5,10 +5,11 @@
 //! the first start neither loses nor doubles an OSD id. A store that is made anew after it has served gets another
 //! uuid: it must not pass for the disk that held what is lost.
 
-use std::io::Write as _;
 use std::path::Path;
 
 use holdfast_types::{ClusterId, DiskUuid, Incarnation};
+
+use crate::twice::{self, Kept, replace_durably};
 
 /// The identity file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -24,13 +25,13 @@ pub enum IdentityError {
         #[source]
         source: std::io::Error,
     },
-    /// Its content is not what a daemon wrote.
-    #[error("{path} is damaged: {detail}")]
+    /// Neither it nor its copy is what a daemon wrote.
+    #[error(
+        "{path} is damaged, and so is {path}.copy, or it is not there; the superblock of the device names cluster and disk"
+    )]
     Damaged {
         /// The file.
         path: String,
-        /// What is wrong.
-        detail: String,
     },
     /// The disk is of another cluster.
     #[error("{path} belongs to cluster {theirs}, this daemon is configured for {ours}")]
@@ -45,7 +46,9 @@ pub enum IdentityError {
 }
 
 const FILE: &str = "identity";
-const FORMAT: &str = "holdfast-osd-identity 1";
+const FORMAT: &str = "holdfast-osd-identity 2";
+/// Once, and without a checksum.
+const FORMAT_1: &str = "holdfast-osd-identity 1";
 /// The number of the last run, twice: either is enough.
 const RUN_FILES: [&str; 2] = ["last-run", "last-run.copy"];
 const RUN_FORMAT: &str = "holdfast-osd-run 2";
@@ -54,36 +57,31 @@ const RUN_FORMAT_1: &str = "holdfast-osd-run 1";
 
 /// The uuid of the disk in `data_dir`; `None` before [`create`].
 pub(crate) fn load(data_dir: &Path, cluster: ClusterId) -> Result<Option<DiskUuid>, IdentityError> {
-    let path = data_dir.join(FILE);
-    let shown = path.display().to_string();
-    match std::fs::read_to_string(&path) {
-        Ok(text) => parse(&text, &shown, cluster).map(Some),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(IdentityError::Io { act: "read", path: shown, source }),
+    let path = data_dir.join(FILE).display().to_string();
+    let kept = twice::read(data_dir, FILE, |text| parse(text, FORMAT), |old| parse(old, FORMAT_1));
+    match kept.map_err(|source| IdentityError::Io { act: "read", path: path.clone(), source })? {
+        Kept::Nothing => Ok(None),
+        Kept::Damaged => Err(IdentityError::Damaged { path }),
+        Kept::Whole((theirs, _)) if theirs != cluster => {
+            Err(IdentityError::OtherCluster { path, ours: cluster, theirs })
+        }
+        Kept::Whole((_, disk)) => Ok(Some(disk)),
     }
 }
 
 /// Makes the uuid `disk` of the disk in `data_dir` durable.
 pub(crate) fn create(data_dir: &Path, cluster: ClusterId, disk: DiskUuid) -> Result<(), IdentityError> {
-    write_durably(data_dir, &format!("{FORMAT}\ncluster {cluster}\ndisk {disk}\n"))
+    twice::write(data_dir, FILE, &format!("{FORMAT}\ncluster {cluster}\ndisk {disk}\n"))
         .map_err(|source| IdentityError::Io { act: "write", path: data_dir.join(FILE).display().to_string(), source })
 }
 
-fn parse(text: &str, path: &str, ours: ClusterId) -> Result<DiskUuid, IdentityError> {
-    let damaged = |detail: &str| IdentityError::Damaged { path: path.to_owned(), detail: detail.to_owned() };
+fn parse(text: &str, format: &str) -> Option<(ClusterId, DiskUuid)> {
     let mut lines = text.lines();
-    if lines.next() != Some(FORMAT) {
-        return Err(damaged("the first line does not name the format"));
+    if lines.next() != Some(format) {
+        return None;
     }
-    let mut field = |name: &str| {
-        lines.next().and_then(|line| line.strip_prefix(name)?.strip_prefix(' ')).ok_or_else(|| damaged(name))
-    };
-    let theirs: ClusterId = field("cluster")?.parse().map_err(|_| damaged("cluster"))?;
-    let disk = field("disk")?.parse().map_err(|_| damaged("disk"))?;
-    if theirs != ours {
-        return Err(IdentityError::OtherCluster { path: path.to_owned(), ours, theirs });
-    }
-    Ok(disk)
+    let mut field = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix(' ');
+    Some((field("cluster")?.parse().ok()?, field("disk")?.parse().ok()?))
 }
 
 /// The incarnation for the next run, durable before anybody hears of it: larger than all before, whatever the clock did
@@ -133,20 +131,6 @@ fn read_run(path: &Path) -> Result<u64, IdentityError> {
     }))
 }
 
-fn write_durably(dir: &Path, text: &str) -> std::io::Result<()> {
-    replace_durably(dir, FILE, text)
-}
-
-fn replace_durably(dir: &Path, name: &str, text: &str) -> std::io::Result<()> {
-    std::fs::create_dir_all(dir)?;
-    let temporary = dir.join(format!("{name}.new"));
-    let mut file = std::fs::File::create(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, dir.join(name))?;
-    std::fs::File::open(dir)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +145,10 @@ mod tests {
         assert_eq!(load(dir.path(), cluster).expect("restart"), Some(disk));
         let other = load(dir.path(), ClusterId([2; 16]));
         assert!(matches!(other, Err(IdentityError::OtherCluster { .. })), "{other:?}");
+        let old = format!("{FORMAT_1}\ncluster {cluster}\ndisk {}\n", DiskUuid([4; 16]));
+        std::fs::write(dir.path().join(FILE), old).expect("written");
+        std::fs::remove_file(dir.path().join("identity.copy")).expect("removed");
+        assert_eq!(load(dir.path(), cluster).expect("of an earlier build"), Some(DiskUuid([4; 16])));
     }
 
     #[test]

@@ -31,6 +31,7 @@ mod shard;
 mod slots;
 mod space;
 mod standing;
+mod twice;
 
 pub use config::OsdConfig;
 pub use daemon::{OsdError, OsdHandle, start};

@@ -21,6 +21,7 @@ use holdfast_types::{DiskUuid, Epoch};
 use tracing::warn;
 
 use crate::config::OsdConfig;
+use crate::twice::{self, Kept};
 
 const FILE: &str = "lost";
 /// Bytes at the start of a device where its superblocks are.
@@ -37,11 +38,13 @@ pub(crate) struct Lost {
 impl Lost {
     /// What is remembered of this data directory.
     pub(crate) fn read(data_dir: &Path) -> io::Result<Lost> {
-        let text = match fs::read_to_string(data_dir.join(FILE)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Lost::default()),
-            text => text?,
-        };
-        Lost::parse(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the file `lost` is malformed"))
+        match twice::read(data_dir, FILE, Lost::parse, Lost::parse)? {
+            Kept::Nothing => Ok(Lost::default()),
+            Kept::Damaged => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, "the file `lost` is malformed, and so is its copy"))
+            }
+            Kept::Whole(lost) => Ok(lost),
+        }
     }
 
     fn parse(text: &str) -> Option<Lost> {
@@ -59,15 +62,8 @@ impl Lost {
 
     /// Remembers it, durably.
     pub(crate) fn write(self, data_dir: &Path) -> io::Result<()> {
-        let (path, new) = (data_dir.join(FILE), data_dir.join("lost.new"));
-        let mut file = File::create(&new)?;
-        write!(file, "life={}\npending={}\n", self.life, self.pending)?;
-        if let Some(before) = self.before {
-            writeln!(file, "before={}", before.0)?;
-        }
-        file.sync_all()?;
-        fs::rename(new, path)?;
-        File::open(data_dir)?.sync_all()
+        let before = self.before.map(|before| format!("before={}\n", before.0)).unwrap_or_default();
+        twice::write(data_dir, FILE, &format!("life={}\npending={}\n{before}", self.life, self.pending))
     }
 
     /// The disk's uuid in the store, in this life.
@@ -134,6 +130,9 @@ mod tests {
         let disk = DiskUuid([9; 16]);
         assert_eq!(Lost::default().disk(disk), disk);
         assert!(first.disk(disk) != disk && settled.disk(disk) != first.disk(disk));
+        fs::write(dir.path().join(FILE), "life=2\npending=false\n").expect("written");
+        fs::remove_file(dir.path().join("lost.copy")).expect("removed");
+        assert_eq!(read(), Lost { life: 2, pending: false, before: None }, "of an earlier build");
         for malformed in ["", "life=0", "life=1\nbefore=x", "life"] {
             fs::write(dir.path().join(FILE), malformed).expect("written");
             assert!(Lost::read(dir.path()).is_err(), "{malformed}");
