@@ -129,6 +129,11 @@ async fn a_daemon_ends_though_its_device_hangs() {
     is_reached.recv().expect("the commit thread hangs");
     close(store, Duration::ZERO).await;
     drop(free);
+    // What closes it goes on in a thread of its own; a process that ends while the index is being closed aborts.
+    let since = std::time::Instant::now();
+    while open_store_blocking(&config, disk, OsdId(3)).is_err() && since.elapsed() < Duration::from_secs(10) {
+        std::thread::yield_now();
+    }
 }
 
 #[test]
