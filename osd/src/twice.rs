@@ -31,10 +31,10 @@ pub(crate) enum Kept<T> {
 }
 
 /// The content of `name` in `dir`, of the first file that is whole and that `parse` understands; the other one is written
-/// anew when it is another. `parse_old` is given what has no checksum: what earlier builds wrote, once.
+/// anew when it is another, if it can be. `parse_old` is given what has no checksum: what earlier builds wrote, once.
 ///
 /// # Errors
-/// A file cannot be read, or the other one not written.
+/// A file cannot be read, and the other one is not whole.
 pub(crate) fn read<T>(
     dir: &Path,
     name: &str,
@@ -42,13 +42,16 @@ pub(crate) fn read<T>(
     parse_old: impl Fn(&str) -> Option<T>,
 ) -> io::Result<Kept<T>> {
     let names = names(name);
-    let mut contents = Vec::new();
+    let (mut contents, mut unreadable) = (Vec::new(), None);
     for file in &names {
-        match fs::read(dir.join(file)) {
-            Ok(bytes) => contents.push(Some(String::from_utf8(bytes).unwrap_or_default())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => contents.push(None),
-            Err(error) => return Err(error),
-        }
+        contents.push(match fs::read(dir.join(file)) {
+            // What is no text is not whole.
+            Ok(bytes) => Some(String::from_utf8(bytes).unwrap_or_default()),
+            Err(error) => {
+                unreadable = Some(error).filter(|error| error.kind() != io::ErrorKind::NotFound).or(unreadable);
+                None
+            }
+        });
     }
     let whole = contents.iter().flatten().find_map(|content| {
         let text = unsealed(content)?;
@@ -58,11 +61,18 @@ pub(crate) fn read<T>(
         let wanted = sealed(&text);
         for (file, content) in names.iter().zip(&contents) {
             if content.as_deref() != Some(wanted.as_str()) {
-                warn!(path = %dir.join(file).display(), "damaged, or not there: it is written anew from its copy");
-                replace_durably(dir, file, &wanted)?;
+                let path = dir.join(file).display().to_string();
+                warn!(path, "damaged, or not there: it is written anew from its copy");
+                if let Err(error) = replace_durably(dir, file, &wanted) {
+                    // A full file system, say: the next start tries again, and this one has all that it needs.
+                    warn!(path, %error, "it cannot be written: there is no copy now");
+                }
             }
         }
         return Ok(Kept::Whole(found));
+    }
+    if let Some(error) = unreadable {
+        return Err(error);
     }
     let old = contents.iter().flatten().find_map(|content| parse_old(content));
     Ok(match old {
@@ -118,6 +128,20 @@ mod tests {
             }
             fs::remove_file(dir.path().join(file)).expect("removed");
             assert_eq!(read_text(dir.path()), Kept::Whole("a=1\nb=2\n".to_owned()), "without {file}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_can_be_neither_read_nor_written_is_no_obstacle_while_the_other_one_is_whole() {
+        for (file, other) in [("file", "file.copy"), ("file.copy", "file")] {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            write(dir.path(), "file", "a=1\n").expect("written");
+            // A directory in its place, with something in it: reading fails, and so does renaming over it.
+            fs::remove_file(dir.path().join(file)).expect("removed");
+            fs::create_dir_all(dir.path().join(file).join("inside")).expect("made");
+            assert_eq!(read_text(dir.path()), Kept::Whole("a=1\n".to_owned()), "without {file}");
+            fs::remove_file(dir.path().join(other)).expect("removed");
+            assert!(read(dir.path(), "file", |_| Some(()), |_| None).is_err(), "it may hold what is asked for");
         }
     }
 
