@@ -185,9 +185,8 @@ fn a_copy_that_is_told_again_what_it_lacks_lacks_it_also_when_a_deletion_of_it_c
     assert!(shows(&group.read("k"), "k"));
 }
 
-/// A deletion of what is missing needs nobody who has it; until it is committed it may come to nothing.
-#[test]
-fn the_only_copy_of_what_is_missing_is_kept_until_its_deletion_is_committed() {
+/// All four have `k`: osd.2 has just been filled, to take the place of osd.3.
+fn moved_from_3_to_2() -> Group {
     let mut group = Group::of(4, 3, short_log());
     group.write_before_the_log("k");
     group.have_lead(&[3, 0, 1]);
@@ -197,6 +196,13 @@ fn the_only_copy_of_what_is_missing_is_kept_until_its_deletion_is_committed() {
     group.publish();
     group.pass(Duration::from_secs(20));
     assert!(group.paused, "all four have it");
+    group
+}
+
+/// A deletion of what is missing needs nobody who has it; until it is committed it may come to nothing.
+#[test]
+fn the_only_copy_of_what_is_missing_is_kept_until_its_deletion_is_committed() {
+    let mut group = moved_from_3_to_2();
     group.kill(3);
     (0..3).for_each(|id| group.rot(id, "k", true));
     group.members.acting = vec![osd(0), osd(1), osd(2)];
@@ -220,15 +226,7 @@ fn the_only_copy_of_what_is_missing_is_kept_until_its_deletion_is_committed() {
 /// The same, of what one member lacks that has no room for it.
 #[test]
 fn the_copy_that_could_make_a_member_whole_is_kept_until_the_deletion_of_what_that_lacks_is_committed() {
-    let mut group = Group::of(4, 3, short_log());
-    group.write_before_the_log("k");
-    group.have_lead(&[3, 0, 1]);
-    group.run_until_clean();
-    group.pause_on = Some(|body| matches!(body, PeerBody::BackfillProgress(progress) if progress.cursor.is_complete()));
-    group.members.up = vec![osd(0), osd(1), osd(2)];
-    group.publish();
-    group.pass(Duration::from_secs(20));
-    assert!(group.paused, "all four have it");
+    let mut group = moved_from_3_to_2();
     group.spoil(1, "k");
     group.nodes[1].store.full = true;
     group.nodes[0].store.full_peers.insert(osd(1));
